@@ -1,0 +1,49 @@
+"""Low-rank adapters through PEFT: added in place, saved and loaded in PEFT's own format.
+
+Fresh adapters have B = 0, so an adapted encoder gives the base encoder's vectors until it is trained.
+"""
+
+import warnings
+from pathlib import Path
+
+import peft
+from peft.utils.save_and_load import set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from embedcache.config import LoraConfig
+from embedcache.encoder import StringEncoder
+from embedcache.errors import EncoderError
+
+
+def add_lora(encoder: StringEncoder, config: LoraConfig) -> None:
+    """Put adapters on the encoder's attention projections; only they are trainable afterwards. A's initial values come from torch's global generator."""
+    names = {name.rsplit(".", 1)[-1] for name, _ in encoder.model.named_modules()}
+    missing = [target for target in config.target_modules if target not in names]
+    if missing:
+        raise EncoderError(
+            f"encoder.lora.target_modules names {', '.join(missing)}, which the encoder does not have; DeBERTa-v2 has query_proj, key_proj, value_proj"
+        )
+    wanted = peft.LoraConfig(
+        r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.target_modules), bias="none"
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT 0.21 asks transformers 5 by the old name
+        encoder.model = peft.get_peft_model(encoder.model, wanted)
+    encoder.train(encoder.training)
+
+
+def save_adapter(encoder: StringEncoder, folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, which `peft.PeftModel.from_pretrained` reads on the plain Hugging Face model."""
+    assert isinstance(encoder.model, peft.PeftModel)
+    encoder.model.save_pretrained(str(folder), safe_serialization=True)
+
+
+def load_adapter(encoder: StringEncoder, folder: Path) -> None:
+    """Load adapter weights that `save_adapter` wrote into an encoder with adapters of the same shape."""
+    assert isinstance(encoder.model, peft.PeftModel)
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise EncoderError(f"there is no adapter in {folder}: adapter_model.safetensors is missing")
+    outcome = set_peft_model_state_dict(encoder.model, load_file(file))
+    if outcome.unexpected_keys:
+        raise EncoderError(f"the adapter in {folder} does not fit this encoder: it has {outcome.unexpected_keys[:3]}, which the encoder lacks")

@@ -1,0 +1,134 @@
+"""Transforms and standardisation of numeric features: statistics of train rows only, gathered while the rows stream by.
+
+The cache holds raw values in their own units; scaling is applied when rows are read, so that a cache can be inspected in the units of its table and
+a checkpoint carries what it needs to predict from raw values. Validation and test rows never enter a statistic, hence changing them changes nothing
+here.
+
+Sums are float64 and merged block by block (Chan, Golub, LeVeque 1979): the textbook sum of squares loses all digits when a feature's mean is large
+beside its spread (a year, a temperature in kelvin), and two passes would read the table twice.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from embedcache.config import TargetColumn, Transform
+
+CELSIUS_ZERO_K = 273.15
+DOMAIN_LOW: dict[Transform, float] = {"log10": 0.0, "log1p": -1.0, "inverse_kelvin": -CELSIUS_ZERO_K}  # values must lie above, not on
+
+ROWS_AT_ONCE = 1 << 15  # in float64, with some temporaries
+
+
+def transformed(numeric: Float[Tensor, "B F"], transforms: Sequence[Transform]) -> Float[Tensor, "B F"]:
+    """Return the features with their transforms applied; `inverse_kelvin` is 1000 / T, for T given in degrees Celsius."""
+    result = numeric.clone()
+    for name in ("log10", "log1p", "inverse_kelvin"):
+        columns = [f for f, transform in enumerate(transforms) if transform == name]
+        if columns:
+            values = numeric[:, columns]
+            result[:, columns] = 1000.0 / (values + CELSIUS_ZERO_K) if name == "inverse_kelvin" else getattr(torch, name)(values)
+    return result
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What turns raw features into model inputs, and raw targets into standardised ones."""
+
+    columns: tuple[str, ...]
+    transforms: tuple[Transform, ...]
+    mean: tuple[float, ...]  # per feature, of the transformed train rows
+    std: tuple[float, ...]  # 1 for a feature that is constant in the train rows
+    target_mean: tuple[float, ...]  # per target of the cache, over observed train labels; binary: 0
+    target_std: tuple[float, ...]  # binary: 1
+    positive_rate: dict[str, float]  # by name of each binary target, over observed train labels
+
+    def apply(self, numeric: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
+        """Return raw features as standardised float32, on the same device; differentiable.
+
+        Computed in float64 where the device has it: a mean that is large beside the spread would cost float32 its digits.
+        """
+        wide = torch.float32 if numeric.device.type == "mps" else torch.float64
+        mean, std = (torch.tensor(values, dtype=wide, device=numeric.device) for values in (self.mean, self.std))
+        return ((transformed(numeric.to(wide), self.transforms) - mean) / std).float()
+
+    def to_json(self) -> str:
+        """Return all numbers as JSON text; floats survive the round trip exactly."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str) -> "Scaling":
+        """Return what `to_json` wrote."""
+        values = json.loads(text)
+        return Scaling(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+class Moments:
+    """Count, mean, spread and extremes of W columns, merged over blocks of rows; NaN does not count."""
+
+    def __init__(self, width: int) -> None:
+        """Start with no rows."""
+        self.count: Int[np.ndarray, " W"] = np.zeros(width, dtype=np.int64)
+        self.mean: Float[np.ndarray, " W"] = np.zeros(width)
+        self._squares: Float[np.ndarray, " W"] = np.zeros(width)
+        self._low: Float[np.ndarray, " W"] = np.full(width, np.inf)
+        self._high: Float[np.ndarray, " W"] = np.full(width, -np.inf)
+
+    def add(self, values: Float[np.ndarray, "N W"]) -> None:
+        """Merge one block of rows."""
+        if not values.size:
+            return
+        values = values.astype(np.float64)
+        observed = ~np.isnan(values)
+        count = observed.sum(0)
+        mean = np.where(observed, values, 0.0).sum(0) / np.maximum(count, 1)
+        squares = np.where(observed, values - mean, 0.0)
+        total = self.count + count
+        share = count / np.maximum(total, 1)
+        shift = mean - self.mean
+        self._squares += (squares * squares).sum(0) + shift * shift * self.count * share
+        self.mean += shift * share
+        self.count = total
+        self._low = np.minimum(self._low, np.where(observed, values, np.inf).min(0))
+        self._high = np.maximum(self._high, np.where(observed, values, -np.inf).max(0))
+
+    @property
+    def std(self) -> Float[np.ndarray, " W"]:
+        """Population standard deviation; 1 where all observed values are equal (their computed spread is rounding, not zero)."""
+        spread = np.sqrt(self._squares / np.maximum(self.count, 1))
+        return np.where((self._high > self._low) & (spread > 0), spread, 1.0)
+
+
+class ScalingFit:
+    """Gathers a Scaling from blocks of train rows."""
+
+    def __init__(self, columns: Sequence[str], transforms: Sequence[Transform], targets: Sequence[TargetColumn]) -> None:
+        """Start with no rows."""
+        self._columns, self._transforms, self._targets = tuple(columns), tuple(transforms), tuple(targets)
+        self._features, self._labels = Moments(len(self._columns)), Moments(len(self._targets))
+
+    def add(self, numeric: Float[np.ndarray, "N F"], targets: Float[np.ndarray, "N T"]) -> None:
+        """Merge train rows: raw features and labels, NaN where unobserved."""
+        for first in range(0, len(numeric), ROWS_AT_ONCE):
+            rows = slice(first, first + ROWS_AT_ONCE)
+            self._features.add(transformed(torch.from_numpy(numeric[rows]).double(), self._transforms).numpy())
+            self._labels.add(targets[rows])
+
+    def result(self) -> Scaling:
+        """Return the statistics of all rows added so far."""
+        regression = [target.kind == "regression" for target in self._targets]
+        label_mean = [float(value) for value in self._labels.mean]
+        return Scaling(
+            columns=self._columns,
+            transforms=self._transforms,
+            mean=tuple(float(value) for value in self._features.mean),
+            std=tuple(float(value) for value in self._features.std),
+            target_mean=tuple(mean if real else 0.0 for mean, real in zip(label_mean, regression, strict=True)),
+            target_std=tuple(float(std) if real else 1.0 for std, real in zip(self._labels.std, regression, strict=True)),
+            positive_rate={target.name: mean for target, mean, real in zip(self._targets, label_mean, regression, strict=True) if not real},
+        )

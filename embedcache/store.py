@@ -1,0 +1,224 @@
+"""The cache as its readers see it: `open_cache(path)` and what the opened cache gives.
+
+    /                 attributes: format_version, identity, layout, provenance, report, complete, files (see `manifest`)
+    /strings/<name>   text [S], token_ids [all tokens], token_offsets [S + 1], embeddings [S, E], num_rows [S]
+    /rows             string_id [N, C], numeric [N, F], category [N, K], targets [N, T], weight [N], group [N], split [N], facets [N, R]
+    /scaling          attributes: transforms, means and spreads of train rows
+    /groups           name: the names of the groups, where the table has groups
+
+Everything is plain Zarr v3 with its core codecs and named dimensions: any Zarr reader can open it. Fill values are NaN and -1, never a plausible
+value, and nothing is read before its digest was checked, so what is damaged is an error that names the array and chunk.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from jaxtyping import Float, Float32, Int, Int8, Int32
+from pydantic import Field
+from torch import Tensor
+
+from embedcache import manifest
+from embedcache.config import Config, EncoderConfig, NumericColumn, TargetColumn
+from embedcache.errors import CorruptCacheError, StaleCacheError
+from embedcache.fingerprint import FORMAT_VERSION, Identity
+from embedcache.scaling import Scaling
+from embedcache.splits import SPLITS
+from embedcache.table import Names
+from embedcache.tokens import TokenTable
+
+
+class StringSpec(Config):
+    """What the cache holds for one string column."""
+
+    name: str
+    column: str
+    kind: str
+    num_strings: int
+    width: int
+    num_tokens: int
+    pooling: str
+    encoder: EncoderConfig
+    encoding: str  # key of encoder, tokenizer and pooling: equal keys give equal vectors
+    standin: bool
+
+
+class Layout(Config):
+    """The names of everything in the cache, in the order of the arrays' columns."""
+
+    num_rows: int
+    strings: tuple[StringSpec, ...]
+    numeric: tuple[NumericColumn, ...]
+    categories: tuple[Names, ...]
+    targets: tuple[TargetColumn, ...]  # those that the table has labels for
+    absent_targets: tuple[str, ...]
+    groups: tuple[str, ...]
+    facets: tuple[Names, ...]
+    splits: dict[str, int] = Field(default_factory=lambda: {name: code for code, name in enumerate(SPLITS)})
+
+    def to_json(self) -> str:
+        """Return the layout as JSON text."""
+        return self.model_dump_json()
+
+    @staticmethod
+    def from_json(text: str) -> "Layout":
+        """Return what `to_json` wrote."""
+        return Layout.model_validate_json(text)
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Consecutive rows of the table. Numeric features are raw, in their own units; NaN in targets is unobserved; group is -1 without groups."""
+
+    string_id: Int32[np.ndarray, "N C"]
+    numeric: Float32[np.ndarray, "N F"]
+    category: Int32[np.ndarray, "N K"]
+    targets: Float32[np.ndarray, "N T"]
+    weight: Float32[np.ndarray, " N"]
+    group: Int32[np.ndarray, " N"]
+    split: Int8[np.ndarray, " N"]
+    facets: Int32[np.ndarray, "N R"]
+
+
+@dataclass(frozen=True)
+class RowArray:
+    """How one field of RowBlock is stored."""
+
+    name: str
+    dtype: str
+    axis: str | None  # the name of the second dimension
+
+
+ROW_ARRAYS = (
+    RowArray("string_id", "int32", "string_column"),
+    RowArray("numeric", "float32", "feature"),
+    RowArray("category", "int32", "category_column"),
+    RowArray("targets", "float32", "target"),
+    RowArray("weight", "float32", None),
+    RowArray("group", "int32", None),
+    RowArray("split", "int8", None),
+    RowArray("facets", "int32", "facet"),
+)
+
+
+def widths(layout: Layout) -> dict[str, int]:
+    """Return the number of columns of each two-dimensional row array."""
+    return {
+        "string_id": len(layout.strings),
+        "numeric": len(layout.numeric),
+        "category": len(layout.categories),
+        "targets": len(layout.targets),
+        "facets": len(layout.facets),
+    }
+
+
+@dataclass(frozen=True)
+class StringTable:
+    """The S distinct strings of one column."""
+
+    text: list[str]
+    tokens: TokenTable
+    embeddings: Float[Tensor, "S E"]
+    num_rows: Int[Tensor, " S"]
+
+
+class Cache:
+    """A cache opened for reading; made by `open_cache`."""
+
+    def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
+        """Take the checked root attributes of the store at `path`."""
+        self.path = path
+        self.identity = Identity(attributes["identity"])
+        self.provenance: dict[str, Any] = attributes["provenance"]
+        self.report: dict[str, Any] = attributes["report"]
+        self._files: dict[str, dict[str, Any]] = attributes["files"]
+        self._checked: set[str] = set()
+        self._check(name for name in self._files if name.endswith("/" + manifest.ROOT))
+        self._group = zarr.open_group(path, mode="r")
+        groups = [str(name) for name in self._read("groups/name")] if "groups" in self._group else []
+        self.layout = Layout.model_validate({**attributes["layout"], "groups": groups})
+        self.scaling = Scaling.from_json(json.dumps(self._group["scaling"].attrs.asdict()))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files but the root metadata."""
+        return sum(entry["bytes"] for entry in self._files.values())
+
+    @property
+    def num_files(self) -> int:
+        """Files that the manifest covers."""
+        return len(self._files)
+
+    def strings(self, name: str) -> StringTable:
+        """Return the strings of the column with this short name."""
+        spec = next((spec for spec in self.layout.strings if spec.name == name), None)
+        if spec is None:
+            raise KeyError(f"the cache has no string column '{name}'; it has {', '.join(spec.name for spec in self.layout.strings)}")
+        where = f"strings/{name}"
+        values, offsets = self._read(f"{where}/token_ids"), self._read(f"{where}/token_offsets")
+        return StringTable(
+            text=[str(text) for text in self._read(f"{where}/text")],
+            tokens=TokenTable(values=torch.from_numpy(values), offsets=torch.from_numpy(offsets)),
+            embeddings=torch.from_numpy(self._read(f"{where}/embeddings")),
+            num_rows=torch.from_numpy(self._read(f"{where}/num_rows")),
+        )
+
+    def rows(self, start: int = 0, stop: int | None = None) -> RowBlock:
+        """Return rows `start` to `stop` in table order; only the chunks that hold them are read."""
+        stop = self.layout.num_rows if stop is None else stop
+        if not 0 <= start <= stop <= self.layout.num_rows:
+            raise IndexError(f"rows {start} to {stop} of a cache of {self.layout.num_rows} rows")
+        width = widths(self.layout)
+        return RowBlock(**{array.name: self._read_rows(array, width.get(array.name), start, stop) for array in ROW_ARRAYS})
+
+    def verify(self) -> None:
+        """Read every file and raise CorruptCacheError, naming array and chunk, if one is not what was written."""
+        manifest.check_presence(self.path, self._files)
+        self._checked.clear()
+        self._check(self._files)
+
+    def _read_rows(self, spec: RowArray, width: int | None, start: int, stop: int) -> np.ndarray:
+        if width == 0 or (start == stop and width is not None):
+            return np.empty((stop - start, width), dtype=spec.dtype)
+        if start == stop:
+            return np.empty(0, dtype=spec.dtype)
+        name = f"rows/{spec.name}"
+        array = self._group[name]
+        length = (array.shards or array.chunks)[0]
+        tail = "/0" * (len(array.shape) - 1)
+        self._check(f"{name}/c/{k}{tail}" for k in range(start // length, (stop - 1) // length + 1))
+        return self._decode(name, slice(start, stop))
+
+    def _read(self, name: str) -> np.ndarray:
+        """Return a whole array."""
+        self._check(file for file in self._files if file.startswith(f"{name}/c/"))
+        return self._decode(name, slice(None))
+
+    def _decode(self, name: str, rows: slice) -> np.ndarray:
+        try:
+            return np.asarray(self._group[name][rows])
+        except (ValueError, RuntimeError, OSError) as error:  # what zarr's codecs raise on bytes that changed after their digest was checked
+            raise CorruptCacheError(f"{self.path}: array '{name}' cannot be decoded: {error}; {manifest.REBUILD}") from error
+
+    def _check(self, names: Any) -> None:
+        """Check the digests of files that were not checked yet."""
+        fresh = [name for name in names if name not in self._checked]
+        manifest.check_digests(self.path, self._files, fresh)
+        self._checked.update(fresh)
+
+
+def open_cache(path: str | Path) -> Cache:
+    """Return the complete cache at `path`.
+
+    Raises MissingCacheError where there is none, CorruptCacheError where a file is missing or cut, StaleCacheError for another format version.
+    """
+    folder = Path(path)
+    attributes = manifest.read_root(folder)
+    if attributes["format_version"] != FORMAT_VERSION:
+        raise StaleCacheError(f"{folder} has format {attributes['format_version']}, this version reads {FORMAT_VERSION}; {manifest.REBUILD}")
+    manifest.check_presence(folder, attributes["files"])
+    return Cache(folder, attributes)

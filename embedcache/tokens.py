@@ -1,0 +1,159 @@
+"""Strings to tokens, ragged: no padding until a batch is made, no silent cut, and the published ids or nothing.
+
+polyBERT's tokenizer is SentencePiece with user-defined pieces (symbols of the elements, in both cases) behind a dummy prefix `▁`. transformers 5 drops that prefix when
+only `spm.model` is present, which shifts every position by one. `load_tokenizer` therefore checks published ids, rebuilds the tokenizer exactly from the
+pieces of `spm.model` where that is all there is, and refuses one that still disagrees.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, processors
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from embedcache.config import EncoderConfig
+from embedcache.errors import TokenizerError
+
+PREFIX = "▁"
+UNKNOWN = "<unk>"
+SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
+# Ids that the published polyBERT gives: [CLS] 265, the prefix 264, [SEP] 266; two-letter pieces win over one-letter ones.
+PUBLISHED_IDS = {
+    "[*]CC[*]": (265, 264, 5, 33, 33, 5, 266),
+    "[*]c1sc([*])c2OCCOc12": (265, 264, 5, 151, 12, 166, 6, 5, 7, 151, 13, 35, 33, 33, 35, 151, 12, 13, 266),
+    "[*]CC([*])Cl": (265, 264, 5, 33, 33, 6, 5, 7, 44, 266),
+}
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The tokens of S strings, one after another; string s is `values[offsets[s]:offsets[s + 1]]`."""
+
+    values: Int[Tensor, " total"]
+    offsets: Int[Tensor, " S_plus_1"]
+
+    @property
+    def num_strings(self) -> int:
+        """S."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Int[Tensor, " S"]:
+        """Tokens per string, with [CLS] and [SEP]."""
+        return self.offsets.diff()
+
+    def take(self, ids: Int[Tensor, " U"]) -> "TokenTable":
+        """Return the strings with these ids, in that order; an id may come more than once."""
+        lengths = self.lengths[ids]
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        within = torch.arange(int(offsets[-1]), device=ids.device) - offsets[:-1].repeat_interleave(lengths)
+        return TokenTable(self.values[self.offsets[:-1][ids].repeat_interleave(lengths) + within], offsets)
+
+    def padded(self, length: int | None = None) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"]]:
+        """Return (ids, mask), padded to `length` or to the longest string; the padding's id is irrelevant where the mask is used."""
+        longest = int(self.lengths.max()) if self.num_strings else 0
+        assert length is None or length >= longest, f"cannot pad strings of {longest} tokens to {length}"
+        mask = torch.arange(longest if length is None else length, device=self.values.device) < self.lengths.unsqueeze(1)
+        ids = torch.zeros(mask.shape, dtype=torch.int64, device=self.values.device)
+        ids[mask] = self.values.long()
+        return ids, mask
+
+    def to(self, device: torch.device | str) -> "TokenTable":
+        """Return the table on a device."""
+        return TokenTable(self.values.to(device), self.offsets.to(device))
+
+
+class Tokenized(NamedTuple):
+    """Tokens, and for each string with unknown parts the parts that became <unk>."""
+
+    tokens: TokenTable
+    unknown: dict[str, list[str]]
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], max_length: int) -> Tokenized:
+    """Return the tokens of all strings with [CLS] and [SEP]; raises TokenizerError for a string of more than `max_length` tokens."""
+    if not strings:
+        return Tokenized(TokenTable(torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)), {})
+    encoded = tokenizer(list(strings), return_offsets_mapping=True, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+    too_long = [(string, len(ids)) for string, ids in zip(strings, encoded["input_ids"], strict=True) if len(ids) > max_length]
+    if too_long:
+        listed = "\n".join(f"  - {length} tokens: {string:.120}" for string, length in too_long[:10])
+        raise TokenizerError(f"{len(too_long)} strings are longer than the encoder's {max_length} positions; shorten or remove them:\n{listed}")
+    unknown_id, unknown = tokenizer.unk_token_id, {}
+    for string, ids, spans in zip(strings, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        if unknown_id in ids:
+            unknown[string] = [string[start:end] for token, (start, end) in zip(ids, spans, strict=True) if token == unknown_id]
+    lengths = torch.tensor([len(ids) for ids in encoded["input_ids"]])
+    values = torch.tensor([token for ids in encoded["input_ids"] for token in ids])
+    return Tokenized(TokenTable(values, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])), unknown)
+
+
+def load_tokenizer(config: EncoderConfig) -> PreTrainedTokenizerBase:
+    """Return the encoder's fast tokenizer; raises TokenizerError if it is missing or, for polyBERT, does not give the published ids."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.source, revision=config.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"there is no readable tokenizer in {config.source}: {str(error).splitlines()[0]}") from None
+    if not tokenizer.is_fast:
+        raise TokenizerError(f"the tokenizer of {config.source} has no fast implementation, which is needed to name unknown parts of a string")
+    if config.tokenizer == "any" or not _disagreements(tokenizer):
+        return tokenizer
+    pieces = cached_file(config.source, "spm.model", revision=config.revision, _raise_exceptions_for_missing_entries=False)
+    if pieces is not None:
+        tokenizer = wrap(build_tokenizer(read_pieces(Path(pieces))))
+    wrong = _disagreements(tokenizer)
+    if wrong:
+        raise TokenizerError(
+            f"the tokenizer of {config.source} does not give polyBERT's published ids:\n" + "\n".join(f"  - {line}" for line in wrong)
+            + "\nuse polyBERT's own tokenizer files, or encoder.tokenizer: any for another model"
+        )  # fmt: skip
+    return tokenizer
+
+
+def build_tokenizer(pieces: Sequence[str]) -> Tokenizer:
+    """Return a tokenizer that splits as SentencePiece does when all pieces are user-defined; a run that no piece matches is one <unk>.
+
+    Scores are equal, so the best path is decided by order alone, as in SentencePiece: of the pieces that end at a place, the longest. Matching the longest
+    piece from the left instead, as transformers 5 does, differs where two-letter pieces overlap: `ccsc` is c c sc, not c cs c.
+    """
+    unigram = models.Unigram([(piece, 0.0) for piece in pieces], unk_id=pieces.index(UNKNOWN), byte_fallback=False)
+    tokenizer = Tokenizer(unigram)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Replace(Regex(" +"), PREFIX), normalizers.Prepend(PREFIX)])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL])
+    cls, sep = SPECIAL[:2]
+    special = [(token, tokenizer.token_to_id(token)) for token in (cls, sep)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{cls} $A {sep}", special_tokens=special)
+    return tokenizer
+
+
+def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Return the tokenizer as transformers uses and saves it."""
+    cls, sep, pad, mask = SPECIAL
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN, cls_token=cls, sep_token=sep, pad_token=pad, mask_token=mask)
+
+
+def read_pieces(spm_model: Path) -> list[str]:
+    """Return the pieces of a SentencePiece model in the order of their ids."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(spm_model.read_bytes())
+    return [piece.piece for piece in proto.pieces]
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a digest of everything that decides which ids a string gets; the same for the same content in any process or folder."""
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def _disagreements(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return one line per probe string whose ids are not the published ones."""
+    found = {text: tuple(tokenizer(text)["input_ids"]) for text in PUBLISHED_IDS}
+    return [f"{text}: published {list(ids)}, found {list(found[text])}" for text, ids in PUBLISHED_IDS.items() if found[text] != ids]

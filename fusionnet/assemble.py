@@ -1,0 +1,105 @@
+"""From configs and a cache's layout to a model and the sources of its vectors: the one place where the parts are joined.
+
+Columns whose encoder configs are equal share one encoder, hence one set of LoRA weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from embedcache.config import EncoderConfig, EncodingMode
+from embedcache.encoder import StringEncoder, load_encoder
+from embedcache.live import CachedVectors, LiveEncoder, PerMicrobatch, PerRow, VectorSource
+from embedcache.lora import add_lora
+from embedcache.scaling import Scaling
+from embedcache.store import Cache, Layout
+from fusionnet.config import LossConfig, ModelConfig, Task, TrainConfig
+from fusionnet.loss import MultiTaskLoss
+from fusionnet.model.joint import JointModel
+from fusionnet.model.network import FusionNetwork
+
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": None}  # fp16 casts the whole module, inside the engine
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a model is made of; `encoders` has one entry per string column."""
+
+    tasks: tuple[Task, ...]
+    encoders: tuple[EncoderConfig, ...]
+    model: ModelConfig
+    loss: LossConfig
+    train: TrainConfig
+
+    @property
+    def mode(self) -> EncodingMode:
+        """How often strings are encoded; columns are all trained in one mode."""
+        return self.encoders[0].mode
+
+
+def observed_tasks(tasks: Sequence[Task], layout: Layout) -> tuple[Task, ...]:
+    """Return the tasks for which the cache has labels, in the cache's order of targets."""
+    by_column = {task.column: task for task in tasks}
+    return tuple(by_column[target.column] for target in layout.targets)
+
+
+def build_model(recipe: Recipe, layout: Layout, scaling: Scaling, device: torch.device | str = "cpu", live: bool | None = None) -> JointModel:
+    """Return a freshly initialised model: seeded by `train.seed`, encoders with LoRA unless frozen (`live=False` leaves the encoders out)."""
+    torch.manual_seed(recipe.train.seed)
+    live = recipe.mode != "frozen" if live is None else live
+    encoders = _load_encoders(recipe.encoders, [spec.name for spec in layout.strings]) if live else {}
+    network = FusionNetwork(
+        recipe.model,
+        recipe.tasks,
+        strings=[(spec.name, spec.width) for spec in layout.strings],
+        num_numeric=len(layout.numeric),
+        cardinalities=[len(category.values) for category in layout.categories],
+    )
+    loss = MultiTaskLoss(recipe.tasks, scaling, recipe.loss)
+    return JointModel(encoders, network, loss, AUTOCAST_DTYPES[recipe.train.precision]).to(device)
+
+
+def encoder_of_column(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """Return for each string column the name of the column under which its (possibly shared) encoder is kept."""
+    return [names[recipe.encoders.index(config)] for config in recipe.encoders]
+
+
+def make_sources(
+    model: JointModel, recipe: Recipe, cache: Cache, device: torch.device | str = "cpu", pad_to: int | None = None
+) -> list[VectorSource]:
+    """Return one source of vectors per string column, as the encoding mode says; `pad_to` concerns `naive` alone."""
+    names = [spec.name for spec in cache.layout.strings]
+    sources: list[VectorSource] = []
+    for name, key in zip(names, encoder_of_column(recipe, names), strict=True):
+        table = cache.strings(name)
+        if recipe.mode == "frozen":
+            sources.append(CachedVectors(table.embeddings.to(device)))
+            continue
+        encoder, tokens = model.encoders[key], table.tokens.to(device)
+        assert isinstance(encoder, StringEncoder)
+        match recipe.mode:
+            case "naive":
+                sources.append(PerRow(encoder, tokens, pad_to))
+            case "per_microbatch":
+                sources.append(PerMicrobatch(encoder, tokens))
+            case "per_step":
+                sources.append(LiveEncoder(encoder, tokens))
+    return sources
+
+
+def _load_encoders(configs: Sequence[EncoderConfig], names: Sequence[str]) -> dict[str, StringEncoder]:
+    """Return the distinct encoders with fresh LoRA, by the name of the first column that each reads."""
+    encoders: dict[str, StringEncoder] = {}
+    for name, config in zip(names, configs, strict=True):
+        if configs.index(config) == names.index(name):
+            encoder = load_encoder(config)
+            add_lora(encoder, config.lora)
+            encoders[name] = encoder
+    return encoders
+
+
+def count_trainable(module: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

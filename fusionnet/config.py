@@ -1,0 +1,136 @@
+"""The configuration of phase 2: tasks, model, loss, optimisation, run and reward.
+
+`embedcache.config` holds phase 1 and the base that refuses unknown keys; `jobs.experiment` composes both.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from embedcache.config import Config, TargetColumn
+
+LossName = Literal["smooth_l1", "mse", "bce", "focal"]
+_LOSSES_OF: dict[str, tuple[LossName, ...]] = {"regression": ("smooth_l1", "mse"), "binary": ("focal", "bce")}
+
+
+class Task(TargetColumn):
+    """One target column, its loss and its head."""
+
+    loss: LossName | None = Field(default=None, description="unset: smooth_l1 for regression, focal for binary")
+    weight: float = Field(default=1.0, ge=0, description="factor on the whole of the task's term (the specification's 0.3 for auxiliary tasks)")
+    head: tuple[int, ...] = Field(default=(128,), min_length=1, description="hidden widths")
+    head_dropout: float = Field(default=0.1, ge=0, lt=1, description="after the head's first hidden layer")
+    beta: float = Field(default=1.0, gt=0, description="smooth_l1: where the quadratic part ends, in the target's unit")
+    gamma: float = Field(default=2.0, ge=0, description="focal: exponent of 1 - p_t")
+    pos_weight: float | Literal["auto"] = Field(
+        default="auto", description="class weight of positives; auto: negatives / positives of the train rows"
+    )
+    reduction: Literal["row", "batch"] = Field(
+        default="row", description="focal: per row (Lin et al. 2017), or from the micro-batch's mean as specified"
+    )
+    goals: dict[str, float] = Field(default_factory=dict, description="metric: value to reach, shown as pass or fail by evaluate_model")
+
+    @model_validator(mode="after")
+    def _loss_fits_the_kind(self) -> "Task":
+        if self.loss is not None and self.loss not in _LOSSES_OF[self.kind]:
+            raise ValueError(f"task '{self.name}' is {self.kind}, which takes the losses {' or '.join(_LOSSES_OF[self.kind])}, not {self.loss}")
+        return self
+
+    @property
+    def loss_name(self) -> LossName:
+        """The loss, with the default of the task's kind filled in."""
+        return self.loss or _LOSSES_OF[self.kind][0]
+
+
+class ModelConfig(Config):
+    """Widths of the fusion network (specification, section 4)."""
+
+    adapter_hidden: int = Field(default=384, ge=1)
+    adapter_width: int = Field(default=256, ge=1)
+    numeric_hidden: int = Field(default=64, ge=1)
+    numeric_width: int = Field(default=128, ge=1)
+    category_width: int = Field(default=16, ge=1)
+    fusion_width: int = Field(default=512, ge=1)
+    num_layers: int = Field(default=4, ge=0)
+    num_heads: int = Field(default=8, ge=1)
+    feedforward: int = Field(default=2048, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> "ModelConfig":
+        if self.fusion_width % self.num_heads:
+            raise ValueError(f"num_heads must divide fusion_width, found {self.num_heads} and {self.fusion_width}")
+        return self
+
+
+class LossConfig(Config):
+    """How the tasks' losses are weighed against each other."""
+
+    uncertainty: Literal["specification", "kendall", "none"] = Field(
+        default="specification", description="specification: exp(-s) L + s; kendall: the same with 1/2 where Kendall et al. (2018) has it; none: L"
+    )
+
+
+class OptimConfig(Config):
+    """AdamW, one learning rate per parameter group, warm-up and cosine."""
+
+    lr: float = Field(default=1e-3, gt=0, description="peak rate of the fresh weights (adapter, fusion, heads)")
+    lr_encoder: float = Field(default=2e-5, gt=0, description="peak rate of the LoRA weights, as specified")
+    lr_log_variance: float = Field(default=1e-2, gt=0, description="peak rate of the loss's log-variances")
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    clip: float = Field(default=1.0, gt=0, description="global gradient norm")
+    warmup_epochs: float = Field(default=2.0, ge=0)
+    warmup_steps: int | None = Field(default=None, ge=0, description="optimizer steps; wins over warmup_epochs")
+    total_steps: int | None = Field(default=None, ge=1, description="optimizer steps of the cosine; unset: all steps of the run")
+    final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
+
+
+class TrainConfig(Config):
+    """Epochs, batches, precision, processes."""
+
+    epochs: int = Field(default=15, ge=1)
+    batch_rows: int = Field(default=8192, ge=1, description="rows per optimizer step, all ranks together")
+    micro_batch_rows: int | None = Field(default=None, ge=1, description="rows per forward pass and rank; unset: chosen by device")
+    eval_batch_rows: int = Field(default=8192, ge=1)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    zero_stage: Literal[1, 2] = 2
+    seed: int = Field(default=0, ge=0)
+    cpu_threads: int | None = Field(default=None, ge=1, description="threads per rank on a CPU; unset: cores / ranks")
+
+
+class RunConfig(Config):
+    """Where a run is written."""
+
+    dir: str = "runs/run"
+    name: str = Field(default="model", pattern=r"^[A-Za-z0-9_-]+$", description="first part of the checkpoints' names")
+
+
+class RewardTerm(Config):
+    """`weight` times a task's prediction (raw units; probability for a binary task)."""
+
+    task: str
+    weight: float
+
+
+class RewardPenalty(Config):
+    """`penalty` is subtracted where a task's prediction is above or below a threshold."""
+
+    task: str
+    above: float | None = None
+    below: float | None = None
+    penalty: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _one_side(self) -> "RewardPenalty":
+        if (self.above is None) == (self.below is None):
+            raise ValueError(f"a penalty on '{self.task}' needs either 'above' or 'below'")
+        return self
+
+
+class RewardConfig(Config):
+    """The reward that a later reinforcement-learning stage maximises (specification, section 10)."""
+
+    terms: tuple[RewardTerm, ...] = ()
+    penalties: tuple[RewardPenalty, ...] = ()

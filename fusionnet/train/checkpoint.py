@@ -1,0 +1,51 @@
+"""Checkpoints: plain dicts of tensors, strings and numbers, written atomically, loaded with `weights_only=True`.
+
+One file per moment holds everything: trained weights, optimizer and schedule, the loss's log-variances, metrics, config, and what turns raw units into
+predictions (columns, scaling, tasks, the trained vectors of the known strings). `best` and `final` are links to such files, so each can be resumed from,
+evaluated and shared. The frozen base encoder is not in it; it is named by source and digest.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from embedcache.errors import RunError
+
+FORMAT_VERSION = 1
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint so that a kill at any point leaves the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        torch.save({"format_version": FORMAT_VERSION, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def link_checkpoint(source: Path, target: Path) -> None:
+    """Publish the present content of `source` under a second name, atomically; a link where the file system has them, else a copy."""
+    partial = target.with_name(target.name + ".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's content; executes no code from the file."""
+    if not path.is_file():
+        raise RunError(f"there is no checkpoint {path}; train first with: deepspeed jobs/train.py --config ...")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, ValueError, torch.serialization.pickle.UnpicklingError) as error:
+        raise RunError(f"{path} is not a readable checkpoint: {error}") from None
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise RunError(f"{path} is not a checkpoint of format {FORMAT_VERSION}; it was written by another version")
+    return content

@@ -1,0 +1,218 @@
+"""The only file that knows DeepSpeed: distributed start, its config derived from ours, backward, update, and a state that any number of ranks can load.
+
+Precision. fp32 and bf16 keep fp32 parameters and gradients; bf16 is torch.autocast around the forward passes, entered by the model and not through
+DeepSpeed's `torch_autocast`, which would also reduce gradients in bf16. fp16 is DeepSpeed's own, with its dynamic loss scale: there is one scaler.
+
+State. DeepSpeed's checkpoints are pickles written in place, bound to one number of ranks. We gather fp32 parameters and Adam moments by parameter name
+instead, so that a checkpoint is a plain dict of tensors (`weights_only=True`), written atomically elsewhere and resumable on any number of ranks.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from embedcache.errors import ConfigError
+from fusionnet.config import OptimConfig, TrainConfig
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class World:
+    """This process's place among the ranks, and the device that it computes on."""
+
+    def __init__(self) -> None:
+        """Join the process group that `deepspeed` or `torchrun` announced in the environment, or make one of a single process."""
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        os.environ.setdefault("RANK", "0")
+        os.environ.setdefault("WORLD_SIZE", "1")
+        os.environ.setdefault("LOCAL_RANK", "0")
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        if os.environ["WORLD_SIZE"] == "1":
+            os.environ["MASTER_PORT"] = str(_free_port())
+        accelerator = get_accelerator()
+        local_rank = int(os.environ["LOCAL_RANK"])
+        if accelerator.device_name() != "cpu":
+            accelerator.set_device(local_rank)
+        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False)
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        self.device = torch.device(accelerator.device_name(local_rank) if accelerator.device_name() != "cpu" else "cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier()
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value (a small picklable object of ours) on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather_rows(self, part: Tensor, sizes: list[int]) -> Tensor:
+        """Return all ranks' rows, in rank order; rank r holds `sizes[r]` of them."""
+        if self.size == 1:
+            return part
+        widest = max(sizes)
+        padded = part.new_zeros(widest, *part.shape[1:])
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([whole[:size] for whole, size in zip(parts, sizes, strict=True)])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over all ranks."""
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def close(self) -> None:
+        """Leave the process group."""
+        dist.destroy_process_group()
+
+
+class Engine:
+    """A model under DeepSpeed ZeRO: forward, backward, update, and its state by parameter name."""
+
+    def __init__(
+        self, model: nn.Module, groups: list[dict[str, Any]], world: World, train: TrainConfig, optim: OptimConfig, num_micro_batches: int
+    ) -> None:
+        """`groups` are AdamW parameter groups with a `name` each; empty ones are left out, since ZeRO refuses them."""
+        self.world = world
+        self.model = model
+        self._fp16 = train.precision == "fp16"
+        if self._fp16 and not get_accelerator().is_fp16_supported():
+            raise ConfigError(f"train.precision fp16 is not supported on this machine's {world.device.type}; use bf16 or fp32")
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(groups, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config(train, optim, world, num_micro_batches), dist_init_required=False
+        )
+        self._adam = optimizer
+        self._make_moments(step=0)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Run the model's forward."""
+        return self._engine(*arguments, **keywords)
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate one micro-batch's share of the step's loss.
+
+        Shares add up over micro-batches; DeepSpeed averages over ranks, so the caller multiplies by the number of ranks.
+        """
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> None:
+        """Count one micro-batch; after the last one of a step, clip and update."""
+        self._engine.step()
+
+    @property
+    def unscale(self) -> float:
+        """The inverse of the factor that `backward` puts on a loss (the fp16 loss scale)."""
+        return 1.0 / self._optimizer.loss_scaler.cur_scale if self._fp16 else 1.0
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether the last update was skipped on every rank because a gradient was not finite."""
+        return bool(self._optimizer.overflow)
+
+    @property
+    def gradient_norm(self) -> float:
+        """The global gradient norm of the last update, before clipping."""
+        return float(self._engine.get_global_grad_norm())
+
+    @property
+    def tolerates_overflow(self) -> bool:
+        """fp16 skips an overflowing step and lowers its scale; any other precision must stop."""
+        return self._fp16
+
+    def set_learning_rates(self, rates: dict[str, float]) -> None:
+        """Set the learning rate of each parameter group, by group name."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rates[group["name"]]
+
+    def state(self) -> dict[str, Any]:
+        """Return fp32 parameters, Adam moments and step as plain tensors by parameter name, gathered from all ranks (collective)."""
+        tensors: dict[str, dict[str, Tensor]] = {"parameters": {}, **{moment: {} for moment in _MOMENTS}}
+        for name, parameter in self._trainable():
+            tensors["parameters"][name] = safe_get_full_fp32_param(parameter).detach().cpu().clone()
+            for moment in _MOMENTS:
+                tensors[moment][name] = safe_get_full_optimizer_state(parameter, moment).cpu().clone()
+        return {**tensors, "step": self._adam_step(), "loss_scaler": self._scaler_state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`, on any number of ranks (collective)."""
+        self._make_moments(state["step"])
+        for name, parameter in self._trainable():
+            value = state["parameters"][name].to(parameter.device)
+            parameter.data.copy_(value)
+            safe_set_full_fp32_param(parameter, value)
+            for moment in _MOMENTS:
+                safe_set_full_optimizer_state(parameter, state[moment][name].to(parameter.device), moment)
+        for key, value in state["loss_scaler"].items():
+            setattr(self._optimizer.loss_scaler, key, value)
+
+    def _make_moments(self, step: int) -> None:
+        """Give every flat partition zero Adam moments and link them to the parameters.
+
+        DeepSpeed 0.19 links them after the first parameter group's first update, when the other groups have none yet, and never again.
+        """
+        for flat in self._optimizer.single_partition_of_fp32_groups:
+            moments = {moment: torch.zeros_like(flat) for moment in _MOMENTS}
+            self._adam.state[flat] = {"step": torch.tensor(float(step), device=flat.device), **moments}
+        self._optimizer._hp_optimizer_states_linked = False
+        self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+
+    def _adam_step(self) -> int:
+        steps = {int(entry["step"]) for entry in self._adam.state.values()}
+        assert len(steps) == 1, f"parameter groups have taken different numbers of steps: {steps}"
+        return steps.pop()
+
+    def _scaler_state(self) -> dict[str, float]:
+        if not self._fp16:
+            return {}
+        return {key: value for key, value in vars(self._optimizer.loss_scaler).items() if type(value) in (int, float, bool)}
+
+
+def deepspeed_config(train: TrainConfig, optim: OptimConfig, world: World, num_micro_batches: int) -> dict[str, Any]:
+    """Return DeepSpeed's config, every number derived from ours."""
+    on_gpu = world.device.type != "cpu"
+    return {
+        "train_micro_batch_size_per_gpu": -(-train.batch_rows // (world.size * num_micro_batches)),
+        "gradient_accumulation_steps": num_micro_batches,
+        "gradient_clipping": optim.clip,
+        "zero_optimization": {"stage": train.zero_stage, "contiguous_gradients": True, "overlap_comm": on_gpu and world.size > 1},
+        "zero_allow_untested_optimizer": True,
+        "fp16": {"enabled": train.precision == "fp16", "loss_scale": 0, "loss_scale_window": 1000},
+        "steps_per_print": 2**31,
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,105 @@
+"""Train a model from a cache: `deepspeed jobs/train.py --config C`, or torchrun, or plain python for one process."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from fusionnet.export import export_run
+
+from embedcache.errors import RunError
+from fusionnet.assemble import Recipe, count_trainable, observed_tasks
+from fusionnet.train.engine import World
+from fusionnet.train.loop import Trainer, make_trainer, train_run
+from fusionnet.train.runlog import peak_rss_bytes
+from jobs.command import config_parser, run_job
+from jobs.experiment import Experiment, experiment_of, open_checked_cache
+
+
+def main() -> None:
+    """Check everything that can be wrong, then train, then export."""
+    parser = config_parser(__doc__)
+    parser.add_argument("--resume", action="store_true", help="continue the run in run.dir from its last epoch (start it if there is none)")
+    parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in run.dir")
+    parser.add_argument("--summary", action="store_true", help="print the model's parameter counts beside the specification's, and stop")
+    parser.add_argument("--local_rank", type=int, default=None, help="set by the deepspeed launcher; the environment is used instead")
+    arguments = parser.parse_args()
+    experiment = experiment_of(arguments)
+    cache = open_checked_cache(experiment, arguments.config)
+    encoders = tuple(column.encoder or experiment.encoder for column in experiment.data.strings)
+    recipe = Recipe(observed_tasks(experiment.tasks, cache.layout), encoders, experiment.model, experiment.loss, experiment.train)
+    folder = Path(experiment.run.dir)
+    if not arguments.summary and os.environ.get("RANK", "0") == "0":
+        _prepare_folder(folder, experiment, arguments.resume, arguments.overwrite)
+    world = World()
+    world.barrier()
+    trainer = make_trainer(recipe, experiment.optim, cache, world)
+    if world.is_main:
+        print(_summary(trainer, experiment))
+    if not arguments.summary:
+        _train_and_export(trainer, experiment, folder, arguments.resume)
+    world.close()
+
+
+def _train_and_export(trainer: Trainer, experiment: Experiment, folder: Path, resume: bool) -> None:
+    """Run the epochs, then write what others read."""
+    cache, name = trainer.cache, experiment.run.name
+    shareable: dict[str, Any] = {
+        "layout": cache.layout.to_json(),
+        "scaling": cache.scaling.to_json(),
+        "strings": {spec.name: cache.strings(spec.name).text for spec in cache.layout.strings},
+        "identity": cache.identity.to_json(),
+    }
+    started = time.perf_counter()
+    config = experiment.model_dump(mode="json", exclude={"run", "reward"})
+    records = train_run(trainer, folder, name, config, resume, shareable)
+    if trainer.world.is_main:
+        export_run(folder, name, trainer.recipe, cache)
+        best = min(records, key=lambda record: record["val_loss"])
+        print(
+            f"trained {len(records)} epochs in {time.perf_counter() - started:,.0f} s, best validation loss {best['val_loss']:.4f} in epoch {best['epoch']}, "
+            f"peak memory {peak_rss_bytes() / 2**30:.2f} GiB\nrun folder: {folder}; evaluate it with: python -m jobs.evaluate_model --run {folder}"
+        )
+
+
+def _prepare_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: bool) -> None:
+    """Make the run folder, refusing to mix two runs in one."""
+    if folder.exists() and any(folder.iterdir()):
+        if overwrite:
+            shutil.rmtree(folder)
+        elif not resume:
+            raise RunError(
+                f"{folder} holds an earlier run; continue it with --resume, delete it with --overwrite, or choose another with --set run.dir=..."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{experiment.run.name}_config.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
+
+
+def _summary(trainer: Trainer, experiment: Experiment) -> str:
+    """Return what is about to be trained, in a screen."""
+    layout, plan, train = trainer.cache.layout, trainer.plan, experiment.train
+    lines = [
+        f"cache      {trainer.cache.path}: {layout.num_rows:,} rows, "
+        + ", ".join(f"{spec.num_strings:,} distinct {spec.name}" for spec in layout.strings)
+    ]
+    for spec in layout.strings:
+        if spec.standin:
+            lines.append(
+                f"encoder    {spec.encoder.source} ({spec.name}) is a STAND-IN without published weights: results show the software, not the chemistry"
+            )
+    if layout.absent_targets:
+        lines.append(f"tasks      not in the table, hence not trained: {', '.join(layout.absent_targets)}")
+    lines += [
+        f"training   {plan.num_rows:,} rows, {train.epochs} epochs x {plan.steps_per_epoch} steps of up to {plan.batch_rows:,} rows, "
+        f"{trainer.world.size} rank(s) x {plan.num_micro_batches} micro-batches, {train.precision}, mode {trainer.recipe.mode}",
+        f"{'component':34} {'parameters':>12} {'trainable':>12} {'specification':>14}",
+    ]
+    for component, parameters, trainable, specified in trainer.model.parameter_table():
+        lines.append(f"{component:34} {parameters:>12,} {trainable:>12,} {specified or '-':>14}")
+    lines.append(f"{'total':34} {sum(p.numel() for p in trainer.model.parameters()):>12,} {count_trainable(trainer.model):>12,} {'~88M / ~2.3M':>14}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,114 @@
+"""Every encoding mode, number of ranks and accumulation gives the parameters of naive per-row AdamW in plain PyTorch (dropout off, fp32)."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from embedcache.store import open_cache
+from fusionnet.assemble import Recipe, build_model, make_sources, observed_tasks
+from fusionnet.batches import StepPlan, load_rows
+from fusionnet.train.schedule import make_schedule
+from jobs.experiment import load_experiment
+
+NUM_STEPS = 4
+MODES = ("naive", "per_microbatch", "per_step", "frozen")
+CASES = [(mode, accumulation, NUM_STEPS) for mode in MODES for accumulation in (1, 4)]
+OVERRIDES = [
+    "encoder.lora.dropout=0.0",
+    "model.dropout=0.0",
+    *(f"tasks.{task}.head_dropout=0.0" for task in range(3)),
+    "optim.lr=0.003",
+    "optim.lr_encoder=0.01",
+    "optim.lr_log_variance=0.01",
+    "optim.warmup_epochs=0",
+    "train.batch_rows=35",
+]
+
+
+def plain_pytorch(config: Path, mode: str, num_steps: int = NUM_STEPS) -> dict[str, torch.Tensor]:
+    """Return the parameters after some steps of per-row encoding, the whole step as one batch, torch's own AdamW and clipping."""
+    experiment = load_experiment(config, [*OVERRIDES, f"encoder.mode={mode}"])
+    cache = open_cache(experiment.cache.path)
+    recipe = Recipe(observed_tasks(experiment.tasks, cache.layout), (experiment.encoder,) * 2, experiment.model, experiment.loss, experiment.train)
+    model = build_model(recipe, cache.layout, cache.scaling)
+    sources = make_sources(model, recipe, cache)
+    rows = load_rows(cache, "train")
+    plan = StepPlan(rows.num_rows, experiment.train.batch_rows, 1, 1, experiment.train.seed)
+    schedule = make_schedule(experiment.optim, plan.steps_per_epoch, experiment.train.epochs)
+    groups = [group for group in model.parameter_groups(experiment.optim) if group["params"]]
+    adam = torch.optim.AdamW(groups, betas=experiment.optim.betas, eps=experiment.optim.eps, weight_decay=experiment.optim.weight_decay)
+    model.train()
+    for step, positions in zip(range(num_steps), plan.steps(0), strict=False):
+        batch = rows.take(positions)
+        read = [source.read(batch.string_id[:, column]) for column, source in enumerate(sources)]
+        vectors, index = [each.vectors for each in read], torch.stack([each.index for each in read], dim=1)
+        total = model(vectors, index, batch.numeric, batch.category, batch.targets, batch.weight, batch.loss_denominators(), 1.0).total
+        adam.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], experiment.optim.clip)
+        for group in adam.param_groups:
+            group["lr"] = schedule.rates(step)[group["name"]]
+        adam.step()
+    return model.trainable_state()
+
+
+def run_workers(config: Path, output: Path, world_size: int, cases: list[tuple[str, int, int]]) -> dict[str, dict[str, torch.Tensor]]:
+    """Train the cases on `world_size` processes and return what rank 0 saved."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {**os.environ, "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+              "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    worker = Path(__file__).with_name("step_worker.py")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(worker), str(config), str(output), json.dumps([*OVERRIDES]), json.dumps(cases)],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    return torch.load(output, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def references(tiny_experiment: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        "initial": plain_pytorch(tiny_experiment, "naive", num_steps=0),
+        "live": plain_pytorch(tiny_experiment, "naive"),
+        "frozen": plain_pytorch(tiny_experiment, "frozen"),
+    }
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_every_mode_equals_naive_adamw(
+    world_size: int, tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    results = run_workers(tiny_experiment, tmp_path / "results.pt", world_size, CASES)
+    assert len(results) == len(CASES)
+    initial = references["initial"]
+    for case, result in results.items():
+        wanted = references["frozen" if case.startswith("frozen") else "live"]
+        assert result["state"].keys() == wanted.keys()
+        for name, value in wanted.items():
+            # Adam divides by the gradient's own size, so an element with almost no gradient turns rounding into motion: compare whole tensors.
+            error, moved = (result["state"][name] - value).norm(), (value - initial[name]).norm()
+            assert error <= 2e-4 * moved, f"{case} {name}: off by {error / moved:.1e} of its motion"
+
+
+def test_lora_moves_far_in_the_reference(tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]]) -> None:
+    # Otherwise the parity above would also hold for a mode that drops the encoder's gradient.
+    moved = [value.abs().max() for name, value in references["live"].items() if "lora_B" in name]
+    assert moved
+    assert min(moved) > 5e-3
