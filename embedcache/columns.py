@@ -105,8 +105,8 @@ def _add_numeric(table: Canonical, column: NumericColumn) -> None:
     _number_laws(table, what, column, number)
     if column.transform in DOMAIN_LOW:
         limit = DOMAIN_LOW[column.transform]
-        stored = number.cast(pl.Float32).cast(pl.Float64)  # what the transform will read
-        table.law(f"{what}: transform {column.transform} needs values above {limit:g}", number.is_finite() & (stored <= limit), number)
+        beyond = number.cast(pl.Float32) <= pl.lit(limit, dtype=pl.Float32)  # as stored, which is what the transform will read
+        table.law(f"{what}: transform {column.transform} needs values above {limit:g}", number.is_finite() & beyond, number)
     table.columns[f"numeric:{column.column}"] = number.cast(pl.Float32)
 
 

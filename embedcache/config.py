@@ -117,9 +117,7 @@ class SplitConfig(Config):
     @model_validator(mode="after")
     def _folds_leave_a_test(self) -> "SplitConfig":
         if self.train_folds + self.validation_folds >= self.folds:
-            raise ValueError(
-                f"train_folds + validation_folds must leave a fold to test on: {self.train_folds} + {self.validation_folds} >= {self.folds}"
-            )
+            raise ValueError(f"train_folds + validation_folds must leave a fold to test on: {self.train_folds} + {self.validation_folds} >= {self.folds}")
         if self.strategy == "column" and self.column is None:
             raise ValueError("strategy 'column' needs split.column")
         return self

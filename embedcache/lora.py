@@ -7,10 +7,12 @@ import warnings
 from pathlib import Path
 
 import peft
+from peft.tuners.lora import LoraLayer
 from peft.utils.save_and_load import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from embedcache.config import LoraConfig
+from embedcache.dropout import Dropout
 from embedcache.encoder import StringEncoder
 from embedcache.errors import EncoderError
 
@@ -23,12 +25,13 @@ def add_lora(encoder: StringEncoder, config: LoraConfig) -> None:
         raise EncoderError(
             f"encoder.lora.target_modules names {', '.join(missing)}, which the encoder does not have; DeBERTa-v2 has query_proj, key_proj, value_proj"
         )
-    wanted = peft.LoraConfig(
-        r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.target_modules), bias="none"
-    )
+    wanted = peft.LoraConfig(r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.target_modules), bias="none")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT 0.21 asks transformers 5 by the old name
         encoder.model = peft.get_peft_model(encoder.model, wanted)
+    for module in encoder.model.modules():
+        if isinstance(module, LoraLayer):
+            module.lora_dropout.update({name: Dropout(config.dropout) for name in module.lora_dropout})
     encoder.train(encoder.training)
 
 

@@ -89,8 +89,9 @@ def _scan_csv(file: Path) -> pl.LazyFrame:
 
 def _parsed(column: str) -> pl.Expr:
     """Return a text column as float64; null where it is no number."""
-    number = pl.col(column).cast(pl.Float64, strict=False)
-    truth = pl.col(column).str.to_lowercase().replace_strict({"true": 1.0, "false": 0.0}, default=None, return_dtype=pl.Float64)
+    text = pl.col(column).cast(pl.String)
+    number = text.cast(pl.Float64, strict=False)
+    truth = text.str.to_lowercase().replace_strict({"true": 1.0, "false": 0.0}, default=None, return_dtype=pl.Float64)
     return pl.coalesce(number, truth)
 
 

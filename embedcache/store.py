@@ -11,6 +11,7 @@ value, and nothing is read before its digest was checked, so what is damaged is 
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,6 @@ class Cache:
 
     def verify(self) -> None:
         """Read every file and raise CorruptCacheError, naming array and chunk, if one is not what was written."""
-        manifest.check_presence(self.path, self._files)
         self._checked.clear()
         self._check(self._files)
 
@@ -204,8 +204,10 @@ class Cache:
         except (ValueError, RuntimeError, OSError) as error:  # what zarr's codecs raise on bytes that changed after their digest was checked
             raise CorruptCacheError(f"{self.path}: array '{name}' cannot be decoded: {error}; {manifest.REBUILD}") from error
 
-    def _check(self, names: Any) -> None:
-        """Check the digests of files that were not checked yet."""
+    def _check(self, names: Iterable[str]) -> None:
+        """Check that files are still there, and the digests of those that were not checked yet."""
+        names = list(names)
+        manifest.check_presence(self.path, {name: self._files[name] for name in names})
         fresh = [name for name in names if name not in self._checked]
         manifest.check_digests(self.path, self._files, fresh)
         self._checked.update(fresh)

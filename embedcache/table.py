@@ -68,9 +68,7 @@ class Table:
         values = {f"string:{name}": census.values for name, census in self.spellings.items()}
         values |= {f"category:{column}": names for column, names in self.categories} | {f"facet:{column}": names for column, names in self.facets}
         values |= {"stratum": self.strata, "split": SPLITS, "group": () if self.groups is None else self.groups.values}
-        coded = [
-            pl.col(name).cast(pl.Enum(values[name])).to_physical().cast(pl.Int32).alias(name) if name in values else pl.col(name) for name in columns
-        ]
+        coded = [pl.col(name).cast(pl.Enum(values[name])).to_physical().cast(pl.Int32).alias(name) if name in values else pl.col(name) for name in columns]
         try:
             yield from self.frame.select(coded).collect_batches(chunk_size=num_rows, maintain_order=True, engine="streaming")
         except (pl.exceptions.PolarsError, OSError) as error:
@@ -117,7 +115,8 @@ def _survey(
     columns = canonical.columns
     present, absent = _observed_targets(frame, columns, targets, canonical.absent_targets, violations)
     if label is not None and label not in (f"target:{target.name}" for target in present):
-        violations.append("the target that split.stratify_by names has no labels in this table")
+        if label.removeprefix("target:") in absent:
+            violations.append("the optional target that split.stratify_by names has no labels in this table; unset split.stratify_by")
         label = None
     if "weighted" in columns and not frame.select(pl.col("weighted").any()).collect(engine="streaming").item():
         rule = data.row_weight
@@ -176,9 +175,7 @@ def _census(frame: pl.LazyFrame, column: str, label: str | None, with_stratum: b
     return Census(tuple(found["value"].to_list()), np.ascontiguousarray(numbers), np.array(stratum_of, dtype=np.int64))
 
 
-def _group_census(
-    frame: pl.LazyFrame, columns: dict[str, pl.Expr], label: str | None, strata: tuple[str, ...], violations: list[str]
-) -> Census | None:
+def _group_census(frame: pl.LazyFrame, columns: dict[str, pl.Expr], label: str | None, strata: tuple[str, ...], violations: list[str]) -> Census | None:
     """Return the groups, and note those whose stratum is not one value."""
     if "group" not in columns:
         return None

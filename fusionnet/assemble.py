@@ -66,9 +66,7 @@ def encoder_of_column(recipe: Recipe, names: Sequence[str]) -> list[str]:
     return [names[recipe.encoders.index(config)] for config in recipe.encoders]
 
 
-def make_sources(
-    model: JointModel, recipe: Recipe, cache: Cache, device: torch.device | str = "cpu", pad_to: int | None = None
-) -> list[VectorSource]:
+def make_sources(model: JointModel, recipe: Recipe, cache: Cache, device: torch.device | str = "cpu", pad_to: int | None = None) -> list[VectorSource]:
     """Return one source of vectors per string column, as the encoding mode says; `pad_to` concerns `naive` alone."""
     names = [spec.name for spec in cache.layout.strings]
     sources: list[VectorSource] = []

@@ -22,12 +22,8 @@ class Task(TargetColumn):
     head_dropout: float = Field(default=0.1, ge=0, lt=1, description="after the head's first hidden layer")
     beta: float = Field(default=1.0, gt=0, description="smooth_l1: where the quadratic part ends, in the target's unit")
     gamma: float = Field(default=2.0, ge=0, description="focal: exponent of 1 - p_t")
-    pos_weight: float | Literal["auto"] = Field(
-        default="auto", description="class weight of positives; auto: negatives / positives of the train rows"
-    )
-    reduction: Literal["row", "batch"] = Field(
-        default="row", description="focal: per row (Lin et al. 2017), or from the micro-batch's mean as specified"
-    )
+    pos_weight: float | Literal["auto"] = Field(default="auto", description="class weight of positives; auto: negatives / positives of the train rows")
+    reduction: Literal["row", "batch"] = Field(default="row", description="focal: per row (Lin et al. 2017), or from the micro-batch's mean as specified")
     goals: dict[str, float] = Field(default_factory=dict, description="metric: value to reach, shown as pass or fail by evaluate_model")
 
     @model_validator(mode="after")

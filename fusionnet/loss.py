@@ -107,9 +107,7 @@ def focal(logit: Float[Tensor, " B"], target: Float[Tensor, " B"], gamma: float,
     return -class_weight * miss.pow(gamma) * log_p
 
 
-def batch_focal(
-    logit: Float[Tensor, " B"], target: Float[Tensor, " B"], weight: Float[Tensor, " B"], gamma: float, pos_weight: float
-) -> Float[Tensor, ""]:
+def batch_focal(logit: Float[Tensor, " B"], target: Float[Tensor, " B"], weight: Float[Tensor, " B"], gamma: float, pos_weight: float) -> Float[Tensor, ""]:
     """Return the specification's form as a weighted sum: one focal weight (1 - exp(-L))^gamma from the micro-batch's mean weighted cross-entropy L."""
     total = weight.sum()
     mean = (weight * focal(logit, target, 0.0, pos_weight)).sum() / torch.where(total > 0, total, 1.0)

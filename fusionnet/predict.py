@@ -14,9 +14,7 @@ from fusionnet.model.joint import JointModel
 
 
 @torch.no_grad()
-def forward_rows(
-    model: JointModel, tables: Sequence[Float[Tensor, "_ _"]], rows: RowTable, batch_rows: int, progress: bool = False
-) -> Float[Tensor, "N T"]:
+def forward_rows(model: JointModel, tables: Sequence[Float[Tensor, "_ _"]], rows: RowTable, batch_rows: int, progress: bool = False) -> Float[Tensor, "N T"]:
     """Return the heads' outputs for all rows, dropout off; `tables` hold the vectors of all strings, one table per string column."""
     training = model.training
     model.eval()

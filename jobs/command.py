@@ -30,9 +30,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the two arguments that every configured job takes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file such as configs/stage1.yaml")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override one value, e.g. --set train.epochs=3"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override one value, e.g. --set train.epochs=3")
     return parser
 
 

@@ -47,9 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--patients", type=positive, default=60, help="one in six is labelled real (60)")
     parser.add_argument("--rows-per-patient", type=positive, default=7458, help="dealt evenly over the 24 hydrogels (7458)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--noise-free", type=Path, metavar="FILE", help="also write the noise-free outcomes of the same rows, which training never reads"
-    )
+    parser.add_argument("--noise-free", type=Path, metavar="FILE", help="also write the noise-free outcomes of the same rows, which training never reads")
     parser.add_argument("--format", choices=["parquet", "csv"], help="unset: by the file's ending")
     arguments = parser.parse_args()
     for path in (arguments.out, arguments.noise_free):

@@ -69,9 +69,7 @@ def _prepare_folder(folder: Path, experiment: Experiment, resume: bool, overwrit
         if overwrite:
             shutil.rmtree(folder)
         elif not resume:
-            raise RunError(
-                f"{folder} holds an earlier run; continue it with --resume, delete it with --overwrite, or choose another with --set run.dir=..."
-            )
+            raise RunError(f"{folder} holds an earlier run; continue it with --resume, delete it with --overwrite, or choose another with --set run.dir=...")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{experiment.run.name}_config.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
 
@@ -80,8 +78,7 @@ def _summary(trainer: Trainer, experiment: Experiment) -> str:
     """Return what is about to be trained, in a screen."""
     layout, plan, train = trainer.cache.layout, trainer.plan, experiment.train
     lines = [
-        f"cache      {trainer.cache.path}: {layout.num_rows:,} rows, "
-        + ", ".join(f"{spec.num_strings:,} distinct {spec.name}" for spec in layout.strings)
+        f"cache      {trainer.cache.path}: {layout.num_rows:,} rows, " + ", ".join(f"{spec.num_strings:,} distinct {spec.name}" for spec in layout.strings)
     ]
     for spec in layout.strings:
         if spec.standin:

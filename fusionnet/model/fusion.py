@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from embedcache.dropout import dropout
 from fusionnet.model.layers import drop_heads
 
 
@@ -39,9 +40,9 @@ class JointFusionLayer(nn.Module):
         value = self.value(x)
         if self.training and self.p > 0:
             value = drop_heads(value, self.num_heads, self.p)
-        x = self.norm1(x + F.dropout(self.output(value), self.p, self.training))
-        hidden = F.dropout(F.gelu(self.linear1(x)), self.p, self.training)
-        return self.norm2(x + F.dropout(self.linear2(hidden), self.p, self.training))
+        x = self.norm1(x + dropout(self.output(value), self.p, self.training))
+        hidden = dropout(F.gelu(self.linear1(x)), self.p, self.training)
+        return self.norm2(x + dropout(self.linear2(hidden), self.p, self.training))
 
 
 class JointFusion(nn.Module):

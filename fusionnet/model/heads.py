@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from embedcache.dropout import Dropout
 from fusionnet.config import Task
 
 
@@ -15,7 +16,7 @@ def make_head(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequentia
     for place, (wide, narrow) in enumerate(zip([width, *hidden], hidden, strict=False)):
         layers += [nn.Linear(wide, narrow), nn.ReLU()]
         if place == 0 and dropout > 0:
-            layers.append(nn.Dropout(dropout))
+            layers.append(Dropout(dropout))
     return nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
 
 

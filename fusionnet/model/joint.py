@@ -20,9 +20,7 @@ from fusionnet.model.network import FusionNetwork
 class JointModel(nn.Module):
     """Encoders (by the name of the first string column that they read), fusion network and multi-task loss."""
 
-    def __init__(
-        self, encoders: dict[str, StringEncoder], network: FusionNetwork, loss: MultiTaskLoss, autocast_dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, encoders: dict[str, StringEncoder], network: FusionNetwork, loss: MultiTaskLoss, autocast_dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
         self.network = network
@@ -62,6 +60,16 @@ class JointModel(nn.Module):
             {"name": "network", "params": _trainable(self.network), "lr": optim.lr},
             {"name": "log_variance", "params": _trainable(self.loss), "lr": optim.lr_log_variance, "weight_decay": 0.0},
         ]
+
+    def parameter_table(self) -> list[tuple[str, int, int, str | None]]:
+        """Return (component, parameters, trainable, the specification's trainable number) in the order of the data."""
+        rows: list[tuple[str, int, int, str | None]] = []
+        for name, encoder in self.encoders.items():
+            adapters = sum(parameter.numel() for parameter in _trainable(encoder))
+            rows.append((f"encoder {name} (frozen)", sum(parameter.numel() for parameter in encoder.parameters()) - adapters, 0, "86M, 0"))
+            rows.append((f"encoder {name} LoRA", adapters, adapters, "1.2M"))
+        rows += [(component, number, number, specified) for component, number, specified in self.network.parameter_table()]
+        return [*rows, ("loss log-variances", self.loss.log_variance.numel(), len(_trainable(self.loss)) and self.loss.log_variance.numel(), None)]
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Return the trainable parameters by name; the frozen base encoder is named by its digest instead."""

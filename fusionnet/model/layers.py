@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from embedcache.dropout import Dropout
+
 
 class StringAdapter(nn.Module):
     """E -> hidden -> width, each with LayerNorm and GELU, one dropout between them."""
@@ -15,7 +17,7 @@ class StringAdapter(nn.Module):
     def __init__(self, vector_width: int, hidden: int, width: int, dropout: float) -> None:
         super().__init__()
         self.first = nn.Sequential(nn.Linear(vector_width, hidden), nn.LayerNorm(hidden), nn.GELU())
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.second = nn.Sequential(nn.Linear(hidden, width), nn.LayerNorm(width), nn.GELU())
 
     @property
@@ -44,7 +46,7 @@ class NumericEncoder(nn.Sequential):
             nn.Linear(num_features, hidden),
             nn.LayerNorm(hidden),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden, width),
             nn.LayerNorm(width),
             nn.ReLU(),

@@ -19,19 +19,13 @@ from fusionnet.model.layers import NumericEncoder, StringAdapter
 class FusionNetwork(nn.Module):
     """Adapters, input projection, fusion transformer and heads."""
 
-    def __init__(
-        self, config: ModelConfig, tasks: Sequence[Task], strings: Sequence[tuple[str, int]], num_numeric: int, cardinalities: Sequence[int]
-    ) -> None:
+    def __init__(self, config: ModelConfig, tasks: Sequence[Task], strings: Sequence[tuple[str, int]], num_numeric: int, cardinalities: Sequence[int]) -> None:
         """`strings` are (name, vector width E) per string column, `cardinalities` the number of values per category column."""
         super().__init__()
-        self.adapters = nn.ModuleDict(
-            {name: StringAdapter(width, config.adapter_hidden, config.adapter_width, config.dropout) for name, width in strings}
-        )
+        self.adapters = nn.ModuleDict({name: StringAdapter(width, config.adapter_hidden, config.adapter_width, config.dropout) for name, width in strings})
         self.numeric = NumericEncoder(num_numeric, config.numeric_hidden, config.numeric_width, config.dropout) if num_numeric else None
         self.categories = nn.ModuleList(nn.Embedding(cardinality, config.category_width) for cardinality in cardinalities)
-        self.part_widths = (
-            [config.adapter_width] * len(strings) + [config.numeric_width] * bool(num_numeric) + [config.category_width] * len(cardinalities)
-        )
+        self.part_widths = [config.adapter_width] * len(strings) + [config.numeric_width] * bool(num_numeric) + [config.category_width] * len(cardinalities)
         self.projection = nn.Linear(sum(self.part_widths), config.fusion_width)
         self.fusion = JointFusion(config.fusion_width, config.num_heads, config.feedforward, config.num_layers, config.dropout)
         self.heads = Heads(config.fusion_width, tasks)

@@ -95,9 +95,7 @@ class World:
 class Engine:
     """A model under DeepSpeed ZeRO: forward, backward, update, and its state by parameter name."""
 
-    def __init__(
-        self, model: nn.Module, groups: list[dict[str, Any]], world: World, train: TrainConfig, optim: OptimConfig, num_micro_batches: int
-    ) -> None:
+    def __init__(self, model: nn.Module, groups: list[dict[str, Any]], world: World, train: TrainConfig, optim: OptimConfig, num_micro_batches: int) -> None:
         """`groups` are AdamW parameter groups with a `name` each; empty ones are left out, since ZeRO refuses them."""
         self.world = world
         self.model = model

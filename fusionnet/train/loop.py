@@ -171,9 +171,7 @@ def micro_batches_per_rank(batch_rows: int, micro_batch_rows: int | None, world:
 def set_threads(asked: int | None, world: World) -> None:
     """Share this machine's cores among its ranks; torchrun would leave one thread each, which is far too few for few ranks."""
     if world.device.type == "cpu":
-        torch.set_num_threads(
-            asked or max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // world.local_size)
-        )
+        torch.set_num_threads(asked or max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // world.local_size))
 
 
 def _vectors(trainer: Trainer) -> dict[str, Tensor]:

@@ -75,9 +75,7 @@ def _blame(model: JointModel, sources: Sequence[VectorSource], rows: RowTable, s
         outputs = model.outputs([source.table() for source in sources], rows.string_id, rows.numeric, rows.category)
     bad = rows.row[~outputs.isfinite().all(dim=1)]
     found = (
-        f"{len(bad)} of {rows.num_rows} rows give non-finite outputs, the first are table rows {bad[:8].tolist()}"
-        if len(bad)
-        else "each row alone is finite"
+        f"{len(bad)} of {rows.num_rows} rows give non-finite outputs, the first are table rows {bad[:8].tolist()}" if len(bad) else "each row alone is finite"
     )
     return (
         f"step {step}: the loss or a gradient became NaN or infinite; nothing was updated. In this step {found}. "

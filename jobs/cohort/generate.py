@@ -47,9 +47,7 @@ def cohort_frames(num_patients: int, rows_per_patient: int, seed: int, with_nois
             continue
         outcomes = observed(oracle, calibration, np.random.default_rng([seed, 3, number]))
         numbers = {name: features[name] for name in (*PATIENT_COLUMNS, *FORMULATION_COLUMNS)}
-        yield labels.with_columns(
-            **{name: pl.Series(values) for name, values in {**numbers, **{name: outcomes[name] for name in OUTCOME_COLUMNS}}.items()}
-        )
+        yield labels.with_columns(**{name: pl.Series(values) for name, values in {**numbers, **{name: outcomes[name] for name in OUTCOME_COLUMNS}}.items()})
 
 
 def patient_rows(patients: Patients, number: int, num_rows: int, seed: int) -> tuple[pl.DataFrame, Columns]:

@@ -94,8 +94,7 @@ def noise_free(latent: Latent, calibration: Calibration) -> Columns:
     toxicity, integrity = _sigmoid(latent.toxicity), _sigmoid(latent.integrity)
     return {
         "delta_EF_pct": ef,
-        "is_optimal": laplace.sf(OPTIMAL_EF_PCT, ef, calibration.ef_noise_pct / np.sqrt(2))
-        * norm.sf(OPTIMAL_STRESS_PCT, stress, calibration.stress_noise_pct),
+        "is_optimal": laplace.sf(OPTIMAL_EF_PCT, ef, calibration.ef_noise_pct / np.sqrt(2)) * norm.sf(OPTIMAL_STRESS_PCT, stress, calibration.stress_noise_pct),
         "delta_BZ_stress_reduction_pct": stress,
         "strain_normalization_pct": strain,
         "safety": np.clip(1 - 0.7 * toxicity - 0.3 * (1 - integrity), 0, 1),
@@ -111,9 +110,7 @@ def observed(oracle: Columns, calibration: Calibration, rng: np.random.Generator
     stress_noise, strain_noise = calibration.stress_noise_pct, calibration.strain_noise_pct
     stress = np.clip(oracle["delta_BZ_stress_reduction_pct"] + rng.normal(0, stress_noise, num_rows), *STRESS_RANGE_PCT)
     strain = np.clip(oracle["strain_normalization_pct"] + rng.normal(0, strain_noise, num_rows), *STRAIN_RANGE_PCT)
-    fractions = {
-        name: np.clip(oracle[name] + rng.normal(0, calibration.fraction_noise, num_rows), 0, 1) for name in ("safety", "toxicity", "integrity")
-    }
+    fractions = {name: np.clip(oracle[name] + rng.normal(0, calibration.fraction_noise, num_rows), 0, 1) for name in ("safety", "toxicity", "integrity")}
     return {
         "delta_EF_pct": ef,
         "is_optimal": (ef >= OPTIMAL_EF_PCT) & (stress >= OPTIMAL_STRESS_PCT),

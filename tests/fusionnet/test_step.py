@@ -92,9 +92,7 @@ def references(tiny_experiment: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 @pytest.mark.dist
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_every_mode_equals_naive_adamw(
-    world_size: int, tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]], tmp_path: Path
-) -> None:
+def test_every_mode_equals_naive_adamw(world_size: int, tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     results = run_workers(tiny_experiment, tmp_path / "results.pt", world_size, CASES)
     assert len(results) == len(CASES)
     initial = references["initial"]

@@ -1,0 +1,114 @@
+"""Scaling: statistics of train rows only, the same however the rows come in blocks."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from embedcache.config import TargetColumn
+from embedcache.scaling import CELSIUS_ZERO_K, Moments, Scaling, ScalingFit, transformed
+
+FINITE = st.floats(-1e6, 1e6, width=32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=hnp.arrays(np.float32, st.tuples(st.integers(1, 60), st.integers(1, 3)), elements=FINITE), cuts=st.lists(st.integers(0, 60), max_size=5))
+def test_moments_are_those_of_all_rows_at_once(values: np.ndarray, cuts: list[int]) -> None:
+    moments = Moments(values.shape[1])
+    for block in np.split(values, sorted(min(cut, len(values)) for cut in cuts)):
+        moments.add(block)
+    wide = values.astype(np.float64)
+    np.testing.assert_allclose(moments.mean, wide.mean(0), rtol=1e-12, atol=1e-9)
+    constant = (wide == wide[0]).all(0)
+    expected = np.where(constant, 1.0, wide.std(0))
+    np.testing.assert_allclose(moments.std, expected, rtol=1e-9, atol=1e-12)
+    assert (moments.count == len(values)).all()
+
+
+def test_a_large_mean_does_not_eat_the_spread() -> None:
+    values = 1e8 + np.tile([[0.0], [1.0]], (50, 1))
+    moments = Moments(1)
+    for block in np.split(values, 10):
+        moments.add(block)
+    assert moments.std[0] == pytest.approx(0.5, rel=1e-9)
+
+
+def test_unobserved_values_do_not_count() -> None:
+    moments = Moments(2)
+    moments.add(np.array([[1.0, np.nan], [3.0, np.nan]]))
+    moments.add(np.array([[np.nan, 7.0], [5.0, np.nan]]))
+    np.testing.assert_allclose(moments.mean, [3.0, 7.0])
+    np.testing.assert_allclose(moments.std, [np.std([1, 3, 5]), 1.0])
+    assert moments.count.tolist() == [3, 1]
+
+
+def test_a_constant_feature_has_spread_one_even_where_rounding_says_otherwise() -> None:
+    moments = Moments(1)
+    for _ in range(7):
+        moments.add(np.full((13, 1), 0.1))
+    assert moments.std.tolist() == [1.0]
+
+
+def test_transforms_are_the_written_formulas() -> None:
+    raw = torch.tensor([[2.0, 100.0, 0.5, 26.85]], dtype=torch.float64)
+    result = transformed(raw, ("identity", "log10", "log1p", "inverse_kelvin"))
+    expected = [2.0, 2.0, np.log(1.5), 1000 / (26.85 + CELSIUS_ZERO_K)]
+    np.testing.assert_allclose(result[0].numpy(), expected, rtol=1e-14)
+    assert raw[0, 1] == 100.0, "the raw values must stay raw"
+
+
+def fitted(numeric: np.ndarray, targets: np.ndarray) -> Scaling:
+    kinds = [TargetColumn(name="ef", column="ef"), TargetColumn(name="opt", column="opt", kind="binary")]
+    fit = ScalingFit(["a", "b", "c"], ["identity", "log10", "inverse_kelvin"], kinds)
+    fit.add(numeric, targets)
+    return fit.result()
+
+
+@pytest.fixture
+def scaling() -> tuple[Scaling, np.ndarray]:
+    rng = np.random.default_rng(0)
+    numeric = np.stack([2020 + rng.integers(0, 3, 500), 10 ** rng.normal(size=500), rng.uniform(-20, 80, 500)], axis=1).astype(np.float32)
+    targets = np.stack([rng.normal(7, 4, 500), rng.random(500) < 0.25], axis=1).astype(np.float32)
+    targets[::5] = np.nan
+    return fitted(numeric, targets), numeric
+
+
+def test_applied_to_its_own_rows_it_gives_mean_zero_and_spread_one(scaling: tuple[Scaling, np.ndarray]) -> None:
+    result = scaling[0].apply(torch.from_numpy(scaling[1]))
+    assert result.dtype == torch.float32
+    np.testing.assert_allclose(result.double().mean(0).numpy(), 0.0, atol=1e-6)
+    np.testing.assert_allclose(result.double().std(0, correction=0).numpy(), 1.0, rtol=1e-6)
+
+
+def test_regression_targets_are_standardised_and_binary_ones_are_not(scaling: tuple[Scaling, np.ndarray]) -> None:
+    result = scaling[0]
+    assert result.target_mean[0] == pytest.approx(7, abs=0.6)
+    assert result.target_std[0] == pytest.approx(4, abs=0.4)
+    assert (result.target_mean[1], result.target_std[1]) == (0.0, 1.0)
+    assert set(result.positive_rate) == {"opt"}
+    assert 0.15 < result.positive_rate["opt"] < 0.35
+
+
+def test_gradients_pass_through_to_raw_values(scaling: tuple[Scaling, np.ndarray]) -> None:
+    raw = torch.tensor([[2021.0, 3.0, 25.0]], requires_grad=True)
+    scaling[0].apply(raw).sum().backward()
+    std = scaling[0].std
+    expected = [1 / std[0], 1 / (3.0 * np.log(10) * std[1]), -1000 / (25 + CELSIUS_ZERO_K) ** 2 / std[2]]
+    np.testing.assert_allclose(raw.grad[0].numpy(), expected, rtol=1e-5)
+
+
+def test_json_round_trip_is_exact(scaling: tuple[Scaling, np.ndarray]) -> None:
+    text = scaling[0].to_json()
+    json.loads(text)
+    assert Scaling.from_json(text) == scaling[0]
+
+
+def test_a_scaling_without_features_works() -> None:
+    fit = ScalingFit([], [], [TargetColumn(name="ef", column="ef")])
+    fit.add(np.empty((4, 0), dtype=np.float32), np.ones((4, 1), dtype=np.float32))
+    assert fit.result().apply(torch.empty(4, 0)).shape == (4, 0)
+    assert fit.result().target_mean == (1.0,)
