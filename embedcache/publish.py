@@ -25,7 +25,7 @@ from pathlib import Path
 import filelock
 
 from embedcache import manifest
-from embedcache.errors import BusyCacheError, CacheError
+from embedcache.errors import BusyCacheError, CacheError, UserError
 
 WAIT_S = 10.0  # for another builder, before saying who it is
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -88,7 +88,11 @@ def builder_lock(places: Places) -> Iterator[None]:
             who = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
             manifest.write_atomically(places.builder, json.dumps(who).encode())
             yield
+        except UserError:
+            discard_store(places)
+            raise
         finally:
+            _leave(places)
             lock.release()
 
 
@@ -139,8 +143,12 @@ def clean_up(places: Places) -> None:
     for folder in (places.replaced, places.vectors, places.store):
         if folder.exists():
             shutil.rmtree(folder)
+
+
+def _leave(places: Places) -> None:
+    """Take the builder's name away, and the partial folder too if it holds nothing that a later build could use."""
     places.builder.unlink(missing_ok=True)
-    if not any(places.partial.iterdir()):
+    if places.partial.exists() and not any(places.partial.iterdir()):
         places.partial.rmdir()
 
 

@@ -77,8 +77,12 @@ class Table:
 
 def read_table(data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig) -> Table:
     """Return the table of a config, or raise one TableError that lists every violation with its count and first rows."""
+    return read_source(open_source(data.path), data, targets, split)
+
+
+def read_source(source: Source, data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig) -> Table:
+    """Return an opened table, checked as `read_table` does."""
     label = _stratifying_target(targets, split)
-    source = open_source(data.path)
     canonical = canonical_columns(source, data, targets, split)
     if not canonical.columns:
         raise _report(source, canonical.violations)

@@ -29,7 +29,7 @@ def saved_vectors(folder: Path) -> Known:
     known: Known = {}
     for file in sorted(folder.glob("*.npz")):
         try:
-            with np.load(file, allow_pickle=False) as piece:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as piece:
                 known.update(zip(piece["text"].tolist(), piece["vectors"], strict=True))
         except (zipfile.BadZipFile, ValueError, KeyError, EOFError):
             file.unlink()

@@ -46,16 +46,16 @@ def _train_and_export(trainer: Trainer, experiment: Experiment, folder: Path, re
     """Run the epochs, then write what others read."""
     cache, name = trainer.cache, experiment.run.name
     shareable: dict[str, Any] = {
-        "layout": cache.layout.to_json(),
+        "layout": cache.layout.model_dump_json(),
         "scaling": cache.scaling.to_json(),
         "strings": {spec.name: cache.strings(spec.name).text for spec in cache.layout.strings},
-        "identity": cache.identity.to_json(),
+        "identity": dict(cache.identity.parts),
     }
     started = time.perf_counter()
-    config = experiment.model_dump(mode="json", exclude={"run", "reward"})
+    config = experiment.model_dump(mode="json")
     records = train_run(trainer, folder, name, config, resume, shareable)
     if trainer.world.is_main:
-        export_run(folder, name, trainer.recipe, cache)
+        export_run(folder)
         best = min(records, key=lambda record: record["val_loss"])
         print(
             f"trained {len(records)} epochs in {time.perf_counter() - started:,.0f} s, best validation loss {best['val_loss']:.4f} in epoch {best['epoch']}, "

@@ -75,13 +75,12 @@ class JointModel(nn.Module):
         """Return the trainable parameters by name; the frozen base encoder is named by its digest instead."""
         return {name: parameter.detach().cpu().clone() for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Load what `trainable_state` returned; names and shapes must agree exactly."""
-        own = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-        assert own.keys() == state.keys(), f"state and model differ in {sorted(own.keys() ^ state.keys())[:5]}"
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Load parameters by name, such as `trainable_state` returned; each must exist, with the same shape."""
+        own = dict(self.named_parameters())
         with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state[name])
+            for name, value in state.items():
+                own[name].copy_(value)
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:

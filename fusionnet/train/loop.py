@@ -32,6 +32,8 @@ from fusionnet.train.step import optimizer_step
 
 CPU_MICRO_BATCH_ROWS = 1024  # activations of one layer stay near the caches; measured in benchmarks/results
 GPU_MICRO_BATCH_ROWS = 8192
+# What a resumed run may change: where things lie, who computes, and what is done with the result.
+MAY_CHANGE = ("run.", "reward.", "cache.", "data.path", "encoder.source", "train.cpu_threads", "train.eval_batch_rows", "train.micro_batch_rows")
 
 
 @dataclass
@@ -197,7 +199,7 @@ def _checkpoint_content(trainer: Trainer, epoch: int, record: Record, records: l
 
 def _resume(trainer: Trainer, checkpoint: dict[str, Any], config: dict[str, Any], path: Path) -> tuple[int, list[Record], float]:
     """Load a checkpoint into the trainer and return (epochs done, their records, best validation loss); refuse another config's."""
-    changed = _differences(checkpoint["config"], config)
+    changed = [line for line in _differences(checkpoint["config"], config) if not line.startswith(MAY_CHANGE)]
     if changed:
         raise RunError(f"{path} was trained with another config, so it cannot be resumed:\n" + "\n".join(f"  - {line}" for line in changed))
     trainer.engine.load_state({"parameters": checkpoint["model_state_dict"], **checkpoint["optimizer_state_dict"]})

@@ -1,11 +1,10 @@
 """Building: every phase in one, up to date at once, stale refused, nothing encoded twice, statistics of train rows only."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from embedcache.errors import CacheError, ConfigError, CorruptCacheError, Encode
 from embedcache.fingerprint import wanted_identity
 from embedcache.standin import write_standin
 from embedcache.tokens import load_tokenizer, tokenize
+from jobs import inspect_cache, verify_cache
+from jobs.command import run_job
 
 STRATEGIES = [
     {"strategy": "group"},
@@ -264,18 +265,22 @@ def test_a_table_that_changes_during_the_build_is_refused(study: Any, frame_of: 
     assert not Path(study.cache.path).exists()
 
 
-def run_job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", f"jobs.{name}", *arguments], capture_output=True, text=True, check=False)
+def test_the_jobs_verify_and_inspect(built_study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(job: ModuleType, *arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr("sys.argv", ["job", *arguments])
+        with pytest.raises(SystemExit) as left:
+            run_job(job.main)
+        return (left.value.code, *capsys.readouterr())
 
-
-def test_the_jobs_verify_and_inspect(built_study: Any, tmp_path: Path) -> None:
-    verified = run_job("verify_cache", built_study.cache.path)
-    assert (verified.returncode, verified.stderr) == (0, "")
-    assert "is whole" in verified.stdout
-    inspected = run_job("inspect_cache", built_study.cache.path, "--json")
-    found = json.loads(inspected.stdout)
+    code, printed, errors = run(verify_cache, built_study.cache.path)
+    assert (code, errors) == (0, "")
+    assert "is whole" in printed
+    code, printed, _ = run(inspect_cache, built_study.cache.path)
+    assert (code, "x [mm]" in printed) == (0, True)
+    code, printed, _ = run(inspect_cache, built_study.cache.path, "--json")
+    found = json.loads(printed)
     assert found["layout"]["num_rows"] == 240
     assert found["scaling"]["columns"] == ["x", "y", "t", "flag", "same"]
-    missing = run_job("verify_cache", str(tmp_path / "none.zarr"))
-    assert missing.returncode == 2
-    assert missing.stderr.startswith("error: there is no cache")
+    code, _, errors = run(verify_cache, str(tmp_path / "none.zarr"))
+    assert code == 2
+    assert errors.startswith("error: there is no cache")
