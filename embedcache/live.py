@@ -169,7 +169,7 @@ class LiveEncoder(_Live):
         self._unread -= 1
         vectors = self._vectors if self._unread == 0 else self._leaf
         assert vectors is not None
-        return RowVectors(vectors, torch.searchsorted(self._distinct, string_id))
+        return RowVectors(vectors, torch.searchsorted(self._distinct, string_id.contiguous()))
 
     def surrogate(self, unscale: float = 1.0) -> Float[Tensor, ""] | None:
         """Return <V, dL/dV'> times `unscale` after the last read(), None before it or when there was one micro-batch only.

@@ -6,10 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fusionnet.export import export_run
-
 from embedcache.errors import RunError
 from fusionnet.assemble import Recipe, count_trainable, observed_tasks
+from fusionnet.export import export_run
 from fusionnet.train.engine import World
 from fusionnet.train.loop import Trainer, make_trainer, train_run
 from fusionnet.train.runlog import peak_rss_bytes

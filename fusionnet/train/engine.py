@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from typing import Any
 
 os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
@@ -49,7 +50,8 @@ class World:
         local_rank = int(os.environ["LOCAL_RANK"])
         if accelerator.device_name() != "cpu":
             accelerator.set_device(local_rank)
-        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False)
+        with redirect_stdout(None):  # DeepSpeed prints that it built its shared-memory collectives
+            deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False)
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))

@@ -43,7 +43,7 @@ def test_rows_are_those_of_the_table(built_study: Any) -> None:
     assert [text[k] for k in rows.string_id[:, 0]] == [smiles.replace("*CC*", "[*]CC[*]") if smiles == "*CC*" else smiles for smiles in frame["smiles"]]
     expected = frame.select(column.column for column in layout.numeric).with_columns(pl.all().cast(pl.Float32)).to_numpy()
     np.testing.assert_array_equal(rows.numeric, expected)
-    (column, values), = layout.categories
+    ((column, values),) = layout.categories
     assert [values[k] for k in rows.category[:, 0]] == frame[column].to_list()
     np.testing.assert_array_equal(rows.targets[:, 0], frame["outcome"].cast(pl.Float32).fill_null(float("nan")).to_numpy())
     np.testing.assert_array_equal(rows.targets[:, 1], frame["good"].cast(pl.Float32).to_numpy())
