@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
@@ -50,7 +51,7 @@ class World:
         local_rank = int(os.environ["LOCAL_RANK"])
         if accelerator.device_name() != "cpu":
             accelerator.set_device(local_rank)
-        with redirect_stdout(None):  # DeepSpeed prints that it built its shared-memory collectives
+        with redirect_stdout(StringIO()):  # DeepSpeed prints that it built its shared-memory collectives
             deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False)
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()

@@ -70,7 +70,7 @@ def same_content(cache: Cache, reference: Cache) -> None:
 def longer(make_study: Callable, frame_of: Callable, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Cache]:
     """A study of many small shards, the same with another seed, and the finished cache of that."""
     folder = tmp_path_factory.mktemp("longer")
-    study = make_study(folder, frame_of(600))
+    study = make_study(folder, frame_of(480))
     other = study.but(split={"seed": 1})
     other.build()
     finished = folder / "finished.zarr"
@@ -90,12 +90,12 @@ def test_a_kill_at_any_moment_leaves_the_old_cache_or_a_build_that_goes_on(longe
     assert old != reference.identity
     shutil.copytree(study.cache.path, tmp_path / "old.zarr")
     outcomes = []
-    for _ in range(8):
+    for _ in range(5):
         shutil.rmtree(study.cache.path)
         shutil.copytree(tmp_path / "old.zarr", study.cache.path)
         builder = processes.Process(target=build_cache, args=(*other.arguments(), True))
         builder.start()
-        time.sleep(rng.uniform(0.02, 1.2 * seconds))
+        time.sleep(rng.uniform(0.1, 1.0) * seconds)
         builder.kill()
         builder.join()
         cache = published(study)
@@ -111,13 +111,10 @@ STEPS = [
     (Path, "rename", 1),
     (Path, "rename", 2),
     (Path, "replace", 1),
-    (Path, "replace", 2),
     (Path, "replace", 3),
-    (vectors, "_save_piece", 1),
     (vectors, "_save_piece", 3),
     (writer.StoreWriter, "__init__", 1),
     (writer.StoreWriter, "add_strings", 1),
-    (writer.StoreWriter, "add_rows", 1),
     (writer.StoreWriter, "add_rows", 3),
     (writer.StoreWriter, "finish", 1),
     (manifest, "seal", 1),
@@ -142,8 +139,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, t
 
 
 @pytest.mark.parametrize(("owner", "name", "call"), STEPS, ids=lambda value: getattr(value, "__name__", str(value)))
-def test_a_stop_at_any_step_is_mended_by_the_next_build(study: Any, longer: tuple[Any, Any, Cache], owner: Any, name: str, call: int) -> None:
-    study.build()
+def test_a_stop_at_any_step_is_mended_by_the_next_build(study: Any, built_study: Any, owner: Any, name: str, call: int) -> None:
+    shutil.copytree(built_study.cache.path, study.cache.path)  # the same table and settings, hence the same identity
     old, other = study.open().identity, study.but(split={"seed": 1}, encoder={"pooling": "cls"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectors, "PIECE", 2)
@@ -153,8 +150,6 @@ def test_a_stop_at_any_step_is_mended_by_the_next_build(study: Any, longer: tupl
         assert calls[0] == call
     cache = published(study)
     assert cache is not None or Places.of(study.cache.path).replaced.exists()
-    if cache is not None and cache.identity == old:
-        study.build()  # the old one is up to date for its own config
     assert other.build(overwrite=True).status in ("built", "up to date")
     assert published(other).identity != old
     assert not Places.of(study.cache.path).partial.exists()
