@@ -46,3 +46,10 @@ def task_metrics(tasks: Sequence[Task], targets: Float[np.ndarray, "N T"], predi
     """Return each task's metrics by its column; predictions are in raw units, probabilities for binary tasks."""
     of_kind = {"regression": regression_metrics, "binary": binary_metrics}
     return {task.column: of_kind[task.kind](targets[:, number], predictions[:, number]) for number, task in enumerate(tasks)}
+
+
+def reaches(metric: str, value: float | None, goal: float) -> bool | None:
+    """Return whether a metric is better than its goal (errors below, scores above); None where the metric is undefined."""
+    if value is None:
+        return None
+    return value < goal if metric in ("mae", "rmse") else value > goal

@@ -67,12 +67,12 @@ def load_run(folder: str | Path, moment: Moment = "best", device: torch.device |
     name = configs[0].name.removesuffix("_config.yaml")
     checkpoint = load_checkpoint(folder / f"{name}_{moment}.pt")
     config = checkpoint["config"]
-    written = yaml.safe_load(configs[0].read_text(encoding="utf-8"))  # the reward may be edited after training
+    written = yaml.safe_load(configs[0].read_text(encoding="utf-8"))  # reward and goals may be edited after training
     layout, scaling = Layout.model_validate_json(checkpoint["layout"]), Scaling.from_json(checkpoint["scaling"])
     data = parse_config(DataConfig, config["data"], f"{folder}: data")
     shared = parse_config(EncoderConfig, config["encoder"], f"{folder}: encoder")
     recipe = Recipe(
-        tasks=observed_tasks([parse_config(Task, task, f"{folder}: tasks") for task in config["tasks"]], layout),
+        tasks=observed_tasks(_tasks(config["tasks"], written.get("tasks", []), folder), layout),
         encoders=tuple(column.encoder or shared for column in data.strings),
         model=parse_config(ModelConfig, config["model"], f"{folder}: model"),
         loss=parse_config(LossConfig, config["loss"], f"{folder}: loss"),
@@ -99,6 +99,12 @@ def load_run(folder: str | Path, moment: Moment = "best", device: torch.device |
         vectors={column: table.to(device) for column, table in checkpoint["vectors"].items()},
         encoder_state={key: value for key, value in state.items() if key.startswith("encoders.")},
     )
+
+
+def _tasks(trained: list[dict[str, Any]], written: list[dict[str, Any]], folder: Path) -> list[Task]:
+    """Return the tasks as they were trained, with the goals as they are written now."""
+    goals = {task.get("name"): task.get("goals", {}) for task in written}
+    return [parse_config(Task, {**task, "goals": goals.get(task["name"], {})}, f"{folder}: tasks") for task in trained]
 
 
 def vectors_of(run: TrainedRun, column: str, texts: Sequence[str]) -> Float[Tensor, "U E"]:

@@ -125,15 +125,14 @@ def test_a_flipped_byte_in_any_file_is_an_error_that_names_it(built_study: Any, 
     rng = np.random.default_rng(0)
     for file in files:
         sound = file.read_bytes()
-        for place in (len(sound) - 1, int(rng.integers(0, len(sound)))):
-            damaged = bytearray(sound)
-            damaged[place] ^= 1 << int(rng.integers(0, 8))
-            file.write_bytes(damaged)
-            with pytest.raises(CorruptCacheError) as caught:
-                everything(open_cache(copy))
-            relative = file.relative_to(copy).as_posix()
-            assert relative.split("/c/")[0].removesuffix("/zarr.json") in str(caught.value)
-            assert "--overwrite" in str(caught.value)
+        damaged = bytearray(sound)
+        damaged[int(rng.integers(0, len(sound)))] ^= 1 << int(rng.integers(0, 8))
+        file.write_bytes(damaged)
+        with pytest.raises(CorruptCacheError) as caught:
+            everything(open_cache(copy))
+        relative = file.relative_to(copy).as_posix()
+        assert relative.split("/c/")[0].removesuffix("/zarr.json") in str(caught.value)
+        assert "--overwrite" in str(caught.value)
         file.write_bytes(sound)
     everything(open_cache(copy))
 
