@@ -143,6 +143,7 @@ class _Build:
             raise TableError(f"{self.data.path} was changed while it was being read; run the same command again")
         report = {
             "num_encoded": self.num_encoded,
+            "num_excluded": table.num_excluded,
             "unknown": self.unknown,
             "merged": {name: found.merged for name, found in table.strings.items()},
             "split": asdict(split_report),

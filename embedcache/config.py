@@ -81,6 +81,7 @@ class DataConfig(Config):
     strings: tuple[StringColumn, ...] = Field(min_length=1)
     numeric: tuple[NumericColumn, ...] = ()
     categories: tuple[CategoryColumn, ...] = ()
+    exclude_rows: tuple[str, ...] = Field(default=(), description="SQL conditions; rows that meet one are left out, e.g. 'length(smiles) > 500'")
     group: str | None = Field(default=None, description="rows of one group (a patient, a batch, a paper) never straddle two splits")
     stratum: str | None = Field(default=None, description="groups are dealt to the splits separately inside each value of this column")
     row_weight: RowWeight | None = None

@@ -15,7 +15,7 @@ from embedcache.errors import ConfigError
 from embedcache.splits import SPLITS, SplitReport, SplitTally, deal_groups, deal_rows
 from embedcache.table import Table
 
-ROWS_PER_BLOCK = 1 << 18
+ROWS_PER_BLOCK = 1 << 19
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rdkit import Chem, rdBase
 from embedcache.config import StringColumn
 
 _BRACKETS_OR_STAR = re.compile(r"\[[^\]]*\]|\*")
+_NOT_SMILES = re.compile(r"[^!-~]")  # white space and non-ASCII: RDKit reads up to it and ignores the rest, a tokenizer does not
 _NUM_ENDPOINTS = 2
 
 
@@ -28,7 +29,8 @@ def prepare_string(text: str, column: StringColumn) -> str:
         molecule = _parse(text)
         if column.kind == "psmiles":
             _check_repeat_unit(molecule)
-        return bracket_stars(Chem.MolToSmiles(molecule)) if column.canonicalize else text
+        # A second parse: RDKit's canonical form is that of its default reader, which also drops explicit hydrogens.
+        return bracket_stars(Chem.MolToSmiles(Chem.MolFromSmiles(text))) if column.canonicalize else text
 
 
 def bracket_stars(text: str) -> str:
@@ -40,6 +42,9 @@ def _parse(text: str) -> Chem.Mol:
     """Return the sanitised molecule, or raise ValueError with RDKit's reason."""
     if not text:
         raise ValueError("is empty")
+    foreign = _NOT_SMILES.search(text)
+    if foreign is not None:
+        raise ValueError(f"has {foreign[0]!a} inside, which no SMILES has")
     molecule = Chem.MolFromSmiles(text, sanitize=False)
     if molecule is None:
         raise ValueError("is not valid SMILES syntax")
@@ -54,7 +59,8 @@ def _check_repeat_unit(molecule: Chem.Mol) -> None:
     """Raise ValueError unless the molecule is one fragment with two endpoints, each bound once."""
     endpoints = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() == 0]
     if len(endpoints) != _NUM_ENDPOINTS:
-        raise ValueError(f"has {len(endpoints)} endpoints [*], a repeat unit has two")
+        ladder = "; ladder polymers are not supported" if len(endpoints) > _NUM_ENDPOINTS else ""
+        raise ValueError(f"has {len(endpoints)} endpoints [*], a repeat unit has two{ladder}")
     if any(atom.GetDegree() != 1 for atom in endpoints):
         raise ValueError("has an endpoint [*] that is not bound exactly once")
     num_fragments = len(Chem.GetMolFrags(molecule))

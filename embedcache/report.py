@@ -26,6 +26,7 @@ class BuildReport:
     targets: tuple[str, ...]
     absent_targets: tuple[str, ...]
     num_groups: int
+    num_excluded: int  # rows left out by data.exclude_rows
     num_encoded: int  # strings that the encoder had to read; the others' vectors were there
     unknown: dict[str, dict[str, list[str]]]  # by string column: string -> its parts that became <unk>
     merged: dict[str, dict[str, tuple[str, ...]]]  # by string column: string -> its spellings in the table
@@ -50,6 +51,7 @@ class BuildReport:
             targets=tuple(target.name for target in layout.targets),
             absent_targets=layout.absent_targets,
             num_groups=len(layout.groups),
+            num_excluded=kept["num_excluded"],
             num_encoded=kept["num_encoded"],
             unknown=kept["unknown"],
             merged={name: {text: tuple(spellings) for text, spellings in found.items()} for name, found in kept["merged"].items()},
@@ -64,7 +66,8 @@ class BuildReport:
         lines = [f"cache {self.path}: {self.status}, identity {self.identity}, {self.num_bytes / 1e6:,.1f} MB"]
         groups = f", {self.num_groups:,} groups" if self.num_groups else ""
         categories = "".join(f", {column} ({count} categories)" for column, count in self.categories)
-        lines.append(f"rows: {self.num_rows:,} with {self.num_features} numeric features{categories}{groups}")
+        excluded = f" ({self.num_excluded:,} left out by data.exclude_rows)" if self.num_excluded else ""
+        lines.append(f"rows: {self.num_rows:,}{excluded} with {self.num_features} numeric features{categories}{groups}")
         absent = f"; absent: {', '.join(self.absent_targets)}" if self.absent_targets else ""
         lines.append(f"targets: {', '.join(self.targets) or 'none'}{absent}")
         for spec in self.strings:

@@ -79,14 +79,14 @@ def range_hint(low: float | None, high: float | None, unit: str) -> Hint:
 
     def hint(least: float, greatest: float) -> str:
         extent = f" ({_show(least)})" if least == greatest else f" ({_show(least)} to {_show(greatest)})"
-        bound, extreme = (high, greatest) if high is not None and greatest > high else (low, least)
-        far = bound is not None and abs(extreme - bound) > 0.5 * abs(bound)  # a value just beyond the bound is no matter of units
-        repairs = []
+        bound = high if high is not None and greatest > high else low
+        near, extreme = sorted(abs(value - bound) for value in (least, greatest)) if bound is not None else (0.0, 0.0)
+        far = bound is not None and extreme > 0.5 * abs(bound) and near > 0.1 * abs(bound)  # a tail just beyond the bound is no matter of units
+        offset = {"K": 273.15, "degC": -273.15, "°C": -273.15, "C": -273.15}.get(unit, 0.0)
+        repairs = [f"shifted by {offset:+g}"] if offset and far and inside(least + offset, greatest + offset) else []
         for factor in (10, 100, 1000, 1_000_000) if far else ():
             repairs += [f"divided by {factor:,}"] if inside(least / factor, greatest / factor) else []
             repairs += [f"multiplied by {factor:,}"] if inside(least * factor, greatest * factor) else []
-        offset = {"K": 273.15, "degC": -273.15, "°C": -273.15, "C": -273.15}.get(unit, 0.0)
-        repairs += [f"shifted by {offset:+g}"] if offset and inside(least + offset, greatest + offset) else []
         return extent + (f"; {repairs[0]} they would all be in range: another unit?" if repairs else "")
 
     return hint

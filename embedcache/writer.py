@@ -22,7 +22,7 @@ from embedcache.scaling import Scaling
 from embedcache.store import ROW_ARRAYS, Layout, RowBlock, StringTable, widths
 
 COMPRESSORS = (ZstdCodec(level=3), Crc32cCodec())
-MOST_BLOCK_BYTES = 256 << 20  # rows held in memory at once
+MOST_BLOCK_BYTES = 64 << 20  # of rows in a shard; a build holds several copies of that: measured below 1 GB at 28 features and any number of rows
 CHUNK_VALUES = 1 << 20  # of arrays that are not rows
 
 

@@ -101,6 +101,7 @@ class RunConfig(Config):
 
     dir: str = "runs/run"
     name: str = Field(default="model", pattern=r"^[A-Za-z0-9_-]+$", description="first part of the checkpoints' names")
+    note: str = Field(default="", description="what a reader of the results must know, such as that the table is synthetic; heads every report")
 
 
 class RewardTerm(Config):
@@ -117,6 +118,7 @@ class RewardPenalty(Config):
     above: float | None = None
     below: float | None = None
     penalty: float = Field(ge=0)
+    width: float | None = Field(default=None, gt=0, description="of the sigmoid that stands for the threshold where gradients are wanted; unset: none")
 
     @model_validator(mode="after")
     def _one_side(self) -> "RewardPenalty":

@@ -1,132 +1,140 @@
-"""Plots and a self-contained HTML page of one evaluated run, drawn for people: readable in grey, axes with units."""
+"""A self-contained HTML page of one evaluated run: what the numbers are, what they are to be measured against, and where they fail.
+
+Plots (`plots`) are inlined, so that the page can be mailed; values are shown to the digits that matter; every table says what its rows are.
+"""
 
 import base64
 import json
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import jinja2
-import matplotlib as mpl
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import yaml
 
-from fusionnet.evaluate import Evaluation
-from fusionnet.metrics import reaches
+from embedcache.manifest import write_atomically
+from fusionnet.config import Task
+from fusionnet.evaluate import Evaluation, output_name
+from fusionnet.metrics import BINARY_METRICS, REGRESSION_METRICS, reaches
+from fusionnet.plots import draw_plots
 from fusionnet.run import TrainedRun
 
-DARK, MIDDLE, LIGHT = "#1b3a5c", "#c8641e", "#8fa3b8"  # told apart by lightness alone
-MOST_BARS = 24
+NONE = "\N{EN DASH}"
 MOST_TABLE_ROWS = 60
+TITLES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "accuracy": "accuracy", "auroc": "AUROC", "f1": "F1", "recall": "recall", "precision": "precision"}
+ERRORS = ("mae", "rmse")  # in the target's unit; less is better
+SHOWN = {"regression": ("mae", "r2"), "binary": ("auroc", "f1")}  # where there is room for two
 
 
-def write_report(run: TrainedRun, evaluation: Evaluation, about: dict[str, Any]) -> Path:
-    """Write plots/*.png and report.html into the run folder and return the page's path."""
-    plots = run.folder / "plots"
-    plots.mkdir(exist_ok=True)
-    drawn = [(title, _draw(plots / name, draw)) for name, title, draw in _plots(run, evaluation)]
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        resources.files("fusionnet").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    )
+def write_report(run: TrainedRun, evaluation: Evaluation) -> Path:
+    """Write plots/*.png and report.html into the run folder and return the page's path; other splits than test get names of their own."""
+    records = _all_records(run)
+    plots = draw_plots(run, evaluation, records, run.folder / output_name("plots", evaluation.split))
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters["number"] = number
+    template = environment.from_string(resources.files("fusionnet").joinpath("templates/report.html.j2").read_text(encoding="utf-8"))
+    primary = primary_tasks(run)
     page = template.render(
         run=run,
         evaluation=evaluation,
-        about=about,
-        records=run.records,
-        shown=[key for key in run.records[0] if key.endswith(("_mae", "_r2", "_auroc", "_f1"))],
-        lines=_metric_lines(run, evaluation),
-        groups=[(column, _group_lines(run, table)) for column, table in evaluation.by.items()],
-        group_heads=[(task.column, metric) for task, metric in _group_metrics(run)],
-        plots=[(title, base64.b64encode(path.read_bytes()).decode()) for title, path in drawn],
-        config=json.dumps(run.config, indent=1),
+        records=records,
+        titles=TITLES,
+        facts=_facts(run, evaluation),
+        goals=_goal_lines(run, evaluation),
+        regressions=[_target_line(run, evaluation, task, REGRESSION_METRICS) for task in run.tasks if task.kind == "regression"],
+        binaries=[_target_line(run, evaluation, task, BINARY_METRICS) for task in run.tasks if task.kind == "binary"],
+        plots=[(plot.title, plot.remark, base64.b64encode(plot.path.read_bytes()).decode()) for plot in plots],
+        history=[(f"{task.column} {TITLES[metric]}", f"{task.name}_{metric}") for task in primary for metric in SHOWN[task.kind]],
+        group_heads=[(task, TITLES[metric]) for task in primary for metric in SHOWN[task.kind]],
+        groups=[_group_table(run, evaluation, column, table) for column, table in evaluation.by.items()],
+        config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     )
-    path = run.folder / "report.html"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    path = run.folder / f"{output_name('report', evaluation.split)}.html"
+    write_atomically(path, page.encode())
     return path
 
 
-def _metric_lines(run: TrainedRun, evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return one entry per target and metric: value, goal, verdict, oracle."""
+def _all_records(run: TrainedRun) -> list[dict[str, Any]]:
+    """Return the records of all epochs: the log's, if it goes on where the checkpoint's end, as it does after the best epoch."""
+    log = run.folder / "training_log.json"
+    records = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else []
+    return records if records[: len(run.records)] == run.records else run.records
+
+
+def primary_tasks(run: TrainedRun) -> list[Task]:
+    """Return the tasks of the largest weight."""
+    heaviest = max(task.weight for task in run.tasks)
+    return [task for task in run.tasks if task.weight == heaviest]
+
+
+def number(value: float | None) -> str:
+    """Return a number to about four significant digits, a dash for none."""
+    if value is None:
+        return NONE
+    size = abs(value)
+    return f"{value:,.1f}" if size >= 100 else f"{value:.2f}" if size >= 10 else f"{value:.3f}" if size >= 0.1 else f"{value:.4f}"
+
+
+def _facts(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return what was evaluated, as (what, text)."""
+    layout, train = run.layout, run.recipe.train
+    groups = f" of {evaluation.num_groups:,} {run.data.group}" if evaluation.num_groups else ""
+    split = run.config["split"]["strategy"]
+    encoders = {spec.encoder.source: f"{spec.encoder.source}, {spec.pooling} pooling" for spec in layout.strings}
+    return [
+        ("rows", f"{len(evaluation.targets):,} {evaluation.split} rows{groups}, out of {layout.num_rows:,} in {Path(run.data.path).name}"),
+        ("split", f"{split}" + (f": no {run.data.group} is in more than one split" if split == "group" else "")),
+        ("strings", ", ".join(f"{spec.num_strings:,} distinct {spec.column}" for spec in layout.strings)),
+        ("encoder", f"{', '.join(encoders.values())}; trained in mode {run.recipe.mode}"),
+        ("checkpoint", f"{run.moment}: epoch {run.epoch} of {train.epochs}, {train.precision} training, fp32 evaluation"),
+    ]
+
+
+def _goal_lines(run: TrainedRun, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return one entry per goal: what, value, goal, verdict, the oracle's value and whether even the oracle misses the goal."""
     lines = []
     for task in run.tasks:
-        for metric, value in evaluation.metrics[task.column].items():
-            goal = task.goals.get(metric)
-            oracle = (evaluation.oracle or {}).get(task.column, {}).get(metric)
-            reached = None if goal is None else reaches(metric, value, goal)
-            lines.append({"column": task.column, "unit": task.unit, "metric": metric, "value": value, "goal": goal, "reached": reached, "oracle": oracle})
+        for metric, goal, reached in evaluation.verdicts(run, task.column):
+            best = (evaluation.oracle or {}).get(task.column, {}).get(metric)
+            unit = f" {task.unit}" if task.unit and metric in ERRORS else ""
+            lines.append(
+                {
+                    "what": f"{task.column} {TITLES[metric]}",
+                    "unit": unit,
+                    "value": evaluation.metrics[task.column][metric],
+                    "sign": "<" if metric in ERRORS else ">",
+                    "goal": goal,
+                    "reached": reached,
+                    "oracle": best,
+                    "out_of_reach": reaches(metric, best, goal) is False,
+                }
+            )
     return lines
 
 
-def _group_metrics(run: TrainedRun) -> list[tuple[Any, str]]:
-    """Return the metrics of the breakdown tables: the first regression's and the first binary task's."""
-    regression = [(task, metric) for task in run.tasks if task.kind == "regression" for metric in ("mae", "r2")][:2]
-    return regression + [(task, metric) for task in run.tasks if task.kind == "binary" for metric in ("auroc", "f1")][:2]
+def _target_line(run: TrainedRun, evaluation: Evaluation, task: Task, metrics: tuple[str, ...]) -> dict[str, Any]:
+    """Return one target's metrics beside the oracle's."""
+    place = run.tasks.index(task)
+    oracle = (evaluation.oracle or {}).get(task.column, {})
+    return {
+        "task": task,
+        "labels": int((evaluation.targets[:, place] == evaluation.targets[:, place]).sum()),
+        "pairs": [(evaluation.metrics[task.column][metric], oracle.get(metric)) for metric in metrics],
+        "share": evaluation.oracle_share(task.column),
+    }
 
 
-def _group_lines(run: TrainedRun, table: dict[str, dict[str, Any]]) -> list[tuple[str, int, list[float | None]]]:
-    metrics = _group_metrics(run)
-    return [(value, entry["rows"], [entry[task.column][metric] for task, metric in metrics]) for value, entry in list(table.items())[:MOST_TABLE_ROWS]]
-
-
-def _plots(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, str, Callable[[Axes], None]]]:
-    """Return (file, title, drawing) of each plot."""
-    plots: list[tuple[str, str, Callable[[Axes], None]]] = [("training.png", "Training and validation loss", lambda axes: _curves(axes, run))]
-    for number, task in enumerate(run.tasks):
-        observed = np.isfinite(evaluation.targets[:, number])
-        target, prediction = evaluation.targets[observed, number], evaluation.predictions[observed, number]
-        if task.kind == "regression":
-            plots.append((f"{task.name}.png", f"{task.column}: predicted and observed", lambda a, t=target, p=prediction, k=task: _parity(a, t, p, k)))
-        else:
-            plots.append((f"{task.name}.png", f"{task.column}: calibration", lambda a, t=target, p=prediction: _calibration(a, t, p)))
-    task = run.tasks[0]
-    metric = "mae" if task.kind == "regression" else "f1"
-    for column, table in evaluation.by.items():
-        if 1 < len(table) <= MOST_BARS:
-            plots.append((f"by_{column}.png", f"{task.column}: {metric} by {column}", lambda a, t=table, m=metric: _bars(a, t, task, m)))
-    return plots
-
-
-def _draw(path: Path, draw: Callable[[Axes], None]) -> Path:
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130}):
-        figure = Figure(figsize=(4.6, 3.6), layout="constrained")
-        draw(figure.add_subplot())
-        figure.savefig(path)
-    return path
-
-
-def _curves(axes: Axes, run: TrainedRun) -> None:
-    epochs = [record["epoch"] for record in run.records]
-    axes.plot(epochs, [record["train_loss"] for record in run.records], color=DARK, marker="o", markersize=3, label="training")
-    axes.plot(epochs, [record["val_loss"] for record in run.records], color=MIDDLE, marker="s", markersize=3, linestyle="--", label="validation")
-    axes.axvline(run.epoch, color=LIGHT, linewidth=1)
-    axes.set(xlabel="epoch (line: the checkpoint shown)", ylabel="multi-task loss")
-    axes.legend(frameon=False)
-
-
-def _parity(axes: Axes, target: np.ndarray, prediction: np.ndarray, task: Any) -> None:
-    low, high = float(min(target.min(), prediction.min())), float(max(target.max(), prediction.max()))
-    axes.hexbin(target, prediction, gridsize=60, extent=(low, high, low, high), bins="log", cmap="Greys", mincnt=1, linewidths=0)
-    axes.plot([low, high], [low, high], color=MIDDLE, linewidth=1)
-    unit = f" [{task.unit}]" if task.unit else ""
-    axes.set(xlabel=f"observed {task.column}{unit}", ylabel=f"predicted{unit}", aspect="equal")
-
-
-def _calibration(axes: Axes, target: np.ndarray, probability: np.ndarray) -> None:
-    edges = np.linspace(0, 1, 11)
-    bins = np.clip(np.digitize(probability, edges) - 1, 0, 9)
-    filled = [number for number in range(10) if (bins == number).any()]
-    axes.plot([0, 1], [0, 1], color=LIGHT, linewidth=1)
-    means = [probability[bins == number].mean() for number in filled], [target[bins == number].mean() for number in filled]
-    axes.plot(*means, color=DARK, marker="o", markersize=4)
-    axes.set(xlabel="predicted probability", ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-
-
-def _bars(axes: Axes, table: dict[str, dict[str, Any]], task: Any, metric: str) -> None:
-    entries = sorted(((entry[task.column][metric], value) for value, entry in table.items() if entry[task.column][metric] is not None), reverse=True)
-    axes.barh([value for _, value in entries], [height for height, _ in entries], color=DARK, height=0.7)
-    axes.tick_params(axis="y", labelsize=6 if len(entries) > 12 else 8)
-    axes.set(xlabel=f"{metric} of {task.column}" + (f" [{task.unit}]" if task.unit and metric in ("mae", "rmse") else ""))
+def _group_table(run: TrainedRun, evaluation: Evaluation, column: str, table: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the break-down by one column: (value, rows, groups, metrics) per value, and mean and spread over values."""
+    metrics = [(task.column, metric) for task in primary_tasks(run) for metric in SHOWN[task.kind]]
+    lines = [(value, entry["rows"], entry.get("groups"), [entry[target][metric] for target, metric in metrics]) for value, entry in table.items()]
+    columns = [[line[3][place] for line in lines if line[3][place] is not None] for place in range(len(metrics))]
+    return {
+        "column": column,
+        "lines": lines[:MOST_TABLE_ROWS],
+        "num_values": len(lines),
+        "mean": [fmean(values) if values else None for values in columns],
+        "spread": [stdev(values) if len(values) > 1 else None for values in columns],
+        "has_groups": evaluation.num_groups > 0 and column != run.data.group,
+    }

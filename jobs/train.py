@@ -1,6 +1,5 @@
 """Train a model from a cache: `deepspeed jobs/train.py --config C`, or torchrun, or plain python for one process."""
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -29,14 +28,16 @@ def main() -> None:
     encoders = tuple(column.encoder or experiment.encoder for column in experiment.data.strings)
     recipe = Recipe(observed_tasks(experiment.tasks, cache.layout), encoders, experiment.model, experiment.loss, experiment.train)
     folder = Path(experiment.run.dir)
-    if not arguments.summary and os.environ.get("RANK", "0") == "0":
-        _prepare_folder(folder, experiment, arguments.resume, arguments.overwrite)
+    if not arguments.summary:
+        _check_folder(folder, arguments.resume, arguments.overwrite)
     world = World()
-    world.barrier()
     trainer = make_trainer(recipe, experiment.optim, cache, world)
     if world.is_main:
         print(_summary(trainer, experiment))
     if not arguments.summary:
+        if world.is_main:
+            _make_folder(folder, experiment, arguments.overwrite)
+        world.barrier()
         _train_and_export(trainer, experiment, folder, arguments.resume)
     world.close()
 
@@ -62,13 +63,16 @@ def _train_and_export(trainer: Trainer, experiment: Experiment, folder: Path, re
         )
 
 
-def _prepare_folder(folder: Path, experiment: Experiment, resume: bool, overwrite: bool) -> None:
-    """Make the run folder, refusing to mix two runs in one."""
-    if folder.exists() and any(folder.iterdir()):
-        if overwrite:
-            shutil.rmtree(folder)
-        elif not resume:
-            raise RunError(f"{folder} holds an earlier run; continue it with --resume, delete it with --overwrite, or choose another with --set run.dir=...")
+def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse to mix two runs in one folder."""
+    if folder.exists() and any(folder.iterdir()) and not (resume or overwrite):
+        raise RunError(f"{folder} holds an earlier run; continue it with --resume, delete it with --overwrite, or choose another with --set run.dir=...")
+
+
+def _make_folder(folder: Path, experiment: Experiment, overwrite: bool) -> None:
+    """Make the run folder and write the resolved config into it; nothing that can be refused is left to check."""
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{experiment.run.name}_config.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
 

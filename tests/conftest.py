@@ -1,6 +1,7 @@
 """Shared fixtures: everything runs offline, on the CPU, on a few threads."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import yaml
 
 from embedcache.build import build_cache
 from embedcache.standin import write_standin
+from embedcache.store import open_cache
+from fusionnet.assemble import Recipe, build_model, make_sources, observed_tasks
+from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
 from jobs.experiment import load_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -121,3 +125,69 @@ def tiny_experiment(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folde
     experiment = load_experiment(config)
     build_cache(experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache)
     return config
+
+
+RunMaker = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_run(tiny_experiment: Path) -> RunMaker:
+    """Make run folders as training leaves them, in a second and without DeepSpeed; all weights are moved, LoRA's B too, so that none is the base model's."""
+
+    def make(folder: Path, seed: int = 7, **changes: Any) -> Path:
+        folder.mkdir(parents=True)
+        config = folder.with_name(f"{folder.name}.yaml")
+        config.write_text(yaml.safe_dump({**changes, "extends": str(tiny_experiment)}))
+        experiment = load_experiment(config, [f"run.dir={folder}"])
+        cache = open_cache(experiment.cache.path)
+        encoders = tuple(column.encoder or experiment.encoder for column in experiment.data.strings)
+        recipe = Recipe(observed_tasks(experiment.tasks, cache.layout), encoders, experiment.model, experiment.loss, experiment.train)
+        model = build_model(recipe, cache.layout, cache.scaling)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1 if "lora_" in name else 0.2)
+        names = [spec.name for spec in cache.layout.strings]
+        with model.autocast():
+            vectors = {name: source.table().float() for name, source in zip(names, make_sources(model, recipe, cache), strict=True)}
+        records = [made_record(epoch) for epoch in (1, 2)]
+        content = {
+            "epoch": 2,
+            "model_state_dict": model.trainable_state(),
+            "optimizer_state_dict": {},
+            "scheduler_state_dict": {"step": 4},
+            "loss_module_state_dict": model.loss.state_dict(),
+            "best_val_loss": records[-1]["val_loss"],
+            "metrics": records[-1],
+            "records": records,
+            "config": experiment.model_dump(mode="json"),
+            "layout": cache.layout.model_dump_json(),
+            "scaling": cache.scaling.to_json(),
+            "strings": {name: cache.strings(name).text for name in names},
+            "identity": dict(cache.identity.parts),
+            "vectors": vectors,
+        }
+        save_checkpoint(folder / "tiny_last.pt", content)
+        for moment in ("best", "final"):
+            link_checkpoint(folder / "tiny_last.pt", folder / f"tiny_{moment}.pt")
+        (folder / "tiny_config.yaml").write_text(experiment.to_yaml())
+        return folder
+
+    return make
+
+
+def made_record(epoch: int) -> dict[str, Any]:
+    """Return a log record of an epoch with the keys that training writes."""
+    scores = {"mae": 1.0 / epoch, "rmse": 1.5 / epoch, "r2": 1 - 0.5 / epoch}
+    binary = {"accuracy": 0.9, "auroc": 1 - 0.2 / epoch, "f1": None, "recall": 0.5, "precision": None}
+    named = {f"{task}_{metric}": value for task, found in (("ef", scores), ("opt", binary), ("aux", scores)) for metric, value in found.items()}
+    costs = {"seconds": 2.5, "rows_per_s": 1234.5, "gradient_norm": 1.0, "peak_rss_bytes": 1}
+    per_task = {f"{key}_{task}": 1.0 for key in ("train_loss", "sigma") for task in ("ef", "opt", "aux")}
+    return {"epoch": epoch, "train_loss": 2.0 / epoch, "val_loss": 2.5 / epoch, **named, **per_task, **costs, "learning_rates": {"network": 1e-3}}
+
+
+@pytest.fixture(scope="session")
+def made_run(make_run: RunMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder; tests read it and copy it, never change it."""
+    return make_run(tmp_path_factory.mktemp("made") / "run")

@@ -21,7 +21,7 @@ DATA: dict[str, Any] = {
     "numeric": [
         {"column": "x", "unit": "mm", "low": -50, "high": 50},
         {"column": "y", "transform": "log10", "low": 0},
-        {"column": "t", "transform": "inverse_kelvin", "unit": "degC"},
+        {"column": "t", "transform": "inverse_kelvin", "unit": "degC", "high": 100},
         {"column": "flag"},
         {"column": "same"},
     ],
@@ -118,7 +118,7 @@ def make_study(tiny_encoder_folder: Path) -> StudyMaker:
             targets=tuple(parse_config(TargetColumn, target, "test") for target in targets or TARGETS),
             split=SPLIT,
             encoder=EncoderConfig(source=str(tiny_encoder_folder)),
-            cache=CacheConfig(path=str(folder / "cache.zarr"), rows_per_chunk=16, chunks_per_shard=4),
+            cache=CacheConfig(path=str(folder / "cache.zarr"), rows_per_chunk=28, chunks_per_shard=4),
         )
 
     return make

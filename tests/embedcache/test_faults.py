@@ -23,6 +23,7 @@ import pytest
 from embedcache import manifest, publish, vectors, writer
 from embedcache.build import build_cache
 from embedcache.errors import BusyCacheError, CacheError, MissingCacheError
+from embedcache.fingerprint import wanted_identity
 from embedcache.publish import Places, builder_lock
 from embedcache.store import Cache
 
@@ -173,6 +174,16 @@ def test_a_finished_but_unpublished_build_is_published_without_work(study: Any, 
     assert published(study) is None
     monkeypatch.setattr("embedcache.build.read_table", lambda *_: pytest.fail("the table was read again"))
     assert study.build().status == "built"
+
+
+def test_a_finished_but_unpublished_build_of_something_else_is_not_published(study: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, Path, "rename", 1)
+        with pytest.raises(Stopped):
+            study.build()
+    other = study.but(split={"seed": 1})
+    assert other.build().status == "built"
+    assert published(study).identity == wanted_identity(other.data, other.targets, other.split, other.encoder)
 
 
 def test_encoded_strings_survive_a_kill(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:

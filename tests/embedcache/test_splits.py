@@ -56,6 +56,15 @@ def test_every_stratum_reaches_every_split(sizes: list[int], seed: int, num_stra
     assert (split == deal_groups(counts, stratum, config, "group", ("a", "b")[:num_strata])).all(), "the same seed must deal the same"
 
 
+def test_folds_are_level_though_groups_are_not() -> None:
+    sizes = np.rint(20 * np.random.default_rng(0).lognormal(sigma=1.0, size=120)).astype(np.int64)
+    shares = []
+    for rotation in range(10):
+        split = deal_groups(sizes[:, None], np.zeros(120, dtype=int), SplitConfig(rotation=rotation), "group", ())
+        shares.append(sizes[split == 2].sum() / sizes.sum())
+    assert max(shares) - min(shares) < 0.03, "every fold holds about a tenth of the rows"
+
+
 def test_the_seed_deals_otherwise() -> None:
     counts = cohort(50, 746, 0)  # groups of distinct spread: scikit-learn's own seed would change nothing
     deals = [deal_groups(counts, np.zeros(50, dtype=int), SplitConfig(seed=seed), "group", ()).tolist() for seed in range(4)]

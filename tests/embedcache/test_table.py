@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from embedcache.columns import NO_VALUE
+from embedcache.config import DataConfig, SplitConfig, StringColumn, TargetColumn
 from embedcache.errors import ConfigError, TableError
 from embedcache.table import Table, read_table
 
@@ -77,9 +78,12 @@ SINGLE = [
     ("x", {5: 1e39}, ["too large for float32"]),
     ("x", {k: 12_000.0 for k in range(10, 17)}, ["above 50 mm: 7 rows (12000)", "divided by 1,000 they would all be in range", "rows 10, 11, 12, 13, 14, ..."]),
     ("x", {4: 50.5}, ["above 50 mm: 1 row (50.5); row 4"]),
+    ("x", {4: 50.5, 5: 190.0}, ["above 50 mm: 2 rows (50.5 to 190); rows 4, 5"]),
     ("x", {4: -700.0, 8: -90.0}, ["below -50 mm: 2 rows (-700 to -90); divided by 100"]),
     ("y", {4: 0.0}, ["transform log10 needs values above 0: 1 row"]),
     ("y", {4: 1e-60}, ["transform log10 needs values above 0: 1 row"]),
+    ("t", {4: 298.15, 5: 310.0}, ["above 100 degC: 2 rows (298.15 to 310); shifted by -273.15 they would all be in range"]),
+    ("t", {4: 100.5, 5: 190.0}, ["above 100 degC: 2 rows (100.5 to 190); rows 4, 5"]),
     ("t", {4: -273.15}, ["transform inverse_kelvin needs values above -273.15"]),
     ("smiles", {4: None}, ["string column 'smiles': null: 1 row; row 4"]),
     ("smiles", {4: "CCO", 11: "CCO", 12: "C1CC"}, ["'CCO' is not a psmiles: it has 0 endpoints", "2 rows: rows 4, 11", "'C1CC' is not a psmiles"]),
@@ -257,3 +261,16 @@ def test_the_tables_own_split_is_checked(study_of: Callable, frame_of: Callable)
     split = {"strategy": "column", "column": "fold"}
     assert read(study_of(frame).but(split=split)).num_rows == 240
     assert "must be one of train, validation, test: 2 rows" in report_of(study_of(with_cells(frame, "fold", {8: "val", 9: None})).but(split=split))
+
+
+def test_rows_can_be_left_out_by_condition(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"smiles": ["[*]CC[*]", "[*]CCO[*]", "not one", "[*]CC[*]"], "y": [1.0, 2.0, 3.0, None]})
+    for name, write in (("t.parquet", frame.write_parquet), ("t.csv", frame.write_csv)):
+        write(tmp_path / name)
+        data = DataConfig(path=str(tmp_path / name), strings=(StringColumn(name="p", column="smiles"),), exclude_rows=("smiles LIKE 'not%'",))
+        targets, split = (TargetColumn(name="y", column="y"),), SplitConfig(strategy="random")
+        table = read_table(data, targets, split)
+        assert (table.num_rows, table.num_excluded) == (3, 1)
+        for wrong in ("no_such > 1", "smiles >", "SELECT"):
+            with pytest.raises(ConfigError, match=r"data\.exclude_rows"):
+                read_table(data.model_copy(update={"exclude_rows": (wrong,)}), targets, split)

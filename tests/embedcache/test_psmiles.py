@@ -1,0 +1,67 @@
+"""What is a repeat unit, what is not, and why."""
+
+from pathlib import Path
+
+import pytest
+
+from embedcache.config import StringColumn
+from embedcache.psmiles import bracket_stars, prepare_string
+
+PSMILES = StringColumn(name="p", column="c")
+
+
+@pytest.mark.parametrize(
+    ("text", "prepared"),
+    [("*CC*", "[*]CC[*]"), (" [*]CCO[*] ", "[*]CCO[*]"), ("[*]C([*])C", "[*]C([*])C"), ("[*:1]CC[*:2]", "[*:1]CC[*:2]")],
+)
+def test_stars_are_bracketed_and_the_rest_is_kept(text: str, prepared: str) -> None:
+    assert prepare_string(text, PSMILES) == prepared
+    assert bracket_stars(bracket_stars(text)) == bracket_stars(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is empty"),
+        ("[*]CC", "1 endpoints"),
+        ("[*]C([*])C[*]", "3 endpoints"),
+        ("CCO", "0 endpoints"),
+        ("[*]CC[*].O", "2 separate fragments"),
+        ("C[*]C[*]", "not bound exactly once"),
+        ("[*]CC(", "not valid SMILES"),
+        ("hello", "not valid SMILES"),
+        ("[*]C(C)(C)(C)(C)[*]", "chemically impossible: .*valence"),
+        ("[*]c1ccc[*]", "not valid SMILES|chemically impossible"),
+    ],
+)
+def test_reasons(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        prepare_string(text, PSMILES)
+
+
+def test_replacements_come_first() -> None:
+    column = StringColumn(name="p", column="c", replace={"[Cu]": "[*]", "[Au]": "[*]"})
+    assert prepare_string("[Cu]CCO[Au]", column) == "[*]CCO[*]"
+
+
+def test_canonical_forms_merge_spellings() -> None:
+    column = StringColumn(name="p", column="c", canonicalize=True)
+    assert prepare_string("[*]OCC[*]", column) == prepare_string("*CCO*", column)
+    assert prepare_string("[*]OCC[*]", PSMILES) != prepare_string("*CCO*", PSMILES)
+    assert "[*]" in prepare_string("*CCO*", column)
+
+
+def test_other_kinds() -> None:
+    smiles = StringColumn(name="s", column="c", kind="smiles")
+    assert prepare_string("[Li+].[Cl-]", smiles) == "[Li+].[Cl-]"
+    with pytest.raises(ValueError, match="not valid SMILES"):
+        prepare_string("not a molecule", smiles)
+    assert prepare_string("any * text", StringColumn(name="t", column="c", kind="text")) == "any * text"
+    assert prepare_string("", StringColumn(name="s", column="c", kind="smiles", if_null="")) == ""
+
+
+def test_real_repeat_units_pass(shared_data: Path) -> None:
+    lines = (shared_data / "psmiles" / "merged_unique_psmiles.txt").read_text().splitlines()[::10]
+    assert len(lines) > 1000
+    for line in lines:
+        assert prepare_string(line, PSMILES) == line
