@@ -54,7 +54,9 @@ def patient_rows(patients: Patients, number: int, num_rows: int, seed: int) -> t
     """Return one patient's label columns, and its features with the chemistry of each row's polymer."""
     polymers = load_polymers()
     counts = [len(part) for part in np.array_split(np.arange(num_rows), len(polymers))]
-    blocks = [formulations(polymer, count, [seed, 2, number, place]) for place, (polymer, count) in enumerate(zip(polymers, counts, strict=True))]
+    blocks = [
+        formulations(polymer, count, [seed, 2, number, place], number + place) for place, (polymer, count) in enumerate(zip(polymers, counts, strict=True))
+    ]
     features = {name: np.concatenate([block[name] for block in blocks]) for name in FORMULATION_COLUMNS}
     features |= {name: np.full(num_rows, patients.features[name][number]) for name in PATIENT_COLUMNS}
     for effect in ("bioactivity", "adhesion", "irritation"):
@@ -67,10 +69,13 @@ def patient_rows(patients: Patients, number: int, num_rows: int, seed: int) -> t
     return labels, features
 
 
-def formulations(polymer: Polymer, count: int, seed: list[int]) -> Columns:
-    """Return `count` formulations of a hydrogel: a Latin hypercube over modulus, half-life (both in logarithms), conductivity and thickness; coverages in turn."""
+def formulations(polymer: Polymer, count: int, seed: list[int], first_coverage: int) -> Columns:
+    """Return `count` formulations of a hydrogel: a Latin hypercube over modulus, half-life (both in logarithms), conductivity and thickness.
+
+    The coverages come in turn, from `first_coverage` on (modulo their number), so that tables of few rows have all of them too.
+    """
     unit = qmc.LatinHypercube(4, rng=np.random.default_rng(seed)).random(count)
-    turns = np.arange(count) % len(COVERAGES)
+    turns = (first_coverage + np.arange(count)) % len(COVERAGES)
     return {
         "hydrogel_E_kPa": _log_between(unit[:, 0], *polymer.modulus_kPa),
         "hydrogel_t50_days": _log_between(unit[:, 1], *polymer.t50_days),

@@ -5,7 +5,9 @@ observed features; there is no hidden patient effect, so patients that were neve
 
 Mechanics (Laplace: wall stress = pressure x radius / (2 x thickness)). A patch of modulus E [kPa], thickness h [mm] and coverage c shares the load of a wall
 of thickness w [mm] and modulus E_m: k = c h E' / (w E_m), with E' = E / (1 + E / 60 kPa) since a stiff patch detaches before it carries more. It takes the
-share k / (1 + k). A patch works best near the myocardium's own 10-20 kPa (Engler et al. 2008, J Cell Sci 121:3794): match = exp(-(ln E/15)^2 / (2 x 1.1^2)).
+share k / (1 + k), and passes on to the muscle what its stiffness allows: match = 0.1 + 0.9 exp(-(ln E/10)^2 / (2 x 0.8^2)), softer ones stretch without effect,
+stiffer ones hinder filling. The relief, share x match, is greatest at 13 to 18 kPa, the myocardium's own stiffness, where its cells work best (Engler et al.
+2008, J Cell Sci 121:3794).
 
 Residence. A patch must outlast the weeks in which the scar matures: residence = 1 / (1 + (28 d / t50)^1.5) (half after four weeks).
 
@@ -28,6 +30,7 @@ from scipy.stats import laplace, norm
 Columns = dict[str, Float[np.ndarray, " N"]]
 COVERAGES = {"coverage_scar_only": 0.4, "coverage_scar_bz25": 0.6, "coverage_scar_bz50": 0.8, "coverage_scar_bz100": 1.0}  # share of the loaded zone
 MYOCARDIUM_KPA = 15.0
+MATCH_KPA, MATCH_WIDTH, MATCH_FLOOR = 10.0, 0.8, 0.1  # the share of load grows with stiffness, so that relief peaks above MATCH_KPA
 OPTIMAL_EF_PCT, OPTIMAL_STRESS_PCT = 3.0, 15.0  # the specification's definition of is_optimal
 EF_RANGE_PCT = (0.0, 22.0)
 STRESS_RANGE_PCT = (0.0, 80.0)
@@ -63,7 +66,7 @@ def latent_effects(rows: Columns) -> Latent:
     """Return the effects of N rows that have the 19 features and `bioactivity`, `adhesion`, `irritation`."""
     modulus, half_life = rows["hydrogel_E_kPa"], rows["hydrogel_t50_days"]
     coverage = sum(fraction * rows[name] for name, fraction in COVERAGES.items())
-    match = np.exp(-0.5 * (np.log(modulus / MYOCARDIUM_KPA) / 1.1) ** 2)
+    match = MATCH_FLOOR + (1 - MATCH_FLOOR) * np.exp(-0.5 * (np.log(modulus / MATCH_KPA) / MATCH_WIDTH) ** 2)
     carried = coverage * rows["patch_thickness_mm"] * modulus / (1 + modulus / 60) / (rows["wall_thickness_mm"] * MYOCARDIUM_KPA)
     share = carried / (1 + carried)
     residence = 1 / (1 + (28 / half_life) ** 1.5)
@@ -71,16 +74,16 @@ def latent_effects(rows: Columns) -> Latent:
     grip = 1 + 0.35 * rows["adhesion"]
     viability = -0.5 * (rows["scar_fraction_pct"] - 18.6) / 7.3 - 0.3 * (rows["transmurality"] - 0.58) / 0.18
     load = 0.5 * (rows["stress_concentration"] - 2.6) / 0.5 + 0.3 * (rows["baseline_EDV_mL"] - 198.3) / 42.5
-    relief = share * (0.3 + 0.7 * match) * grip
+    relief = share * match * grip
     return Latent(
-        ef=2.4 * relief * (1 + 0.15 * load)
+        ef=3.3 * relief * (1 + 0.15 * load)
         + 0.55 * residence
         + 0.45 * conduction * (1 + 0.2 * (rows["bz_fraction_pct"] - 9.4) / 4.1)
         + 0.45 * rows["bioactivity"] * (0.4 + 0.6 * residence)
         + 0.12 * viability
         - 0.10 * np.maximum(rows["irritation"], 0),
         stress=relief * (1 + 0.12 * load),
-        strain=0.6 * relief * (0.5 + 0.5 * residence) + 0.12 * conduction + 0.05 * viability + 0.08 * rows["bioactivity"],
+        strain=0.8 * relief * (0.5 + 0.5 * residence) + 0.12 * conduction + 0.05 * viability + 0.08 * rows["bioactivity"],
         toxicity=-2.6 + 1.5 * rows["irritation"] + 0.5 * conduction + 0.35 * (1 - residence) + 0.12 * np.log(modulus / MYOCARDIUM_KPA),
         integrity=1.9 + 1.3 * (residence - 0.5) + 0.7 * rows["adhesion"] + 0.35 * np.log(modulus / MYOCARDIUM_KPA) - 0.15 * load,
     )

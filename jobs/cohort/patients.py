@@ -1,22 +1,22 @@
 """Virtual patients: eleven correlated features with the published means, spreads and ranges.
 
-A Gaussian copula on a scrambled Sobol sequence, rejected until every range and relation holds. The sequence is even over any prefix, so that 60 patients
-already show the marginals, and patient i of a seed is the same however many are drawn. Every sixth patient is labelled real, as in the published table
-(10 of 60); real and synthetic ones come from the same distribution.
+A Gaussian copula on a scrambled Sobol sequence, with beta marginals that have the published range, mean and spread by construction; patients are rejected
+until the derived features are in range too. The sequence is even over any prefix, so that 60 patients already show the marginals, and patient i of a seed
+is the same however many are drawn. Every sixth patient is labelled real, beginning with the first, as in the published table (10 of 60), so that any
+number of patients has a real one; real and synthetic ones come from the same distribution.
 
-Marginals: the published summary of the original table. Correlations are ours, with the signs that cardiology expects: dilation with a low ejection
-fraction, a larger and more transmural scar with both, thinner walls in dilated hearts.
+Marginals: the published summary of the original table; where it gives a range alone, mean and spread are ours. Correlations are ours, with the signs that
+cardiology expects: dilation with a low ejection fraction, a larger and more transmural scar with both, thinner walls in dilated hearts.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import norm, qmc
+from scipy.stats import beta, norm, qmc
 
 REAL_EVERY = 6
 _SOBOL_BATCH = 256
-_SPREAD = 1.1  # rejection narrows every feature; drawing this much wider restores the published spreads
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def draw_patients(num_patients: int, seed: int) -> Patients:
     values = np.concatenate(accepted)[:num_patients]
     names = [marginal.name for marginal in (*DRAWN, *DERIVED)]
     return Patients(
-        ids=[f"P{number + 1:04d}" for number in range(num_patients)],
+        ids=[f"P{number + 1:03d}" for number in range(num_patients)],
         is_real=[number % REAL_EVERY == 0 for number in range(num_patients)],
         features={name: values[:, column] for column, name in enumerate(names)},
     )
@@ -90,8 +90,8 @@ def draw_patients(num_patients: int, seed: int) -> Patients:
 def _accepted(uniform: Float[np.ndarray, "P D"]) -> Float[np.ndarray, "P M"]:
     """Return the patients among these points whose every range and relation holds, drawn features first, then derived ones."""
     gaussian = norm.ppf(np.clip(uniform, 1e-9, 1 - 1e-9))
-    drawn = gaussian[:, :-1] @ np.linalg.cholesky(_correlation()).T
-    drawn = drawn * [_SPREAD * m.sd for m in DRAWN] + [m.mean for m in DRAWN]
+    correlated = norm.cdf(gaussian[:, :-1] @ np.linalg.cholesky(_correlation()).T)
+    drawn = np.column_stack([_quantile(marginal, correlated[:, column]) for column, marginal in enumerate(DRAWN)])
     ejection_pct = drawn[:, _LVEF] + _LVEF_READING_SD_PCT * gaussian[:, -1]
     esv = drawn[:, _EDV] * (1 - ejection_pct / 100)
     bz_stress = drawn[:, _HEALTHY] * drawn[:, _CONCENTRATION]
@@ -100,6 +100,14 @@ def _accepted(uniform: Float[np.ndarray, "P D"]) -> Float[np.ndarray, "P M"]:
     inside = (values >= [m.low for m in marginals]) & (values <= [m.high for m in marginals])
     consistent = np.abs(drawn[:, _LVEF] - ejection_pct) <= LVEF_TOLERANCE_PCT
     return values[inside.all(axis=1) & consistent]
+
+
+def _quantile(marginal: Marginal, uniform: Float[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
+    """Return the quantiles of the beta distribution on the marginal's range that has its mean and standard deviation (method of moments)."""
+    width = marginal.high - marginal.low
+    mean = (marginal.mean - marginal.low) / width
+    concentration = mean * (1 - mean) / (marginal.sd / width) ** 2 - 1
+    return marginal.low + width * beta.ppf(uniform, mean * concentration, (1 - mean) * concentration)
 
 
 def _correlation() -> Float[np.ndarray, "D D"]:

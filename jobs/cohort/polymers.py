@@ -2,7 +2,8 @@
 
 Some hydrogels have no single repeat unit, and two published strings do not parse: `polymers.csv` holds our proxy PSMILES, one per hydrogel, 21 of them
 distinct (four GelMA concentrations share one). Chemical effects are functions of RDKit descriptors of the repeat unit, not of its name, so that polymers
-of like structure act alike and an unseen one is predictable in principle.
+of like structure act alike and an unseen one is predictable in principle. Their signs follow what is known (hydrogen bonds and charge bind tissue and
+cells, polyethylene glycol does neither, quaternary ammonium, conjugated chains and acrylates irritate); their sizes are ours, not measurements.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class Chemistry:
     """What a repeat unit's structure does, each about -1 to 1."""
 
     bioactivity: float  # pro-regenerative: hydrogen bonding and polarity, lessened by aromaticity
-    adhesion: float  # grip on wet tissue: donors and charge, helped by flexible chains
+    adhesion: float  # grip on wet tissue: charge, and donors that flexible chains bring to it
     irritation: float  # inflammatory: cationic charge, aromatics, residual acrylates
 
 
@@ -69,7 +70,7 @@ def chemistry_of(psmiles: str) -> Chemistry:
     acrylate = len(molecule.GetSubstructMatches(Chem.MolFromSmarts("C=CC(=O)"))) / heavy
     oily = Descriptors.MolLogP(molecule) / heavy
     return Chemistry(
-        bioactivity=float(np.tanh(6.0 * (donors - 0.13) + 0.35 * (polarity - 4.2) - 1.2 * aromatic)),
-        adhesion=float(np.tanh(4.0 * (donors - 0.13) + 6.0 * charged + 2.0 * (flexibility - 0.25))),
+        bioactivity=float(np.tanh(3.6 * (donors - 0.13) + 0.2 * (polarity - 4.2) - 0.7 * aromatic)),
+        adhesion=float(np.tanh(-0.6 + 8.0 * donors * (0.5 + flexibility) + 9.0 * charged)),
         irritation=float(np.tanh(-0.6 + 9.0 * cationic + 1.2 * aromatic + 9.0 * acrylate + 1.5 * oily)),
     )
