@@ -54,8 +54,10 @@ def test_canonical_forms_merge_spellings() -> None:
 def test_other_kinds() -> None:
     smiles = StringColumn(name="s", column="c", kind="smiles")
     assert prepare_string("[Li+].[Cl-]", smiles) == "[Li+].[Cl-]"
-    with pytest.raises(ValueError, match="not valid SMILES"):
+    with pytest.raises(ValueError, match="which no SMILES has"):
         prepare_string("not a molecule", smiles)
+    with pytest.raises(ValueError, match="not valid SMILES"):
+        prepare_string("C1CC", smiles)
     assert prepare_string("any * text", StringColumn(name="t", column="c", kind="text")) == "any * text"
     assert prepare_string("", StringColumn(name="s", column="c", kind="smiles", if_null="")) == ""
 

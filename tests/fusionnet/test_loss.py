@@ -1,5 +1,6 @@
 """The loss: parts add up however a step is cut, missing labels count for nothing, focal and uncertainty terms are the published ones."""
 
+import itertools
 import math
 
 import pytest
@@ -52,7 +53,7 @@ def test_the_parts_of_a_step_add_up_however_it_is_cut(num_rows: int, cuts: list[
     wanted = torch.autograd.grad(whole.total, learned)
     edges = sorted({0, num_rows, *(min(cut, num_rows) for cut in cuts)})
     edges = [0, *edges[1:]] if len(edges) > 1 else [0, num_rows]
-    pieces = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [slice(a, b) for a, b in itertools.pairwise(edges)]
     parts = [loss(outputs[piece], targets[piece], weight[piece], count, 1 / len(pieces)) for piece in pieces]
     torch.testing.assert_close(sum(part.total for part in parts), whole.total, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(sum(part.task_sums for part in parts), whole.task_sums, rtol=1e-5, atol=1e-5)

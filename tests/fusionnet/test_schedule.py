@@ -1,5 +1,7 @@
 """Warm-up reaches the peak, the cosine reaches its end, both in epochs unless steps are given."""
 
+import itertools
+
 import pytest
 
 from fusionnet.config import OptimConfig
@@ -12,7 +14,7 @@ def test_warm_up_reaches_the_peak_and_the_cosine_its_end() -> None:
     assert factors[0] == pytest.approx(1 / 78)
     assert factors[77] == 1.0
     assert max(factors) == 1.0
-    assert all(later <= earlier for earlier, later in zip(factors[77:], factors[78:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(factors[77:]))
     assert factors[-1] == pytest.approx(0.1, abs=1e-3)
     assert schedule.factor(77 + (585 - 78) // 2 + 1) == pytest.approx(0.55, abs=0.01)
 

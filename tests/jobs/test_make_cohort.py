@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +56,9 @@ def test_rows_are_dealt_to_hydrogels_as_in_the_published_table() -> None:
     counts = frame.group_by("polymer_name").len()["len"].to_list()
     assert sorted(counts) == [310] * 6 + [311] * 18
     assert 60 * len(frame) == 447_480
-    coverage = frame.select(COVERAGES).to_numpy()
+    coverage = frame.select(*COVERAGES).to_numpy()
     assert (coverage.sum(1) == 1).all()
-    assert np.ptp(coverage.sum(0)) < 24  # the four patterns in turn
+    assert np.ptp(coverage.sum(0)) <= 4  # the four patterns in turn
 
 
 def test_patients_have_the_published_marginals_and_keep_every_relation() -> None:
@@ -116,7 +117,8 @@ def test_chemistry_is_a_function_of_structure_alone(cohort: pl.DataFrame) -> Non
     gelma = [polymer for polymer in load_polymers() if polymer.name.startswith("GelMA_") and polymer.name.endswith("pct")]
     assert len(gelma) == 4
     assert len({polymer.chemistry for polymer in gelma}) == 1
-    assert chemistry_of("[*]OC1C(CO)OC([*])C(N)C1O") == chemistry_of("C1(O)C(N)C([*])OC(CO)C1O[*]")
+    other_spelling = astuple(chemistry_of("C1(O)C(N)C([*])OC(CO)C1O[*]"))
+    assert astuple(chemistry_of("[*]OC1C(CO)OC([*])C(N)C1O")) == pytest.approx(other_spelling)
     assert len({polymer.chemistry for polymer in load_polymers()}) == 21
     effect = cohort.group_by("polymer_SMILES").agg(pl.col("delta_EF_pct").mean())["delta_EF_pct"].std()
     assert effect > 1

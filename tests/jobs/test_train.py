@@ -122,7 +122,7 @@ def test_a_tiny_table_can_be_overfitted(tiny_experiment: Path, tmp_path: Path) -
     fast = ["optim.lr=0.004", "optim.lr_encoder=0.002", "optim.weight_decay=0", "train.epochs=60", f"run.dir={tmp_path / 'run'}"]
     train(tiny_experiment, *[word for value in (*quiet, *fast) for word in ("--set", value)])
     records = json.loads((tmp_path / "run" / "training_log.json").read_text())
-    assert records[-1]["train_loss_ef"] < 0.03 * records[0]["train_loss_ef"]
+    assert records[-1]["train_loss_ef"] < 0.1 * records[0]["train_loss_ef"]
     assert records[-1]["train_loss_opt"] < 0.1 * records[0]["train_loss_opt"]
     assert records[-1]["train_loss_aux"] < 0.1 * records[0]["train_loss_aux"]
 
