@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from embedcache.dealing import Deal, deal
 from embedcache.encoder import load_encoder
 from embedcache.errors import CacheError, CorruptCacheError, MissingCacheError, StaleCacheError, TableError
 from embedcache.fingerprint import FORMAT_VERSION, Identity, encoding_key, wanted_identity
+from embedcache.prefix import check_layers
 from embedcache.publish import Places, builder_lock, clean_up, discard_store, publish, recover
 from embedcache.report import BuildReport
 from embedcache.rows import row_blocks
@@ -54,10 +55,10 @@ def build_cache(
     with builder_lock(places):
         recover(places)
         found = _cache_in_the_way(places, wanted, overwrite)
-        if found is not None and found.identity == wanted:
+        if found is not None and found.identity == wanted and has_states(found, data, encoder):
             clean_up(places)
             return BuildReport.of(found, "up to date")
-        if not _is_finished(places, wanted):
+        if not _is_finished(places, wanted, data, encoder):
             _Build(data, targets, split, encoder, cache, places, wanted, found).run()
         publish(places)
         return BuildReport.of(open_cache(places.path), "built")
@@ -86,7 +87,13 @@ def _cache_in_the_way(places: Places, wanted: Identity, overwrite: bool) -> Cach
     return found
 
 
-def _is_finished(places: Places, wanted: Identity) -> bool:
+def has_states(cache: Cache, data: DataConfig, encoder: EncoderConfig) -> bool:
+    """Whether the cache has the hidden states that the encoding mode asks for. They are no part of its identity: other modes share the cache."""
+    wanted = {column.name: (column.encoder or encoder).prefix_layer for column in data.strings}
+    return all(wanted[spec.name] in (None, spec.prefix_layer) for spec in cache.layout.strings)
+
+
+def _is_finished(places: Places, wanted: Identity, data: DataConfig, encoder: EncoderConfig) -> bool:
     """Whether a killed build left the wanted cache complete, but unpublished; any other is discarded."""
     try:
         finished = open_cache(places.store)
@@ -94,9 +101,10 @@ def _is_finished(places: Places, wanted: Identity) -> bool:
     except (MissingCacheError, CorruptCacheError, StaleCacheError):
         discard_store(places)
         return False
-    if finished.identity != wanted:
+    sound = finished.identity == wanted and has_states(finished, data, encoder)
+    if not sound:
         discard_store(places)
-    return finished.identity == wanted
+    return sound
 
 
 @dataclass
@@ -167,6 +175,10 @@ class _Build:
                 found = table.strings[column.name]
                 tokens, self.unknown[column.name] = tokenize(tokenizer, found.text, model.max_length)
                 self.num_encoded += encode_missing(found.text, tokens, model, known, folder)
+                layer = config.prefix_layer
+                if layer is not None:
+                    check_layers(model.model, layer)
+                    tokens = replace(tokens, states=model.states(tokens, layer))
                 vectors = torch.from_numpy(stacked(found.text, known))
                 tables[column.name] = StringTable(list(found.text), tokens, vectors, torch.from_numpy(found.num_rows))
                 specs.append(self._spec(column, found, tables[column.name], encoding))
@@ -186,6 +198,7 @@ class _Build:
             encoder=config,
             encoding=encoding,
             standin=is_standin(config.source),
+            prefix_layer=config.prefix_layer,
         )
 
     def _write_rows(self, writer: StoreWriter, table: Table, dealt: Deal) -> Scaling:

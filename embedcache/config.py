@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from embedcache.errors import ConfigError
 
-EncodingMode = Literal["naive", "per_microbatch", "per_step", "frozen"]
+EncodingMode = Literal["naive", "per_microbatch", "per_step", "prefix", "frozen"]
 Transform = Literal["identity", "log10", "log1p", "inverse_kelvin"]
 ENCODING_MODES: tuple[EncodingMode, ...] = get_args(EncodingMode)
 
@@ -131,6 +131,7 @@ class LoraConfig(Config):
     alpha: float = Field(default=32.0, gt=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     target_modules: tuple[str, ...] = ("query_proj", "key_proj", "value_proj")
+    first_layer: int = Field(default=0, ge=0, description="adapt this layer and those above it; with encoder.mode prefix, what enters it is cached")
 
 
 class EncoderConfig(Config):
@@ -142,6 +143,17 @@ class EncoderConfig(Config):
     pooling: Literal["mean", "cls"] = "mean"
     mode: EncodingMode = "per_step"
     lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="after")
+    def _prefix_has_layers(self) -> "EncoderConfig":
+        if self.mode == "prefix" and self.lora.first_layer == 0:
+            raise ValueError("mode prefix caches what enters the first adapted layer: set encoder.lora.first_layer to 1 or more, or use mode per_step")
+        return self
+
+    @property
+    def prefix_layer(self) -> int | None:
+        """The layer whose incoming hidden states are cached, None where none are."""
+        return self.lora.first_layer if self.mode == "prefix" else None
 
 
 class CacheConfig(Config):

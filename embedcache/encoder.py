@@ -7,11 +7,12 @@ drawn once per distinct string rather than once per row.
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from embedcache.config import EncoderConfig
 from embedcache.errors import EncoderError
+from embedcache.prefix import some_layers
 from embedcache.tokens import TokenTable
 
 BATCH_OVERHEAD_TOKENS = 48  # what one more batch costs beside its tokens; measured on 2 cores at polyBERT's size
@@ -37,15 +39,19 @@ class StringEncoder(nn.Module):
         self.pooling = pooling
         self.width: int = model.config.hidden_size
         self.max_length: int = model.config.max_position_embeddings
+        self.first_layer = 0  # the lowest layer that is trained; `lora.add_lora` sets it
 
     def forward(self, tokens: TokenTable, pad_to: int | None = None) -> Float[Tensor, "S E"]:
-        """Return one fp32 vector per string, in the order given; `pad_to` puts all strings in one batch of that padded length (the naive yardstick)."""
+        """Return one fp32 vector per string, in the order given; `pad_to` puts all strings in one batch of that padded length (the naive yardstick).
+
+        Where the tokens carry states, these enter layer `first_layer`, and the layers below are not run.
+        """
         if tokens.num_strings == 0:
             return torch.zeros(0, self.width, device=tokens.values.device)
         if pad_to is not None:
-            return self._encode(*tokens.padded(pad_to))
+            return self._encode(tokens, pad_to)
         batches = length_batches(tokens.lengths, MAX_BATCH_TOKENS)
-        vectors = torch.cat([self._encode(*tokens.take(ids).padded()) for ids in batches])
+        vectors = torch.cat([self._encode(tokens.take(ids)) for ids in batches])
         order = torch.cat(batches)
         return vectors[order.argsort()]
 
@@ -58,8 +64,25 @@ class StringEncoder(nn.Module):
                 module.lora_dropout.train(mode)
         return self
 
-    def _encode(self, ids: Int[Tensor, "S L"], mask: Bool[Tensor, "S L"]) -> Float[Tensor, "S E"]:
-        hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()  # [S, L, E]
+    @torch.no_grad()
+    def states(self, tokens: TokenTable, first_layer: int) -> Float[Tensor, "total H"]:
+        """Return the fp32 hidden states that enter layer `first_layer`, one per token."""
+        if tokens.num_strings == 0 or first_layer == 0:
+            raise ValueError("states are those that enter a layer above the first one, of at least one string")
+        states = torch.empty(len(tokens.values), self.width, device=tokens.values.device)
+        with some_layers(self.model, 0, first_layer):
+            for ids in length_batches(tokens.lengths, MAX_BATCH_TOKENS):
+                batch = tokens.take(ids)
+                padded, mask = batch.padded()
+                hidden = self.model(input_ids=padded, attention_mask=mask.long()).last_hidden_state
+                states[tokens.places(ids)] = hidden[mask].float()
+        return states
+
+    def _encode(self, tokens: TokenTable, pad_to: int | None = None) -> Float[Tensor, "S E"]:
+        ids, mask = tokens.padded(pad_to)
+        known = nullcontext() if tokens.states is None else some_layers(self.model, self.first_layer, None, tokens.padded_states(mask))
+        with known:
+            hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()  # [S, L, E]
         if self.pooling == "cls":
             return hidden[:, 0]
         weight = mask.unsqueeze(2).float()

@@ -15,6 +15,7 @@ from embedcache.config import LoraConfig
 from embedcache.dropout import Dropout
 from embedcache.encoder import StringEncoder
 from embedcache.errors import EncoderError
+from embedcache.prefix import check_layers
 
 
 def add_lora(encoder: StringEncoder, config: LoraConfig) -> None:
@@ -26,6 +27,10 @@ def add_lora(encoder: StringEncoder, config: LoraConfig) -> None:
             f"encoder.lora.target_modules names {', '.join(missing)}, which the encoder does not have; DeBERTa-v2 has query_proj, key_proj, value_proj"
         )
     wanted = peft.LoraConfig(r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.target_modules), bias="none")
+    if config.first_layer:
+        num_layers = check_layers(encoder.model, config.first_layer)
+        wanted.layers_to_transform, wanted.layers_pattern = list(range(config.first_layer, num_layers)), "layer"
+        encoder.first_layer = config.first_layer
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT 0.21 asks transformers 5 by the old name
         encoder.model = peft.get_peft_model(encoder.model, wanted)

@@ -1,7 +1,7 @@
 """The cache as its readers see it: `open_cache(path)` and what the opened cache gives.
 
     /                 attributes: format_version, identity, layout, provenance, report, complete, files (see `manifest`)
-    /strings/<name>   text [S], token_ids [all tokens], token_offsets [S + 1], embeddings [S, E], num_rows [S]
+    /strings/<name>   text [S], token_ids [all tokens], token_offsets [S + 1], embeddings [S, E], num_rows [S], prefix [all tokens, E] (mode prefix)
     /rows             string_id [N, C], numeric [N, F], category [N, K], targets [N, T], weight [N], group [N], split [N], facets [N, R]
     /scaling          attributes: transforms, means and spreads of train rows
     /groups           name: the names of the groups, where the table has groups
@@ -46,6 +46,7 @@ class StringSpec(Config):
     encoder: EncoderConfig
     encoding: str  # key of encoder, tokenizer and pooling: equal keys give equal vectors
     standin: bool
+    prefix_layer: int | None = None  # the layer that the cached hidden states enter; None: there are none
 
 
 class Layout(Config):
@@ -154,16 +155,17 @@ class Cache:
         """Files that the manifest covers."""
         return len(self._files)
 
-    def strings(self, name: str) -> StringTable:
-        """Return the strings of the column with this short name."""
+    def strings(self, name: str, with_states: bool = False) -> StringTable:
+        """Return the strings of the column with this short name; `with_states` reads the cached hidden states too, if there are any."""
         spec = next((spec for spec in self.layout.strings if spec.name == name), None)
         if spec is None:
             raise KeyError(f"the cache has no string column '{name}'; it has {', '.join(spec.name for spec in self.layout.strings)}")
         where = f"strings/{name}"
         values, offsets = self._read(f"{where}/token_ids"), self._read(f"{where}/token_offsets")
+        states = None if spec.prefix_layer is None or not with_states else torch.from_numpy(self._read(f"{where}/prefix"))
         return StringTable(
             text=[str(text) for text in self._read(f"{where}/text")],
-            tokens=TokenTable(values=torch.from_numpy(values), offsets=torch.from_numpy(offsets)),
+            tokens=TokenTable(values=torch.from_numpy(values), offsets=torch.from_numpy(offsets), states=states),
             embeddings=torch.from_numpy(self._read(f"{where}/embeddings")),
             num_rows=torch.from_numpy(self._read(f"{where}/num_rows")),
         )

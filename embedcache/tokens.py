@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from google.protobuf.message import DecodeError
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, processors
 from torch import Tensor
@@ -42,10 +42,14 @@ PUBLISHED_IDS = {
 
 @dataclass(frozen=True)
 class TokenTable:
-    """The tokens of S strings, one after another; string s is `values[offsets[s]:offsets[s + 1]]`."""
+    """The tokens of S strings, one after another; string s is `values[offsets[s]:offsets[s + 1]]`.
+
+    `states`, where known, are the hidden states that enter the encoder's first adapted layer, one per token (see `prefix`).
+    """
 
     values: Int[Tensor, " total"]
     offsets: Int[Tensor, " S_plus_1"]
+    states: Float[Tensor, "total H"] | None = None
 
     @property
     def num_strings(self) -> int:
@@ -59,10 +63,17 @@ class TokenTable:
 
     def take(self, ids: Int[Tensor, " U"]) -> "TokenTable":
         """Return the strings with these ids, in that order; an id may come more than once."""
+        places = self.places(ids)
         lengths = self.lengths[ids]
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        within = torch.arange(int(offsets[-1]), device=ids.device) - offsets[:-1].repeat_interleave(lengths)
-        return TokenTable(self.values[self.offsets[:-1][ids].repeat_interleave(lengths) + within], offsets)
+        return TokenTable(self.values[places], offsets, None if self.states is None else self.states[places])
+
+    def places(self, ids: Int[Tensor, " U"]) -> Int[Tensor, " _"]:
+        """Return where the tokens of these strings are in `values`, string after string."""
+        lengths = self.lengths[ids]
+        ends = lengths.cumsum(0)
+        within = torch.arange(int(ends[-1]) if len(ids) else 0, device=ids.device) - (ends - lengths).repeat_interleave(lengths)
+        return self.offsets[:-1][ids].repeat_interleave(lengths) + within
 
     def padded(self, length: int | None = None) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"]]:
         """Return (ids, mask), padded to `length` or to the longest string; the padding's id is irrelevant where the mask is used."""
@@ -75,7 +86,14 @@ class TokenTable:
 
     def to(self, device: torch.device | str) -> "TokenTable":
         """Return the table on a device."""
-        return TokenTable(self.values.to(device), self.offsets.to(device))
+        return TokenTable(self.values.to(device), self.offsets.to(device), None if self.states is None else self.states.to(device))
+
+    def padded_states(self, mask: Bool[Tensor, "S L"]) -> Float[Tensor, "S L H"]:
+        """Return the states where `padded` put their tokens, zeros elsewhere."""
+        assert self.states is not None
+        states = self.states.new_zeros(*mask.shape, self.states.shape[1])
+        states[mask] = self.states
+        return states
 
 
 class Tokenized(NamedTuple):

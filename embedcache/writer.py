@@ -92,6 +92,8 @@ class StoreWriter:
         _write(group, "token_offsets", strings.tokens.offsets.numpy(), ("string_edge",))
         _write(group, "embeddings", strings.embeddings.numpy(), ("string", "embedding"))
         _write(group, "num_rows", strings.num_rows.numpy(), ("string",))
+        if strings.tokens.states is not None:
+            _write(group, "prefix", strings.tokens.states.numpy(), ("token", "embedding"))
 
     def finish(self, scaling: Scaling) -> None:
         """Write the names of groups and the scaling; all rows must have been added."""

@@ -71,7 +71,7 @@ def make_sources(model: JointModel, recipe: Recipe, cache: Cache, device: torch.
     names = [spec.name for spec in cache.layout.strings]
     sources: list[VectorSource] = []
     for name, key in zip(names, encoder_of_column(recipe, names), strict=True):
-        table = cache.strings(name)
+        table = cache.strings(name, with_states=recipe.mode == "prefix")
         if recipe.mode == "frozen":
             sources.append(CachedVectors(table.embeddings.to(device)))
             continue
@@ -82,7 +82,7 @@ def make_sources(model: JointModel, recipe: Recipe, cache: Cache, device: torch.
                 sources.append(PerRow(encoder, tokens, pad_to))
             case "per_microbatch":
                 sources.append(PerMicrobatch(encoder, tokens))
-            case "per_step":
+            case "per_step" | "prefix":
                 sources.append(LiveEncoder(encoder, tokens))
     return sources
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, model_validator
 
+from embedcache.build import has_states
 from embedcache.config import CacheConfig, Config, DataConfig, EncoderConfig, SplitConfig, TargetColumn, parse_config
 from embedcache.errors import ConfigError, StaleCacheError
 from embedcache.fingerprint import wanted_identity
@@ -101,5 +102,10 @@ def open_checked_cache(experiment: Experiment, config_path: str) -> Cache:
         raise StaleCacheError(
             f"{experiment.cache.path} was not built from what this run asks for (run -> cache):\n{listed}\n"
             f"rebuild it with: python -m jobs.build_cache --config {config_path} --overwrite"
+        )
+    if not has_states(cache, experiment.data, experiment.encoder):
+        raise StaleCacheError(
+            f"{experiment.cache.path} does not hold the hidden states that enter layer {experiment.encoder.lora.first_layer}, which mode prefix reads; "
+            f"add them with: python -m jobs.build_cache --config {config_path} with the same --set encoder.mode and encoder.lora.first_layer"
         )
     return cache

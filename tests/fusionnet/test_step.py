@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from embedcache.build import build_cache
 from embedcache.store import open_cache
 from fusionnet.assemble import Recipe, build_model, make_sources, observed_tasks
 from fusionnet.batches import StepPlan, load_rows
@@ -31,9 +32,9 @@ OVERRIDES = [
 ]
 
 
-def plain_pytorch(config: Path, mode: str, num_steps: int = NUM_STEPS) -> dict[str, torch.Tensor]:
+def plain_pytorch(config: Path, mode: str, num_steps: int = NUM_STEPS, extra: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
     """Return the parameters after some steps of per-row encoding, the whole step as one batch, torch's own AdamW and clipping."""
-    experiment = load_experiment(config, [*OVERRIDES, f"encoder.mode={mode}"])
+    experiment = load_experiment(config, [*OVERRIDES, *extra, f"encoder.mode={mode}"])
     cache = open_cache(experiment.cache.path)
     recipe = Recipe(observed_tasks(experiment.tasks, cache.layout), (experiment.encoder,) * 2, experiment.model, experiment.loss, experiment.train)
     model = build_model(recipe, cache.layout, cache.scaling)
@@ -58,7 +59,9 @@ def plain_pytorch(config: Path, mode: str, num_steps: int = NUM_STEPS) -> dict[s
     return model.trainable_state()
 
 
-def run_workers(config: Path, output: Path, world_size: int, cases: list[tuple[str, int, int]]) -> dict[str, dict[str, torch.Tensor]]:
+def run_workers(
+    config: Path, output: Path, world_size: int, cases: list[tuple[str, int, int]], extra: tuple[str, ...] = ()
+) -> dict[str, dict[str, torch.Tensor]]:
     """Train the cases on `world_size` processes and return what rank 0 saved."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -68,7 +71,7 @@ def run_workers(config: Path, output: Path, world_size: int, cases: list[tuple[s
     worker = Path(__file__).with_name("step_worker.py")
     processes = [
         subprocess.Popen(
-            [sys.executable, str(worker), str(config), str(output), json.dumps([*OVERRIDES]), json.dumps(cases)],
+            [sys.executable, str(worker), str(config), str(output), json.dumps([*OVERRIDES, *extra]), json.dumps(cases)],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,12 +100,27 @@ def test_every_mode_equals_naive_adamw(world_size: int, tiny_experiment: Path, r
     assert len(results) == len(CASES)
     initial = references["initial"]
     for case, result in results.items():
-        wanted = references["frozen" if case.startswith("frozen") else "live"]
-        assert result["state"].keys() == wanted.keys()
-        for name, value in wanted.items():
-            # Adam divides by the gradient's own size, so an element with almost no gradient turns rounding into motion: compare whole tensors.
-            error, moved = (result["state"][name] - value).norm(), (value - initial[name]).norm()
-            assert error <= 2e-4 * moved, f"{case} {name}: off by {error / moved:.1e} of its motion"
+        assert_same_motion(case, result["state"], references["frozen" if case.startswith("frozen") else "live"], initial)
+
+
+def assert_same_motion(case: str, found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], initial: dict[str, torch.Tensor]) -> None:
+    """Adam divides by the gradient's own size, so an element with almost no gradient turns rounding into motion: whole tensors are compared."""
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        error, moved = (found[name] - value).norm(), (value - initial[name]).norm()
+        assert error <= 2e-4 * moved, f"{case} {name}: off by {error / moved:.1e} of its motion"
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_prefix_cache_equals_naive_adamw_of_the_top_layers(world_size: int, tiny_experiment: Path, tmp_path: Path) -> None:
+    extra = ("encoder.lora.first_layer=1", f"cache.path={tmp_path / 'prefix.zarr'}")
+    experiment = load_experiment(tiny_experiment, [*extra, "encoder.mode=prefix"])
+    build_cache(experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache)
+    wanted, initial = (plain_pytorch(tiny_experiment, "naive", steps, extra) for steps in (NUM_STEPS, 0))
+    assert not any("layer.0." in name for name in wanted)
+    for case, result in run_workers(tiny_experiment, tmp_path / "results.pt", world_size, [("prefix", n, NUM_STEPS) for n in (1, 3)], extra).items():
+        assert_same_motion(case, result["state"], wanted, initial)
 
 
 def test_lora_moves_far_in_the_reference(tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]]) -> None:
