@@ -1,0 +1,97 @@
+"""The full-size Stage 1 run as tables: epochs, test metrics beside goals and the oracle, real beside synthetic patients, time and memory.
+
+Reads what a finished and evaluated run folder holds (training_log.json, metrics.json) and, for what the same run would take naively, the throughput
+benchmark of the same precision.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.stamp import RESULTS, stamp
+from embedcache.errors import UserError
+from fusionnet.train.runlog import write_json
+
+EPOCH_COLUMNS = ("epoch", "train_loss", "val_loss", "ef_mae", "ef_r2", "opt_auroc", "opt_f1", "seconds", "rows_per_s")
+
+
+def main(words: list[str]) -> None:
+    """Write benchmarks/results/stage1.json and .md."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks stage1", description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="a run folder that jobs.evaluate_model has evaluated with --oracle")
+    parser.add_argument("--trained-at", required=True, metavar="COMMIT", help="the commit that trained it")
+    parser.add_argument("--json", type=Path, default=RESULTS / "stage1.json")
+    arguments = parser.parse_args(words)
+    config, records, metrics = (_read(arguments.run, name) for name in ("*_config.yaml", "training_log.json", "metrics.json"))
+    found = {
+        **stamp(),
+        "trained_at": arguments.trained_at,
+        "train": config["train"],
+        "optim": config["optim"],
+        "mode": metrics["mode"],
+        "seconds": sum(record["seconds"] for record in records),
+        "peak_rss_bytes": max(record["peak_rss_bytes"] for record in records),
+        "epochs": [{key: record[key] for key in EPOCH_COLUMNS} for record in records],
+        "metrics": metrics,
+    }
+    throughput = arguments.json.with_name(f"throughput_{config['train']['precision']}.json")
+    if throughput.is_file():
+        found["stage1_hours"] = json.loads(throughput.read_text())["stage1_hours"]
+    text = as_markdown(found)
+    write_json(arguments.json, found)
+    arguments.json.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def _read(run: Path, pattern: str) -> Any:
+    file = next(iter(run.glob(pattern)), None)
+    if file is None:
+        raise UserError(f"{run} has no {pattern}: train, then run jobs.evaluate_model with --oracle")
+    return yaml.safe_load(file.read_text()) if file.suffix == ".yaml" else json.loads(file.read_text())
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """Return the run as tables."""
+    metrics, train = found["metrics"], found["train"]
+    lines = [
+        "# Stage 1 at full size on the reference cohort",
+        "",
+        "`deepspeed --num_accelerators 1 jobs/train.py --config configs/stage1.yaml`, then `jobs.evaluate_model --oracle`; "
+        f"trained at {found['trained_at']}, {found['date']}.",
+        f"{found['hardware']['processor']}, {found['hardware']['cores']} cores, torch {found['versions']['torch']}, {train['precision']}, "
+        f"mode {found['mode']}, lr {found['optim']['lr']:g} (LoRA {found['optim']['lr_encoder']:g}), {train['batch_rows']:,} rows per step.",
+        f"{found['metrics']['note']} The encoder is a stand-in with random weights.",
+        "",
+        f"Training with validation: **{found['seconds'] / 60:.1f} min**, peak memory {found['peak_rss_bytes'] / 2**30:.2f} GiB.",
+    ]
+    if "stage1_hours" in found:
+        padded, longest = (found["stage1_hours"][mode] for mode in ("naive_128", "naive_longest"))
+        lines.append(
+            f"The same steps with per-row encoding, extended from measured ones: {padded:,.0f} h padded to 128 tokens, {longest:,.0f} h to the longest."
+        )
+    lines += ["", "## Epochs (validation patients)", "", "| " + " | ".join(EPOCH_COLUMNS) + " |", "|" + "---|" * len(EPOCH_COLUMNS)]
+    lines += ["| " + " | ".join(_cell(record[key]) for key in EPOCH_COLUMNS) + " |" for record in found["epochs"]]
+    lines += ["", f"## Test: {metrics['num_rows']:,} rows of {metrics['num_groups']} patients that training never saw, epoch {metrics['epoch']}", ""]
+    lines += ["| target | metric | value | goal | | noise-free oracle |", "|---|---|---|---|---|---|"]
+    for target, values in metrics["test"].items():
+        for name, value in values.items():
+            goal = metrics["goals"].get(target, {}).get(name)
+            verdict = ("", "") if goal is None else (f"{goal['goal']:g}", "pass" if goal["reached"] else "**FAIL**")
+            lines.append(f"| {target} | {name} | {value:.4f} | {verdict[0]} | {verdict[1]} | {metrics['oracle'][target][name]:.4f} |")
+    share = metrics["oracle_share"]["delta_EF_pct"]["r2"]
+    lines += ["", f"R2 of delta_EF_pct is {share:.1%} of the oracle's.", "", "## Real and synthetic patients", ""]
+    lines += ["| patients | rows | delta_EF_pct MAE | R2 | oracle's MAE | is_optimal AUROC |", "|---|---|---|---|---|---|"]
+    for real, entry in metrics["by"]["is_real"].items():
+        ef, name = entry["delta_EF_pct"], "labelled real" if real == "true" else "synthetic"
+        lines.append(
+            f"| {name} ({entry['groups']}) | {entry['rows']:,} | {ef['mae']:.3f} | {ef['r2']:.3f} "
+            f"| {entry['oracle']['delta_EF_pct']['mae']:.3f} | {entry['is_optimal']['auroc']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"
