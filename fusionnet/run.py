@@ -5,9 +5,6 @@ goals, the note, and where the encoder lies now (its digest is checked). Nothing
 one whose bytes changed, since torch writes a checksum of every tensor and does not read it.
 """
 
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -37,7 +34,6 @@ Moment = Literal["best", "final", "last"]
 Precision = Literal["fp32", "bf16"]
 MOST_REMEMBERED = 65_536  # vectors of new strings per column, about 160 MB at polyBERT's width
 CONTENT = ("epoch", "model_state_dict", "records", "config", "layout", "scaling", "strings", "vectors", "identity")
-DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)  # what zipfile raises on bytes that changed
 
 
 @dataclass
@@ -203,14 +199,6 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     """Return the content of a training checkpoint whose bytes are those that were written."""
-    if path.is_file():
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except DAMAGE as error:
-            damaged = str(error)
-        if damaged is not None:
-            raise RunError(f"{path} is not a readable checkpoint: its bytes changed since it was written ({damaged}); restore it, or train again")
     content = load_checkpoint(path)
     lacking = [key for key in CONTENT if key not in content]
     if lacking:

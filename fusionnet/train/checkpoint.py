@@ -7,6 +7,9 @@ evaluated and shared. The frozen base encoder is not in it; it is named by sourc
 
 import os
 import shutil
+import struct
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 from embedcache.errors import RunError
 
 FORMAT_VERSION = 1
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)  # what zipfile raises on changed bytes
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -39,9 +43,19 @@ def link_checkpoint(source: Path, target: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's content; executes no code from the file."""
+    """Return a checkpoint's content; executes no code from the file.
+
+    Raises RunError where it is missing, of another version, or damaged: torch writes a checksum of every tensor, but does not read it.
+    """
     if not path.is_file():
         raise RunError(f"there is no checkpoint {path}; train first with: deepspeed jobs/train.py --config ...")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except _DAMAGE as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise RunError(f"{path} is not a readable checkpoint: its bytes changed since it was written ({damaged}); restore it, or train again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, ValueError, torch.serialization.pickle.UnpicklingError) as error:

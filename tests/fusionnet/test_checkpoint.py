@@ -77,3 +77,13 @@ def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
             process.kill()
         content = load_checkpoint(path)
         assert (content["weights"] == content["number"]).all()
+
+
+def test_a_flipped_byte_is_found_before_anything_is_resumed_or_predicted(tmp_path: Path) -> None:
+    path = tmp_path / "whole.pt"
+    save_checkpoint(path, {"weights": torch.arange(100_000.0)})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match="bytes changed"):
+        load_checkpoint(path)
