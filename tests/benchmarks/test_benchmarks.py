@@ -31,7 +31,8 @@ def test_the_bound_is_amdahls(tmp_path: Path) -> None:
     bound = found["bound"]["naive_128"]
     assert (bound["f"], bound["r"]) == (pytest.approx(0.99), 100)
     assert bound["bound"] == pytest.approx(1 / (0.01 + 0.99 / 100))  # a saving of all other tokens cannot give more
-    assert "reached 99% of it" in as_markdown(found)
+    assert bound["share_reached"] == pytest.approx(0.995)
+    assert "Amdahl bound 50 x" in as_markdown(found)
     draw(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
