@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.electrolyte import boosting, fingerprints, one_hot
+from benchmarks.readme import results
 from benchmarks.throughput import MODES, _derive, as_markdown, draw
 from embedcache.store import open_cache
 from jobs.experiment import load_experiment
@@ -57,3 +58,7 @@ def test_boosting_is_scored_on_the_test_rows(tiny_experiment: Path) -> None:
     target = cache.rows().targets[test, 0]
     assert 0 < found["mae"] <= found["rmse"] < 3 * target.std()
     assert found["r2"] == pytest.approx(1 - found["rmse"] ** 2 / target.var(), rel=1e-4)
+
+
+def test_the_readme_holds_what_the_results_say(repository: Path) -> None:
+    assert results() in (repository / "README.md").read_text(encoding="utf-8")
