@@ -123,6 +123,18 @@ def test_the_prefix_cache_equals_naive_adamw_of_the_top_layers(world_size: int, 
         assert_same_motion(case, result["state"], wanted, initial)
 
 
+@pytest.mark.dist
+def test_fp16_moves_as_fp32_does(tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    # The loss scale is on every micro-batch's loss; were it on the surrogate twice, the step's direction would be that of some rows alone.
+    initial, wanted = references["initial"], references["live"]
+    results = run_workers(tiny_experiment, tmp_path / "results.pt", 1, [("per_step", 4, NUM_STEPS)], ("train.precision=fp16",))
+    found = results["per_step/4"]["state"]
+    for part in ("lora_B", "network."):  # A's first gradient is zero, and fp16 rounds the next ones
+        names = [name for name in wanted if part in name]
+        moved, off = (torch.cat([(state[name] - start[name]).flatten() for name in names]) for state, start in ((wanted, initial), (found, wanted)))
+        assert off.norm() < 0.25 * moved.norm(), f"{part}: off by {off.norm() / moved.norm():.2f} of its motion"
+
+
 def test_lora_moves_far_in_the_reference(tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]]) -> None:
     # Otherwise the parity above would also hold for a mode that drops the encoder's gradient.
     moved = [value.abs().max() for name, value in references["live"].items() if "lora_B" in name]
