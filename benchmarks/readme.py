@@ -58,8 +58,9 @@ def _throughput(found: dict[str, Any]) -> str:
 def _stage1(found: dict[str, Any]) -> str:
     metrics = found["metrics"]
     lines = [
-        f"Stage 1 at full size (447,480 rows, 15 epochs, {found['train']['precision']}, 2 cores): **{found['seconds'] / 60:.0f} min**, "
-        f"{found['peak_rss_bytes'] / 2**30:.2f} GiB. Test patients that training never saw ([epochs and all metrics](benchmarks/results/stage1.md)):",
+        f"Stage 1 at full size (447,480 rows, 15 epochs, {found['train']['precision']}, {found['hardware']['cores']} cores): "
+        f"**{found['seconds'] / 60:.0f} min**, {found['peak_rss_bytes'] / 2**30:.2f} GiB. "
+        "Test patients that training never saw ([epochs and all metrics](benchmarks/results/stage1.md)):",
         "",
         "| target | metric | value | goal | noise-free oracle |",
         "|---|---|---|---|---|",
@@ -76,7 +77,7 @@ def _stage1(found: dict[str, Any]) -> str:
 def _electrolyte(found: dict[str, Any]) -> str:
     lines = [
         "Real table: ionic conductivity of polymer electrolytes, log10 S/cm, stand-in encoder, mean absolute error and R2 on test rows "
-        "([how](benchmarks/results/electrolyte.md)). With random encoder weights the network does not beat gradient boosting on fingerprints here.",
+        "([how](benchmarks/results/electrolyte.md)).",
         "",
         "| model | " + " | ".join(found["splits"]) + " |",
         "|---|" + "---|" * len(found["splits"]),
@@ -84,6 +85,8 @@ def _electrolyte(found: dict[str, Any]) -> str:
     for model in next(iter(found["splits"].values()))["models"]:
         cells = [split["models"][model] for split in found["splits"].values()]
         lines.append(f"| {model} | " + " | ".join(f"{cell['mae']:.2f}, R2 {cell['r2']:.2f}" for cell in cells) + " |")
+    best = [min(split["models"], key=lambda model: split["models"][model]["mae"]) for split in found["splits"].values()]
+    lines.append("| least error | " + " | ".join(best) + " |")
     return "\n".join(lines)
 
 

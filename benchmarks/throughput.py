@@ -1,8 +1,9 @@
 """One optimizer step at full size: naive per-row encoding against encoding each distinct string once.
 
-Each mode runs in a process of its own, on the same cohort, encoder, LoRA, precision and optimizer step. Before anything is timed, the gradients of all
-modes are compared with the naive ones (dropout off, fp32). Naive steps of 8,192 rows would take up to half an hour each, so naive time is measured on two
-smaller steps and extended along the line through them; everything else is measured on whole steps.
+Each mode runs in a process of its own, on the same cohort, encoder, LoRA, precision and optimizer step. Before anything is timed, the gradients of the
+modes that train the same weights are compared with the naive ones (dropout off, fp32); prefix trains fewer, and is compared in tests/fusionnet/test_step.py.
+Naive steps of 8,192 rows would take up to half an hour each, so naive time is measured on two smaller steps and extended along the line through them;
+everything else is measured on whole steps.
 
 The bound is Amdahl's: f is the encoder's share of the naive step, r the ratio of encoder tokens, and no saving of tokens can give more than
 1 / ((1 - f) + f / r).

@@ -18,7 +18,9 @@ import torch
 from embedcache.errors import RunError
 
 FORMAT_VERSION = 1
-_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)  # what zipfile raises on changed bytes
+# What zipfile raises on bytes that changed: in the directory, in a local header (struct, EOF), in a flag (compressed: zlib, unknown method: NotImplemented,
+# encrypted: Runtime), in a name or offset (Value).
+_DAMAGE = (zipfile.BadZipFile, struct.error, EOFError, zlib.error, NotImplementedError, RuntimeError, ValueError)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
