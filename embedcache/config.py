@@ -131,6 +131,8 @@ class LoraConfig(Config):
     alpha: float = Field(default=32.0, gt=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     target_modules: tuple[str, ...] = ("query_proj", "key_proj", "value_proj")
+    use_dora: bool = Field(default=False, description="weight-decomposed adapters (Liu et al. 2024): a magnitude per output beside the low-rank direction")
+    use_rslora: bool = Field(default=False, description="scale by alpha / sqrt(r) (Kalajdzievski 2023) instead of alpha / r")
     first_layer: int = Field(default=0, ge=0, description="adapt this layer and those above it; with encoder.mode prefix, what enters it is cached")
 
 

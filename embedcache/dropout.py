@@ -1,7 +1,7 @@
 """Dropout that does not dominate a training step on a CPU.
 
 torch's CPU dropout draws one Bernoulli number per element on one thread: 9 ns each, a fifth of a whole step here. This one draws 64 random bits at a time
-and takes 15 of every 16 as a uniform number, so the probability is exact to 1/32768, and the mask is applied by a bitwise AND. The distribution is
+and takes every 16 as a uniform number, so the probability is exact to 1/65536, and the mask is applied by a bitwise AND. The distribution is
 dropout's; the stream of random numbers is not torch's. On other devices it is torch's own.
 
 Measured on 2 cores for 1024 x 2048 elements: bf16 2.7 ms against 18.7 ms, fp32 3.7 ms against 19.4 ms.
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-_STEPS = 1 << 15
-_INTEGER_OF = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_STEPS = 1 << 16
+_INTEGER_OF = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
 def dropout(x: Float[Tensor, "*shape"], p: float, training: bool) -> Float[Tensor, "*shape"]:
@@ -40,24 +40,25 @@ class _BitDropout(torch.autograd.Function):
         keep = keep_mask(x.shape, p)
         ctx.save_for_backward(keep)
         ctx.scale = 1 / (1 - p)
-        return _masked(x, keep, ctx.scale)
+        return masked(x, keep).mul_(ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return _masked(gradient, keep, ctx.scale), None
+        return masked(gradient, keep).mul_(ctx.scale), None
 
 
-def keep_mask(shape: torch.Size, p: float) -> Int16[Tensor, "*shape"]:
-    """Return all ones in binary (-1) with probability 1 - p, else 0, from torch's global CPU generator."""
+def keep_mask(shape: torch.Size, p: float, device: torch.device | str = "cpu") -> Int16[Tensor, "*shape"]:
+    """Return all ones in binary (-1) with probability 1 - p, else 0, from the device's default generator."""
     num = shape.numel()
-    words = torch.empty(-(-num // 4), dtype=torch.int64).random_(-(2**63), None)  # None: the whole range of int64
+    words = torch.empty(-(-num // 4), dtype=torch.int64, device=device).random_(-(2**63), None)  # None: the whole range of int64
     bits = words.view(torch.int16)[:num].view(shape)
-    # A number below the threshold turns negative; the shift spreads its sign over all bits.
-    return bits.bitwise_and_(_STEPS - 1).sub_(round(p * _STEPS)).bitwise_right_shift_(15).bitwise_not_()
+    threshold = min(round((1 - p) * _STEPS) - _STEPS // 2, _STEPS // 2 - 1)
+    return bits.clamp_(threshold - 1, threshold).sub_(threshold)  # numbers below the threshold become -1, others 0
 
 
-def _masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+def masked(x: Float[Tensor, "*shape"], keep: Int16[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return a copy of x that is zero where `keep_mask` gave 0; nothing is scaled."""
     integer = _INTEGER_OF[x.dtype]
-    return x.contiguous().view(integer).bitwise_and(keep.to(integer)).view(x.dtype).mul_(scale)
+    return x.contiguous().view(integer).bitwise_and(keep.to(integer)).view(x.dtype)

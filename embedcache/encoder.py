@@ -1,13 +1,16 @@
 """A Hugging Face encoder that turns ragged tokens into one vector per string.
 
 Strings are sorted by length and encoded in batches chosen so that the padded tokens plus a fixed cost per batch are fewest; a batch never exceeds a
-token budget, so thousands of strings need no more memory than a few. The base model stays in evaluation mode even while LoRA trains: its dropout would be
+token budget, so thousands of strings need no more memory than a few. polyBERT's architecture runs without padding (`packed`), others as Hugging Face runs
+them, relative positions cut to those that occur (`relative`). The base model stays in evaluation mode even while LoRA trains: its dropout would be
 drawn once per distinct string rather than once per row.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +24,13 @@ from transformers import AutoModel
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from embedcache.attention import packing
 from embedcache.config import EncoderConfig
 from embedcache.errors import EncoderError
-from embedcache.prefix import some_layers
+from embedcache.packed import embed, is_packable, pooled, run_layers
+from embedcache.prefix import base_of, some_layers
+from embedcache.projection import CastWeights
+from embedcache.relative import needed_positions
 from embedcache.tokens import TokenTable
 
 BATCH_OVERHEAD_TOKENS = 48  # what one more batch costs beside its tokens; measured on 2 cores at polyBERT's size
@@ -39,6 +46,7 @@ class StringEncoder(nn.Module):
         self.pooling = pooling
         self.width: int = model.config.hidden_size
         self.max_length: int = model.config.max_position_embeddings
+        self._casts = CastWeights()
         self.first_layer = 0  # the lowest layer that is trained; `lora.add_lora` sets it
 
     def forward(self, tokens: TokenTable, pad_to: int | None = None) -> Float[Tensor, "S E"]:
@@ -49,11 +57,13 @@ class StringEncoder(nn.Module):
         if tokens.num_strings == 0:
             return torch.zeros(0, self.width, device=tokens.values.device)
         if pad_to is not None:
-            return self._encode(tokens, pad_to)
+            return self._encode_padded(tokens, pad_to)
         batches = length_batches(tokens.lengths, MAX_BATCH_TOKENS)
-        vectors = torch.cat([self._encode(tokens.take(ids)) for ids in batches])
-        order = torch.cat(batches)
-        return vectors[order.argsort()]
+        if is_packable(base_of(self.model)):
+            vectors = torch.cat([self._encode_packed(tokens, groups) for groups in _chunks(tokens.lengths, batches)])
+        else:
+            vectors = torch.cat([self._encode_cut(tokens.take(ids)) for ids in batches])
+        return vectors[torch.cat(batches).argsort().to(vectors.device, non_blocking=True)]
 
     def train(self, mode: bool = True) -> "StringEncoder":
         """Switch LoRA's dropout alone; the base model stays in evaluation mode."""
@@ -61,7 +71,7 @@ class StringEncoder(nn.Module):
         self.model.eval()
         for module in self.model.modules():
             if isinstance(module, LoraLayer):
-                module.lora_dropout.train(mode)
+                module.train(mode)  # DoRA asks the layer, not its dropout; the frozen projection inside has no modes
         return self
 
     @torch.no_grad()
@@ -70,17 +80,37 @@ class StringEncoder(nn.Module):
         if tokens.num_strings == 0 or first_layer == 0:
             raise ValueError("states are those that enter a layer above the first one, of at least one string")
         states = torch.empty(len(tokens.values), self.width, device=tokens.values.device)
-        with some_layers(self.model, 0, first_layer):
-            for ids in length_batches(tokens.lengths, MAX_BATCH_TOKENS):
-                batch = tokens.take(ids)
-                padded, mask = batch.padded()
-                hidden = self.model(input_ids=padded, attention_mask=mask.long()).last_hidden_state
-                states[tokens.places(ids)] = hidden[mask].float()
+        base = base_of(self.model)
+        for ids in length_batches(tokens.lengths, MAX_BATCH_TOKENS):
+            batch = tokens.take(ids)
+            places = tokens.places(ids).to(states.device)
+            if is_packable(base):
+                layout = packing((tuple(batch.lengths.tolist()),), states.device)
+                states[places] = run_layers(base, self._casts, embed(base, batch.values, layout), layout, 0, first_layer).float()
+                continue
+            padded, mask = batch.padded()
+            with some_layers(base, 0, first_layer), needed_positions(base, padded.shape[1]):
+                hidden = base(input_ids=padded, attention_mask=mask.long()).last_hidden_state
+            states[places] = hidden[mask].float()
         return states
 
-    def _encode(self, tokens: TokenTable, pad_to: int | None = None) -> Float[Tensor, "S E"]:
+    def _encode_packed(self, tokens: TokenTable, groups: Sequence[Int[Tensor, " _"]]) -> Float[Tensor, "U E"]:
+        """Return the vectors of the strings of all groups, in that order, without padding."""
+        base, part = base_of(self.model), tokens.take(torch.cat(list(groups)))
+        lengths = tokens.lengths
+        layout = packing(tuple(tuple(lengths[ids].tolist()) for ids in groups), part.values.device)
+        if part.states is None:
+            return pooled(base, self._casts, embed(base, part.values, layout), layout, 0, self.pooling)
+        return pooled(base, self._casts, part.states, layout, self.first_layer, self.pooling)
+
+    def _encode_cut(self, tokens: TokenTable) -> Float[Tensor, "S E"]:
+        """Return the vectors as Hugging Face computes them, with no more relative positions than the longest string has."""
+        with needed_positions(base_of(self.model), int(tokens.lengths.max())):
+            return self._encode_padded(tokens)
+
+    def _encode_padded(self, tokens: TokenTable, pad_to: int | None = None) -> Float[Tensor, "S E"]:
         ids, mask = tokens.padded(pad_to)
-        known = nullcontext() if tokens.states is None else some_layers(self.model, self.first_layer, None, tokens.padded_states(mask))
+        known = nullcontext() if tokens.states is None else some_layers(self.model, self.first_layer, None, tokens.padded_states(pad_to))
         with known:
             hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()  # [S, L, E]
         if self.pooling == "cls":
@@ -89,14 +119,34 @@ class StringEncoder(nn.Module):
         return (hidden * weight).sum(1) / weight.sum(1)
 
 
+def _chunks(lengths: Int[Tensor, " S"], batches: Sequence[Int[Tensor, " _"]]) -> list[list[Int[Tensor, " _"]]]:
+    """Return consecutive length batches together, as many as have MAX_BATCH_TOKENS tokens between them: they share all work but attention."""
+    chunks: list[list[Int[Tensor, " _"]]] = []
+    held = 0
+    for ids in batches:
+        num_tokens = int(lengths[ids].sum())
+        if not chunks or held + num_tokens > MAX_BATCH_TOKENS:
+            chunks.append([])
+            held = 0
+        chunks[-1].append(ids)
+        held += num_tokens
+    return chunks
+
+
 def length_batches(lengths: Int[Tensor, " S"], max_tokens: int) -> list[Int[Tensor, " _"]]:
-    """Return batches of string numbers, shortest strings first, of the least total cost.
+    """Return batches of string numbers, shortest strings first, of the least total cost; on the CPU.
 
     A batch of n strings, the longest of L tokens, costs n L + BATCH_OVERHEAD_TOKENS and holds at most `max_tokens` (or one string). Distinct lengths are
     few, so a dynamic programme over them is exact up to the splitting of equal lengths.
     """
-    order = lengths.argsort(stable=True)
-    sizes, counts = lengths[order].cpu().unique_consecutive(return_counts=True)
+    return list(_length_batches(tuple(lengths.tolist()), max_tokens))
+
+
+@lru_cache(maxsize=64)  # steps encode the same strings again and again
+def _length_batches(lengths: tuple[int, ...], max_tokens: int) -> tuple[Int[Tensor, " _"], ...]:
+    length_of = torch.tensor(lengths, dtype=torch.int64)
+    order = length_of.argsort(stable=True)
+    sizes, counts = length_of[order].unique_consecutive(return_counts=True)
     ends = counts.cumsum(0).tolist()
     starts = [0, *ends[:-1]]
     longest = sizes.tolist()
@@ -116,7 +166,7 @@ def length_batches(lengths: Int[Tensor, " S"], max_tokens: int) -> list[Int[Tens
         block = order[starts[first[end]] : ends[end - 1]]
         batches.extend(reversed(block.split(max(1, max_tokens // longest[end - 1]))))
         end = first[end]
-    return batches[::-1]
+    return tuple(batches[::-1])
 
 
 def load_encoder(config: EncoderConfig) -> StringEncoder:

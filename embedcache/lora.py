@@ -26,7 +26,15 @@ def add_lora(encoder: StringEncoder, config: LoraConfig) -> None:
         raise EncoderError(
             f"encoder.lora.target_modules names {', '.join(missing)}, which the encoder does not have; DeBERTa-v2 has query_proj, key_proj, value_proj"
         )
-    wanted = peft.LoraConfig(r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.target_modules), bias="none")
+    wanted = peft.LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(config.target_modules),
+        bias="none",
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
+    )
     if config.first_layer:
         num_layers = check_layers(encoder.model, config.first_layer)
         wanted.layers_to_transform, wanted.layers_pattern = list(range(config.first_layer, num_layers)), "layer"
@@ -55,3 +63,6 @@ def load_adapter(encoder: StringEncoder, folder: Path) -> None:
     outcome = set_peft_model_state_dict(encoder.model, load_file(file))
     if outcome.unexpected_keys:
         raise EncoderError(f"the adapter in {folder} does not fit this encoder: it has {outcome.unexpected_keys[:3]}, which the encoder lacks")
+    missing = [key for key in outcome.missing_keys if "lora_" in key]
+    if missing:
+        raise EncoderError(f"the adapter in {folder} does not fit this encoder: it lacks {missing[:3]}; r, target_modules and use_dora must be its own")

@@ -28,7 +28,7 @@ class _Known(nn.Module):
 @contextmanager
 def some_layers(model: nn.Module, first: int, stop: int | None, states: Float[Tensor, "S L H"] | None = None) -> Iterator[None]:
     """Let the model consist of layers `first` to `stop` while the context lasts; `states` enter the first of them instead of the embeddings."""
-    base = _base(model)
+    base = base_of(model)
     layers, embeddings = base.encoder.layer, base.embeddings
     base.encoder.layer = layers[first:stop]
     if states is not None:
@@ -41,7 +41,7 @@ def some_layers(model: nn.Module, first: int, stop: int | None, states: Float[Te
 
 def check_layers(model: nn.Module, first_layer: int) -> int:
     """Return the encoder's number of layers; raises EncoderError where `first_layer` is none of them, or where the model cannot be run in part."""
-    base = _base(model)
+    base = base_of(model)
     layers = getattr(getattr(base, "encoder", None), "layer", None)
     if not isinstance(layers, nn.ModuleList) or not isinstance(getattr(base, "embeddings", None), nn.Module):
         raise EncoderError(
@@ -54,5 +54,6 @@ def check_layers(model: nn.Module, first_layer: int) -> int:
     return len(layers)
 
 
-def _base(model: nn.Module) -> nn.Module:
+def base_of(model: nn.Module) -> nn.Module:
+    """Return the Hugging Face model inside PEFT's, or the model itself."""
     return model.get_base_model() if isinstance(model, peft.PeftModel) else model
