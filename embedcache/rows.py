@@ -26,11 +26,11 @@ def row_blocks(table: Table, data: DataConfig, dealt: Deal, num_rows: int) -> It
 
 
 def _row_block(frame: pl.DataFrame, table: Table, data: DataConfig, split: Int8[np.ndarray, " N"]) -> RowBlock:
-    string_id = _stacked(frame, [f"string:{column.name}" for column in data.strings], np.int32)
-    for c, column in enumerate(data.strings):
-        string_id[:, c] = table.strings[column.name].id_of_spelling[string_id[:, c]]
+    spelling = _stacked(frame, [f"string:{column.name}" for column in data.strings], np.int32)
+    strings = [table.strings[column.name] for column in data.strings]
     return RowBlock(
-        string_id=string_id,
+        string_id=np.stack([found.id_of_spelling[spelling[:, c]] for c, found in enumerate(strings)], axis=1),
+        string_hash=np.stack([found.hash_of_spelling[spelling[:, c]] for c, found in enumerate(strings)], axis=1),
         numeric=_stacked(frame, [f"numeric:{column.column}" for column in data.numeric], np.float32),
         category=_stacked(frame, [f"category:{name}" for name, _ in table.categories], np.int32),
         targets=labels_of(frame, table),

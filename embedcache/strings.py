@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64
 from tqdm import tqdm
 
+from embedcache.bonds import text_hashes
 from embedcache.config import StringColumn
 from embedcache.psmiles import prepare_string
 
@@ -26,6 +27,7 @@ class DistinctStrings:
     num_rows: Int64[np.ndarray, " S"]
     spellings: tuple[str, ...]
     id_of_spelling: Int32[np.ndarray, " R"]
+    hash_of_spelling: Int64[np.ndarray, " R"]  # of what it prepares to, not of what its id names: see `bonds`
 
     @property
     def merged(self) -> dict[str, tuple[str, ...]]:
@@ -50,4 +52,5 @@ def distinct_strings(column: StringColumn, spellings: Sequence[str], num_rows: I
     kept = np.array([row for row, spelling in enumerate(spellings) if spelling in prepared], dtype=np.int64)
     ids = np.array([place[prepared[spellings[row]]] for row in kept], dtype=np.int32)
     counts = np.bincount(ids, weights=num_rows[kept], minlength=len(text)).astype(np.int64)
-    return DistinctStrings(text, counts, tuple(spellings[row] for row in kept), ids), refused
+    hashes = text_hashes([prepared[spellings[row]] for row in kept])
+    return DistinctStrings(text, counts, tuple(spellings[row] for row in kept), ids, hashes), refused

@@ -27,7 +27,7 @@ from embedcache.fingerprint import wanted_identity
 from embedcache.publish import Places, builder_lock
 from embedcache.store import Cache
 
-FIELDS = ("string_id", "numeric", "category", "targets", "weight", "group", "split", "facets")
+FIELDS = ("string_id", "string_hash", "numeric", "category", "targets", "weight", "group", "split", "facets")
 
 
 class Stopped(BaseException):

@@ -20,7 +20,7 @@ from embedcache.splits import SPLITS
 from embedcache.store import Cache, Layout, RowBlock, open_cache
 from embedcache.writer import rows_per_block
 
-FIELDS = ("string_id", "numeric", "category", "targets", "weight", "group", "split", "facets")
+FIELDS = ("string_id", "string_hash", "numeric", "category", "targets", "weight", "group", "split", "facets")
 
 
 def everything(cache: Cache) -> None:
@@ -197,7 +197,7 @@ def test_no_cache_is_missing_and_another_zarr_group_is_not_ours(tmp_path: Path) 
 
 def test_another_format_version_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedcache.store.FORMAT_VERSION", 99)
-    with pytest.raises(StaleCacheError, match="format 1, this version reads 99"):
+    with pytest.raises(StaleCacheError, match="format 2, this version reads 99"):
         open_cache(copy)
 
 
