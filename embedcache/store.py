@@ -2,7 +2,9 @@
 
     /                 attributes: format_version, identity, layout, provenance, report, complete, files (see `manifest`)
     /strings/<name>   text [S], token_ids [all tokens], token_offsets [S + 1], embeddings [S, E], num_rows [S], prefix [all tokens, E] (mode prefix)
-    /rows             string_id [N, C], numeric [N, F], category [N, K], targets [N, T], weight [N], group [N], split [N], facets [N, R]
+                      text_hash [S], vector_hash [S], prefix_hash [S] (see `bonds`)
+    /rows             string_id [N, C], string_hash [N, C], numeric [N, F], category [N, K], targets [N, T], weight [N], group [N], stratum [N],
+                      split [N], facets [N, R]
     /scaling          attributes: transforms, means and spreads of train rows
     /groups           name: the names of the groups, where the table has groups
 
@@ -12,7 +14,7 @@ value, and nothing is read before its digest was checked, so what is damaged is 
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,9 @@ from embedcache.bonds import check_rows, check_strings, state_hashes, text_hashe
 from embedcache.config import Config, EncoderConfig, NumericColumn, TargetColumn
 from embedcache.errors import CorruptCacheError, StaleCacheError
 from embedcache.fingerprint import FORMAT_VERSION, Identity
+from embedcache.names import Names
 from embedcache.scaling import Scaling
 from embedcache.splits import SPLITS
-from embedcache.table import Names
 from embedcache.tokens import TokenTable
 
 
@@ -60,6 +62,7 @@ class Layout(Config):
     targets: tuple[TargetColumn, ...]  # those that the table has labels for
     absent_targets: tuple[str, ...]
     groups: tuple[str, ...]
+    strata: tuple[str, ...]
     facets: tuple[Names, ...]
     splits: dict[str, int] = Field(default_factory=lambda: {name: code for code, name in enumerate(SPLITS)})
 
@@ -75,7 +78,7 @@ class Layout(Config):
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Consecutive rows of the table. Numeric features are raw, in their own units; NaN in targets is unobserved; group is -1 without groups."""
+    """Consecutive rows of the table. Numeric features are raw, in their own units; NaN in targets is unobserved; group and stratum are -1 without."""
 
     string_id: Int32[np.ndarray, "N C"]
     string_hash: Int64[np.ndarray, "N C"]  # of the row's own text (see `bonds`)
@@ -84,8 +87,16 @@ class RowBlock:
     targets: Float32[np.ndarray, "N T"]
     weight: Float32[np.ndarray, " N"]
     group: Int32[np.ndarray, " N"]
+    stratum: Int32[np.ndarray, " N"]
     split: Int8[np.ndarray, " N"]
     facets: Int32[np.ndarray, "N R"]
+
+    def with_targets(self, wanted: tuple[TargetColumn, ...], found: tuple[TargetColumn, ...]) -> "RowBlock":
+        """Return the same rows with the `wanted` targets, given that they have those that were `found`: the others are unobserved."""
+        targets = np.full((len(self.weight), len(wanted)), np.nan, dtype=np.float32)
+        names = [target.name for target in wanted]
+        targets[:, [names.index(target.name) for target in found]] = self.targets
+        return replace(self, targets=targets)
 
 
 ROWS_PER_CHECK = 1 << 20
@@ -108,6 +119,7 @@ ROW_ARRAYS = (
     RowArray("targets", "float32", "target"),
     RowArray("weight", "float32", None),
     RowArray("group", "int32", None),
+    RowArray("stratum", "int32", None),
     RowArray("split", "int8", None),
     RowArray("facets", "int32", "facet"),
 )
