@@ -6,6 +6,7 @@ A component owns its config: this file holds what `embedcache` reads (columns, s
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import PurePath
 from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -77,7 +78,7 @@ class RowWeight(Config):
 class DataConfig(Config):
     """Which table, and what its columns mean."""
 
-    path: str
+    path: str | tuple[str, ...] = Field(description="a Parquet or CSV file; or several: the first, then what was appended to it, in that order")
     strings: tuple[StringColumn, ...] = Field(min_length=1)
     numeric: tuple[NumericColumn, ...] = ()
     categories: tuple[CategoryColumn, ...] = ()
@@ -87,9 +88,22 @@ class DataConfig(Config):
     row_weight: RowWeight | None = None
     report_by: tuple[str, ...] = Field(default=(), description="columns by whose values the evaluation is broken down")
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The table's files, in the order of their rows."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    @property
+    def title(self) -> str:
+        """The names of the files, without their folders."""
+        return ", ".join(PurePath(file).name for file in self.files)
+
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "DataConfig":
-        for what, names in (("strings.name", [s.name for s in self.strings]), ("numeric.column", [n.column for n in self.numeric])):
+        if not self.files:
+            raise ValueError("path must name at least one file")
+        columns = (("strings.name", [s.name for s in self.strings]), ("numeric.column", [n.column for n in self.numeric]))
+        for what, names in (("the files of path", list(self.files)), *columns):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what} must be distinct, found twice: {', '.join(twice)}")

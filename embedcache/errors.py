@@ -49,6 +49,10 @@ class BusyCacheError(CacheError):
     """Another process is building this cache."""
 
 
+class RankError(UserError):
+    """A process that shares a build or a run ended before its work was done."""
+
+
 class RunError(UserError):
     """A run folder is missing, incomplete, or belongs to another config or cache."""
 

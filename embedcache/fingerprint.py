@@ -1,12 +1,13 @@
 """What a cache was made from, part by part, so that a cache of something else is refused with the difference, not with "hash mismatch".
 
-An identity holds everything that the cache's content depends on: the bytes of the table, what its columns mean, the split, the encoder's weights,
+An identity holds everything that the cache's content depends on: the bytes of the table's files, what its columns mean, the split, the encoder's weights,
 the tokenizer, the pooling, the number format. It does not hold what the content does not depend on: where files lie, how rows are chunked, the
 encoding mode and LoRA settings of a run. Many runs share one cache.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,11 @@ from embedcache.encoder import encoder_digest
 from embedcache.errors import TableError
 from embedcache.tokens import load_tokenizer, tokenizer_digest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DTYPE = "float32"  # of embeddings
 ABSENT = "(none)"
 BLOCK_BYTES = 1 << 22
+DIGEST = re.compile(r"\b[0-9a-f]{32,}\b")
 LARGE_BYTES = 1 << 31  # about two seconds of hashing
 
 
@@ -38,9 +40,14 @@ class Identity:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @property
-    def table(self) -> str:
-        """The digest of the table's bytes."""
-        return self.parts["table"]
+    def files(self) -> tuple[str, ...]:
+        """The digest of each of the table's files, in the order of their rows."""
+        return tuple(self.parts["table"].split(", "))
+
+    def grows_into(self, other: "Identity") -> bool:
+        """Whether `other` differs only in files that follow those of this one."""
+        same = {name: text for name, text in self.parts.items() if name != "table"} == {name: text for name, text in other.parts.items() if name != "table"}
+        return same and len(other.files) > len(self.files) and other.files[: len(self.files)] == self.files
 
     @property
     def short(self) -> str:
@@ -68,14 +75,15 @@ class Identity:
 
 
 def wanted_identity(
-    data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig, encoder: EncoderConfig, known_table: str | None = None
+    data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig, encoder: EncoderConfig, known_files: tuple[str, ...] = ()
 ) -> Identity:
     """Return the identity of the cache that this configuration asks for; reads the table's bytes and the encoder's files.
 
-    `known_table` stands for the table's digest where there is no table, as on a machine that was sent the cache alone.
+    `known_files` stand for the digests of the first files where these are absent, as on a machine that was sent the cache alone.
     """
-    absent = known_table is not None and not Path(data.path).is_file()
-    parts = {"format": str(FORMAT_VERSION), "dtype": DTYPE, "table": known_table if absent else f"sha256 {table_digest(data.path)}"}
+    known = dict(enumerate(known_files))
+    digests = [known[k] if k in known and not Path(file).is_file() else f"sha256 {table_digest(file)}" for k, file in enumerate(data.files)]
+    parts = {"format": str(FORMAT_VERSION), "dtype": DTYPE, "table": ", ".join(digests)}
     parts |= _flat("data", data.model_dump(mode="json", exclude={"path": True, "strings": {"__all__": {"encoder"}}}))
     parts |= _flat("targets", [target.model_dump(mode="json") for target in targets])
     parts |= _flat("split", split.model_dump(mode="json"))
@@ -145,6 +153,4 @@ def _in_new_item(name: str, value: str | None, parts: Mapping[str, str]) -> bool
 def _show(value: str | None) -> str:
     if value is None:
         return ABSENT
-    kind, _, digest = value.rpartition(" ")
-    is_digest = len(digest) >= 32 and all(letter in "0123456789abcdef" for letter in digest)
-    return f"{kind} {digest[:8]}..".strip() if is_digest else value
+    return DIGEST.sub(lambda found: found[0][:8] + "..", value)

@@ -16,7 +16,7 @@ MOST_SPLIT_LINES = 12
 class BuildReport:
     """What a cache holds, and what making it took."""
 
-    status: str  # "built" or "up to date"
+    status: str  # "built", "appended to" or "up to date"
     path: str
     identity: str
     num_rows: int
@@ -28,6 +28,8 @@ class BuildReport:
     num_groups: int
     num_excluded: int  # rows left out by data.exclude_rows
     num_encoded: int  # strings that the encoder had to read; the others' vectors were there
+    encoding_s: float
+    num_ranks: int  # that shared the encoding
     unknown: dict[str, dict[str, list[str]]]  # by string column: string -> its parts that became <unk>
     merged: dict[str, dict[str, tuple[str, ...]]]  # by string column: string -> its spellings in the table
     split: SplitReport
@@ -53,6 +55,8 @@ class BuildReport:
             num_groups=len(layout.groups),
             num_excluded=kept["num_excluded"],
             num_encoded=kept["num_encoded"],
+            encoding_s=kept["encoding"]["seconds"],
+            num_ranks=kept["encoding"]["ranks"],
             unknown=kept["unknown"],
             merged={name: {text: tuple(spellings) for text, spellings in found.items()} for name, found in kept["merged"].items()},
             split=split,
@@ -79,7 +83,10 @@ class BuildReport:
             lines += self._oddities(spec.name)
         lines += self.split.table(MOST_SPLIT_LINES).splitlines()
         times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds)
-        lines.append(f"built in {sum(seconds for _, seconds in self.seconds):.1f} s: {times}; {self.num_encoded:,} strings encoded anew")
+        encoded = f"{self.num_encoded:,} strings encoded anew"
+        if self.num_encoded:
+            encoded += f" ({self.num_encoded / max(self.encoding_s, 1e-3):,.0f} strings/s" + (f", {self.num_ranks} ranks)" if self.num_ranks > 1 else ")")
+        lines.append(f"built in {sum(seconds for _, seconds in self.seconds):.1f} s: {times}; {encoded}")
         return "\n".join(lines)
 
     def _oddities(self, name: str) -> list[str]:

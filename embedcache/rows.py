@@ -1,41 +1,66 @@
 """Blocks of canonical rows as the arrays of the cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 
 import numpy as np
 import polars as pl
 from jaxtyping import Int8
 
-from embedcache.config import DataConfig
+from embedcache.config import DataConfig, TargetColumn
 from embedcache.dealing import Deal, labels_of
 from embedcache.store import RowBlock
 from embedcache.table import Table
 
 
-def row_blocks(table: Table, data: DataConfig, dealt: Deal, num_rows: int) -> Iterator[RowBlock]:
-    """Yield the whole table in order, `num_rows` rows at a time."""
+def row_blocks(table: Table, data: DataConfig, dealt: Deal, targets: tuple[TargetColumn, ...], num_rows: int) -> Iterator[RowBlock]:
+    """Yield one file in order, `num_rows` rows at a time; `targets` are those of the cache, of which the file may lack some."""
     columns = [f"string:{column.name}" for column in data.strings] + [f"numeric:{column.column}" for column in data.numeric]
-    columns += [f"category:{name}" for name, _ in table.categories] + [f"target:{target.name}" for target in table.targets]
-    columns += [f"facet:{name}" for name, _ in table.facets]
-    columns += [name for name, present in (("group", table.groups), ("weight", data.row_weight)) if present]
+    columns += [f"category:{name}" for name, _ in table.categories] + [f"target:{target.name}" for target in targets]
+    columns += [f"facet:{name}" for name, _ in table.facets] + ["group", "stratum", "weight"]
+    columns = [name for name in columns if name in table.columns]
     columns += [dealt.key] if dealt.key is not None and dealt.key not in columns else []
     start = 0
     for frame in table.blocks(columns, num_rows):
-        yield _row_block(frame, table, data, dealt.of(frame, start))
+        yield _row_block(frame, table, data, targets, dealt.of(frame, start))
         start += frame.height
 
 
-def _row_block(frame: pl.DataFrame, table: Table, data: DataConfig, split: Int8[np.ndarray, " N"]) -> RowBlock:
-    string_id = _stacked(frame, [f"string:{column.name}" for column in data.strings], np.int32)
-    for c, column in enumerate(data.strings):
-        string_id[:, c] = table.strings[column.name].id_of_spelling[string_id[:, c]]
+def reblocked(blocks: Iterable[RowBlock], num_rows: int) -> Iterator[RowBlock]:
+    """Yield the same rows in blocks of `num_rows`, the last perhaps smaller: what fills a shard is written once."""
+    held: list[RowBlock] = []
+    for block in blocks:
+        held.append(block)
+        while (have := sum(len(part.weight) for part in held)) >= num_rows:
+            whole = _joined(held)
+            yield _part(whole, 0, num_rows)
+            held = [_part(whole, num_rows, have)] if have > num_rows else []
+    if held:
+        yield _joined(held)
+
+
+def _joined(blocks: list[RowBlock]) -> RowBlock:
+    if len(blocks) == 1:
+        return blocks[0]
+    return RowBlock(**{field.name: np.concatenate([getattr(block, field.name) for block in blocks]) for field in fields(RowBlock)})
+
+
+def _part(block: RowBlock, start: int, stop: int) -> RowBlock:
+    return RowBlock(**{field.name: getattr(block, field.name)[start:stop] for field in fields(RowBlock)})
+
+
+def _row_block(frame: pl.DataFrame, table: Table, data: DataConfig, targets: tuple[TargetColumn, ...], split: Int8[np.ndarray, " N"]) -> RowBlock:
+    spelling = _stacked(frame, [f"string:{column.name}" for column in data.strings], np.int32)
+    strings = [table.strings[column.name] for column in data.strings]
     return RowBlock(
-        string_id=string_id,
+        string_id=np.stack([found.id_of_spelling[spelling[:, c]] for c, found in enumerate(strings)], axis=1),
+        string_hash=np.stack([found.hash_of_spelling[spelling[:, c]] for c, found in enumerate(strings)], axis=1),
         numeric=_stacked(frame, [f"numeric:{column.column}" for column in data.numeric], np.float32),
         category=_stacked(frame, [f"category:{name}" for name, _ in table.categories], np.int32),
-        targets=labels_of(frame, table),
+        targets=labels_of(frame, targets),
         weight=frame["weight"].to_numpy() if data.row_weight is not None else np.ones(frame.height, dtype=np.float32),
         group=frame["group"].to_numpy() if table.groups is not None else np.full(frame.height, -1, dtype=np.int32),
+        stratum=frame["stratum"].to_numpy() if table.strata else np.full(frame.height, -1, dtype=np.int32),
         split=split,
         facets=_stacked(frame, [f"facet:{name}" for name, _ in table.facets], np.int32),
     )

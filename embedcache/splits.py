@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Int, Int8, Int64
+from jaxtyping import Bool, Float, Int, Int8, Int64
 from sklearn.model_selection import StratifiedGroupKFold
 
-from embedcache.config import SplitConfig
+from embedcache.config import SplitConfig, TargetColumn
 from embedcache.errors import SplitError
 
 SPLITS = ("train", "validation", "test")
@@ -30,12 +30,19 @@ def split_of_fold(fold: Int[np.ndarray, " K"], config: SplitConfig) -> Int8[np.n
     return ((place >= config.train_folds).astype(np.int8) + (place >= config.train_folds + config.validation_folds)).astype(np.int8)
 
 
-def deal_rows(label: Int8[np.ndarray, " N"], config: SplitConfig) -> Int8[np.ndarray, " N"]:
+def shares(config: SplitConfig) -> Float[np.ndarray, "3"]:
+    """Return the share of each split as configured."""
+    folds = np.array([config.train_folds, config.validation_folds, config.folds - config.train_folds - config.validation_folds])
+    return folds / config.folds
+
+
+def deal_rows(label: Int8[np.ndarray, " N"], config: SplitConfig, first_row: int = 0) -> Int8[np.ndarray, " N"]:
     """Return the split of each row, dealt at random inside each value of `label`; fold sizes differ by one row at most, overall and per label value.
 
-    Only bytes are shuffled, never row numbers: a table of 100 million rows costs 100 MB here.
+    `first_row` is the number of rows in the files before this one, which were dealt already: were all files dealt alike, the splits of tables that are
+    alike row by row (one per day, say) would be too. Only bytes are shuffled, never row numbers: a table of 100 million rows costs 100 MB here.
     """
-    generator = np.random.default_rng(config.seed)
+    generator = np.random.default_rng([config.seed, first_row] if first_row else config.seed)
     split_of = split_of_fold(np.arange(config.folds), config)
     split = np.empty(len(label), dtype=np.int8)
     dealt = 0
@@ -67,6 +74,18 @@ def deal_groups(
         dealt = _stratified_folds(counts[members], config)
         fold[members] = _seating(counts[members], dealt, config)[dealt]
     return split_of_fold(fold, config)
+
+
+def deal_few(num_rows: Int[np.ndarray, " G"], placed: Int[np.ndarray, "3"], config: SplitConfig) -> Int8[np.ndarray, " G"]:
+    """Return the split of each of a few groups: the largest first, each to the split whose rows are then furthest below its share.
+
+    `placed` are the rows that the splits hold already. For groups that come later and are fewer than the folds.
+    """
+    rows, split = placed.astype(np.int64), np.empty(len(num_rows), dtype=np.int8)
+    for group in np.argsort(-num_rows, kind="stable"):
+        split[group] = (shares(config) * (rows.sum() + num_rows[group]) - rows).argmax()
+        rows[split[group]] += num_rows[group]
+    return split
 
 
 def _stratified_folds(counts: Int64[np.ndarray, "G K"], config: SplitConfig) -> Int64[np.ndarray, " G"]:
@@ -160,6 +179,20 @@ class SplitTally:
         self.group_stratum = np.zeros(self.num_groups, dtype=np.int64)
         self.group_in = np.zeros((3, self.num_groups), dtype=bool)
         self.string_in = {name: np.zeros((3, count), dtype=bool) for name, count in self.num_strings.items()}
+
+    def grown(self, strata: tuple[str, ...], num_groups: int, num_strings: dict[str, int], targets: Sequence[TargetColumn]) -> "SplitTally":
+        """Return the same counts with room for the strata, groups, strings and targets of one more file, all of which follow the known ones but targets."""
+        names, binary = tuple(target.name for target in targets), tuple(target.kind == "binary" for target in targets)
+        grown = SplitTally(strata, num_groups, num_strings, names, binary)
+        known = [names.index(name) for name in self.targets]
+        grown.rows[:, : self.rows.shape[1]] = self.rows
+        grown.labelled[:, : self.rows.shape[1], known] = self.labelled
+        grown.positive[:, : self.rows.shape[1], known] = self.positive
+        grown.group_stratum[: self.num_groups] = self.group_stratum
+        grown.group_in[:, : self.num_groups] = self.group_in
+        for name, seen in self.string_in.items():
+            grown.string_in[name][:, : seen.shape[1]] = seen
+        return grown
 
     def add(
         self,

@@ -2,7 +2,9 @@
 
     /                 attributes: format_version, identity, layout, provenance, report, complete, files (see `manifest`)
     /strings/<name>   text [S], token_ids [all tokens], token_offsets [S + 1], embeddings [S, E], num_rows [S], prefix [all tokens, E] (mode prefix)
-    /rows             string_id [N, C], numeric [N, F], category [N, K], targets [N, T], weight [N], group [N], split [N], facets [N, R]
+                      text_hash [S], vector_hash [S], prefix_hash [S] (see `bonds`)
+    /rows             string_id [N, C], string_hash [N, C], numeric [N, F], category [N, K], targets [N, T], weight [N], group [N], stratum [N],
+                      split [N], facets [N, R]
     /scaling          attributes: transforms, means and spreads of train rows
     /groups           name: the names of the groups, where the table has groups
 
@@ -12,24 +14,25 @@ value, and nothing is read before its digest was checked, so what is damaged is 
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import zarr
-from jaxtyping import Float, Float32, Int, Int8, Int32
+from jaxtyping import Float, Float32, Int, Int8, Int32, Int64
 from pydantic import Field
 from torch import Tensor
 
 from embedcache import manifest
+from embedcache.bonds import check_rows, check_strings, state_hashes, text_hashes, vector_hashes
 from embedcache.config import Config, EncoderConfig, NumericColumn, TargetColumn
 from embedcache.errors import CorruptCacheError, StaleCacheError
 from embedcache.fingerprint import FORMAT_VERSION, Identity
+from embedcache.names import Names
 from embedcache.scaling import Scaling
 from embedcache.splits import SPLITS
-from embedcache.table import Names
 from embedcache.tokens import TokenTable
 
 
@@ -59,6 +62,7 @@ class Layout(Config):
     targets: tuple[TargetColumn, ...]  # those that the table has labels for
     absent_targets: tuple[str, ...]
     groups: tuple[str, ...]
+    strata: tuple[str, ...]
     facets: tuple[Names, ...]
     splits: dict[str, int] = Field(default_factory=lambda: {name: code for code, name in enumerate(SPLITS)})
 
@@ -74,16 +78,28 @@ class Layout(Config):
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Consecutive rows of the table. Numeric features are raw, in their own units; NaN in targets is unobserved; group is -1 without groups."""
+    """Consecutive rows of the table. Numeric features are raw, in their own units; NaN in targets is unobserved; group and stratum are -1 without."""
 
     string_id: Int32[np.ndarray, "N C"]
+    string_hash: Int64[np.ndarray, "N C"]  # of the row's own text (see `bonds`)
     numeric: Float32[np.ndarray, "N F"]
     category: Int32[np.ndarray, "N K"]
     targets: Float32[np.ndarray, "N T"]
     weight: Float32[np.ndarray, " N"]
     group: Int32[np.ndarray, " N"]
+    stratum: Int32[np.ndarray, " N"]
     split: Int8[np.ndarray, " N"]
     facets: Int32[np.ndarray, "N R"]
+
+    def with_targets(self, wanted: tuple[TargetColumn, ...], found: tuple[TargetColumn, ...]) -> "RowBlock":
+        """Return the same rows with the `wanted` targets, given that they have those that were `found`: the others are unobserved."""
+        targets = np.full((len(self.weight), len(wanted)), np.nan, dtype=np.float32)
+        names = [target.name for target in wanted]
+        targets[:, [names.index(target.name) for target in found]] = self.targets
+        return replace(self, targets=targets)
+
+
+ROWS_PER_CHECK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -97,11 +113,13 @@ class RowArray:
 
 ROW_ARRAYS = (
     RowArray("string_id", "int32", "string_column"),
+    RowArray("string_hash", "int64", "string_column"),
     RowArray("numeric", "float32", "feature"),
     RowArray("category", "int32", "category_column"),
     RowArray("targets", "float32", "target"),
     RowArray("weight", "float32", None),
     RowArray("group", "int32", None),
+    RowArray("stratum", "int32", None),
     RowArray("split", "int8", None),
     RowArray("facets", "int32", "facet"),
 )
@@ -111,6 +129,7 @@ def widths(layout: Layout) -> dict[str, int]:
     """Return the number of columns of each two-dimensional row array."""
     return {
         "string_id": len(layout.strings),
+        "string_hash": len(layout.strings),
         "numeric": len(layout.numeric),
         "category": len(layout.categories),
         "targets": len(layout.targets),
@@ -139,6 +158,7 @@ class Cache:
         self.report: dict[str, Any] = attributes["report"]
         self._files: dict[str, dict[str, Any]] = attributes["files"]
         self._checked: set[str] = set()
+        self._hashes: dict[str, Int64[np.ndarray, " S"]] = {}
         self._check(name for name in self._files if name.endswith("/" + manifest.ROOT))
         self._group = zarr.open_group(path, mode="r")
         groups = [str(name) for name in self._read("groups/name")] if "groups" in self._group else []
@@ -163,25 +183,50 @@ class Cache:
         where = f"strings/{name}"
         values, offsets = self._read(f"{where}/token_ids"), self._read(f"{where}/token_offsets")
         states = None if spec.prefix_layer is None or not with_states else torch.from_numpy(self._read(f"{where}/prefix"))
-        return StringTable(
+        strings = StringTable(
             text=[str(text) for text in self._read(f"{where}/text")],
             tokens=TokenTable(values=torch.from_numpy(values), offsets=torch.from_numpy(offsets), states=states),
             embeddings=torch.from_numpy(self._read(f"{where}/embeddings")),
             num_rows=torch.from_numpy(self._read(f"{where}/num_rows")),
         )
+        self._check_strings(spec, strings)
+        return strings
 
     def rows(self, start: int = 0, stop: int | None = None) -> RowBlock:
-        """Return rows `start` to `stop` in table order; only the chunks that hold them are read."""
+        """Return rows `start` to `stop` in table order; only the chunks that hold them are read, and every row's string is known to be its own."""
         stop = self.layout.num_rows if stop is None else stop
         if not 0 <= start <= stop <= self.layout.num_rows:
             raise IndexError(f"rows {start} to {stop} of a cache of {self.layout.num_rows} rows")
         width = widths(self.layout)
-        return RowBlock(**{array.name: self._read_rows(array, width.get(array.name), start, stop) for array in ROW_ARRAYS})
+        block = RowBlock(**{array.name: self._read_rows(array, width.get(array.name), start, stop) for array in ROW_ARRAYS})
+        self._check_rows(block.string_id, block.string_hash, start)
+        return block
 
     def verify(self) -> None:
-        """Read every file and raise CorruptCacheError, naming array and chunk, if one is not what was written."""
+        """Read every file and raise CorruptCacheError if one is not what was written, a vector not its string's, or a string not its row's."""
         self._checked.clear()
         self._check(self._files)
+        for spec in self.layout.strings:
+            self.strings(spec.name, with_states=True)
+        arrays = [array for array in ROW_ARRAYS if array.name in ("string_id", "string_hash")]
+        for start in range(0, self.layout.num_rows, ROWS_PER_CHECK):
+            stop = min(start + ROWS_PER_CHECK, self.layout.num_rows)
+            string_id, string_hash = (self._read_rows(array, len(self.layout.strings), start, stop) for array in arrays)
+            self._check_rows(string_id, string_hash, start)
+
+    def _check_strings(self, spec: StringSpec, strings: StringTable) -> None:
+        where = f"strings/{spec.name}"
+        check_strings(self.path, f"{where}/text_hash", strings.text, text_hashes(strings.text), self._read(f"{where}/text_hash"))
+        found = vector_hashes(strings.text, strings.tokens, strings.embeddings)
+        check_strings(self.path, f"{where}: tokens or vectors", strings.text, found, self._read(f"{where}/vector_hash"))
+        if strings.tokens.states is not None:
+            check_strings(self.path, f"{where}/prefix", strings.text, state_hashes(strings.text, strings.tokens), self._read(f"{where}/prefix_hash"))
+
+    def _check_rows(self, string_id: Int32[np.ndarray, "N C"], string_hash: Int64[np.ndarray, "N C"], start: int) -> None:
+        for column, spec in enumerate(self.layout.strings):
+            if spec.name not in self._hashes:
+                self._hashes[spec.name] = self._read(f"strings/{spec.name}/text_hash")
+            check_rows(self.path, spec.name, self._hashes[spec.name], string_id[:, column], string_hash[:, column], start)
 
     def _read_rows(self, spec: RowArray, width: int | None, start: int, stop: int) -> np.ndarray:
         if width == 0 or (start == stop and width is not None):

@@ -1,23 +1,23 @@
 """A user's table, checked at the border and trusted from there on.
 
-Reading a table means: open it, turn every configured column into its canonical form (`columns`), check all laws in one streaming pass
-(`violations`), take a census of all text columns (which values, how many rows), and raise one TableError with everything that is wrong. Nothing is
-written before that.
+A table is one file, or a first file and others that were appended to it; each is a `Table` that knows the names in the files before it. Reading one means:
+open it, turn every configured column into its canonical form (`columns`), check all laws in one streaming pass (`violations`), take a census of all text
+columns (which values, how many rows), and raise one TableError with everything that is wrong. Nothing is written before that.
 
-The rows themselves are never held: `Table.blocks` streams them, every text already replaced by its place among the sorted values of its column.
+The rows themselves are never held: `Table.blocks` streams them, every text already replaced by its place among the values of its column: those of the
+files before in their order, then the new ones, sorted.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int64
 
 from embedcache.columns import Canonical, canonical_columns
 from embedcache.config import CategoryColumn, DataConfig, SplitConfig, StringColumn, TargetColumn
 from embedcache.errors import ConfigError, TableError
+from embedcache.names import NOTHING, Census, Known, Names, after_known, followed_by
 from embedcache.source import Source, open_source
 from embedcache.splits import SPLITS
 from embedcache.strings import DistinctStrings, distinct_strings
@@ -27,32 +27,13 @@ MOST_FACETS = 10_000  # distinct values of a report_by column: each is a line of
 MOST_LINES = 10  # of one kind in the report of violations
 
 
-class Names(NamedTuple):
-    """A source column and its distinct values: value k has code k."""
-
-    column: str
-    values: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Census:
-    """The K distinct values of a text column in sorted order, with their rows by class of the stratifying label and the stratum they lie in."""
-
-    values: tuple[str, ...]
-    counts: Int64[np.ndarray, "K _"]  # one column; with a stratifying label three: negative, positive, unlabelled
-    stratum: Int64[np.ndarray, " K"]
-
-    @property
-    def num_rows(self) -> Int64[np.ndarray, " K"]:
-        """Rows per value."""
-        return self.counts.sum(1)
-
-
 @dataclass(frozen=True)
 class Table:
-    """A table that keeps its config, and the names of everything in it."""
+    """A file that keeps its config, and the names of everything in it and in the files before it."""
 
     frame: pl.LazyFrame  # canonical columns
+    columns: frozenset[str]  # their names; a target without a column here has no labels in this file
+    first_row: int  # rows in the files before
     in_slices: bool  # whether any range of rows can be read alone: not from a CSV, nor where rows are left out
     num_rows: int
     targets: tuple[TargetColumn, ...]
@@ -64,6 +45,20 @@ class Table:
     strata: tuple[str, ...]
     groups: Census | None
     num_excluded: int = 0  # rows left out by data.exclude_rows; other row numbers count the rows that remain
+
+    @property
+    def names(self) -> Known:
+        """What a file after this one knows."""
+        return Known(
+            num_rows=self.first_row + self.num_rows,
+            targets=frozenset(target.name for target in self.targets),
+            strings={name: found.text for name, found in self.strings.items()},
+            categories=dict(self.categories),
+            facets=dict(self.facets),
+            strata=self.strata,
+            groups=() if self.groups is None else self.groups.values,
+            group_stratum=() if self.groups is None else tuple(self.groups.stratum.tolist()),
+        )
 
     def blocks(self, columns: Sequence[str], num_rows: int) -> Iterator[pl.DataFrame]:
         """Yield these canonical columns in table order, `num_rows` rows at a time; text columns as int32 places among their values."""
@@ -81,15 +76,15 @@ class Table:
             raise TableError(f"the table changed or became unreadable while it was being read: {error}") from None
 
 
-def read_table(data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig) -> Table:
-    """Return the table of a config, or raise one TableError that lists every violation with its count and first rows."""
-    source = open_source(data.path)
+def read_table(file: str, data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig, known: Known = NOTHING) -> Table:
+    """Return one of the files of a config, or raise one TableError that lists every violation with its count and first rows."""
+    source = open_source(file)
     kept = _without(source, data.exclude_rows)
-    table = read_source(kept, data, targets, split)
+    table = read_source(kept, data, targets, split, known)
     return replace(table, num_excluded=0 if kept is source else _num_rows(source) - table.num_rows)
 
 
-def read_source(source: Source, data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig) -> Table:
+def read_source(source: Source, data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig, known: Known = NOTHING) -> Table:
     """Return an opened table, checked as `read_table` does."""
     label = _stratifying_target(targets, split)
     canonical = canonical_columns(source, data, targets, split)
@@ -97,7 +92,7 @@ def read_source(source: Source, data: DataConfig, targets: tuple[TargetColumn, .
         raise _report(source, canonical.violations)
     frame = canonical.frame()
     try:
-        table, violations = _survey(source, canonical, frame, data, targets, label)
+        table, violations = _survey(source, canonical, frame, data, targets, label, known)
     except pl.exceptions.PolarsError as error:
         raise TableError(f"{source.path} cannot be read: {error}") from None
     if violations:
@@ -133,7 +128,7 @@ def _stratifying_target(targets: tuple[TargetColumn, ...], split: SplitConfig) -
 
 
 def _survey(
-    source: Source, canonical: Canonical, frame: pl.LazyFrame, data: DataConfig, targets: tuple[TargetColumn, ...], label: str | None
+    source: Source, canonical: Canonical, frame: pl.LazyFrame, data: DataConfig, targets: tuple[TargetColumn, ...], label: str | None, known: Known
 ) -> tuple[Table | None, list[str]]:
     """Return the table, or None and all violations."""
     violations = list(canonical.violations)
@@ -142,55 +137,57 @@ def _survey(
         return None, [*violations, "the table has no rows"]
     violations += run_checks(source.frame, canonical.checks)
     columns = canonical.columns
-    present, absent = _observed_targets(frame, columns, targets, canonical.absent_targets, violations)
-    if label is not None and label not in (f"target:{target.name}" for target in present):
-        if label.removeprefix("target:") in absent:
-            violations.append("the optional target that split.stratify_by names has no labels in this table; unset split.stratify_by")
-        label = None
-    if "weighted" in columns and not frame.select(pl.col("weighted").any()).collect(engine="streaming").item():
+    present, absent = _observed_targets(frame, columns, targets, canonical.absent_targets, violations, known.targets)
+    if label is not None and label.removeprefix("target:") in absent:
+        violations.append("the optional target that split.stratify_by names has no labels in this table; unset split.stratify_by")
+    label = label if label in columns else None
+    if "weighted" in columns and not known.num_rows and not frame.select(pl.col("weighted").any()).collect(engine="streaming").item():
         rule = data.row_weight
         violations.append(f"row_weight column '{rule.column}': no row equals {rule.equals!r}; correct row_weight.equals, or leave row_weight out")
-    strata = _census(frame, "stratum", None, False).values if "stratum" in columns else ()
-    groups = _group_census(frame, columns, label, strata, violations)
+    strata = followed_by(known.strata, _census(frame, "stratum", None, False).values) if "stratum" in columns else ()
+    groups = _group_census(frame, columns, label, strata, violations, known)
     spellings, strings = {}, {}
     for column in data.strings:
         name = f"string:{column.name}"
         if name in columns:
             spellings[column.name] = _census(frame, name, label, False)
-            strings[column.name] = _check_strings(frame, column, spellings[column.name], violations)
-    categories = tuple(Names(c.column, _check_category(frame, c, violations)) for c in data.categories if f"category:{c.column}" in columns)
-    facets = tuple(Names(column, _check_facet(frame, column, violations)) for column in data.report_by if f"facet:{column}" in columns)
+            strings[column.name] = _check_strings(frame, column, spellings[column.name], violations, known)
+    categories = tuple(Names(c.column, _check_category(frame, c, violations, known)) for c in data.categories if f"category:{c.column}" in columns)
+    facets = tuple(Names(column, _check_facet(frame, column, violations, known)) for column in data.report_by if f"facet:{column}" in columns)
     if violations:
         return None, violations
-    return Table(frame, not source.is_csv and not data.exclude_rows, num_rows, present, absent, strings, spellings, categories, facets, strata, groups), []
+    in_slices = not source.is_csv and not data.exclude_rows
+    names = (present, absent, strings, spellings, categories, facets, strata, groups)
+    return Table(frame, frozenset(columns), known.num_rows, in_slices, num_rows, *names), []
 
 
 def _observed_targets(
-    frame: pl.LazyFrame, columns: dict[str, pl.Expr], targets: tuple[TargetColumn, ...], absent: list[str], violations: list[str]
+    frame: pl.LazyFrame, columns: dict[str, pl.Expr], targets: tuple[TargetColumn, ...], absent: list[str], violations: list[str], known: frozenset[str]
 ) -> tuple[tuple[TargetColumn, ...], tuple[str, ...]]:
-    """Return the targets that have labels, and the names of the optional ones that have none."""
-    readable = [target for target in targets if f"target:{target.name}" in columns]
+    """Return the targets that have labels, and the names of the optional ones that have none; those of which labels are `known` need no more of them."""
+    readable = [target for target in targets if f"target:{target.name}" in columns and target.name not in known]
     if not readable:
-        return (), tuple(absent)
+        present = [target for target in targets if target.name in known]
+        return tuple(present), tuple(name for name in absent if name not in known)
     counted = [pl.col(f"target:{target.name}").count().alias(f"labels:{target.name}") for target in readable]
     counted += [(pl.col(f"target:{target.name}") == 1).sum().alias(f"positives:{target.name}") for target in readable]
     counts = frame.select(counted).collect(engine="streaming").row(0, named=True)
-    present, empty = [], set(absent)
+    present, empty = set(known), set(absent).difference(known)
     for target in readable:
         labels, positives = counts[f"labels:{target.name}"], counts[f"positives:{target.name}"]
         if labels:
-            present.append(target)
+            present.add(target.name)
         elif target.optional:
             empty.add(target.name)
         else:
             violations.append(f"target column '{target.column}': no row has a label; drop the target, or mark it optional")
         if labels and target.kind == "binary" and positives in (0, labels):
             violations.append(f"target column '{target.column}': all {count_of(labels, 'label')} belong to one class, {'1' if positives else '0'}")
-    return tuple(present), tuple(target.name for target in targets if target.name in empty)
+    return tuple(target for target in targets if target.name in present), tuple(target.name for target in targets if target.name in empty)
 
 
 def _census(frame: pl.LazyFrame, column: str, label: str | None, with_stratum: bool, strata: tuple[str, ...] = ()) -> Census:
-    """Return the distinct non-null values of a text column."""
+    """Return the distinct non-null values of a text column, sorted."""
     counts = [pl.len().alias("0")]
     if label is not None:
         value = pl.col(label)
@@ -204,23 +201,25 @@ def _census(frame: pl.LazyFrame, column: str, label: str | None, with_stratum: b
     return Census(tuple(found["value"].to_list()), np.ascontiguousarray(numbers), np.array(stratum_of, dtype=np.int64))
 
 
-def _group_census(frame: pl.LazyFrame, columns: dict[str, pl.Expr], label: str | None, strata: tuple[str, ...], violations: list[str]) -> Census | None:
-    """Return the groups, and note those whose stratum is not one value."""
+def _group_census(
+    frame: pl.LazyFrame, columns: dict[str, pl.Expr], label: str | None, strata: tuple[str, ...], violations: list[str], known: Known
+) -> Census | None:
+    """Return the groups, known ones first, and note those whose stratum is not one value."""
     if "group" not in columns:
         return None
     if "stratum" not in columns:
-        return _census(frame, "group", label, False)
+        return after_known(_census(frame, "group", label, False), known, violations)
     spread = frame.group_by("group").agg(pl.col("stratum").min().alias("low"), pl.col("stratum").max().alias("high"))
     varying = spread.filter(pl.col("low") != pl.col("high")).collect(engine="streaming").sort("group")
     if varying.height:
         shown = ", ".join(f"{group!r} ({low!r}, {high!r})" for group, low, high in varying.head(5).iter_rows())
         violations.append(f"stratum column: {count_of(varying.height, 'group')} with several values, e.g. {shown}; a group must lie in one stratum")
-    return _census(frame, "group", label, True, strata)
+    return after_known(_census(frame, "group", label, True, strata), known, violations)
 
 
-def _check_strings(frame: pl.LazyFrame, column: StringColumn, census: Census, violations: list[str]) -> DistinctStrings:
+def _check_strings(frame: pl.LazyFrame, column: StringColumn, census: Census, violations: list[str], known: Known) -> DistinctStrings:
     """Return the distinct prepared strings, and note the spellings that are refused."""
-    strings, refused = distinct_strings(column, census.values, census.num_rows)
+    strings, refused = distinct_strings(column, census.values, census.num_rows, known.strings.get(column.name, ()))
     if refused:
         num_rows = dict(zip(census.values, census.num_rows.tolist(), strict=True))
         shown = list(refused)[:MOST_LINES]
@@ -234,11 +233,11 @@ def _check_strings(frame: pl.LazyFrame, column: StringColumn, census: Census, vi
     return strings
 
 
-def _check_category(frame: pl.LazyFrame, column: CategoryColumn, violations: list[str]) -> tuple[str, ...]:
+def _check_category(frame: pl.LazyFrame, column: CategoryColumn, violations: list[str], known: Known) -> tuple[str, ...]:
     """Return the categories in their order, and note the unknown ones."""
     census = _census(frame, f"category:{column.column}", None, False)
     if column.values is None:
-        return census.values
+        return followed_by(known.categories.get(column.column, ()), census.values)
     num_rows = dict(zip(census.values, census.num_rows.tolist(), strict=True))
     unknown = [value for value in census.values if value not in column.values and value.strip()]
     rows = first_rows(frame, pl.col(f"category:{column.column}"), unknown[:MOST_LINES]) if unknown else {}
@@ -251,9 +250,9 @@ def _check_category(frame: pl.LazyFrame, column: CategoryColumn, violations: lis
     return column.values
 
 
-def _check_facet(frame: pl.LazyFrame, column: str, violations: list[str]) -> tuple[str, ...]:
+def _check_facet(frame: pl.LazyFrame, column: str, violations: list[str], known: Known) -> tuple[str, ...]:
     """Return the values of a report_by column, and note if there are too many to report."""
-    values = _census(frame, f"facet:{column}", None, False).values
+    values = followed_by(known.facets.get(column, ()), _census(frame, f"facet:{column}", None, False).values)
     if len(values) > MOST_FACETS:
         violations.append(f"report_by column '{column}' has {len(values):,} distinct values, at most {MOST_FACETS:,} can be reported")
     return values

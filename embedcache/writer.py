@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, TransposeCodec, ZstdCodec
 
+from embedcache.bonds import state_hashes, text_hashes, vector_hashes
 from embedcache.config import CacheConfig
 from embedcache.scaling import Scaling
 from embedcache.store import ROW_ARRAYS, Layout, RowBlock, StringTable, widths
@@ -52,6 +53,7 @@ class StoreWriter:
         rows = zarr.create_group(self._folder / "rows")
         names = {
             "string_id": [spec.name for spec in layout.strings],
+            "string_hash": [spec.name for spec in layout.strings],
             "numeric": [column.column for column in layout.numeric],
             "category": [column for column, _ in layout.categories],
             "targets": [target.name for target in layout.targets],
@@ -92,8 +94,11 @@ class StoreWriter:
         _write(group, "token_offsets", strings.tokens.offsets.numpy(), ("string_edge",))
         _write(group, "embeddings", strings.embeddings.numpy(), ("string", "embedding"))
         _write(group, "num_rows", strings.num_rows.numpy(), ("string",))
+        _write(group, "text_hash", text_hashes(strings.text), ("string",))
+        _write(group, "vector_hash", vector_hashes(strings.text, strings.tokens, strings.embeddings), ("string",))
         if strings.tokens.states is not None:
             _write(group, "prefix", strings.tokens.states.numpy(), ("token", "embedding"))
+            _write(group, "prefix_hash", state_hashes(strings.text, strings.tokens), ("string",))
 
     def finish(self, scaling: Scaling) -> None:
         """Write the names of groups and the scaling; all rows must have been added."""

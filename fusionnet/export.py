@@ -57,7 +57,7 @@ def _what(run: TrainedRun) -> list[str]:
     return [
         f"Predicts {', '.join(_with_unit(task) for task in run.tasks)} from {', '.join(parts)}.",
         "",
-        f"Trained on {Path(run.data.path).name}: {layout.num_rows:,} rows, split {dealt}, {strings} strings; "
+        f"Trained on {run.data.title}: {layout.num_rows:,} rows, split {dealt}, {strings} strings; "
         f"{learned}, mode `{run.recipe.mode}`, {run.recipe.train.precision}.",
         f"The weights are those of epoch {run.epoch} of {run.recipe.train.epochs}, the best on validation rows.",
         "",

@@ -83,7 +83,7 @@ def _facts(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, str]]:
     split = run.config["split"]["strategy"]
     encoders = {spec.encoder.source: f"{spec.encoder.source}, {spec.pooling} pooling" for spec in layout.strings}
     return [
-        ("rows", f"{len(evaluation.targets):,} {evaluation.split} rows{groups}, out of {layout.num_rows:,} in {Path(run.data.path).name}"),
+        ("rows", f"{len(evaluation.targets):,} {evaluation.split} rows{groups}, out of {layout.num_rows:,} in {run.data.title}"),
         ("split", f"{split}" + (f": no {run.data.group} is in more than one split" if split == "group" else "")),
         ("strings", ", ".join(f"{spec.num_strings:,} distinct {spec.column}" for spec in layout.strings)),
         ("encoder", f"{', '.join(encoders.values())}; trained in mode {run.recipe.mode}"),

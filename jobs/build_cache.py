@@ -1,18 +1,49 @@
-"""Build cache.zarr from a table: validate, split, scale, tokenise, encode each distinct string once, write."""
+"""Build cache.zarr from a table: validate, split, scale, tokenise, encode each distinct string once, write.
 
-from embedcache.build import build_cache
+python -m jobs.build_cache --config C                                  build it, or say that it is up to date
+python -m jobs.build_cache --config C --append                         add the files that `data.path` lists behind those that the cache has
+torchrun --nproc_per_node 8 -m jobs.build_cache --config C             many strings: encode them on eight GPUs (or `deepspeed --module`)
+"""
+
+import sys
+
+from embedcache.build import Existing, build_cache
+from embedcache.errors import RankError, UserError
+from embedcache.ranks import Ranks, joined_ranks
+from embedcache.report import BuildReport
+from embedcache.vectors import Finished, serve
 from jobs.command import config_parser, run_job
-from jobs.experiment import experiment_of
+from jobs.experiment import load_experiment
 
 
 def main() -> None:
-    """Build the cache of a config, or say that it is up to date."""
+    """Build the cache of a config, or help rank 0 to do so."""
     parser = config_parser(__doc__)
-    parser.add_argument("--overwrite", action="store_true", help="replace a cache that was built from something else")
+    chosen = parser.add_mutually_exclusive_group()
+    add = {"dest": "existing", "action": "store_const"}
+    chosen.add_argument("--append", const=Existing.APPEND, help="add the files of data.path that an existing cache does not have", **add)
+    chosen.add_argument("--overwrite", const=Existing.OVERWRITE, help="replace a cache that was built from something else", **add)
+    parser.add_argument("--local_rank", type=int, default=None, help="set by the deepspeed launcher; the environment is used instead")
     arguments = parser.parse_args()
-    experiment = experiment_of(arguments)
-    report = build_cache(experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache, overwrite=arguments.overwrite)
+    with joined_ranks() as ranks:
+        if ranks.rank > 0:
+            sys.exit(serve(ranks))
+        report = _build(arguments.config, arguments.overrides, arguments.existing or Existing.KEEP, ranks)
     print(report.summary())
+
+
+def _build(config: str, overrides: list[str], existing: Existing, ranks: Ranks) -> BuildReport:
+    """Return the report of the build, and tell the other ranks how it ended."""
+    try:
+        experiment = load_experiment(config, overrides)
+        report = build_cache(experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache, existing, ranks)
+    except RankError:
+        raise  # the others are gone, or notice by themselves
+    except UserError:
+        ranks.broadcast(Finished(2))
+        raise
+    ranks.broadcast(Finished(0))
+    return report
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def open_checked_cache(experiment: Experiment, config_path: str) -> Cache:
     The table may be absent, as on a cluster that was sent the cache alone; then only the table's digest goes unchecked.
     """
     cache = open_cache(experiment.cache.path)
-    wanted = wanted_identity(experiment.data, experiment.targets, experiment.split, experiment.encoder, known_table=cache.identity.table)
+    wanted = wanted_identity(experiment.data, experiment.targets, experiment.split, experiment.encoder, known_files=cache.identity.files)
     different = wanted.difference(cache.identity)
     if different:
         listed = "\n".join(f"  - {line}" for line in different)

@@ -40,7 +40,7 @@ def as_text(cache: Cache) -> str:
         unit = f" [{column.unit}]" if column.unit else ""
         lines.append(f"  {column.column + unit:<40} {column.transform:<14} {mean:>12.5g} {std:>12.5g}")
     versions = ", ".join(f"{name} {number}" for name, number in cache.provenance["versions"].items())
-    lines.append(f"built {cache.provenance['built']} from {cache.provenance['config']['data']['path']} with {versions}")
+    lines.append(f"built {cache.provenance['built']} from {', '.join(cache.provenance['config']['data']['path'])} with {versions}")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from embedcache.build import build_cache
+from embedcache.build import Existing, build_cache
 from embedcache.config import CacheConfig, DataConfig, EncoderConfig, SplitConfig, TargetColumn, parse_config
 from embedcache.report import BuildReport
 from embedcache.store import Cache, open_cache
@@ -82,8 +82,9 @@ class Study:
     encoder: EncoderConfig
     cache: CacheConfig
 
-    def build(self, overwrite: bool = False) -> BuildReport:
-        return build_cache(self.data, self.targets, self.split, self.encoder, self.cache, overwrite)
+    def build(self, overwrite: bool = False, append: bool = False) -> BuildReport:
+        existing = Existing.OVERWRITE if overwrite else Existing.APPEND if append else Existing.KEEP
+        return build_cache(*self.arguments(), existing)
 
     def open(self) -> Cache:
         return open_cache(self.cache.path)

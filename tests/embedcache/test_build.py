@@ -119,7 +119,7 @@ def test_chunking_changes_no_row(make_study: Callable, tmp_path: Path, built_stu
 
 def test_a_second_build_is_up_to_date_at_once(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = study.build()
-    monkeypatch.setattr("embedcache.build.read_table", lambda *_: pytest.fail("the table was read again"))
+    monkeypatch.setattr("embedcache.parts.read_table", lambda *_: pytest.fail("the table was read again"))
     second = study.build()
     third = study.build(overwrite=True)
     assert (first.status, second.status, third.status) == ("built", "up to date", "up to date")
@@ -195,7 +195,7 @@ def test_what_is_not_a_cache_is_never_replaced(study: Any) -> None:
 def test_columns_share_an_encoder_or_have_their_own(make_study: Callable, frame_of: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_standin(tmp_path / "own", "tiny", seed=5)
     loaded: list[str] = []
-    monkeypatch.setattr("embedcache.build.load_encoder", lambda config: loaded.append(config.source) or load_encoder(config))
+    monkeypatch.setattr("embedcache.phases.load_encoder", lambda config: loaded.append(config.source) or load_encoder(config))
     own = {"source": str(tmp_path / "own"), "tokenizer": "any", "pooling": "cls"}
     strings = [{"name": "polymer", "column": "smiles"}, {"name": "own", "column": "smiles", "encoder": own}, {"name": "again", "column": "smiles"}]
     study = make_study(tmp_path, frame_of(), strings=strings)
@@ -260,7 +260,7 @@ def test_a_table_that_changes_during_the_build_is_refused(study: Any, monkeypatc
         os.utime(study.data.path, (0, 0))  # written to: its bytes may still read as a table, but not be those that were hashed
         return load_encoder(config)
 
-    monkeypatch.setattr("embedcache.build.load_encoder", load)
+    monkeypatch.setattr("embedcache.phases.load_encoder", load)
     with pytest.raises(TableError, match="was changed while it was being read"):
         study.build()
     assert not Path(study.cache.path).exists()

@@ -21,13 +21,13 @@ import polars as pl
 import pytest
 
 from embedcache import manifest, publish, vectors, writer
-from embedcache.build import build_cache
+from embedcache.build import Existing, build_cache
 from embedcache.errors import BusyCacheError, CacheError, MissingCacheError
 from embedcache.fingerprint import wanted_identity
 from embedcache.publish import Places, builder_lock
 from embedcache.store import Cache
 
-FIELDS = ("string_id", "numeric", "category", "targets", "weight", "group", "split", "facets")
+FIELDS = ("string_id", "string_hash", "numeric", "category", "targets", "weight", "group", "stratum", "split", "facets")
 
 
 class Stopped(BaseException):
@@ -94,7 +94,7 @@ def test_a_kill_at_any_moment_leaves_the_old_cache_or_a_build_that_goes_on(longe
     for _ in range(5):
         shutil.rmtree(study.cache.path)
         shutil.copytree(tmp_path / "old.zarr", study.cache.path)
-        builder = processes.Process(target=build_cache, args=(*other.arguments(), True))
+        builder = processes.Process(target=build_cache, args=(*other.arguments(), Existing.OVERWRITE))
         builder.start()
         time.sleep(rng.uniform(0.1, 1.0) * seconds)
         builder.kill()
@@ -172,7 +172,7 @@ def test_a_finished_but_unpublished_build_is_published_without_work(study: Any, 
         with pytest.raises(Stopped):
             study.build()
     assert published(study) is None
-    monkeypatch.setattr("embedcache.build.read_table", lambda *_: pytest.fail("the table was read again"))
+    monkeypatch.setattr("embedcache.parts.read_table", lambda *_: pytest.fail("the table was read again"))
     assert study.build().status == "built"
 
 
@@ -252,7 +252,7 @@ def test_a_full_disk_is_a_clear_error_and_the_old_cache_stays(make_study: Callab
     frame_of(20_000).write_parquet(study.data.path)
     big = (*study.arguments()[:-1], study.cache.model_copy(update={"path": path, "rows_per_chunk": 4096}))
     with pytest.raises(CacheError, match=r"(?s)no space left for .*the cache that was there is intact"):
-        build_cache(*big, overwrite=True)
+        build_cache(*big, Existing.OVERWRITE)
     vectors.Cache(Path(path), manifest.read_root(Path(path))).verify()
     assert not Places.of(path).store.exists(), "the unfinished cache must not go on filling the disk"
 

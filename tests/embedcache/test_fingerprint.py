@@ -97,11 +97,11 @@ def test_a_missing_table_needs_its_known_digest(study: Any) -> None:
     Path(study.data.path).unlink()
     with pytest.raises(TableError, match="there is no table"):
         identity_of(study)
-    assert identity_of(study, known_table=identity.table) == identity
+    assert identity_of(study, known_files=identity.files) == identity
 
 
 def test_a_table_that_is_there_is_hashed_whatever_is_known(study: Any) -> None:
-    assert identity_of(study, known_table="sha256 0").table == identity_of(study).table
+    assert identity_of(study, known_files=("sha256 0",)) == identity_of(study)
 
 
 def test_a_file_digest_is_sha256(tmp_path: Path) -> None:

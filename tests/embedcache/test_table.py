@@ -17,7 +17,7 @@ FORMATS = ("table.parquet", "table.csv")
 
 
 def read(study: Any) -> Table:
-    return read_table(study.data, study.targets, study.split)
+    return read_table(study.data.path, study.data, study.targets, study.split)
 
 
 def report_of(study: Any) -> str:
@@ -269,8 +269,8 @@ def test_rows_can_be_left_out_by_condition(tmp_path: Path) -> None:
         write(tmp_path / name)
         data = DataConfig(path=str(tmp_path / name), strings=(StringColumn(name="p", column="smiles"),), exclude_rows=("smiles LIKE 'not%'",))
         targets, split = (TargetColumn(name="y", column="y"),), SplitConfig(strategy="random")
-        table = read_table(data, targets, split)
+        table = read_table(data.path, data, targets, split)
         assert (table.num_rows, table.num_excluded) == (3, 1)
         for wrong in ("no_such > 1", "smiles >", "SELECT"):
             with pytest.raises(ConfigError, match=r"data\.exclude_rows"):
-                read_table(data.model_copy(update={"exclude_rows": (wrong,)}), targets, split)
+                read_table(data.path, data.model_copy(update={"exclude_rows": (wrong,)}), targets, split)

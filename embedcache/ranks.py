@@ -1,0 +1,76 @@
+"""Several processes that build one cache: one does everything that is done once, all share the encoding.
+
+`torchrun` and `deepspeed` announce the ranks in the environment; plain python is one rank. Only small objects and tokens travel, so gloo serves CPUs and
+GPUs alike. A rank that dies closes its connections, which ends the others at their next exchange: nobody waits for the dead.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from embedcache.errors import RankError
+
+LONGEST_WAIT = timedelta(days=7)  # for the slowest share of the encoding; a dead rank is noticed at once
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the ranks."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's object on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        with _losses_named():
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's object on every rank, in rank order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _losses_named():
+            dist.all_gather_object(values, value)
+        return values
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """Join the ranks that the launcher announced, and leave them at the end; each computes on a GPU of its own where there is one."""
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+    device = f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    if size == 1:
+        yield Ranks(device=device)
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // local_size))  # torchrun says one thread, deepspeed all of them to each rank
+    with _losses_named():
+        dist.init_process_group("gloo", rank=rank, world_size=size, timeout=LONGEST_WAIT)
+    yield Ranks(rank, size, device)
+    dist.destroy_process_group()
+
+
+@contextmanager
+def _losses_named() -> Iterator[None]:
+    """Turn what gloo raises when a connection ends into an error that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise RankError(f"another rank of this build ended, so this one ends too ({reason:.200}); strings already encoded are kept, run it again") from error
