@@ -22,7 +22,7 @@ from torch import Tensor
 from fusionnet.kernels.reference import KEEP_BITS
 
 ONEHOT_MAX_SEGMENTS = 256  # above, rows are sorted: the product costs B x U x D
-INTERPRETED = triton.knobs.runtime.interpret  # its tl.dot multiplies the bit patterns of bf16 (triton issue 11584), so it gets fp32
+INTERPRETED = triton.knobs.runtime.interpret  # the interpreter's bf16 is cut, not rounded, and its tl.dot multiplies bit patterns (triton issue 11584): fp32
 _MAX_PARTS = 32  # parts of B; with 4 blocks of columns they fill an H100's 132 multiprocessors
 
 
@@ -175,13 +175,14 @@ def gather_add(table: Tensor, index: Tensor, dense: Tensor | None) -> Tensor:
     """Return dense [B, D] + sum over c of table [U, D] at index [B, C], added in fp32, in the wider of the two types."""
     table, index = table.contiguous(), index.contiguous()
     (num_rows, num_columns), width = index.shape, table.shape[1]
-    out = table.new_empty((num_rows, width), dtype=_wider(table, dense))
+    dtype = _wider(table, dense)
+    out = table.new_empty((num_rows, width), dtype=torch.float32 if INTERPRETED else dtype)
     if out.numel():
         given = table if dense is None else dense.contiguous()
         block_b, block_d = 32, min(128, triton.next_power_of_2(width))
         grid = (triton.cdiv(num_rows, block_b), triton.cdiv(width, block_d))
         _gather_add_kernel[grid](table, index, given, out, num_rows, width, num_columns, dense is not None, block_b, block_d)
-    return out
+    return out.to(dtype)
 
 
 @torch.library.custom_op("fusionnet::gather_dropout", mutates_args=())
@@ -189,12 +190,12 @@ def gather_dropout(hidden: Tensor, index: Tensor, p: float, seed: Tensor) -> Ten
     """Return hidden [U, H] at index [B], each element zeroed with probability p and the others scaled by 1 / (1 - p)."""
     hidden, index = hidden.contiguous(), index.contiguous()
     num_rows, width = len(index), hidden.shape[1]
-    out = hidden.new_empty((num_rows, width))
+    out = hidden.new_empty((num_rows, width), dtype=torch.float32 if INTERPRETED else hidden.dtype)
     if out.numel():
         block_b, block_d = 32, max(4, min(128, triton.next_power_of_2(width)))
         grid = (triton.cdiv(num_rows, block_b), triton.cdiv(width, block_d))
         _gather_dropout_kernel[grid](hidden, index, seed, out, num_rows, width, _threshold(p), 1 / (1 - p), block_b, block_d)
-    return out
+    return out.to(hidden.dtype)
 
 
 @torch.library.custom_op("fusionnet::segment_sum", mutates_args=())
@@ -259,6 +260,7 @@ def _(hidden: Tensor, index: Tensor, p: float, seed: Tensor) -> Tensor:
 
 
 @segment_sum.register_fake
+@no_type_check  # num_segments may be symbolic
 def _(gradient: Tensor, index: Tensor, num_segments: int, p: float, seed: Tensor | None) -> Tensor:
     return gradient.new_empty((num_segments, gradient.shape[1]), dtype=torch.float32)
 

@@ -5,7 +5,8 @@ second, tiny kernel adds the blocks' sums in order and puts the tasks together. 
 multiplied them by what comes from above, which is the loss scale in fp16 training.
 
 With z = logit of the true class: log p_t = logsigmoid(z), 1 - p_t = sigmoid(-z) = -expm1(log p_t), and d/dz of -(1 - p_t)^g log p_t is
-(1 - p_t)^g (g p_t log p_t - (1 - p_t)), which has no pole at p_t = 1 for g < 1. log1p is a series: tl.log loses all digits near 1 on a GPU.
+(1 - p_t)^g (g p_t log p_t - (1 - p_t)), which has no pole at p_t = 1 for g < 1. exp and log1p are written out: a GPU's fast
+ones lose digits, log's near 1 nearly all.
 """
 
 from collections.abc import Sequence
@@ -32,6 +33,15 @@ def pack(terms: Sequence[TaskTerm]) -> list[float] | None:
 
 @triton.jit
 @no_type_check  # or the tests' shape checks would wrap what Triton compiles
+def _exp(x):
+    """Return exp(x) to the last place: a GPU's own is 2^(x log2 e) with that product rounded, which is off by |x| / 2 last places."""
+    whole = tl.floor(x * 1.4426950408889634 + 0.5)
+    rest = (x - whole * 0.693145751953125) - whole * 1.4286068203094172e-06  # ln 2 in two parts
+    return tl.exp2(whole) * tl.exp(rest)
+
+
+@triton.jit
+@no_type_check
 def _row_losses(output, target, kind, beta, gamma, pos_weight):
     """Return the losses of a block and their derivatives with respect to `output`."""
     residual = output - target
@@ -42,7 +52,7 @@ def _row_losses(output, target, kind, beta, gamma, pos_weight):
 
     sign = tl.where(target > 0.5, 1.0, -1.0)
     z = sign * output
-    tail = tl.exp(-tl.abs(z))  # in (0, 1]
+    tail = _exp(-tl.abs(z))  # in (0, 1]
     u = tl.div_rn(tail, 2.0 + tail)  # log(1 + tail) = 2 atanh(u), u <= 1/3
     v = u * u
     series = 1.0 / 17 + v * (1.0 / 19)
@@ -53,7 +63,7 @@ def _row_losses(output, target, kind, beta, gamma, pos_weight):
     log_p, log_miss = tl.minimum(z, 0.0) - log1p, tl.minimum(-z, 0.0) - log1p
     large, little = tl.div_rn(1.0, 1.0 + tail), tl.div_rn(tail, 1.0 + tail)
     p, miss = tl.where(z > 0, large, little), tl.where(z > 0, little, large)
-    power = tl.where(gamma == 2.0, miss * miss, tl.exp(gamma * log_miss))
+    power = tl.where(gamma == 2.0, miss * miss, _exp(gamma * log_miss))
     class_weight = tl.where(target > 0.5, pos_weight, 1.0)
     focal = -class_weight * power * log_p
     focal_slope = class_weight * sign * power * (gamma * p * log_p - miss)
@@ -103,7 +113,7 @@ def _rows_kernel(
     denominator = tl.load(denominators_ptr + tasks, mask=is_task, other=0.0).to(tl.float32)
     s = tl.load(log_variance_ptr + tasks, mask=is_task, other=0.0).to(tl.float32)
     s = tl.minimum(tl.maximum(s, -LIMIT), LIMIT)
-    scale = tl.div_rn(factor * tl.exp(-s), tl.where(denominator > 0, denominator, 1.0))
+    scale = tl.div_rn(factor * _exp(-s), tl.where(denominator > 0, denominator, 1.0))
     tl.store(gradient_ptr + place, weight * slope * scale[None, :], mask=inside)
 
 
@@ -141,7 +151,7 @@ def _finish_kernel(
     free = (s >= -LIMIT) & (s <= LIMIT)
     s = tl.minimum(tl.maximum(s, -LIMIT), LIMIT)
     present = denominator > 0
-    weighted = factor * tl.exp(-s) * tl.div_rn(sums, tl.where(present, denominator, 1.0))
+    weighted = factor * _exp(-s) * tl.div_rn(sums, tl.where(present, denominator, 1.0))
     regulariser = tl.where(present, regulariser, 0.0)
     tl.store(total_ptr, tl.sum(weighted + regulariser * s, 0))
     tl.store(s_gradient_ptr + tasks, tl.where(free, regulariser - weighted, 0.0), mask=is_task)
