@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from embedcache.dropout import Dropout
+from fusionnet.kernels import gather_dropout, has_kernels
 
 
 class StringAdapter(nn.Module):
@@ -29,7 +30,7 @@ class StringAdapter(nn.Module):
         """Return one adapted vector per row, gathered as late as dropout allows."""
         hidden = self.first(vectors)
         if self.draws_per_row:
-            return self.second(self.dropout(hidden[string_id]))
+            return self.second(gather_dropout(hidden, string_id, self.dropout.p) if has_kernels(hidden) else self.dropout(hidden[string_id]))
         return self.second(hidden)[string_id]
 
     def distinct(self, vectors: Float[Tensor, "U E"]) -> Float[Tensor, "U W"]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionnet.config import ModelConfig, Task
+from fusionnet.kernels import gather_add
 from fusionnet.model.fusion import JointFusion
 from fusionnet.model.heads import Heads
 from fusionnet.model.layers import NumericEncoder, StringAdapter
@@ -42,18 +43,18 @@ class FusionNetwork(nn.Module):
         """Return the joint token: `projection(concat(strings, numbers, categories))`, each part computed on as few rows as it allows."""
         dtype = self.projection.weight.dtype  # fp16 training casts the module, not its inputs
         weights = list(self.projection.weight.split(self.part_widths, dim=1))
-        joint = self.projection.bias
+        tables, rows = [], []  # one vector per distinct value and its place in each row; parts that differ from row to row
         for column, (adapter, table) in enumerate(zip(self.adapters.values(), vectors, strict=True)):
             weight, index = weights.pop(0), string_id[:, column]
             if adapter.draws_per_row:
-                joint = joint + F.linear(adapter(table.to(dtype), index), weight)
+                rows.append(F.linear(adapter(table.to(dtype), index), weight))
             else:
-                joint = joint + F.linear(adapter.distinct(table.to(dtype)), weight)[index]
+                tables.append((F.linear(adapter.distinct(table.to(dtype)), weight), index))
         if self.numeric is not None:
-            joint = joint + F.linear(self.numeric(numeric.to(dtype)), weights.pop(0))
+            rows.append(F.linear(self.numeric(numeric.to(dtype)), weights.pop(0)))
         for column, embedding in enumerate(self.categories):
-            joint = joint + F.linear(embedding.weight, weights.pop(0))[category[:, column]]
-        return joint
+            tables.append((F.linear(embedding.weight, weights.pop(0)), category[:, column]))
+        return gather_add(tables, rows, self.projection.bias)
 
     def parameter_table(self) -> list[tuple[str, int, str | None]]:
         """Return (component, parameters, the specification's number) in the order of the data."""

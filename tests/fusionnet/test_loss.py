@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from embedcache.scaling import Scaling
 from fusionnet.config import LossConfig, Task
-from fusionnet.loss import MultiTaskLoss, batch_focal, focal
+from fusionnet.kernels.reference import batch_focal, focal
+from fusionnet.loss import MultiTaskLoss
 
 TASKS = (
     Task(name="ef", column="y", beta=2.0),

@@ -1,0 +1,65 @@
+"""The operations of the network that have GPU kernels, and the one place that chooses between a kernel and plain PyTorch.
+
+Tensors on a CUDA device take the kernels where Triton is installed; all others take `reference`. Under TRITON_INTERPRET=1, which the tests set, the kernels
+run on the CPU too, by Triton's interpreter.
+"""
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fusionnet.kernels import reference
+from fusionnet.kernels.reference import TaskTerm
+
+_KERNEL_DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
+_HAS_TRITON = find_spec("triton") is not None
+if _HAS_TRITON:
+    from fusionnet.kernels import gather as _gather
+    from fusionnet.kernels import multitask_loss as _loss
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Return whether operations on this tensor take kernels."""
+    return _HAS_TRITON and tensor.device.type in _KERNEL_DEVICES
+
+
+def gather_add(
+    tables: Sequence[tuple[Float[Tensor, "_ D"], Int[Tensor, " B"]]], rows: Sequence[Float[Tensor, "B D"]], bias: Float[Tensor, " D"]
+) -> Float[Tensor, "B D"]:
+    """Return bias + sum of `table[index]` over (table, index) + sum of `rows`.
+
+    The kernel reads one table: all of them stacked, the bias added to the first one's few rows.
+    """
+    if not tables or not has_kernels(bias):
+        return reference.gather_add(tables, rows, bias)
+    offsets = [sum(len(table) for table, _ in tables[:column]) for column in range(len(tables))]
+    stacked = torch.cat([table + bias if column == 0 else table for column, (table, _) in enumerate(tables)])
+    index = torch.stack([place + offset for (_, place), offset in zip(tables, offsets, strict=True)], dim=1)
+    return _gather.gather_add(stacked, index, sum(rows[1:], rows[0]) if rows else None)
+
+
+def gather_dropout(hidden: Float[Tensor, "U H"], index: Int[Tensor, " B"], p: float) -> Float[Tensor, "B H"]:
+    """Return dropout of `hidden[index]` by the kernel (see `has_kernels`), with a mask seeded from torch's generator of the device."""
+    seed = torch.randint(2**62, (1,), device=hidden.device)
+    return _gather.gather_dropout(hidden, index, p, seed)
+
+
+def multitask_loss(
+    outputs: Float[Tensor, "B T"],
+    targets: Float[Tensor, "B T"],
+    weight: Float[Tensor, " B"],
+    denominators: Float[Tensor, " T"],
+    log_variance: Float[Tensor, " T"],
+    terms: Sequence[TaskTerm],
+    share: float,
+) -> tuple[Float[Tensor, ""], Float[Tensor, " T"]]:
+    """Return this micro-batch's part of the loss and the tasks' weighted sums; the kernel has no loss that depends on a batch's mean."""
+    constants = _loss.pack(terms) if has_kernels(outputs) else None
+    if constants is None:
+        return reference.multitask_loss(outputs, targets, weight, denominators, log_variance, terms, share)
+    total, sums, _, _ = _loss.multitask_loss(outputs, targets, weight, denominators, log_variance, constants, share)
+    return total, sums

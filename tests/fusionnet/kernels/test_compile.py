@@ -1,0 +1,58 @@
+"""torch.compile sees no graph break, and every kernel compiles for an H100: with tensor cores where the type has them, and without atomics."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from fusionnet.kernels import _loss, gather
+
+ON_GPU = torch.cuda.is_available()
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+KERNELS = {
+    "gather_add": (gather._gather_add_kernel, {"NUM_COLUMNS": 2, "HAS_DENSE": True, "BLOCK_B": 32, "BLOCK_D": 128}),
+    "gather_dropout": (gather._gather_dropout_kernel, {"BLOCK_B": 32, "BLOCK_D": 128}),
+    "onehot": (gather._onehot_kernel, {"NUM_COLUMNS": 2, "MASKED": False, "WIDE": False, "BLOCK_B": 64, "BLOCK_D": 64, "BLOCK_U": 32}),
+    "onehot masked": (gather._onehot_kernel, {"NUM_COLUMNS": 1, "MASKED": True, "WIDE": False, "BLOCK_B": 64, "BLOCK_D": 64, "BLOCK_U": 16}),
+    "sorted masked": (gather._sorted_kernel, {"NUM_COLUMNS": 1, "MASKED": True, "BLOCK_B": 16, "BLOCK_D": 128}),
+    "sum of parts": (gather._sum_parts_kernel, {"BLOCK": 256}),
+    "row losses": (_loss._rows_kernel, {"LIMIT": 10.0, "BLOCK_B": 64, "BLOCK_T": 8}),
+    "finish": (_loss._finish_kernel, {"LIMIT": 10.0, "BLOCK_B": 64, "BLOCK_T": 8}),
+}
+INTEGERS = ("index_ptr", "order_ptr", "bound_ptr", "seed_ptr")
+GIVEN = ("table_ptr", "hidden_ptr", "gradient_ptr", "dense_ptr", "out_ptr", "outputs_ptr")
+
+
+def test_one_graph() -> None:
+    environment = dict(os.environ) if ON_GPU else {**os.environ, "TRITON_INTERPRET": "1"}
+    worker = Path(__file__).with_name("compile_worker.py")
+    done = subprocess.run([sys.executable, str(worker)], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "one graph" in done.stdout
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_compile_for_an_h100(name: str, dtype: str) -> None:
+    kernel, constants = KERNELS[name]
+
+    def type_of(argument: str) -> str:
+        if argument in constants:
+            return "constexpr"
+        if argument.endswith("_ptr"):
+            return "*i64" if argument in INTEGERS else f"*{dtype if argument in GIVEN else 'fp32'}"
+        return "fp32" if argument in ("scale", "share") else "i32"
+
+    signature = {argument: type_of(argument) for argument in kernel.arg_names}
+    places = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
+    made = compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32)).asm
+    assert made["cubin"]
+    assert not re.search(r"\b(atom|red)\.", made["ptx"])
+    if name.startswith("onehot"):
+        assert ("mma" in made["ptx"]) == (dtype == "bf16"), "fp32 must not be rounded to tf32"
