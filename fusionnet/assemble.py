@@ -57,6 +57,7 @@ def build_model(recipe: Recipe, layout: Layout, scaling: Scaling, device: torch.
         recipe.tasks,
         strings=[(spec.name, spec.width) for spec in layout.strings],
         num_numeric=len(layout.numeric),
+        numeric_parts=[column.part for column in layout.numeric],
         cardinalities=[len(category.values) for category in layout.categories],
     )
     loss = MultiTaskLoss(recipe.tasks, scaling, recipe.loss)

@@ -39,8 +39,13 @@ class Task(TargetColumn):
 
 
 class ModelConfig(Config):
-    """Widths of the fusion network (specification, section 4)."""
+    """Form and widths of the fusion network (specification, section 4)."""
 
+    fusion: Literal["joint", "modality", "mlp"] = Field(
+        default="joint",
+        description="joint: a transformer over one token of all parts, as specified; modality: over [CLS] and a token per string column, group of numeric "
+        "features (data.numeric.part) and category column; mlp: a residual MLP with as many parameters as joint",
+    )
     adapter_hidden: int = Field(default=384, ge=1)
     adapter_width: int = Field(default=256, ge=1)
     numeric_hidden: int = Field(default=64, ge=1)
@@ -53,9 +58,11 @@ class ModelConfig(Config):
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> "ModelConfig":
+    def _sizes_fit(self) -> "ModelConfig":
         if self.fusion_width % self.num_heads:
             raise ValueError(f"num_heads must divide fusion_width, found {self.num_heads} and {self.fusion_width}")
+        if self.fusion == "modality" and self.num_layers == 0:
+            raise ValueError("fusion 'modality' needs num_layers of at least 1: without attention [CLS] knows nothing of its row")
         return self
 
 

@@ -54,8 +54,8 @@ def frame_inputs(run: TrainedRun, table: Table, block_rows: int, keep: pl.LazyFr
         ids = _stacked(block, strings)
         for c, column in enumerate(run.data.strings):
             ids[:, c] = table.strings[column.name].id_of_spelling[ids[:, c]]
-        features = block.select(numeric).to_numpy().astype(np.float32) if numeric else np.zeros((len(block), 0), dtype=np.float32)
-        inputs = FrameInputs(torch.from_numpy(ids), torch.from_numpy(features.copy()), torch.from_numpy(_stacked(block, categories)))
+        features = block.select(numeric).to_numpy(order="c", writable=True) if numeric else np.zeros((len(block), 0), dtype=np.float32)  # copied once
+        inputs = FrameInputs(torch.from_numpy(ids), torch.from_numpy(features), torch.from_numpy(_stacked(block, categories)))
         yield inputs, block.select(pl.col(_KEPT + name).alias(name) for name in kept)
 
 

@@ -10,20 +10,26 @@ from tqdm import tqdm
 from embedcache.scaling import Scaling
 from fusionnet.batches import RowTable
 from fusionnet.config import Task
+from fusionnet.model.inference import RowEvaluator
 from fusionnet.model.joint import JointModel
 
 
 @torch.no_grad()
 def forward_rows(model: JointModel, tables: Sequence[Float[Tensor, "_ _"]], rows: RowTable, batch_rows: int, progress: bool = False) -> Float[Tensor, "N T"]:
-    """Return the heads' outputs for all rows, dropout off; `tables` hold the vectors of all strings, one table per string column."""
+    """Return the heads' outputs for all rows, dropout off; `tables` hold the vectors of all strings, one table per string column.
+
+    The strings' and categories' parts of the input projection are computed here once, not for every batch.
+    """
     training = model.training
     model.eval()
+    evaluate = RowEvaluator(model.network, model.product_dtype)
+    projected = evaluate.tables(tables)
     outputs = rows.weight.new_empty(rows.num_rows, len(model.loss.tasks))
     try:
         with tqdm(total=rows.num_rows, unit="rows", unit_scale=True, desc="predict", leave=False, disable=None if progress else True) as bar:
             for start in range(0, rows.num_rows, batch_rows):
                 batch = slice(start, start + batch_rows)
-                outputs[batch] = model.outputs(tables, rows.string_id[batch], rows.numeric[batch], rows.category[batch])
+                outputs[batch] = evaluate(projected, rows.string_id[batch], rows.numeric[batch], rows.category[batch])
                 bar.update(len(outputs[batch]))
     finally:
         model.train(training)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from embedcache.errors import ConfigError, UnobservedTaskError
 from embedcache.table import Table
 from fusionnet.frames import FrameInputs, frame_inputs, open_frame
+from fusionnet.model.inference import RowEvaluator
 from fusionnet.predict import to_units
 from fusionnet.run import Moment, Precision, TrainedRun, load_run, vectors_of
 
@@ -44,6 +45,7 @@ class RewardModel:
 
     def __init__(self, run: TrainedRun) -> None:
         self.run = run
+        self._evaluate = RowEvaluator(run.model.network, run.model.product_dtype)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu", moment: Moment = "best", precision: Precision = "fp32") -> "RewardModel":
@@ -150,15 +152,16 @@ class RewardModel:
     @torch.no_grad()
     def _predictions(self, table: Table, keep: pl.LazyFrame | None = None) -> Iterator[tuple[Float[Tensor, "B T"], pl.DataFrame]]:
         """Yield predictions batch by batch, with the same rows of `keep`."""
-        run, vectors = self.run, self._vectors(table)
+        run, tables = self.run, self._evaluate.tables(self._vectors(table))
         for inputs, kept in frame_inputs(run, table, BATCH_ROWS, keep):
-            yield to_units(self._outputs(vectors, inputs), run.tasks, run.scaling), kept
+            yield to_units(self._outputs(tables, inputs), run.tasks, run.scaling), kept
 
     def _vectors(self, table: Table) -> list[Float[Tensor, "_ _"]]:
         """Return the vectors of a table's distinct strings, one matrix per string column."""
         return [vectors_of(self.run, column.name, table.strings[column.name].text) for column in self.run.data.strings]
 
-    def _outputs(self, vectors: list[Float[Tensor, "_ _"]], inputs: FrameInputs) -> Float[Tensor, "B T"]:
+    def _outputs(self, tables: list[Float[Tensor, "_ D"]], inputs: FrameInputs) -> Float[Tensor, "B T"]:
+        """Return the heads' outputs; the inputs move to the device while it still works on the batch before."""
         device = self.run.device
-        numeric = self.run.scaling.apply(inputs.numeric.to(device))
-        return self.run.model.outputs(vectors, inputs.string_id.to(device), numeric, inputs.category.to(device))
+        given = (each.to(device, non_blocking=True) for each in (inputs.string_id, self.run.scaling.apply(inputs.numeric), inputs.category))
+        return self._evaluate(tables, *given)

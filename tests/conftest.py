@@ -93,7 +93,7 @@ def tiny_config(folder: Path, encoder: Path) -> dict[str, Any]:
         "data": {
             "path": str(folder / "table.parquet"),
             "strings": [{"name": "polymer", "column": "smiles"}, {"name": "partner", "column": "other"}],
-            "numeric": [{"column": "x0"}, {"column": "x1", "low": 0, "high": 100}, {"column": "x2", "transform": "log10"}],
+            "numeric": [{"column": "x0", "part": "first"}, {"column": "x1", "low": 0, "high": 100}, {"column": "x2", "transform": "log10"}],
             "categories": [{"column": "kind"}],
             "group": "patient",
             "stratum": "real",

@@ -48,6 +48,11 @@ class JointModel(nn.Module):
         with self.autocast():
             return self.network(vectors, string_id, numeric, category).float()
 
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """The dtype of the large products."""
+        return self._autocast_dtype or self.network.projection.weight.dtype
+
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context in which forward passes of encoders and network run."""
         device = next(self.network.parameters()).device.type

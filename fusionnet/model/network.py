@@ -1,67 +1,132 @@
 """The fusion network: vectors of distinct strings, numbers and categories in; one output per task out (specification, 4.1).
 
-The input projection W [v; p; c] is a sum W_v v + W_p p + W_c c. Its string part is computed once per distinct string where no dropout is drawn per row
-(evaluation), its category part always once per category; both are then gathered and added. One weight matrix holds all parts, as specified.
+The input projection W [v; p; c] is a sum W_v v + W_p p + W_c c of parts. Its string part is computed once per distinct string where no dropout is drawn
+per row (evaluation), its category part always once per category; rows gather them as late as that. One weight matrix holds all parts, as specified.
+The joint token is the sum of the parts; modality tokens are the parts themselves, and their numbers are encoded group by group.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionnet.config import ModelConfig, Task
 from fusionnet.kernels import gather_add
-from fusionnet.model.fusion import JointFusion
+from fusionnet.model.fusion import JointFusion, MLPFusion
 from fusionnet.model.heads import Heads
 from fusionnet.model.layers import NumericEncoder, StringAdapter
+from fusionnet.model.modality import ModalityFusion
+
+
+class Part(NamedTuple):
+    """A part of the input projection: on rows, or on distinct strings or categories together with each row's place among them."""
+
+    projected: Float[Tensor, "_ D"]
+    index: Int[Tensor, " B"] | None = None
+
+    def on_rows(self) -> Float[Tensor, "B D"]:
+        """Return the part of each row."""
+        return self.projected if self.index is None else self.projected[self.index]
 
 
 class FusionNetwork(nn.Module):
-    """Adapters, input projection, fusion transformer and heads."""
+    """Adapters, input projection, fusion and heads."""
 
-    def __init__(self, config: ModelConfig, tasks: Sequence[Task], strings: Sequence[tuple[str, int]], num_numeric: int, cardinalities: Sequence[int]) -> None:
-        """`strings` are (name, vector width E) per string column, `cardinalities` the number of values per category column."""
+    feature_order: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tasks: Sequence[Task],
+        strings: Sequence[tuple[str, int]],
+        num_numeric: int,
+        cardinalities: Sequence[int],
+        numeric_parts: Sequence[str] = (),
+    ) -> None:
+        """`strings` are (name, vector width E) per string column, `cardinalities` the number of values per category column.
+
+        `numeric_parts` names the group of each numeric feature, for modality tokens; unset: they are one group.
+        """
         super().__init__()
         self.adapters = nn.ModuleDict({name: StringAdapter(width, config.adapter_hidden, config.adapter_width, config.dropout) for name, width in strings})
-        self.numeric = NumericEncoder(num_numeric, config.numeric_hidden, config.numeric_width, config.dropout) if num_numeric else None
+        groups = _groups(num_numeric, numeric_parts if config.fusion == "modality" else ())
+        self.register_buffer("feature_order", torch.tensor([f for group in groups.values() for f in group], dtype=torch.int64), persistent=False)
+        self.group_sizes = {name: len(group) for name, group in groups.items()}
+        self.numeric = nn.ModuleList(NumericEncoder(size, config.numeric_hidden, config.numeric_width, config.dropout) for size in self.group_sizes.values())
         self.categories = nn.ModuleList(nn.Embedding(cardinality, config.category_width) for cardinality in cardinalities)
-        self.part_widths = [config.adapter_width] * len(strings) + [config.numeric_width] * bool(num_numeric) + [config.category_width] * len(cardinalities)
-        self.projection = nn.Linear(sum(self.part_widths), config.fusion_width)
-        self.fusion = JointFusion(config.fusion_width, config.num_heads, config.feedforward, config.num_layers, config.dropout)
+        self.part_widths = [config.adapter_width] * len(strings) + [config.numeric_width] * len(groups) + [config.category_width] * len(cardinalities)
+        self.projection = nn.Linear(sum(self.part_widths), config.fusion_width, bias=config.fusion != "modality")
+        self.fusion = _fusion(config, len(self.part_widths))
         self.heads = Heads(config.fusion_width, tasks)
 
     def forward(
         self, vectors: Sequence[Float[Tensor, "_ _"]], string_id: Int[Tensor, "B C"], numeric: Float[Tensor, "B F"], category: Int[Tensor, "B K"]
     ) -> Float[Tensor, "B T"]:
         """Return one output per row and task; `string_id[:, c]` indexes `vectors[c]`, `numeric` is standardised."""
-        return self.heads(self.fusion(self.project(vectors, string_id, numeric, category)))
+        parts = self.parts(vectors, string_id, numeric, category)
+        return self.heads(self.fusion([part.on_rows() for part in parts] if isinstance(self.fusion, ModalityFusion) else self.joint_token(parts)))
 
-    def project(
+    def joint_token(self, parts: Sequence[Part]) -> Float[Tensor, "B D"]:
+        """Return `projection(concat(strings, numbers, categories))` from its parts."""
+        tables = [(part.projected, part.index) for part in parts if part.index is not None]
+        return gather_add(tables, [part.projected for part in parts if part.index is None], self.projection.bias)
+
+    def parts(
         self, vectors: Sequence[Float[Tensor, "_ _"]], string_id: Int[Tensor, "B C"], numeric: Float[Tensor, "B F"], category: Int[Tensor, "B K"]
-    ) -> Float[Tensor, "B D"]:
-        """Return the joint token: `projection(concat(strings, numbers, categories))`, each part computed on as few rows as it allows."""
+    ) -> list[Part]:
+        """Return the parts of the input projection, without its bias, in the order strings, numbers, categories, each on as few rows as it allows."""
         dtype = self.projection.weight.dtype  # fp16 training casts the module, not its inputs
         weights = list(self.projection.weight.split(self.part_widths, dim=1))
-        tables, rows = [], []  # one vector per distinct value and its place in each row; parts that differ from row to row
+        parts = []
         for column, (adapter, table) in enumerate(zip(self.adapters.values(), vectors, strict=True)):
             weight, index = weights.pop(0), string_id[:, column]
             if adapter.draws_per_row:
-                rows.append(F.linear(adapter(table.to(dtype), index), weight))
+                parts.append(Part(F.linear(adapter(table.to(dtype), index), weight)))
             else:
-                tables.append((F.linear(adapter.distinct(table.to(dtype)), weight), index))
-        if self.numeric is not None:
-            rows.append(F.linear(self.numeric(numeric.to(dtype)), weights.pop(0)))
+                parts.append(Part(F.linear(adapter.distinct(table.to(dtype)), weight), index))
+        for encoder, group in zip(self.numeric, self.numeric_groups(numeric.to(dtype)), strict=True):
+            parts.append(Part(F.linear(encoder(group), weights.pop(0))))
         for column, embedding in enumerate(self.categories):
-            tables.append((F.linear(embedding.weight, weights.pop(0)), category[:, column]))
-        return gather_add(tables, rows, self.projection.bias)
+            parts.append(Part(F.linear(embedding.weight, weights.pop(0)), category[:, column]))
+        return parts
+
+    def numeric_groups(self, numeric: Float[Tensor, "B F"]) -> Sequence[Float[Tensor, "B _"]]:
+        """Return the features of each group."""
+        return numeric.index_select(1, self.feature_order).split(list(self.group_sizes.values()), dim=1)
 
     def parameter_table(self) -> list[tuple[str, int, str | None]]:
         """Return (component, parameters, the specification's number) in the order of the data."""
         rows: list[tuple[str, nn.Module, str | None]] = [(f"string adapter {name}", adapter, "328K") for name, adapter in self.adapters.items()]
-        rows += [("numeric encoder", self.numeric, "9.4K")] if self.numeric is not None else []
+        one = len(self.numeric) == 1
+        rows += [(f"numeric encoder {name}".rstrip(), encoder, "9.4K" if one else None) for name, encoder in zip(self.group_sizes, self.numeric, strict=True)]
         rows += [("category embedding", embedding, "128") for embedding in self.categories]
-        rows += [("input projection", self.projection, None), ("fusion transformer", self.fusion, "467K")]
+        rows += [("input projection", self.projection, None), (_NAMES[type(self.fusion)], self.fusion, "467K")]
         specified = {"ef": "148K", "opt": "65.7K", "stress": "65.7K"}
         rows += [(f"head {name}", head, specified.get(name)) for name, head in self.heads.items()]
         return [(name, sum(parameter.numel() for parameter in module.parameters()), wanted) for name, module, wanted in rows]
+
+
+def _groups(num_numeric: int, parts: Sequence[str]) -> dict[str, list[int]]:
+    """Return the features of each group in the order of its first feature; one group without a name where there are no parts."""
+    groups: dict[str, list[int]] = {}
+    for feature, part in enumerate(parts or [""] * num_numeric):
+        groups.setdefault(part, []).append(feature)
+    return groups
+
+
+def _fusion(config: ModelConfig, num_parts: int) -> JointFusion | ModalityFusion | MLPFusion:
+    """Return the fusion that the config names."""
+    transformer = (config.fusion_width, config.num_heads, config.feedforward, config.num_layers, config.dropout)
+    match config.fusion:
+        case "joint":
+            return JointFusion(*transformer)
+        case "modality":
+            return ModalityFusion(num_parts, *transformer)
+        case "mlp":
+            return MLPFusion(config.fusion_width, config.feedforward, config.num_layers, config.dropout)
+
+
+_NAMES = {JointFusion: "fusion transformer", ModalityFusion: "fusion transformer over modality tokens", MLPFusion: "fusion MLP"}

@@ -30,7 +30,7 @@ def as_specified(net: FusionNetwork, vectors: list[torch.Tensor], ids: torch.Ten
     for column, adapter in enumerate(net.adapters.values()):
         rows = vectors[column][ids[:, column]]
         parts.append(adapter.second(adapter.first(rows)))
-    parts += [net.numeric(numeric)] + [embedding(category[:, k]) for k, embedding in enumerate(net.categories)]
+    parts += [net.numeric[0](numeric)] + [embedding(category[:, k]) for k, embedding in enumerate(net.categories)]
     return net.heads(net.fusion(net.projection(torch.cat(parts, dim=1))))
 
 
