@@ -7,6 +7,7 @@ from jobs.command import run_job
 
 BENCHMARKS = {
     "throughput": "one optimizer step at full size: naive per-row encoding against once per step, with the Amdahl bound",
+    "encoder": "one encoder pass over the distinct strings: what each saving gives",
     "stage1": "tables of a finished full-size run on the reference cohort",
     "readme": "write the results into README.md",
     "electrolyte": "ionic conductivity of real polymer electrolytes: LoRA beside gradient boosting on the same folds",
