@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from embedcache.errors import RankError
 
+JOINING = timedelta(minutes=3)
 LONGEST_WAIT = timedelta(days=7)  # for the slowest share of the encoding; a dead rank is noticed at once
 
 
@@ -60,8 +62,13 @@ def joined_ranks() -> Iterator[Ranks]:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // local_size))  # torchrun says one thread, deepspeed all of them to each rank
+    try:
+        store, rank, size = next(rendezvous("env://", rank, size, timeout=JOINING))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RankError(f"rank {rank} of {size} does not find the others at MASTER_ADDR and MASTER_PORT of the environment: {reason:.200}") from error
     with _losses_named():
-        dist.init_process_group("gloo", rank=rank, world_size=size, timeout=LONGEST_WAIT)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT)
     yield Ranks(rank, size, device)
     dist.destroy_process_group()
 

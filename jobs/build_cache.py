@@ -26,10 +26,18 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int, default=None, help="set by the deepspeed launcher; the environment is used instead")
     arguments = parser.parse_args()
     with joined_ranks() as ranks:
-        if ranks.rank > 0:
-            sys.exit(serve(ranks))
-        report = _build(arguments.config, arguments.overrides, arguments.existing or Existing.KEEP, ranks)
-    print(report.summary())
+        if ranks.rank == 0:
+            print(_build(arguments.config, arguments.overrides, arguments.existing or Existing.KEEP, ranks).summary())
+        exit_code = 0 if ranks.rank == 0 else _serve(ranks)
+    sys.exit(exit_code)
+
+
+def _serve(ranks: Ranks) -> int:
+    """Return the exit code of a rank that helps; where another rank died, it is rank 0 that says so, or the launcher if it was rank 0."""
+    try:
+        return serve(ranks)
+    except RankError:
+        return 2
 
 
 def _build(config: str, overrides: list[str], existing: Existing, ranks: Ranks) -> BuildReport:
