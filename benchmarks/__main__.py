@@ -7,6 +7,7 @@ from jobs.command import run_job
 
 BENCHMARKS = {
     "throughput": "one optimizer step at full size: naive per-row encoding against once per step, with the Amdahl bound",
+    "kernels": "each kernel against eager PyTorch and torch.compile, forward and backward",
     "stage1": "tables of a finished full-size run on the reference cohort",
     "readme": "write the results into README.md",
     "electrolyte": "ionic conductivity of real polymer electrolytes: LoRA beside gradient boosting on the same folds",
