@@ -8,6 +8,7 @@ from jobs.command import run_job
 BENCHMARKS = {
     "throughput": "one optimizer step at full size: naive per-row encoding against once per step, with the Amdahl bound",
     "encoder": "one encoder pass over the distinct strings: what each saving gives",
+    "kernels": "each kernel against eager PyTorch and torch.compile, forward and backward",
     "stage1": "tables of a finished full-size run on the reference cohort",
     "build": "phase 1 at size: a cache of 20 million rows, and 100,000 strings encoded by one rank and two",
     "store": "the cache on disk: bytes, writing and reading against Parquet, NumPy and safetensors, and codecs",

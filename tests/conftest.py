@@ -1,4 +1,4 @@
-"""Shared fixtures: everything runs offline, on the CPU, on a few threads."""
+"""Shared fixtures: everything runs offline, on the CPU, on a few threads; EMBEDCACHE_GPU=1 leaves a GPU to the tests marked gpu."""
 
 import os
 from collections.abc import Callable
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+if os.environ.get("EMBEDCACHE_GPU") != "1":
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import numpy as np
 import polars as pl
