@@ -7,6 +7,10 @@ from jobs.command import run_job
 
 BENCHMARKS = {
     "throughput": "one optimizer step at full size: naive per-row encoding against once per step, with the Amdahl bound",
+    "sweeps": "the same step while one thing varies: distinct strings, their frequencies and length, micro-batch, ranks",
+    "peers": "the same training through PyTorch Frame, the Hugging Face Trainer, sentence-transformers and GradCache, side by side",
+    "scaling": "a cost model fitted on measured steps, checked on others, and projected to clusters",
+    "quality": "the model beside per-string means and gradient boosting, by patient and by left-out strings",
     "stage1": "tables of a finished full-size run on the reference cohort",
     "readme": "write the results into README.md",
     "electrolyte": "ionic conductivity of real polymer electrolytes: LoRA beside gradient boosting on the same folds",
