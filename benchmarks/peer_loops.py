@@ -150,9 +150,7 @@ class SentenceTransformers(Peer):
         from sentence_transformers.sentence_transformer.modules import Pooling
 
         transformer = Transformer(self.config.source)
-        name = next(name for name, module in transformer.named_children() if hasattr(module, "encoder"))
-        setattr(transformer, name, self.encoder.model)
-        transformer.tokenizer = load_tokenizer(self.config)
+        transformer.model, transformer.processor = self.encoder.model, load_tokenizer(self.config)
         self._model = SentenceTransformer(modules=[transformer, Pooling(self.encoder.width, "cls")], device=str(device())).train()
         self.model.train()
 

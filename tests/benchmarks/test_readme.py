@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import readme
+from benchmarks import electrolyte, readme
 from benchmarks.publish import number, output_path
 from benchmarks.quality import ORACLE, REFERENCE, as_markdown, draw, mean_sd, variants
 from benchmarks.stamp import RESULTS
@@ -103,3 +103,13 @@ def test_every_kind_of_fusion_takes_part() -> None:
         assert all(change.split("=")[0] in ("encoder.mode", "encoder.pooling", "model.fusion") for change in changes)
     if "fusion" in ModelConfig.model_fields:
         assert any("modality" in name for name in made)
+
+
+def test_electrolyte_gives_mean_and_spread_over_seeds() -> None:
+    runs = [{"model": {"mae": 1.0, "rmse": 2.0, "r2": 0.5, "seconds": 3.0}}, {"model": {"mae": 3.0, "rmse": 2.0, "r2": 0.7, "seconds": 3.0}}]
+    both, one = electrolyte._over_seeds(runs)["model"], electrolyte._over_seeds(runs[:1])["model"]
+    assert (both["mae"], both["mae_sd"], both["rmse_sd"]) == (2.0, pytest.approx(2**0.5), 0.0)
+    assert "mae_sd" not in one
+    split = {"rows": {"train": 1, "validation": 1, "test": 1}, "distinct": {"polymer": 2}, "standin": True, "models": {"model": both}}
+    text = electrolyte.as_markdown({**quality(), "splits": {"random rows": split}})
+    assert "| model | 2.000 ± 1.414 | 2.000 ± 0.000 | 0.600 ± 0.141 | 3 |" in text

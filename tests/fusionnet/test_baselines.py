@@ -1,11 +1,13 @@
 """Baselines see the train rows alone, know strings only by what the table says, and are as good as they can be where that is known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from embedcache.store import Cache, open_cache
+from fusionnet import baselines
 from fusionnet.baselines import BASELINES, boosting, fingerprints, numbers, one_hot, string_mean, train_mean
 from jobs.experiment import load_experiment
 
@@ -61,3 +63,14 @@ def test_a_binary_target_gets_probabilities(cache: Cache) -> None:
     assert ((predicted > 0) & (predicted < 1)).all()
     test = rows.split == 2
     assert ((predicted[test] > 0.5) == (rows.targets[test, 1] > 0.5)).mean() > 0.75
+
+
+def test_no_baseline_reads_a_test_label(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "MOST_TREES", 10)
+    honest = {name: baseline(cache, 0, 0) for name, baseline in BASELINES.items()}
+    rows = cache.rows()
+    targets = rows.targets.copy()
+    targets[rows.split == 2] = 1e6
+    monkeypatch.setattr(Cache, "rows", lambda _: replace(rows, targets=targets))
+    for name, baseline in BASELINES.items():
+        assert (baseline(cache, 0, 0) == honest[name]).all(), name
