@@ -1,66 +1,137 @@
-"""Write the measured numbers of benchmarks/results into the README, so that none is typed."""
+"""Write the measured numbers of benchmarks/results into the README, so that none is typed.
+
+A benchmark without a published result is named as not measured. Quick runs are never published, so they never come here.
+"""
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.publish import number, table
+from benchmarks.quality import ORACLE, SHOWN, mean_sd
 from benchmarks.stamp import RESULTS
-from benchmarks.throughput import MODES
 from embedcache.errors import UserError
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- results: written by `python -m benchmarks readme` -->", "<!-- end of results -->"
+FOLDER = "benchmarks/results"
 
 
 def main(words: list[str]) -> None:
     """Replace the README's part between the two marks."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks readme", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks readme", description=__doc__.splitlines()[0])
     parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="a folder of published results")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the README does not hold what the results say")
     arguments = parser.parse_args(words)
     text = arguments.readme.read_text(encoding="utf-8")
     if START not in text or END not in text:
         raise UserError(f"{arguments.readme} lacks the marks {START} and {END}")
     before, after = text.split(START)[0], text.split(END)[1]
-    arguments.readme.write_text(f"{before}{START}\n{results()}\n{END}{after}", encoding="utf-8")
+    wanted = f"{before}{START}\n{results(arguments.results)}\n{END}{after}"
+    if not arguments.check:
+        arguments.readme.write_text(wanted, encoding="utf-8")
+    elif wanted != text:
+        raise UserError(f"{arguments.readme} does not hold what {arguments.results} says; write it with: python -m benchmarks readme")
 
 
-def results() -> str:
+def results(folder: Path = RESULTS) -> str:
     """Return the section's text."""
-    stage1, electrolyte = _read("stage1.json"), _read("electrolyte.json")
-    steps = [_read(file.name) for file in sorted(RESULTS.glob("throughput_*.json"))]
-    return "\n\n".join([*(_throughput(step) for step in steps), _stage1(stage1), _electrolyte(electrolyte)])
+    steps = sorted(folder.glob("throughput_*.json"))
+    steps = [file for file in steps if not file.stem.endswith("_quick")]
+    known = {file.stem for file in steps}
+    parts = [_throughput(_read(file), (folder / f"{file.stem}.png").is_file()) for file in steps] or [_absent("throughput")]
+    for name, section in SECTIONS.items():
+        file = folder / f"{name}.json"
+        known.add(name)
+        parts.append(section(_read(file), (folder / f"{name}.png").is_file()) if file.is_file() else _absent(name))
+    others = sorted(file.stem for file in folder.glob("*.json") if file.stem not in known and not file.stem.endswith("_quick"))
+    if others:
+        parts.append("Also measured: " + ", ".join(f"[{name}]({FOLDER}/{name}.md)" for name in others) + ".")
+    return "\n\n".join(parts)
 
 
-def _throughput(found: dict[str, Any]) -> str:
-    bound = found["bound"]["naive_128"]
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _absent(name: str) -> str:
+    return f"`python -m benchmarks {name}`: not measured."
+
+
+def _picture(words: str, name: str, there: bool) -> list[str]:
+    return ["", f"![{words}]({FOLDER}/{name}.png)"] if there else []
+
+
+def _throughput(found: dict[str, Any], picture: bool) -> str:
+    bound, speedup, name = found["bound"]["naive_128"], found["speedup"], f"throughput_{found['precision']}"
     lines = [
         f"One optimizer step of {found['batch_rows']:,} rows, 21 distinct strings, polyBERT's size with LoRA, {found['precision']}, "
-        f"{found['hardware']['cores']} cores of {found['hardware']['processor']} ([how](benchmarks/results/throughput_{found['precision']}.md)):",
+        f"{found['hardware']['cores']} cores of {found['hardware']['processor']} ([how]({FOLDER}/{name}.md)):",
         "",
-        "| mode | rows/s | step, s | encoder tokens | Stage 1, 15 epochs, h |",
-        "|---|---|---|---|---|",
     ]
-    for mode in MODES:
-        result = found["modes"][mode]
-        rate = f"{result['rows_per_s']:,.0f}" if result["rows_per_s"] >= 100 else f"{result['rows_per_s']:.1f}"
+    cells = []
+    for mode, result in found["modes"].items():
         extended = " (extended from small steps)" if result["extrapolated"] else ""
-        lines.append(f"| {mode}{extended} | {rate} | {result['step_s']:,.2f} | {result['encoder_tokens_per_step']:,} | {found['stage1_hours'][mode]:,.1f} |")
+        hours = f"{found['stage1_hours'][mode]:,.1f}"
+        cells.append((f"{mode}{extended}", number(result["rows_per_s"]), number(result["step_s"]), f"{result['encoder_tokens_per_step']:,}", hours))
+    lines += table(("mode", "rows/s", "step, s", "encoder tokens", "Stage 1, 15 epochs, h"), cells)
     lines += [
         "",
-        f"`per_step` is {found['speedup']['per_step_vs_naive_128']:,.0f} x as fast as naive padded to 128 ({bound['share_reached']:.0%} of Amdahl's bound) and "
-        f"{found['speedup']['per_step_vs_naive_longest']:,.0f} x as fast as padded to the longest; it takes {1 / found['speedup']['per_step_vs_frozen']:.2f} x "
+        f"`per_step` is {speedup['per_step_vs_naive_128']:,.0f} x as fast as naive padded to 128 ({bound['share_reached']:.0%} of Amdahl's bound) and "
+        f"{speedup['per_step_vs_naive_longest']:,.0f} x as fast as padded to the longest; it takes {1 / speedup['per_step_vs_frozen']:.2f} x "
         "the time of `frozen`, where encoding costs nothing.",
+    ]
+    return "\n".join(lines + _picture("Rows per second of each mode, and the share of each phase in a step", name, picture))
+
+
+def _sweeps(found: dict[str, Any], picture: bool) -> str:
+    curve = found["sweeps"].get("strings")
+    if curve is None:
+        return _absent("sweeps --only strings")
+    lines = [f"Speed-up against distinct strings, steps of {found['rows']:,} rows, {found['precision']} ([all sweeps]({FOLDER}/sweeps.md)):", ""]
+    points = curve["points"]
+    header = ("distinct strings", *(f"{point['x']:,}" for point in points))
+    rows = [("times as fast as padded to 128", *(number(point["speedup_vs_naive_128"]["median"]) for point in points)),
+            ("times as fast as batches of like length", *(number(point["speedup_vs_naive_bucketed"]["median"]) for point in points))]  # fmt: skip
+    lines += [*table(header, rows), ""]
+    for law in ("uniform", "zipf"):
+        if law in found["sweeps"]:
+            place = found["sweeps"][law]["stops_paying"]["1.1"]
+            where = "at no measured number of strings" if place is None else f"from {number(place)} distinct strings in a step on"
+            words = "strings alike" if law == "uniform" else "strings by Zipf's law"
+            lines.append(f"With {words} ({found['sweeps'][law]['encoder']}-sized encoder) it stops paying (less than 1.1 x) {where}.")
+    return "\n".join(lines + _picture("Speed-up against distinct strings, with Amdahl's bound", "sweeps", picture))
+
+
+def _peers(found: dict[str, Any], picture: bool) -> str:
+    cells = [(name, f"{result['rows']:,}", number(result["rows_per_s"]["median"])) for name, result in found["loops"].items()]
+    absent = f" Not installed, not measured: {', '.join(found['absent'])}." if found["absent"] else ""
+    lines = [
+        f"The same training in other people's loops, {found['precision']}; equal weights, rows and micro-batches, losses compared at every step "
+        f"([how]({FOLDER}/peers.md)).{absent}",
+        "",
+        *table(("loop", "rows of a step", "rows/s"), cells),
     ]
     return "\n".join(lines)
 
 
-def _stage1(found: dict[str, Any]) -> str:
+def _scaling(found: dict[str, Any], picture: bool) -> str:
+    held = found["held_out_error"]
+    return (
+        f"A cost model fitted on measured steps predicts steps that it never saw with a median error of {held['median']:.0%} (largest {held['largest']:.0%}); "
+        f"[what it projects for clusters and large tables]({FOLDER}/scaling.md) rests on assumed GPU rates, stated there."
+    )
+
+
+def _stage1(found: dict[str, Any], picture: bool) -> str:
     metrics = found["metrics"]
     lines = [
         f"Stage 1 at full size (447,480 rows, 15 epochs, {found['train']['precision']}, {found['hardware']['cores']} cores): "
         f"**{found['seconds'] / 60:.0f} min**, {found['peak_rss_bytes'] / 2**30:.2f} GiB. "
-        "Test patients that training never saw ([epochs and all metrics](benchmarks/results/stage1.md)):",
+        f"Test patients that training never saw ([epochs and all metrics]({FOLDER}/stage1.md)):",
         "",
         "| target | metric | value | goal | noise-free oracle |",
         "|---|---|---|---|---|",
@@ -74,23 +145,49 @@ def _stage1(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _electrolyte(found: dict[str, Any]) -> str:
+def _quality(found: dict[str, Any], picture: bool) -> str:
+    shown = [f"{column} {metric}" for column, metric in SHOWN if metric != "mae"]
+    splits = found["splits"]
+    cells = []
+    for model in next(iter(splits.values()))["models"]:
+        scores = [mean_sd(split["models"][model][key]) for split in splits.values() for key in shown]
+        cells.append((model, *("undefined" if score is None else f"{score[0]:.2f} ± {score[1]:.2f}" for score in scores)))
+    best = []
+    for split in splits.values():
+        for key in shown:
+            scores = {model: mean_sd(values[key]) for model, values in split["models"].items() if model != ORACLE}
+            best.append(max((model for model, score in scores.items() if score is not None), key=lambda model: scores[model], default="none"))
+    header = ("model", *(f"{split}: {key}" for split in splits for key in shown))
+    lines = [
+        f"Quality beside baselines: reference cohort scaled down, {found['seeds']} seeds that deal patients or strings anew, mean ± standard deviation on test "
+        f"rows ([how]({FOLDER}/quality.md)):",
+        "",
+        *table(header, [*cells, ("best model", *best)]),
+    ]
+    return "\n".join(lines + _picture("R2 of all models and baselines, on patients and on strings that training never saw", "quality", picture))
+
+
+def _electrolyte(found: dict[str, Any], picture: bool) -> str:
+    header = ("model", *found["splits"])
+    cells = []
+    for model in next(iter(found["splits"].values()))["models"]:
+        scores = [split["models"][model] for split in found["splits"].values()]
+        cells.append((model, *(f"{score['mae']:.2f}, R2 {score['r2']:.2f}" for score in scores)))
+    best = [min(split["models"], key=lambda model: split["models"][model]["mae"]) for split in found["splits"].values()]
     lines = [
         "Real table: ionic conductivity of polymer electrolytes, log10 S/cm, stand-in encoder, mean absolute error and R2 on test rows "
-        "([how](benchmarks/results/electrolyte.md)).",
+        f"([how]({FOLDER}/electrolyte.md)).",
         "",
-        "| model | " + " | ".join(found["splits"]) + " |",
-        "|---|" + "---|" * len(found["splits"]),
+        *table(header, [*cells, ("least error", *best)]),
     ]
-    for model in next(iter(found["splits"].values()))["models"]:
-        cells = [split["models"][model] for split in found["splits"].values()]
-        lines.append(f"| {model} | " + " | ".join(f"{cell['mae']:.2f}, R2 {cell['r2']:.2f}" for cell in cells) + " |")
-    best = [min(split["models"], key=lambda model: split["models"][model]["mae"]) for split in found["splits"].values()]
-    lines.append("| least error | " + " | ".join(best) + " |")
     return "\n".join(lines)
 
 
-def _read(name: str) -> dict[str, Any]:
-    if not (RESULTS / name).is_file():
-        raise UserError(f"there is no benchmarks/results/{name}: run that benchmark first")
-    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+SECTIONS: dict[str, Callable[[dict[str, Any], bool], str]] = {
+    "sweeps": _sweeps,
+    "peers": _peers,
+    "scaling": _scaling,
+    "stage1": _stage1,
+    "quality": _quality,
+    "electrolyte": _electrolyte,
+}

@@ -52,10 +52,9 @@ def gradients(experiment: Experiment, device: str = DEVICE, num_rows: int = 60) 
         index = torch.stack([each.index for each in read], dim=1)
         vectors = [each.vectors for each in read]
         loss = model(vectors, index, part.numeric, part.category, part.targets, part.weight, rows.loss_denominators(), 0.5).total
-        for source in sources:
-            surrogate = source.surrogate(1.0)
-            loss = loss if surrogate is None else loss + surrogate
         loss.backward()
+    for source in sources:
+        source.end_step()
     return {name: parameter.grad.cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 

@@ -1,0 +1,29 @@
+"""Started by `sweeps` in one process per rank by the deepspeed launcher: steps of three modes in turns; rank 0 writes their seconds."""
+
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.setting import Stepper, batch_of, world
+from benchmarks.timing import interleaved
+from fusionnet.train.runlog import write_json
+
+
+def main() -> None:
+    """The last argument is the request as JSON; the launcher puts its own before it."""
+    request = json.loads(sys.argv[-1])
+    turns = {}
+    for mode in ("per_step", "per_microbatch", "frozen"):
+        stepper = Stepper(Path(request["folder"]), mode, request["precision"], request["rows"], None, request["overrides"])
+        batch = batch_of(stepper.cache, request["rows"])
+        turns[mode] = lambda stepper=stepper, batch=batch: stepper.step(batch)
+        turns[mode]()
+    measured = interleaved(turns, request["rounds"])
+    if world().is_main:
+        write_json(Path(request["output"]), measured)
+    world().barrier()
+    world().close()
+
+
+if __name__ == "__main__":
+    main()

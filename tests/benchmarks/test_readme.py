@@ -1,0 +1,115 @@
+"""The README holds what the results say, whatever has been measured; quick runs never come there, and never over what was published."""
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import electrolyte, readme
+from benchmarks.publish import number, output_path
+from benchmarks.quality import ORACLE, REFERENCE, as_markdown, draw, mean_sd, variants
+from benchmarks.stamp import RESULTS
+from embedcache.errors import UserError
+from fusionnet.config import ModelConfig
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "README.md").write_text(f"before\n{readme.START}\nold\n{readme.END}\nafter\n")
+    return tmp_path
+
+
+def written(folder: Path) -> str:
+    readme.main(["--readme", str(folder / "README.md"), "--results", str(folder)])
+    return (folder / "README.md").read_text()
+
+
+def quality() -> dict[str, Any]:
+    scores = {"delta_EF_pct mae": [1.0, 1.2], "delta_EF_pct r2": [0.5, 0.7], "is_optimal auroc": [0.9, None], "seconds": [1.0, 2.0]}
+    oracle = {"delta_EF_pct mae": [0.9, 0.9], "delta_EF_pct r2": [0.9, 0.9], "is_optimal auroc": [0.99, 0.99]}
+    better = {**scores, "delta_EF_pct r2": [0.6, 0.8]}
+    models = {REFERENCE: scores, "boosting, strings one-hot": better, ORACLE: oracle}
+    split = {"rows": [{"train": 7, "validation": 2, "test": 1}], "models": models}
+    return {"seeds": 2, "epochs": 1, "encoder": "tiny", "splits": {"patients left out": split}, "command": "c", "commit": "d", "date": "e",
+            "hardware": {"processor": "p", "cores": 2}, "versions": {"torch": "2"}}  # fmt: skip
+
+
+def test_what_was_not_measured_is_said(folder: Path) -> None:
+    text = written(folder)
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    for name in ("throughput", *readme.SECTIONS):
+        assert f"`python -m benchmarks {name}`: not measured." in text
+
+
+def test_numbers_come_from_the_json_and_writing_twice_changes_nothing(folder: Path) -> None:
+    (folder / "quality.json").write_text(json.dumps(quality()))
+    (folder / "quality.png").write_bytes(b"")
+    (folder / "kernels.json").write_text("{}")
+    (folder / "quality_quick.json").write_text("{}")
+    text = written(folder)
+    assert "0.60 ± 0.14" in text
+    assert "| best model | boosting, strings one-hot |" in text  # the oracle is no model
+    assert "![R2" in text
+    assert "Also measured: [kernels](benchmarks/results/kernels.md)." in text
+    assert "quick" not in text
+    assert written(folder) == text
+    readme.main(["--readme", str(folder / "README.md"), "--results", str(folder), "--check"])
+    (folder / "quality.json").write_text(json.dumps({**quality(), "seeds": 3}))
+    with pytest.raises(UserError, match="does not hold"):
+        readme.main(["--readme", str(folder / "README.md"), "--results", str(folder), "--check"])
+
+
+def test_every_published_result_can_be_shown() -> None:
+    text = readme.results()
+    for file in RESULTS.glob("throughput_*.json"):
+        if not file.stem.endswith("_quick"):
+            found = json.loads(file.read_text())
+            assert number(found["modes"]["per_step"]["rows_per_s"]) in text
+
+
+def test_a_quick_run_writes_beside_the_published_result() -> None:
+    assert output_path("sweeps", Namespace(json=None, quick=False)) == RESULTS / "sweeps.json"
+    assert output_path("sweeps", Namespace(json=None, quick=True)) == RESULTS / "sweeps_quick.json"
+    assert output_path("sweeps", Namespace(json=Path("x.json"), quick=True)) == Path("x.json")
+
+
+def test_the_list_and_a_wrong_name(repository: Path) -> None:
+    listed = subprocess.run([sys.executable, "-m", "benchmarks"], cwd=repository, capture_output=True, text=True, timeout=120, check=True)
+    for name in ("throughput", "sweeps", "peers", "scaling", "quality", "electrolyte", "readme"):
+        assert f"  {name} " in listed.stdout
+    assert subprocess.run([sys.executable, "-m", "benchmarks", "speed"], cwd=repository, capture_output=True, timeout=120, check=False).returncode == 2
+
+
+def test_quality_says_differences_seed_by_seed(tmp_path: Path) -> None:
+    assert mean_sd([1.0, 3.0, None]) == (2.0, pytest.approx(2**0.5))
+    assert mean_sd([None]) is None
+    text = as_markdown(quality())
+    assert "0.700 ± 0.141 (+0.100)" in text
+    assert "0.600 ± 0.141 |" in text  # the reference itself has no difference
+    draw(quality(), tmp_path / "quality.png")
+    assert (tmp_path / "quality.png").stat().st_size > 5000
+
+
+def test_every_kind_of_fusion_takes_part() -> None:
+    made = variants()
+    assert len(set(made.values())) == len(made) >= 4
+    for changes in made.values():
+        assert all(change.split("=")[0] in ("encoder.mode", "encoder.pooling", "model.fusion") for change in changes)
+    if "fusion" in ModelConfig.model_fields:
+        assert any("modality" in name for name in made)
+
+
+def test_electrolyte_gives_mean_and_spread_over_seeds() -> None:
+    runs = [{"model": {"mae": 1.0, "rmse": 2.0, "r2": 0.5, "seconds": 3.0}}, {"model": {"mae": 3.0, "rmse": 2.0, "r2": 0.7, "seconds": 3.0}}]
+    both, one = electrolyte._over_seeds(runs)["model"], electrolyte._over_seeds(runs[:1])["model"]
+    assert (both["mae"], both["mae_sd"], both["rmse_sd"]) == (2.0, pytest.approx(2**0.5), 0.0)
+    assert "mae_sd" not in one
+    split = {"rows": {"train": 1, "validation": 1, "test": 1}, "distinct": {"polymer": 2}, "standin": True, "models": {"model": both}}
+    text = electrolyte.as_markdown({**quality(), "splits": {"random rows": split}})
+    assert "| model | 2.000 ± 1.414 | 2.000 ± 0.000 | 0.600 ± 0.141 | 3 |" in text
