@@ -17,13 +17,15 @@ import polars as pl
 import torch
 import yaml
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DebertaV2Config, DebertaV2Model
 
 from benchmarks.timing import Phases, timed
 from embedcache.build import build_cache
+from embedcache.encoder import MAX_BATCH_TOKENS, StringEncoder, length_batches
 from embedcache.standin import write_standin
 from embedcache.store import Cache, open_cache
+from embedcache.tokens import TokenTable
 from fusionnet.assemble import Recipe, build_model, make_sources, observed_tasks
 from fusionnet.batches import RowTable, load_rows
 from fusionnet.model.joint import JointModel
@@ -179,15 +181,29 @@ class Stepper:
         phases.watch(model.loss, "loss")
         for encoder in model.encoders.values():
             phases.watch(encoder, "encode", backward="backward: encoder")
-            encoder.model.register_forward_pre_hook(self._count_tokens, with_kwargs=True)
+            self._count_tokens(encoder)
         engine.backward = phases.wrap("backward: fusion", engine.backward)
         engine.step = phases.wrap("update", engine.step)
 
-    def _count_tokens(self, _module: nn.Module, _arguments: Any, keywords: dict[str, Any]) -> None:
-        num_strings, length = keywords["input_ids"].shape
-        self.tokens += num_strings * length
-        self.token_pairs += num_strings * length**2
-        self.passes += 1
+    def _count_tokens(self, encoder: StringEncoder) -> None:
+        """Count what the encoder reads in each pass: padded batches with their padding, strings end to end without."""
+        padded, packed = encoder._encode_padded, encoder._encode_packed
+
+        def count(num_tokens: int, token_pairs: int) -> None:
+            self.tokens += num_tokens
+            self.token_pairs += token_pairs
+            self.passes += 1
+
+        def counted_padded(tokens: TokenTable, pad_to: int | None = None) -> Tensor:
+            length = pad_to or int(tokens.lengths.max())
+            count(tokens.num_strings * length, tokens.num_strings * length**2)
+            return padded(tokens, pad_to)
+
+        def counted_packed(tokens: TokenTable, groups: Sequence[Tensor]) -> Tensor:
+            count(int(sum(tokens.lengths[ids].sum() for ids in groups)), int(sum(len(ids) * tokens.lengths[ids].max() ** 2 for ids in groups)))
+            return packed(tokens, groups)
+
+        encoder._encode_padded, encoder._encode_packed = counted_padded, counted_packed
 
 
 def _change_source(model: JointModel, sources: list[Any], mode: Mode) -> None:
@@ -197,8 +213,13 @@ def _change_source(model: JointModel, sources: list[Any], mode: Mode) -> None:
             encoder.model.compile(dynamic=False)
     if mode.bucketed:
         for encoder in model.encoders.values():
-            plain = type(encoder).forward
-            encoder.forward = lambda tokens, pad_to=None, encoder=encoder, plain=plain: plain(encoder, tokens)  # unpadded: it batches by length
+            encoder.forward = lambda tokens, pad_to=None, encoder=encoder: _bucketed(encoder, tokens)
+
+
+def _bucketed(encoder: StringEncoder, tokens: TokenTable) -> Tensor:
+    """Return the vectors of all rows as the plain model gives them, in batches of like length."""
+    batches = length_batches(tokens.lengths, MAX_BATCH_TOKENS)
+    return torch.cat([encoder._encode_padded(tokens.take(ids)) for ids in batches])[torch.cat(batches).argsort()]
 
 
 def batch_of(cache: Cache, num_rows: int, string_id: Int[Tensor, " B"] | None = None, seed: int = 0) -> RowTable:
