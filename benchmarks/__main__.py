@@ -8,6 +8,7 @@ from jobs.command import run_job
 BENCHMARKS = {
     "throughput": "one optimizer step at full size: naive per-row encoding against once per step, with the Amdahl bound",
     "encoder": "one encoder pass over the distinct strings: what each saving gives",
+    "two_passes": "memory and time of encoding many strings with graph: activations kept, or two passes within a budget",
     "kernels": "each kernel against eager PyTorch and torch.compile, forward and backward",
     "sweeps": "the same step while one thing varies: distinct strings, their frequencies and length, micro-batch, ranks",
     "peers": "the same training through PyTorch Frame, the Hugging Face Trainer, sentence-transformers and GradCache, side by side",
