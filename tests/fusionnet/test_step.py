@@ -79,7 +79,7 @@ def run_workers(
         )
         for rank in range(world_size)
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
     return torch.load(output, weights_only=True)
 
