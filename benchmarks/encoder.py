@@ -50,10 +50,12 @@ def main(words: list[str]) -> None:
         tokens = tokenize(load_tokenizer(config), list(dict.fromkeys(polymer.psmiles for polymer in load_polymers())), 512).tokens
         found: dict[str, Any] = {**stamp(), "num_threads": torch.get_num_threads(), "rounds": rounds, "num_tokens": int(tokens.lengths.sum())}
         found["gradient_error"] = gradient_error(adapted(config, dropout=0.0), tokens)
-        encoder = adapted(config)
-        tables = {f"what each saving gives, {precision}": savings(encoder, tokens, precision, rounds) for precision in PRECISIONS}
-        found["copies_bytes"] = encoder._casts.num_bytes
-        tables |= {"cost of one more group, in tokens (BATCH_OVERHEAD_TOKENS), bf16": batching(encoder, tokens, rounds)}
+        tables, found["copies_bytes"] = {}, {}
+        for precision in PRECISIONS:
+            encoder = adapted(config)
+            tables[f"what each saving gives, {precision}"] = savings(encoder, tokens, precision, rounds)
+            found["copies_bytes"][precision] = encoder._casts.num_bytes
+        tables |= {"cost of one more group, in tokens (BATCH_OVERHEAD_TOKENS), bf16": batching(adapted(config), tokens, rounds)}
         for layer in PREFIX_LAYERS:
             tables[f"LoRA from layer {layer} on, bf16"] = prefix(adapted(config, first_layer=layer), tokens, rounds)
     relative = relative_encoder()
@@ -191,7 +193,7 @@ def as_markdown(found: dict[str, Any]) -> str:
         f"`{found['command']}` at {found['commit']}, {found['date']}: {found['hardware']['processor']}, {found['num_threads']} threads,",
         f"torch {found['versions']['torch']}, transformers {found['versions']['transformers']}, PEFT {found['versions']['peft']}; {found['rounds']} rounds.",
         f"polyBERT's size, LoRA r 16 with dropout. Gradients against the plain model (fp32, dropout off): {found['gradient_error']:.1e}. "
-        f"Copies of frozen weights: {found['copies_bytes'] / 2**20:.0f} MiB.",
+        f"Copies of frozen weights: {', '.join(f'{size / 2**20:.0f} MiB in {precision}' for precision, size in found['copies_bytes'].items())}.",
     ]
     for title, rows in found["tables"].items():
         lines += ["", f"## {title[0].upper()}{title[1:]}", "", "| | forward, s | backward, s | 20 to 80 %, s | faster by |", "|---|---|---|---|---|"]

@@ -33,7 +33,7 @@ from embedcache.projection import CastWeights
 from embedcache.relative import needed_positions
 from embedcache.tokens import TokenTable
 
-BATCH_OVERHEAD_TOKENS = 48  # what one more batch costs beside its tokens; measured on 2 cores at polyBERT's size
+BATCH_OVERHEAD_TOKENS = 48  # what one more batch costs beside its tokens; at polyBERT's size 16 to 128 are alike (benchmarks/encoder.py)
 MAX_BATCH_TOKENS = 16_384  # bounds activations: about 0.9 MB per token with graph at polyBERT's size
 
 
