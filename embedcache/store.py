@@ -9,7 +9,20 @@
     /groups           name: the names of the groups, where the table has groups
 
 Everything is plain Zarr v3 with its core codecs and named dimensions: any Zarr reader can open it. Fill values are NaN and -1, never a plausible
-value, and nothing is read before its digest was checked, so what is damaged is an error that names the array and chunk.
+value, and nothing is read before its digest was checked, so what is damaged is an error that names the array and chunk. Other tools check less, but need
+nothing of ours:
+
+    import zarr
+    root = zarr.open_group("cache.zarr", mode="r")
+    vectors, text = root["strings/polymer/embeddings"][:], root["strings/polymer/text"][:]
+
+    import xarray as xr
+    rows = xr.open_zarr("cache.zarr", group="rows", consolidated=False)
+    train_mean = rows.numeric[rows.split.values == 0].mean("row")
+
+    import pandas as pd, zarr
+    numeric = zarr.open_array("cache.zarr/rows/numeric", mode="r")
+    frame = pd.DataFrame(numeric[:], columns=numeric.attrs["columns"])
 """
 
 import json
@@ -201,6 +214,17 @@ class Cache:
         block = RowBlock(**{array.name: self._read_rows(array, width.get(array.name), start, stop) for array in ROW_ARRAYS})
         self._check_rows(block.string_id, block.string_hash, start)
         return block
+
+    def array_sizes(self) -> dict[str, dict[str, Any]]:
+        """Return for each array its shape and type, its bytes on disk, and its bytes in memory (0 for text, whose size there is not fixed)."""
+        sizes = {}
+        for name, array in self._group.members(max_depth=None):
+            if isinstance(array, zarr.Array):
+                stored = sum(entry["bytes"] for file, entry in self._files.items() if file.startswith(f"{name}/c/"))
+                memory = 0 if array.dtype.kind == "T" else array.nbytes
+                dtype = "text" if array.dtype.kind == "T" else str(array.dtype)
+                sizes[name] = {"shape": list(array.shape), "dtype": dtype, "bytes": stored, "memory_bytes": memory}
+        return sizes
 
     def verify(self) -> None:
         """Read every file and raise CorruptCacheError if one is not what was written, a vector not its string's, or a string not its row's."""

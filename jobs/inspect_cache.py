@@ -29,6 +29,7 @@ def as_json(cache: Cache) -> dict[str, object]:
         "scaling": json.loads(cache.scaling.to_json()),
         "provenance": cache.provenance,
         "report": cache.report,
+        "arrays": cache.array_sizes(),
     }
 
 
@@ -39,6 +40,11 @@ def as_text(cache: Cache) -> str:
     for column, mean, std in zip(cache.layout.numeric, scaling.mean, scaling.std, strict=True):
         unit = f" [{column.unit}]" if column.unit else ""
         lines.append(f"  {column.column + unit:<40} {column.transform:<14} {mean:>12.5g} {std:>12.5g}")
+    lines.append("arrays, largest first (stored bytes, and how many times smaller than in memory):")
+    sizes = sorted(cache.array_sizes().items(), key=lambda item: -item[1]["bytes"])
+    for name, size in sizes:
+        ratio = f"{size['memory_bytes'] / size['bytes']:.1f} x" if size["memory_bytes"] else "-"
+        lines.append(f"  {name:<36} {'x'.join(map(str, size['shape'])):>16} {size['dtype']:<8} {size['bytes']:>14,} {ratio:>10}")
     versions = ", ".join(f"{name} {number}" for name, number in cache.provenance["versions"].items())
     lines.append(f"built {cache.provenance['built']} from {', '.join(cache.provenance['config']['data']['path'])} with {versions}")
     return "\n".join(lines)

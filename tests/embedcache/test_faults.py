@@ -108,6 +108,60 @@ def test_a_kill_at_any_moment_leaves_the_old_cache_or_a_build_that_goes_on(longe
     assert "old" in outcomes, "no kill came before the end: the test shows nothing"
 
 
+def test_a_kill_while_appending_leaves_the_old_cache_or_the_grown_one(
+    make_study: Callable,
+    frame_of: Callable,
+    processes: Any,
+    tmp_path: Path,
+) -> None:
+    study = make_study(tmp_path, frame_of(480))
+    frame_of(240, 14, seed=3).with_columns(pl.lit("[*]CCCC[*]").alias("smiles")).write_parquet(tmp_path / "more.parquet")
+    grown = study.but(path=[study.data.path, str(tmp_path / "more.parquet")])
+    study.build()
+    old = study.open().identity
+    shutil.copytree(study.cache.path, tmp_path / "old.zarr")
+    started = time.perf_counter()
+    grown.build(append=True)
+    seconds, rng = time.perf_counter() - started, np.random.default_rng(1)
+    finished = tmp_path / "finished.zarr"
+    Path(study.cache.path).rename(finished)
+    reference = vectors.Cache(finished, manifest.read_root(finished))
+    outcomes = []
+    for _ in range(4):
+        shutil.rmtree(study.cache.path, ignore_errors=True)
+        shutil.copytree(tmp_path / "old.zarr", study.cache.path)
+        builder = processes.Process(target=build_cache, args=(*grown.arguments(), Existing.APPEND))
+        builder.start()
+        time.sleep(rng.uniform(0.2, 1.0) * seconds)
+        builder.kill()
+        builder.join()
+        cache = published(study)
+        assert cache is not None or Places.of(study.cache.path).replaced.exists(), "the old cache is gone"
+        outcomes.append("old" if cache is None or cache.identity == old else "new")
+        assert grown.build(append=True).status in ("appended to", "up to date")
+        same_content(grown.open(), reference)
+        assert grown.open().strings("polymer").text == reference.strings("polymer").text
+        assert not Places.of(study.cache.path).partial.exists()
+    assert "old" in outcomes, "no kill came before the end: the test shows nothing"
+
+
+@pytest.mark.parametrize(
+    "step", [(Path, "rename", 1), (Path, "rename", 2), (manifest, "seal", 1), (writer.StoreWriter, "add_rows", 2)], ids=lambda step: step[1]
+)
+def test_a_stop_while_appending_is_mended_by_the_next_build(make_study: Callable, frame_of: Callable, tmp_path: Path, step: tuple[Any, str, int]) -> None:
+    study = make_study(tmp_path)
+    frame_of(60, 14, seed=3).write_parquet(tmp_path / "more.parquet")
+    grown = study.but(path=[study.data.path, str(tmp_path / "more.parquet")])
+    study.build()
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, *step)
+        with pytest.raises(Stopped):
+            grown.build(append=True)
+    assert grown.build(append=True).status in ("appended to", "up to date")
+    assert published(grown).layout.num_rows == 300
+    assert not Places.of(study.cache.path).partial.exists()
+
+
 STEPS = [
     (Path, "rename", 1),
     (Path, "rename", 2),

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from embedcache import manifest
 from embedcache.config import CacheConfig
 from embedcache.errors import CorruptCacheError, MissingCacheError, StaleCacheError
+from embedcache.rows import reblocked
 from embedcache.splits import SPLITS
 from embedcache.store import Cache, Layout, RowBlock, open_cache
-from embedcache.writer import rows_per_block
+from embedcache.writer import StoreWriter, rows_per_block
 
 FIELDS = ("string_id", "string_hash", "numeric", "category", "targets", "weight", "group", "stratum", "split", "facets")
 
@@ -63,6 +66,43 @@ def test_any_range_of_rows_is_a_slice_of_all(built_study: Any, bounds: tuple[int
     for field in FIELDS:
         np.testing.assert_array_equal(getattr(part, field), getattr(whole, field)[start:stop])
         assert getattr(part, field).dtype == getattr(whole, field).dtype
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=st.lists(st.integers(0, 40), min_size=1, max_size=6), chunk=st.integers(1, 50), shards=st.integers(1, 4), seed=st.integers(0, 99))
+def test_arbitrary_blocks_come_back_whatever_the_chunks(
+    built_study: Any, tmp_path_factory: pytest.TempPathFactory, pieces: list[int], chunk: int, shards: int, seed: int
+) -> None:
+    num_rows, rng, source = sum(pieces), np.random.default_rng(seed), built_study.open()
+    if num_rows == 0:
+        return
+    rows, strings = source.rows(), source.strings("polymer")
+    chosen = rng.integers(0, 240, num_rows)
+    made = {field: getattr(rows, field)[chosen] for field in FIELDS}
+    made["numeric"] = rng.integers(0, 2**32, made["numeric"].shape, dtype=np.uint32).view(np.float32)  # any bits: NaN, infinities, subnormal numbers
+    whole = RowBlock(**made)
+    bounds = np.cumsum([0, *pieces]).tolist()
+    blocks = [RowBlock(**{field: getattr(whole, field)[first:last] for field in FIELDS}) for first, last in pairwise(bounds)]
+    layout = source.layout.model_copy(update={"num_rows": num_rows})
+    folder = tmp_path_factory.mktemp("made") / "cache.zarr"
+    writer = StoreWriter(folder, layout, CacheConfig(rows_per_chunk=chunk, chunks_per_shard=shards))
+    writer.add_strings("polymer", strings)
+    sizes = []
+    for block in reblocked(blocks, writer.rows_per_block):
+        sizes.append(len(block.weight))
+        writer.add_rows(block)
+    assert all(size == writer.rows_per_block for size in sizes[:-1])
+    writer.finish(source.scaling)
+    root = json.loads((source.path / "zarr.json").read_text())["attributes"]
+    kept = {name: root[name] for name in ("format_version", "identity", "provenance", "report")}
+    manifest.seal(folder, {**kept, "layout": layout.model_dump(mode="json", exclude={"groups"})})
+    cache = open_cache(folder)
+    cache.verify()
+    first, last = sorted(rng.integers(0, num_rows + 1, 2).tolist())
+    for start, stop in ((0, num_rows), (first, last)):
+        found = cache.rows(start, stop)
+        for field in FIELDS:
+            assert getattr(found, field).tobytes() == np.ascontiguousarray(getattr(whole, field)[start:stop]).tobytes(), field
 
 
 def test_rows_beyond_the_table_are_refused(built_study: Any) -> None:
