@@ -21,6 +21,8 @@ log=$out/suite.log
 : >"$log"
 
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+# DeepSpeed compiles here; were a run killed meanwhile, its lock would make the next process wait without end.
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$work/extensions}
 if [ -n "${WHEELS:-}" ]; then
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$work/site" "$WHEELS"/*.whl >>"$log" 2>&1 || { tail "$log"; exit 2; }
     export PYTHONPATH="$PWD:$work/site"

@@ -17,7 +17,7 @@ from fusionnet.kernels.reference import TaskTerm
 
 _KERNEL_DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
 _HAS_TRITON = find_spec("triton") is not None
-if _HAS_TRITON:
+if _HAS_TRITON:  # before the functions below, two of which bear a module's name or part of it
     from fusionnet.kernels import gather as _gather
     from fusionnet.kernels import multitask_loss as _loss
 
