@@ -7,6 +7,8 @@ from jobs.command import run_job
 
 BENCHMARKS = {
     "throughput": "one optimizer step at full size: naive per-row encoding against once per step, with the Amdahl bound",
+    "inference": "rows per second and memory of evaluation and reward at full size, beside the machine's roofline",
+    "algebra": "what leaving out arithmetic that cannot matter gains, each against the plain form in one run",
     "stage1": "tables of a finished full-size run on the reference cohort",
     "readme": "write the results into README.md",
     "electrolyte": "ionic conductivity of real polymer electrolytes: LoRA beside gradient boosting on the same folds",
