@@ -14,6 +14,8 @@ BENCHMARKS = {
     "peers": "the same training through PyTorch Frame, the Hugging Face Trainer, sentence-transformers and GradCache, side by side",
     "scaling": "a cost model fitted on measured steps, checked on others, and projected to clusters",
     "quality": "the model beside per-string means and gradient boosting, by patient and by left-out strings",
+    "inference": "rows per second and memory of evaluation and reward at full size, beside the machine's roofline",
+    "algebra": "what leaving out arithmetic that cannot matter gains, each against the plain form in one run",
     "stage1": "tables of a finished full-size run on the reference cohort",
     "build": "phase 1 at size: a cache of 20 million rows, and 100,000 strings encoded by one rank and two",
     "store": "the cache on disk: bytes, writing and reading against Parquet, NumPy and safetensors, and codecs",

@@ -10,26 +10,40 @@ A row needs `flop_per_row` operations in matrix products, so no arrangement of t
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import torch
+from torch.nn import functional as F
 
 from benchmarks.stamp import RESULTS, stamp
 from embedcache.errors import UserError
 from embedcache.store import open_cache
+from fusionnet import RewardModel
 from fusionnet.assemble import Recipe, build_model, observed_tasks
+from fusionnet.batches import RowTable, load_rows
+from fusionnet.config import ModelConfig
+from fusionnet.model.inference import CPU_BLOCK_ROWS
+from fusionnet.model.joint import JointModel
+from fusionnet.model.network import FusionNetwork
+from fusionnet.predict import forward_rows
+from fusionnet.run import vectors_of
 from fusionnet.train.checkpoint import save_checkpoint
-from fusionnet.train.runlog import write_json
+from fusionnet.train.runlog import peak_rss_bytes, write_json
 from jobs.experiment import Experiment, load_experiment
 
 REPOSITORY = Path(__file__).parents[1]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MEMORY_ROWS = 60_000  # the larger of the two frames has 8 times as many
+MEMORY_ROWS = 480_000  # of the larger of two files; the smaller has an eighth
 
 
 def main(words: list[str]) -> None:
@@ -46,7 +60,7 @@ def main(words: list[str]) -> None:
     num_rows, num_runs = (8_192, 3) if arguments.quick else (32_768, 7)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, rows_per_patient=8 * MEMORY_ROWS // 60)
+        prepare(folder, rows_per_patient=MEMORY_ROWS // 60)
         found: dict[str, Any] = {**stamp(), "num_rows": num_rows, "num_runs": num_runs, "threads": torch.get_num_threads(), **sizes(folder)}
         found["precisions"] = {precision: measure(folder, precision, num_rows, num_runs) for precision in PRECISIONS}
         found["peak_rss_bytes"] = peaks(folder)
@@ -82,6 +96,150 @@ def prepare(folder: Path, rows_per_patient: int) -> None:
     }
     save_checkpoint(folder / "run" / "stage1_best.pt", content)
     (folder / "run" / "stage1_config.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
+
+
+def measure(folder: Path, precision: str, num_rows: int, num_runs: int) -> dict[str, Any]:
+    """Return rows per second of forward_rows and reward, interleaved with the roofline, and how far the evaluator is from the network's fp32 outputs."""
+    cache, frame = open_cache(folder / "cache.zarr"), pl.read_parquet(folder / "cohort.parquet").head(num_rows)
+    model = RewardModel.load(folder / "run", precision=precision)
+    run = model.run
+    rows = load_rows(cache, "train").take(torch.arange(num_rows))
+    vectors = [vectors_of(run, spec.name, cache.strings(spec.name).text) for spec in cache.layout.strings]
+    off = _off(RewardModel.load(folder / "run"), vectors, rows.take(torch.arange(2048)), run.model)
+    products = roofline(run.recipe.model, PRECISIONS[precision])
+    calls: dict[str, Callable[[], object]] = {
+        "forward_rows": lambda: forward_rows(run.model, vectors, rows, run.recipe.train.eval_batch_rows),
+        "network, batch by batch": lambda: _plainly(run.model, vectors, rows),
+        "reward": lambda: model.reward(frame),
+    }
+    seconds = interleaved({**calls, "products": products.run}, num_runs)
+    gflops = [products.flop / each / 1e9 for each in seconds.pop("products")]
+    bound = statistics.median(gflops) * 1e9 / flop_per_row(run.model.network, run.recipe)
+    found = {name: {**spread([num_rows / each for each in times], "rows_per_s")} for name, times in seconds.items()}
+    for result in found.values():
+        result["share_of_roofline"] = result["rows_per_s"] / bound
+    return {"worst_difference_in_spreads": off, "roofline_gflop_per_s": spread(gflops, "gflop_per_s"), "roofline_rows_per_s": bound, "calls": found}
+
+
+def _off(exact: RewardModel, vectors: list[torch.Tensor], rows: RowTable, model: JointModel) -> float:
+    """Return the largest difference from the network's own fp32 outputs, in standard deviations of each output; refuse to time a wrong evaluator."""
+    with torch.no_grad():
+        wanted = exact.run.model.outputs(vectors, rows.string_id, rows.numeric, rows.category)
+    off = float(((forward_rows(model, vectors, rows, len(rows.weight)) - wanted).abs().amax(0) / wanted.std(0)).max())
+    limit = 1e-4 if model.product_dtype == torch.float32 else 0.1
+    if off > limit:
+        raise AssertionError(f"the evaluator is off by {off:.2g} standard deviations, at most {limit} were expected; nothing was timed")
+    return off
+
+
+@torch.no_grad()
+def _plainly(model: JointModel, vectors: list[torch.Tensor], rows: RowTable) -> None:
+    """Evaluate rows by the network itself, which projects the strings in every batch and casts the weights in every batch."""
+    for start in range(0, rows.num_rows, CPU_BLOCK_ROWS):
+        part = slice(start, start + CPU_BLOCK_ROWS)
+        model.outputs(vectors, rows.string_id[part], rows.numeric[part], rows.category[part])
+
+
+class Products(NamedTuple):
+    """Matrix products to time, and their operations."""
+
+    run: Callable[[], object]
+    flop: int
+
+
+def roofline(model: ModelConfig, dtype: torch.dtype, num_times: int = 4) -> Products:
+    """Return the feed-forward network's two products, on a block of rows, some times."""
+    rows, (narrow, wide) = CPU_BLOCK_ROWS, (model.fusion_width, model.feedforward)
+    x, h = torch.randn(rows, narrow, dtype=dtype), torch.randn(rows, wide, dtype=dtype)
+    up, down = torch.randn(wide, narrow, dtype=dtype), torch.randn(narrow, wide, dtype=dtype)
+    return Products(lambda: [(F.linear(x, up), F.linear(h, down)) for _ in range(num_times)], num_times * 2 * 2 * rows * narrow * wide)
+
+
+def flop_per_row(network: FusionNetwork, recipe: Recipe) -> int:
+    """Return the operations in the evaluator's matrix products for one row, strings and categories not counted: 2 for each weight that a row meets."""
+    model, num_features = recipe.model, len(network.feature_order)
+    numeric = num_features * model.numeric_hidden + model.numeric_hidden * model.numeric_width + model.numeric_width * model.fusion_width
+    layers = model.num_layers * 2 * model.fusion_width * model.feedforward + max(0, model.num_layers - 1) * model.fusion_width**2
+    heads = sum(wide * narrow for task in recipe.tasks for wide, narrow in pairwise((model.fusion_width, *task.head, 1)))
+    return 2 * (numeric + layers + heads)
+
+
+def sizes(folder: Path) -> dict[str, Any]:
+    """Return parameters of the network and operations per row: as specified (queries and keys too), and as evaluated."""
+    run = RewardModel.load(folder / "run").run
+    width, layers = run.recipe.model.fusion_width, run.recipe.model.num_layers
+    parameters = sum(parameter.numel() for parameter in run.model.network.parameters())
+    return {
+        "parameters": parameters,
+        "flop_per_row_specified": 2 * (parameters + layers * 2 * width * (width + 1)),
+        "flop_per_row": flop_per_row(run.model.network, run.recipe),
+    }
+
+
+def interleaved(calls: dict[str, Callable[[], object]], num_runs: int) -> dict[str, list[float]]:
+    """Return the seconds of each call, in rounds of all of them, so that what disturbs the machine disturbs all; the first round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(num_runs + 1):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def spread(values: list[float], name: str) -> dict[str, float]:
+    """Return the median, and the 20 and 80 % quantiles."""
+    low, high = (float(np.quantile(values, share)) for share in (0.2, 0.8))
+    return {name: statistics.median(values), f"{name}_p20": low, f"{name}_p80": high}
+
+
+def peaks(folder: Path) -> dict[str, int]:
+    """Return the peak memory of a process that rewards a Parquet file, and of one that rewards 8 times as many rows."""
+    whole = pl.scan_parquet(folder / "cohort.parquet")
+    found = {}
+    for times in (1, 8):
+        file = folder / f"rows_{times}.parquet"
+        whole.head(times * MEMORY_ROWS // 8).collect().write_parquet(file, row_group_size=8192)
+        found[f"{times}x"] = json.loads(run_module("benchmarks", "inference", "--peak", str(folder / "run"), str(file)))
+    return found
+
+
+def _peak(run: str, file: str) -> int:
+    for _ in RewardModel.load(run, precision="bf16").batches(file, reward=True):
+        pass
+    return peak_rss_bytes()
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """Return the results as a table."""
+    peaks_mib = {times: peak / 2**20 for times, peak in found["peak_rss_bytes"].items()}
+    lines = [
+        f"# Evaluation and reward at full size, {found['num_rows']:,} rows",
+        "",
+        f"`{found['command']}` at {found['commit']}, {found['date']}: {found['hardware']['processor']}, {found['hardware']['cores']} cores,",
+        f"{found['threads']} threads, torch {found['versions']['torch']}; median of {found['num_runs']} runs in rounds of all calls (20 to 80 %).",
+        "",
+        f"{found['parameters']:,} parameters. As specified a row takes {found['flop_per_row_specified'] / 1e6:.1f} MFLOP in matrix products, here "
+        f"{found['flop_per_row'] / 1e6:.1f}: no queries and keys, value and output projection one matrix (the first in the input projection), strings and "
+        "categories from tables.",
+        "",
+        "| precision | call | rows/s | 20 to 80 % | share of roofline |",
+        "|---|---|---|---|---|",
+    ]
+    for precision, result in found["precisions"].items():
+        for name, call in result["calls"].items():
+            rates = f"{call['rows_per_s']:,.0f} | {call['rows_per_s_p20']:,.0f} to {call['rows_per_s_p80']:,.0f}"
+            lines.append(f"| {precision} | {name} | {rates} | {call['share_of_roofline']:.0%} |")
+    for precision, result in found["precisions"].items():
+        lines += [
+            "",
+            f"{precision}: the products alone reach {result['roofline_gflop_per_s']['gflop_per_s']:,.0f} GFLOP/s, hence at most "
+            f"{result['roofline_rows_per_s']:,.0f} rows/s; outputs are within {result['worst_difference_in_spreads']:.1g} standard deviations of the "
+            "network's own in fp32.",
+        ]
+    few, many = MEMORY_ROWS // 8, MEMORY_ROWS
+    return "\n".join([*lines, "", f"Peak memory: {peaks_mib['1x']:,.0f} MiB for {few:,} rows, {peaks_mib['8x']:,.0f} MiB for {many:,}."]) + "\n"
 
 
 def _overrides(folder: Path) -> list[str]:

@@ -126,7 +126,8 @@ def init_attention(projection: nn.Linear) -> None:
     """Initialise queries, keys or values as nn.MultiheadAttention does: Xavier over the stacked matrix [3 D, D], zero biases."""
     bound = math.sqrt(6 / (4 * projection.in_features))
     nn.init.uniform_(projection.weight, -bound, bound)
-    nn.init.zeros_(projection.bias)
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)
 
 
 def mlp_hidden(width: int, feedforward: int) -> int:

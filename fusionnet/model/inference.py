@@ -174,11 +174,10 @@ class RowEvaluator:
             yield _Perceptron(*linears, _norm(layer.norm))
             return
         if isinstance(layer, ModalityFusionLayer):
-            (query, key), (query_bias, key_bias) = layer.query_key.weight.chunk(2), layer.query_key.bias.chunk(2)
-            key_value = _Linear(torch.cat([key, layer.value.weight]).to(dtype), torch.cat([key_bias, layer.value.bias]).to(dtype))
+            no_bias = torch.zeros_like(layer.value.bias)
+            both = [torch.cat(pair).to(dtype) for pair in ((layer.key.weight, layer.value.weight), (no_bias, layer.value.bias))]
             asking = 1 if place == len(fusion.layers) - 1 else None
-            ask = _Linear(query.to(dtype), query_bias.to(dtype))
-            yield _Attention(ask, key_value, _linear(layer.output, dtype), _norm(layer.norm1), layer.num_heads, asking)
+            yield _Attention(_linear(layer.query, dtype), _Linear(*both), _linear(layer.output, dtype), _norm(layer.norm1), layer.num_heads, asking)
         else:
             matrix, offset = _single_token_attention(layer)
             yield _Mixing(None if place == 0 else _Linear(matrix.to(dtype), offset.to(dtype)), _norm(layer.norm1))

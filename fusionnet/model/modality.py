@@ -17,35 +17,43 @@ from fusionnet.model.fusion import JointFusionLayer, init_attention
 
 
 class ModalityFusionLayer(JointFusionLayer):
-    """`nn.TransformerEncoderLayer` (post-norm, GELU): the joint layer, with the queries and keys that several tokens need."""
+    """`nn.TransformerEncoderLayer` (post-norm, GELU): the joint layer, with the queries and keys that several tokens need.
+
+    A bias of the keys would add the same to all of a query's scores, which softmax does not see; its gradient would be rounding, which Adam turns into
+    motion. So there is none.
+    """
 
     def __init__(self, width: int, num_heads: int, feedforward: int, dropout: float) -> None:
         super().__init__(width, num_heads, feedforward, dropout)
-        self.query_key = nn.Linear(width, 2 * width)
-        init_attention(self.query_key)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)
+        init_attention(self.query)
+        init_attention(self.key)
 
     def forward(self, x: Float[Tensor, "B M D"], num_asking: int | None = None) -> Float[Tensor, "B Q D"]:
         """Return the first `num_asking` tokens (unset: all) after attending to all M."""
         asking = x[:, :num_asking]
-        weights, biases = self.query_key.weight.chunk(2), self.query_key.bias.chunk(2)
-        query, key, value = F.linear(asking, weights[0], biases[0]), F.linear(x, weights[1], biases[1]), self.value(x)
-        query, key, value = (rearrange(each, "b m (h d) -> b h m d", h=self.num_heads) for each in (query, key, value))
+        query, key, value = (rearrange(each, "b m (h d) -> b h m d", h=self.num_heads) for each in (self.query(asking), self.key(x), self.value(x)))
         attended = F.scaled_dot_product_attention(query, key, value, dropout_p=self.p if self.training else 0.0)
         return self.after_attention(asking, rearrange(attended, "b h m d -> b m (h d)"))
 
     @torch.no_grad()
     def load_transformer(self, layer: nn.TransformerEncoderLayer) -> None:
-        """Take over the weights of a layer of the same sizes."""
+        """Take over the weights of a layer of the same sizes; its keys' bias has nowhere to go."""
         super().load_transformer(layer)
-        self.query_key.weight.copy_(layer.self_attn.in_proj_weight[: 2 * len(self.value.weight)])
-        self.query_key.bias.copy_(layer.self_attn.in_proj_bias[: 2 * len(self.value.weight)])
+        query, key, _ = layer.self_attn.in_proj_weight.chunk(3)
+        self.query.weight.copy_(query)
+        self.query.bias.copy_(layer.self_attn.in_proj_bias.chunk(3)[0])
+        self.key.weight.copy_(key)
 
     @torch.no_grad()
     def store_transformer(self, layer: nn.TransformerEncoderLayer) -> None:
-        """Write the weights into a layer of the same sizes."""
+        """Write the weights into a layer of the same sizes; its keys' bias is left as it is, since it does not matter."""
         super().store_transformer(layer)
-        layer.self_attn.in_proj_weight[: 2 * len(self.value.weight)].copy_(self.query_key.weight)
-        layer.self_attn.in_proj_bias[: 2 * len(self.value.weight)].copy_(self.query_key.bias)
+        query, key, _ = layer.self_attn.in_proj_weight.chunk(3)
+        query.copy_(self.query.weight)
+        layer.self_attn.in_proj_bias.chunk(3)[0].copy_(self.query.bias)
+        key.copy_(self.key.weight)
 
 
 class ModalityFusion(nn.Module):

@@ -15,7 +15,9 @@ from transformers import AutoModel, AutoTokenizer
 from embedcache.store import open_cache
 from fusionnet import export
 from fusionnet.assemble import build_model
+from fusionnet.batches import load_rows
 from fusionnet.export import export_run, model_card
+from fusionnet.predict import forward_rows
 from fusionnet.run import load_run
 
 
@@ -51,6 +53,24 @@ def test_the_network_loads_from_safetensors(exported: Path) -> None:
         torch.testing.assert_close(fresh.state_dict()[name], value, rtol=0, atol=0)
     with safe_open(exported / "network.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "epoch": "2"}
+
+
+@pytest.mark.parametrize("fusion", ["joint", "modality", "mlp"])
+def test_every_form_of_the_network_goes_from_config_to_checkpoint_to_export_and_back(fusion: str, make_run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", model={"fusion": fusion})
+    export_run(folder)
+    run = load_run(folder)
+    assert run.recipe.model.fusion == fusion
+    fresh = build_model(run.recipe, run.layout, run.scaling, live=False).eval()
+    fresh.load_state_dict(load_file(folder / "network.safetensors"))
+    rows = load_rows(open_cache(run.config["cache"]["path"]), "test")
+    vectors = list(run.vectors.values())
+    with torch.no_grad():
+        wanted = fresh.outputs(vectors, rows.string_id, rows.numeric, rows.category)
+    torch.testing.assert_close(forward_rows(run.model, vectors, rows, 50), wanted, rtol=1e-4, atol=1e-4)
+    assert wanted.std(0).min() > 0.01
+    groups = [name for name, _, _ in run.model.network.parameter_table() if name.startswith("numeric encoder")]
+    assert groups == (["numeric encoder first", "numeric encoder numeric"] if fusion == "modality" else ["numeric encoder"])
 
 
 def test_the_tokenizer_gives_the_published_ids(exported: Path) -> None:

@@ -103,6 +103,16 @@ def test_every_mode_equals_naive_adamw(world_size: int, tiny_experiment: Path, r
         assert_same_motion(case, result["state"], references["frozen" if case.startswith("frozen") else "live"], initial)
 
 
+@pytest.mark.dist
+def test_modality_tokens_equal_naive_adamw(tiny_experiment: Path, tmp_path: Path) -> None:
+    extra = ("model.fusion=modality",)
+    wanted, initial = (plain_pytorch(tiny_experiment, "naive", steps, extra) for steps in (NUM_STEPS, 0))
+    for case, result in run_workers(tiny_experiment, tmp_path / "results.pt", 2, [("per_step", 3, NUM_STEPS)], extra).items():
+        assert_same_motion(case, result["state"], wanted, initial)
+    for part in ("lora_B", "query", "key", "kinds", "cls"):
+        assert any(part in name and (wanted[name] - initial[name]).abs().max() > 1e-3 for name in wanted), part
+
+
 def assert_same_motion(case: str, found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], initial: dict[str, torch.Tensor]) -> None:
     """Adam divides by the gradient's own size, so an element with almost no gradient turns rounding into motion: whole tensors are compared."""
     assert found.keys() == wanted.keys()
