@@ -226,7 +226,6 @@ class PlainEngine(Engine):
     def step(self) -> None:
         """Update nothing."""
 
-    unscale = 1.0
     overflowed = False
     tolerates_overflow = False
 

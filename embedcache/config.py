@@ -142,6 +142,12 @@ class EncoderConfig(Config):
     tokenizer: Literal["polybert", "any"] = Field(default="polybert", description="polybert: refuse a tokenizer that does not give the published ids")
     pooling: Literal["mean", "cls"] = "mean"
     mode: EncodingMode = "per_step"
+    encode_sharding: Literal["replicate", "shard"] = Field(
+        default="replicate", description="per_step and prefix on several ranks: every rank encodes all strings of a step, or each its share"
+    )
+    memory_budget_gib: float | None = Field(
+        default=None, gt=0, description="activations of a step's strings; more are encoded twice. Unset: 4 on a CPU, half of a GPU's free memory"
+    )
     lora: LoraConfig = LoraConfig()
 
     @model_validator(mode="after")
@@ -154,6 +160,11 @@ class EncoderConfig(Config):
     def prefix_layer(self) -> int | None:
         """The layer whose incoming hidden states are cached, None where none are."""
         return self.lora.first_layer if self.mode == "prefix" else None
+
+    @property
+    def memory_budget_bytes(self) -> int | None:
+        """The memory budget in bytes, None where it is left to the machine."""
+        return None if self.memory_budget_gib is None else int(self.memory_budget_gib * 2**30)
 
 
 class CacheConfig(Config):

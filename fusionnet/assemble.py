@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from embedcache.config import EncoderConfig, EncodingMode
 from embedcache.encoder import StringEncoder, load_encoder
-from embedcache.live import CachedVectors, LiveEncoder, PerMicrobatch, PerRow, VectorSource
+from embedcache.live import LiveEncoder
 from embedcache.lora import add_lora
 from embedcache.scaling import Scaling
+from embedcache.sources import CachedVectors, PerMicrobatch, PerRow, VectorSource
 from embedcache.store import Cache, Layout
 from fusionnet.config import LossConfig, ModelConfig, Task, TrainConfig
 from fusionnet.loss import MultiTaskLoss
@@ -70,7 +72,7 @@ def make_sources(model: JointModel, recipe: Recipe, cache: Cache, device: torch.
     """Return one source of vectors per string column, as the encoding mode says; `pad_to` concerns `naive` alone."""
     names = [spec.name for spec in cache.layout.strings]
     sources: list[VectorSource] = []
-    for name, key in zip(names, encoder_of_column(recipe, names), strict=True):
+    for name, key, config in zip(names, encoder_of_column(recipe, names), recipe.encoders, strict=True):
         table = cache.strings(name, with_states=recipe.mode == "prefix")
         if recipe.mode == "frozen":
             sources.append(CachedVectors(table.embeddings.to(device)))
@@ -83,7 +85,10 @@ def make_sources(model: JointModel, recipe: Recipe, cache: Cache, device: torch.
             case "per_microbatch":
                 sources.append(PerMicrobatch(encoder, tokens))
             case "per_step" | "prefix":
-                sources.append(LiveEncoder(encoder, tokens))
+                shared = config.encode_sharding == "shard" and dist.is_initialized()
+                sources.append(
+                    LiveEncoder(encoder, tokens, "shard" if shared else "replicate", dist.group.WORLD if shared else None, config.memory_budget_bytes)
+                )
     return sources
 
 

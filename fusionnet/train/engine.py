@@ -129,11 +129,6 @@ class Engine:
         self._engine.step()
 
     @property
-    def unscale(self) -> float:
-        """The inverse of the factor that `backward` puts on a loss (the fp16 loss scale)."""
-        return 1.0 / self._optimizer.loss_scaler.cur_scale if self._fp16 else 1.0
-
-    @property
     def overflowed(self) -> bool:
         """Whether the last update was skipped on every rank because a gradient was not finite."""
         return bool(self._optimizer.overflow)

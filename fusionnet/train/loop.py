@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from embedcache.errors import RunError
-from embedcache.live import VectorSource
+from embedcache.sources import VectorSource
 from embedcache.store import Cache
 from fusionnet.assemble import Recipe, build_model, make_sources
 from fusionnet.batches import RowTable, StepPlan, load_rows
@@ -33,7 +33,17 @@ from fusionnet.train.step import optimizer_step
 CPU_MICRO_BATCH_ROWS = 1024  # activations of one layer stay near the caches; measured in benchmarks/results
 GPU_MICRO_BATCH_ROWS = 8192
 # What a resumed run may change: where things lie, who computes, and what is done with the result.
-MAY_CHANGE = ("run.", "reward.", "cache.", "data.path", "encoder.source", "train.cpu_threads", "train.eval_batch_rows", "train.micro_batch_rows")
+MAY_CHANGE = (
+    "run.",
+    "reward.",
+    "cache.",
+    "data.path",
+    "encoder.source",
+    "encoder.memory_budget_gib",
+    "train.cpu_threads",
+    "train.eval_batch_rows",
+    "train.micro_batch_rows",
+)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from embedcache.errors import NonFiniteLossError
-from embedcache.live import VectorSource
+from embedcache.sources import VectorSource
 from fusionnet.batches import RowTable
 from fusionnet.loss import LossParts
 from fusionnet.model.joint import JointModel
@@ -41,6 +41,8 @@ def optimizer_step(
         engine.step()
         losses[0] += parts.total.detach()
         losses[1:] += parts.task_sums / denominators.clamp_min(torch.finfo(torch.float32).tiny)
+    for source in sources:
+        source.end_step()
     if engine.overflowed and not engine.tolerates_overflow:
         raise NonFiniteLossError(_blame(model, sources, rows, step))
     return losses
@@ -49,7 +51,7 @@ def optimizer_step(
 def _micro_batch_loss(
     engine: Engine, model: JointModel, sources: Sequence[VectorSource], batch: RowTable, denominators: Float[Tensor, " T"], share: float
 ) -> tuple[Float[Tensor, ""], LossParts]:
-    """Return the loss to back-propagate for one micro-batch, with the surrogate of the step's strings in the last one, and its parts."""
+    """Return the loss to back-propagate for one micro-batch, and its parts."""
     with model.autocast():
         read = [source.read(batch.string_id[:, column]) for column, source in enumerate(sources)]
     parts = engine(
@@ -62,11 +64,7 @@ def _micro_batch_loss(
         denominators=denominators,
         share=share,
     )
-    loss = parts.total * engine.world.size
-    for source in sources:
-        surrogate = source.surrogate(engine.unscale)
-        loss = loss if surrogate is None else loss + surrogate
-    return loss, parts
+    return parts.total * engine.world.size, parts
 
 
 def _blame(model: JointModel, sources: Sequence[VectorSource], rows: RowTable, step: int) -> str:

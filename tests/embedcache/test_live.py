@@ -1,17 +1,21 @@
 """Every way of encoding gives the gradients of encoding each row alone; a step left unfinished is an error."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import embedcache
 from embedcache.config import EncoderConfig, LoraConfig
 from embedcache.encoder import StringEncoder, load_encoder
-from embedcache.errors import UnfinishedStepError
-from embedcache.live import CachedVectors, LiveEncoder, PerMicrobatch, PerRow, VectorSource
+from embedcache.errors import StaleCacheError, UnfinishedStepError
+from embedcache.live import LiveEncoder
 from embedcache.lora import add_lora
+from embedcache.sources import CachedVectors, PerMicrobatch, PerRow, VectorSource
+from embedcache.standin import write_standin
 from embedcache.tokens import TokenTable, load_tokenizer, tokenize
 
 STRINGS = ["[*]CC[*]", "[*]CCO[*]", "[*]CC([*])C", "[*]c1ccc([*])[nH]1", "[*]NCC(=O)N1CCCC1C(=O)[*]"]
@@ -42,8 +46,8 @@ def gradients(encoder: StringEncoder, source: VectorSource, ids: torch.Tensor, n
     for part in torch.arange(len(ids)).tensor_split(num_micro_batches):
         vectors, index = source.read(ids[part])
         loss = ((vectors[index] * readout[part]).sum(1) ** 2).sum()
-        surrogate = source.surrogate(1.0)
-        (loss if surrogate is None else loss + surrogate).backward()
+        loss.backward()
+    source.end_step()
     return [parameter.grad.clone() for parameter in encoder.parameters() if parameter.requires_grad]
 
 
@@ -54,9 +58,29 @@ def test_gradients_equal_those_of_encoding_each_row(encoder: StringEncoder, toke
     wanted = gradients(encoder, PerRow(encoder, tokens, pad_to=64), string_id, 1)
     scale = max(gradient.abs().max() for gradient in wanted)
     assert scale > 0
-    for source in (PerRow(encoder, tokens), PerMicrobatch(encoder, tokens), LiveEncoder(encoder, tokens)):
+    two_passes = LiveEncoder(encoder, tokens, memory_bytes=1)  # every string is a batch of its own, encoded twice
+    for source in (PerRow(encoder, tokens), PerMicrobatch(encoder, tokens), LiveEncoder(encoder, tokens), two_passes):
         for found, gradient in zip(gradients(encoder, source, string_id, num_micro_batches), wanted, strict=True):
             assert (found - gradient).abs().max() <= 1e-5 * scale
+
+
+@settings(max_examples=10, deadline=None)
+@given(ids=st.lists(st.integers(0, len(STRINGS) - 1), min_size=4, max_size=23), num_parts=st.integers(1, 4))
+def test_a_plain_loop_needs_no_engine(encoder: StringEncoder, tokens: TokenTable, ids: list[int], num_parts: int) -> None:
+    string_id = torch.tensor(ids)
+    wanted = gradients(encoder, PerRow(encoder, tokens), string_id, 1)
+    readout = torch.linspace(-1, 1, len(ids) * encoder.width).view(len(ids), encoder.width)
+    encoder.zero_grad()
+    live = LiveEncoder(encoder, tokens)
+    with live.step(string_id):
+        for part in torch.arange(len(ids)).tensor_split(num_parts):
+            ((live.vectors(string_id[part]) * readout[part]).sum(1) ** 2).sum().backward()
+            with torch.no_grad():
+                assert live.vectors(string_id[part]).shape == (len(part), encoder.width)  # looking on takes no part in the step
+        assert all(parameter.grad is None for parameter in encoder.parameters())
+    scale = max(gradient.abs().max() for gradient in wanted)
+    for parameter, gradient in zip((p for p in encoder.parameters() if p.requires_grad), wanted, strict=True):
+        assert (parameter.grad - gradient).abs().max() <= 1e-5 * scale
 
 
 def test_live_equals_cached_with_fresh_lora(tiny_encoder_folder: Path, tokens: TokenTable) -> None:
@@ -80,34 +104,78 @@ def test_a_step_encodes_each_distinct_string_once(encoder: StringEncoder, tokens
     seen: list[int] = []
     forward = StringEncoder.forward
     monkeypatch.setattr(StringEncoder, "forward", lambda self, table, **more: seen.append(table.num_strings) or forward(self, table, **more))
-    gradients(encoder, LiveEncoder(encoder, tokens), torch.tensor([0, 3, 3, 0, 3, 0, 0, 3]), 4)
+    live, ids = LiveEncoder(encoder, tokens), torch.tensor([0, 3, 3, 0, 3, 0, 0, 3])
+    gradients(encoder, live, ids, 4)  # the first step also measures what the encoder's activations take
+    del seen[:]
+    gradients(encoder, live, ids, 4)
     assert seen == [2]
 
 
-def test_forgetting_the_surrogate_is_an_error(encoder: StringEncoder, tokens: TokenTable) -> None:
+def test_a_gradient_that_would_be_lost_is_an_error(encoder: StringEncoder, tokens: TokenTable) -> None:
     live, ids = LiveEncoder(encoder, tokens), torch.tensor([0, 1, 2, 0])
-    live.begin_step(ids, 2)
-    for part in ids.chunk(2):
-        vectors, index = live.read(part)
-        loss = vectors[index].pow(2).sum()
-        if live._unread == 0:
-            with pytest.raises(UnfinishedStepError, match="surrogate"):
-                loss.backward()
-        else:
-            loss.backward()
 
+    def loss(part: torch.Tensor) -> torch.Tensor:
+        return live.vectors(part).pow(2).sum()
 
-def test_a_step_left_unfinished_is_an_error(encoder: StringEncoder, tokens: TokenTable) -> None:
-    live, ids = LiveEncoder(encoder, tokens), torch.tensor([0, 1, 2, 0])
     live.begin_step(ids, 2)
-    live.read(ids[:2])
-    with pytest.raises(UnfinishedStepError, match="never reached"):
+    with pytest.raises(UnfinishedStepError, match="never reached the encoder"):
         live.begin_step(ids, 2)
+    with pytest.raises(UnfinishedStepError, match="never reached the encoder"):
+        live.table()
     live.abandon_step()
+
+    live.begin_step(ids, 2)
+    loss(ids[:2])  # its backward is forgotten
+    with pytest.raises(UnfinishedStepError, match="micro-batch 1 of 2 was read, but backward was not called"):
+        loss(ids[2:]).backward()
+    live.abandon_step()
+
+    live.begin_step(ids, 2)
+    loss(ids[:2]).backward()
+    with pytest.raises(UnfinishedStepError, match="read every announced micro-batch"):
+        live.end_step()
+    live.abandon_step()
+
     live.begin_step(ids, 1)
-    live.read(ids)
+    loss(ids).backward()
     with pytest.raises(UnfinishedStepError, match="more often"):
         live.read(ids)
+    live.end_step()
+
+    live.begin_step(ids[:2], 1)
+    with pytest.raises(UnfinishedStepError, match="was not told of"):
+        live.read(ids)
+    live.abandon_step()
+    with pytest.raises(UnfinishedStepError, match="outside a step"):
+        live.read(ids)
+    with pytest.raises(UnfinishedStepError, match="without begin_step"):
+        live.end_step()
+
+
+def test_a_block_that_loses_a_gradient_is_an_error(encoder: StringEncoder, tokens: TokenTable) -> None:
+    live, ids = LiveEncoder(encoder, tokens), torch.tensor([0, 1, 2, 0])
+    with pytest.raises(UnfinishedStepError, match="no gradient arrived"), live.step(ids):
+        pass
+    live.abandon_step()
+
+    def forget_the_second() -> None:
+        with live.step(ids):
+            live.vectors(ids[:2]).sum().backward()
+            live.vectors(ids[2:]).sum()
+
+    def fail_inside() -> None:
+        with live.step(ids):
+            live.vectors(ids[:2])
+            raise ZeroDivisionError
+
+    with pytest.raises(UnfinishedStepError, match="micro-batch 2 of 2"):
+        forget_the_second()
+    live.abandon_step()
+    with pytest.raises(ZeroDivisionError):  # which an error about the step must not hide
+        fail_inside()
+    with live.step(ids):
+        live.vectors(ids).sum().backward()
+    live.table()
 
 
 def test_tables_are_made_without_dropout_and_leave_the_mode_alone(encoder: StringEncoder, tokens: TokenTable) -> None:
@@ -115,3 +183,27 @@ def test_tables_are_made_without_dropout_and_leave_the_mode_alone(encoder: Strin
     torch.testing.assert_close(live.table(), live.table(), rtol=0, atol=0)
     assert encoder.training
     assert not live.table().requires_grad
+
+
+def test_the_documented_example_trains_the_encoder(tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = embedcache.__doc__.splitlines()
+    code = "\n".join(line[4:] for line in lines if line.startswith("    ") or not line)
+    monkeypatch.chdir(tiny_encoder_folder.parent)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    exec(code.replace('source="encoder"', f'source="{tiny_encoder_folder.name}"'), names)
+    moved = [p.abs().max() for name, p in names["live"].encoder.named_parameters() if "lora_B" in name]
+    assert moved
+    assert all(size > 0 for size in moved)
+
+
+def test_from_cache_reads_strings_and_refuses_another_encoder(built_study: Any, tmp_path: Path) -> None:
+    cache = built_study.open()
+    live = LiveEncoder.from_cache(cache, "polymer")
+    torch.testing.assert_close(live.table(), cache.strings("polymer").embeddings, rtol=1e-5, atol=1e-5)  # fresh adapters
+    ids = torch.from_numpy(cache.rows().string_id[:32, 0]).long()
+    with live.step(ids):
+        live.vectors(ids).square().sum().backward()
+    write_standin(tmp_path / "other", "tiny", seed=9)
+    with pytest.raises(StaleCacheError, match="not the encoder"):
+        LiveEncoder.from_cache(cache, "polymer", source=str(tmp_path / "other"))

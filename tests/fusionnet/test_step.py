@@ -124,8 +124,21 @@ def test_the_prefix_cache_equals_naive_adamw_of_the_top_layers(world_size: int, 
 
 
 @pytest.mark.dist
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_that_share_the_strings_equal_naive_adamw(
+    world_size: int, tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    # 7 and 3 distinct strings on 2 and 3 ranks; and with a budget of one string, which encodes everything twice.
+    for number, extra in enumerate(((), ("encoder.memory_budget_gib=1e-9",))):
+        cases = [("per_step", accumulation, NUM_STEPS) for accumulation in (1, 4)]
+        results = run_workers(tiny_experiment, tmp_path / f"results{number}.pt", world_size, cases, ("encoder.encode_sharding=shard", *extra))
+        for case, result in results.items():
+            assert_same_motion(case, result["state"], references["live"], references["initial"])
+
+
+@pytest.mark.dist
 def test_fp16_moves_as_fp32_does(tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]], tmp_path: Path) -> None:
-    # The loss scale is on every micro-batch's loss; were it on the surrogate twice, the step's direction would be that of some rows alone.
+    # The loss scale is on every micro-batch's loss; were it taken out of some, the step's direction would be that of the other rows alone.
     initial, wanted = references["initial"], references["live"]
     results = run_workers(tiny_experiment, tmp_path / "results.pt", 1, [("per_step", 4, NUM_STEPS)], ("train.precision=fp16",))
     found = results["per_step/4"]["state"]
