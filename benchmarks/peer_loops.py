@@ -53,7 +53,8 @@ class Peer:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         experiment = experiment_of(Path(spec["folder"]), "naive", spec["precision"], [*FIXED, *spec["overrides"]])
-        set_threads(experiment.train.cpu_threads, SimpleNamespace(device=device(), local_size=1))
+        self.take_cores = lambda: set_threads(experiment.train.cpu_threads, SimpleNamespace(device=device(), local_size=1))
+        self.take_cores()
         self.cache = open_cache(experiment.cache.path)
         self.config, self.optim = experiment.encoder, experiment.optim
         self.model = build_model(recipe_of(experiment, self.cache), self.cache.layout, self.cache.scaling, device()).train()
@@ -218,6 +219,7 @@ class HuggingFaceTrainer(Peer):
         return {"seconds": self._done.get(), "loss": self.total, "peak_rss_bytes": peak_rss_bytes()}
 
     def _train(self) -> None:
+        self.take_cores()  # OpenMP counts threads for each thread that starts them
         tokens = [self.tokens.values[a:b].tolist() for a, b in zip(self.tokens.offsets[:-1], self.tokens.offsets[1:], strict=True)]
         data = [{"input_ids": tokens[string], "row": row} for row, string in enumerate(self.batch.string_id[:, 0].tolist())]
         tokenizer = load_tokenizer(self.config)

@@ -129,10 +129,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
     bars = axes.barh(
         [f"{name} ({found['loops'][name]['rows']:,} rows)" for name in names],
         rates,
-        color=[COLORS["ours" if name.startswith("ours") else "plain"] for name in names],
+        color=[COLORS["ours" if name.startswith(OURS) else "plain"] for name in names],
     )
     axes.bar_label(bars, [number(rate) for rate in rates], padding=3)
     axes.set_xscale("log")
     axes.set_xlim(min(rates) / 2, max(rates) * 4)
-    axes.set_xlabel(f"rows per second (log scale), {found['encoder']} size, {found['precision']}, {machine(found)}")
+    axes.set_xlabel(f"rows per second (log scale), {found['encoder']} size, {found['precision']}\n{machine(found)}")
     save(figure, path)

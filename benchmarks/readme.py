@@ -54,7 +54,10 @@ def results(folder: Path = RESULTS) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if found.get("quick"):
+        raise UserError(f"{file} is of a quick run, whose numbers are no results; run the full form: python -m benchmarks {file.stem.split('_')[0]}")
+    return found
 
 
 def _absent(name: str) -> str:
@@ -100,9 +103,9 @@ def _sweeps(found: dict[str, Any], picture: bool) -> str:
     for law in ("uniform", "zipf"):
         if law in found["sweeps"]:
             place = found["sweeps"][law]["stops_paying"]["1.1"]
-            where = "at no measured number of strings" if place is None else f"from {number(place)} distinct strings in a step on"
-            words = "strings alike" if law == "uniform" else "strings by Zipf's law"
-            lines.append(f"With {words} ({found['sweeps'][law]['encoder']}-sized encoder) it stops paying (less than 1.1 x) {where}.")
+            where = "does not stop paying at any number that was measured" if place is None else f"stops paying at {number(place)} distinct strings in the step"
+            words = "equally likely strings" if law == "uniform" else "strings by Zipf's law"
+            lines.append(f"With {words} (encoder of {found['sweeps'][law]['encoder']} size) it {where} (less than 1.1 x).")
     return "\n".join(lines + _picture("Speed-up against distinct strings, with Amdahl's bound", "sweeps", picture))
 
 
@@ -111,7 +114,7 @@ def _peers(found: dict[str, Any], picture: bool) -> str:
     absent = f" Not installed, not measured: {', '.join(found['absent'])}." if found["absent"] else ""
     lines = [
         f"The same training in other people's loops, {found['precision']}; equal weights, rows and micro-batches, losses compared at every step "
-        f"([how]({FOLDER}/peers.md)).{absent}",
+        f"([how]({FOLDER}/peers.md)); whole batch: the step that Stage 1 takes.{absent}",
         "",
         *table(("loop", "rows of a step", "rows/s"), cells),
     ]

@@ -36,7 +36,7 @@ class Size:
     overrides: tuple[str, ...] = ()
 
 
-FULL = Size("polybert", (1024, 2048, 4096), (16, 32, 64), (5, 21, 40), (2, 8), 3)
+FULL = Size("polybert", (1024, 4096), (16, 48), (4, 24), (2, 8), 3)
 QUICK = Size("middle", (128, 256, 512), (16, 32, 64), (5, 40), (2, 4), 2, SMALL_NETWORK)
 NAIVE_MODES = ("naive_128", "naive_longest")
 
@@ -70,10 +70,10 @@ def measure(folder: Path, size: Size, precision: str) -> tuple[Architecture, lis
         order = lengths.argsort()
         pools = {"short": order[: len(order) // 2], "long": order[len(order) // 2 :]}
         rows_options = size.naive_rows if MODES[mode].is_naive else size.rows
-        for number_, (rows, distinct) in enumerate(product(rows_options, size.distinct[:1] if mode == "frozen" else size.distinct)):
-            kind = ("short", "long")[number_ % 2]
+        for place, (rows, distinct) in enumerate(product(rows_options, size.distinct[:1] if mode == "frozen" else size.distinct)):
+            kind = ("short", "long")[(place + place // len(size.distinct)) % 2]  # lengths, numbers of strings and rows vary independently
             pool = pools[kind][:distinct]
-            picks = torch.from_numpy(np.random.default_rng(number_).integers(0, len(pool), rows))
+            picks = torch.from_numpy(np.random.default_rng(place).integers(0, len(pool), rows))
             batch = batch_of(stepper.cache, rows, pool[picks])
             name = f"{mode} {rows} rows, {distinct} {kind} strings, {micro_batches} micro-batches"
             cases[name] = (stepper, batch, mode, micro_batches)
@@ -157,7 +157,7 @@ def as_markdown(found: dict[str, Any]) -> str:
     by_key = {(entry["rows"], entry["strings"], entry["gpus"]): entry for entry in found["projected"]}
     for num_gpus in gpus:
         cells = [(f"{num_rows:.0e}", *(_projected(by_key[num_rows, num, num_gpus]) for num in strings)) for num_rows in rows]
-        lines += [f"### {num_gpus:,} GPUs", "", *table(("rows", *(f"{num:,.0f} strings" for num in strings)), cells), ""]
+        lines += [f"### {num_gpus:,} GPU{'s' * (num_gpus > 1)}", "", *table(("rows", *(f"{num:,.0f} strings" for num in strings)), cells), ""]
     return "\n".join(lines)
 
 
@@ -183,15 +183,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     left.plot(span, span, color="black", linewidth=0.8)
     left.set_xlabel(f"measured step, s ({machine(found)})")
     left.set_ylabel("predicted step, s")
-    for place, strings in enumerate((10, 1e5, 1e7)):
-        for name, style in (("ours", "-"), ("naive", ":")):
-            chosen = [entry for entry in found["projected"] if entry["strings"] == strings and entry["gpus"] == 64]
-            label = f"once per step, {strings:,.0f} strings" if name == "ours" else "per row" if place == 0 else None
-            if name == "ours" or place == 0:
-                color = (COLORS["ours"], COLORS["dark"], COLORS["mid"])[place] if name == "ours" else "black"
-                right.plot(
-                    [entry["rows"] for entry in chosen], [entry[name]["gpu_hours"] for entry in chosen], style, marker=MARKERS[place], color=color, label=label
-                )
+    _draw_projected(right, found["projected"])
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -200,3 +192,13 @@ def draw(found: dict[str, Any], path: Path) -> None:
     right.set_ylabel("GPU-hours of 15 epochs on 64 GPUs")
     right.set_title("projected from assumed GPU rates, not measured", fontsize=9)
     save(figure, path)
+
+
+def _draw_projected(axes: Any, projected: list[dict[str, Any]], gpus: int = 64) -> None:
+    """Draw GPU-hours against rows: one line for per-row training, which does not depend on strings, and one per number of strings."""
+    shown = {(entry["strings"], entry["rows"]): entry for entry in projected if entry["gpus"] == gpus}
+    rows = sorted({num_rows for _, num_rows in shown})
+    axes.plot(rows, [shown[10, num]["naive"]["gpu_hours"] for num in rows], ":", color="black", linewidth=3, label="per row, however many strings", zorder=3)
+    for strings, marker, color in zip((10, 1e5, 1e7), MARKERS, (COLORS["ours"], COLORS["dark"], COLORS["mid"]), strict=False):
+        hours = [shown[strings, num]["ours"]["gpu_hours"] for num in rows]
+        axes.plot(rows, hours, marker=marker, color=color, label=f"once per step, {strings:,.0f} strings")

@@ -65,6 +65,12 @@ def test_numbers_come_from_the_json_and_writing_twice_changes_nothing(folder: Pa
         readme.main(["--readme", str(folder / "README.md"), "--results", str(folder), "--check"])
 
 
+def test_a_quick_run_is_refused(folder: Path) -> None:
+    (folder / "quality.json").write_text(json.dumps({**quality(), "quick": True}))
+    with pytest.raises(UserError, match="quick run"):
+        written(folder)
+
+
 def test_every_published_result_can_be_shown() -> None:
     text = readme.results()
     for file in RESULTS.glob("throughput_*.json"):
