@@ -151,8 +151,9 @@ def _time_steps(mode: str, folder: str, precision: str, batch_rows: int, micro_r
     recipe = replace(recipe, train=recipe.train.model_copy(update={"batch_rows": batch_rows, "micro_batch_rows": micro_rows}))
     trainer = make_trainer(recipe, experiment.optim, cache, WORLD.get(), pad_to=PADDED if mode == "naive_128" else None)
     trainer.model.train()
-    shuffled = torch.randperm(trainer.train_rows.num_rows, generator=torch.Generator().manual_seed(0))[:batch_rows]
-    batch, parts = trainer.train_rows.take(shuffled), trainer.plan.micro_batches(torch.arange(batch_rows), 0)
+    rows = load_rows(cache, "train")
+    shuffled = torch.randperm(rows.num_rows, generator=torch.Generator().manual_seed(0))[:batch_rows]
+    batch, parts = rows.take(shuffled), trainer.plan.micro_batches(torch.arange(batch_rows), 0)
     clock = _Phases(trainer.engine, trainer.sources)
     seconds, phases = [], []
     for step in range(num_steps + 1):
