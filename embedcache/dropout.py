@@ -2,7 +2,8 @@
 
 torch's CPU dropout draws one Bernoulli number per element on one thread: 9 ns each, a fifth of a whole step here. This one draws 64 random bits at a time
 and takes every 16 as a uniform number, so the probability is exact to 1/65536, and the mask is applied by a bitwise AND. The distribution is
-dropout's; the stream of random numbers is not torch's. On other devices it is torch's own.
+dropout's; the stream of random numbers is not torch's. On other devices it is torch's own, and under torch.compile, which fuses it
+with its neighbours.
 
 Measured on 2 cores for 1024 x 2048 elements: bf16 2.7 ms against 18.7 ms, fp32 3.7 ms against 19.4 ms.
 """
@@ -21,7 +22,7 @@ def dropout(x: Float[Tensor, "*shape"], p: float, training: bool) -> Float[Tenso
     """Return x with each element zeroed with probability p and the others scaled by 1 / (1 - p); x itself where not training."""
     if not training or p == 0:
         return x
-    if x.device.type != "cpu" or x.dtype not in _INTEGER_OF:
+    if x.device.type != "cpu" or x.dtype not in _INTEGER_OF or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
     return _BitDropout.apply(x, p)
 

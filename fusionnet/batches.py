@@ -1,19 +1,21 @@
-"""Rows of the cache as resident tensors, and the plan of which rows make up which optimizer step.
+"""Rows of the cache as tensors, the plan of which optimizer step has how many of them, and the rows of a split held in memory.
 
-The whole row table fits in memory (447,480 rows are about 60 MB), so there is no DataLoader: a step is an index into resident tensors. The order of an
-epoch is a function of (seed, epoch) alone, the same on every rank; therefore each rank knows all rows of a step, hence the step's distinct strings and
-the step's loss denominators, without communication, and a run resumes at any step by counting.
+A step is a `RowTable` of all its rows, those of every rank: each rank then knows the step's distinct strings and loss denominators without communication, and
+reads its own micro-batches. Where the rows come from is a `RowSource`: `ResidentRows` here, `StreamingRows` (in `streaming`) where they do not fit. Either way
+the order of an epoch is a function of (seed, epoch) alone, the same on every rank, and an epoch can be entered at any step by counting.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from embedcache.splits import SPLITS
-from embedcache.store import Cache
+from embedcache.store import Cache, Layout, RowBlock
 
 
 @dataclass(frozen=True)
@@ -34,26 +36,45 @@ class RowTable:
 
     def take(self, rows: Int[Tensor, " B"]) -> "RowTable":
         """Return the rows at these positions."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def to(self, device: torch.device | str) -> "RowTable":
+        """Return the rows on a device."""
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    def put(self, start: int, rows: "RowTable") -> None:
+        """Overwrite the rows from position `start` on."""
+        for field in fields(self):
+            getattr(self, field.name)[start : start + rows.num_rows] = getattr(rows, field.name)
 
     def loss_denominators(self) -> Float[Tensor, " T"]:
         """Return per task the sum of row weights over the rows that have a label."""
         return (self.weight.unsqueeze(1) * self.targets.isfinite()).sum(0)
 
 
-def load_rows(cache: Cache, split: str, device: torch.device | str = "cpu") -> RowTable:
-    """Return the rows of one split ("train", "validation" or "test") in table order."""
-    block = cache.rows()
-    chosen = torch.from_numpy(block.split == SPLITS.index(split)).nonzero().squeeze(1)
-    numeric = torch.from_numpy(block.numeric)[chosen]
-    return RowTable(
-        string_id=torch.from_numpy(block.string_id)[chosen].long().to(device),
-        numeric=cache.scaling.apply(numeric).to(device),
-        category=torch.from_numpy(block.category)[chosen].long().to(device),
-        targets=torch.from_numpy(block.targets)[chosen].to(device),
-        weight=torch.from_numpy(block.weight)[chosen].to(device),
-        row=chosen.to(device),
-    )
+@runtime_checkable
+class RowSource(Protocol):
+    """The rows of one split, wherever they are."""
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+
+    @property
+    def order(self) -> str:
+        """What decides the order of an epoch beside seed and epoch; a run resumes inside an epoch only where it is the same."""
+
+    def steps(self, plan: "StepPlan", epoch: int, first: int = 0) -> Iterator[RowTable]:
+        """Yield all rows of each step of an epoch (numbered from 0), from step `first` on."""
+
+    def prepare(self, plan: "StepPlan", epoch: int) -> None:
+        """Start reading what the epoch's first step needs."""
+
+    def blocks(self, rank: int, world_size: int) -> Iterator[RowTable]:
+        """Yield one rank's share of the rows, in table order; the ranks' shares follow one another."""
+
+    def shares(self, world_size: int) -> list[int]:
+        """Return how many rows each rank's share has."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +96,90 @@ class StepPlan:
         """Optimizer steps in one epoch."""
         return max(1, -(-self.num_rows // self.batch_rows))
 
+    @property
+    def step_sizes(self) -> list[int]:
+        """Rows of each step of an epoch."""
+        each, larger = divmod(self.num_rows, self.steps_per_epoch)
+        return [each + (step < larger) for step in range(self.steps_per_epoch)]
+
     def steps(self, epoch: int, first: int = 0) -> Iterator[Int[Tensor, " R"]]:
         """Yield the row positions of each step of an epoch (numbered from 0), from step `first` on."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(self.num_rows, generator=generator)
-        yield from order.tensor_split(self.steps_per_epoch)[first:]
+        yield from order.split(self.step_sizes)[first:]
 
     def micro_batches(self, step_rows: Int[Tensor, " R"], rank: int) -> list[Int[Tensor, " B"]]:
         """Return the parts of a step that one rank reads; sizes differ by at most one row, and may be zero."""
         parts = step_rows.tensor_split(self.num_micro_batches * self.world_size)
         return list(parts[rank :: self.world_size])
+
+
+@dataclass(frozen=True)
+class ResidentRows:
+    """A split whose rows are all in memory: a step is an index into them."""
+
+    table: RowTable
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return self.table.num_rows
+
+    @property
+    def order(self) -> str:
+        """One permutation of all rows."""
+        return "resident"
+
+    def steps(self, plan: StepPlan, epoch: int, first: int = 0) -> Iterator[RowTable]:
+        """Yield all rows of each step of an epoch, from step `first` on."""
+        device = self.table.weight.device
+        yield from (self.table.take(positions.to(device)) for positions in plan.steps(epoch, first))
+
+    def prepare(self, plan: StepPlan, epoch: int) -> None:
+        """Nothing is left to read."""
+
+    def blocks(self, rank: int, world_size: int) -> Iterator[RowTable]:
+        """Yield one rank's share of the rows as one table."""
+        start, stop = (sum(self.shares(world_size)[:end]) for end in (rank, rank + 1))
+        yield self.table.take(torch.arange(start, stop, device=self.table.weight.device))
+
+    def shares(self, world_size: int) -> list[int]:
+        """Return how many rows each rank's share has."""
+        each, larger = divmod(self.num_rows, world_size)
+        return [each + (rank < larger) for rank in range(world_size)]
+
+
+def load_rows(cache: Cache, split: str, device: torch.device | str = "cpu") -> RowTable:
+    """Return the rows of one split ("train", "validation" or "test") in table order."""
+    return rows_of(cache, cache.rows(), split).to(device)
+
+
+def rows_of(cache: Cache, block: RowBlock, split: str, start: int = 0) -> RowTable:
+    """Return a block's rows of one split; the block begins at row `start` of the table."""
+    chosen = np.flatnonzero(block.split == SPLITS.index(split))
+    return RowTable(
+        string_id=torch.from_numpy(block.string_id[chosen]).long(),
+        numeric=cache.scaling.apply(torch.from_numpy(block.numeric[chosen])),
+        category=torch.from_numpy(block.category[chosen]).long(),
+        targets=torch.from_numpy(block.targets[chosen]),
+        weight=torch.from_numpy(block.weight[chosen]),
+        row=torch.from_numpy(chosen + start),
+    )
+
+
+def empty_rows(layout: Layout, num_rows: int) -> RowTable:
+    """Return room for rows, on the CPU."""
+    return RowTable(
+        string_id=torch.empty(num_rows, len(layout.strings), dtype=torch.int64),
+        numeric=torch.empty(num_rows, len(layout.numeric)),
+        category=torch.empty(num_rows, len(layout.categories), dtype=torch.int64),
+        targets=torch.empty(num_rows, len(layout.targets)),
+        weight=torch.empty(num_rows),
+        row=torch.empty(num_rows, dtype=torch.int64),
+    )
+
+
+def row_bytes(layout: Layout) -> int:
+    """Return the memory that one row of a RowTable takes."""
+    one = empty_rows(layout, 1)
+    return sum(getattr(one, field.name).nbytes for field in fields(one))

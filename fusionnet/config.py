@@ -91,16 +91,36 @@ class OptimConfig(Config):
 
 
 class TrainConfig(Config):
-    """Epochs, batches, precision, processes."""
+    """Epochs, batches, precision, processes, and where the rows are kept."""
 
     epochs: int = Field(default=15, ge=1)
     batch_rows: int = Field(default=8192, ge=1, description="rows per optimizer step, all ranks together")
     micro_batch_rows: int | None = Field(default=None, ge=1, description="rows per forward pass and rank; unset: chosen by device")
     eval_batch_rows: int = Field(default=8192, ge=1)
+    rows: Literal["auto", "resident", "streaming"] = Field(default="auto", description="auto: resident if the whole table fits into rows_memory_mib")
+    rows_memory_mib: int = Field(default=4096, ge=1, description="memory for rows, per rank")
+    checkpoint_steps: int | None = Field(default=None, ge=1, description="optimizer steps between checkpoints inside an epoch; unset: one after each epoch")
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile of the network; auto: on GPUs (slower on the CPUs measured)")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    zero_stage: Literal[1, 2] = 2
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="0: gradients are averaged, nothing is partitioned; 1: Adam's moments are; 2: gradients too")
+    offload: Literal["none", "cpu"] = Field(default="none", description="cpu: Adam's moments and the update on the host")
+    deepspeed_config: str | None = Field(default=None, description="a DeepSpeed JSON file laid over the derived config; it may not contradict it")
     seed: int = Field(default=0, ge=0)
     cpu_threads: int | None = Field(default=None, ge=1, description="threads per rank on a CPU; unset: cores / ranks")
+
+    @model_validator(mode="after")
+    def _deepspeed_can_do_it(self) -> "TrainConfig":
+        if self.zero_stage == 3:
+            raise ValueError(
+                "zero_stage 3 is not supported: it partitions the weights, so every forward pass becomes collective, while here ranks validate different "
+                "numbers of rows and rank 0 alone writes vectors; and DeepSpeed 0.19 adds the last step's gradient to weights that get none in a step's first "
+                "micro-batch, as LoRA's in mode per_step (measured: half of their motion is wrong). The weights of a whole Stage 1 are 150 MB: use zero_stage 2"
+            )
+        if self.zero_stage == 0 and self.precision == "fp16":
+            raise ValueError("precision fp16 needs zero_stage 1 or 2: without ZeRO, DeepSpeed keeps its fp32 weights where no checkpoint of ours can read them")
+        if self.zero_stage == 0 and self.offload == "cpu":
+            raise ValueError("offload cpu needs zero_stage 1 or 2, which give each rank its own part of Adam's moments to keep on the host")
+        return self
 
 
 class RunConfig(Config):

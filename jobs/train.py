@@ -1,4 +1,4 @@
-"""Train a model from a cache: `deepspeed jobs/train.py --config C`, or torchrun, or plain python for one process."""
+"""Train a model from a cache: `deepspeed jobs/train.py --config C`, or torchrun, or srun, or plain python for one process (see configs/launch/)."""
 
 import shutil
 import time
@@ -9,7 +9,7 @@ from embedcache.errors import RunError
 from fusionnet.assemble import Recipe, count_trainable, observed_tasks
 from fusionnet.export import export_run
 from fusionnet.train.engine import World
-from fusionnet.train.loop import Trainer, make_trainer, train_run
+from fusionnet.train.loop import RunFiles, Trainer, make_trainer, train_run
 from fusionnet.train.runlog import peak_rss_bytes
 from jobs.command import config_parser, run_job
 from jobs.experiment import Experiment, experiment_of, open_checked_cache
@@ -18,7 +18,7 @@ from jobs.experiment import Experiment, experiment_of, open_checked_cache
 def main() -> None:
     """Check everything that can be wrong, then train, then export."""
     parser = config_parser(__doc__)
-    parser.add_argument("--resume", action="store_true", help="continue the run in run.dir from its last epoch (start it if there is none)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in run.dir from its last checkpoint (start it if there is none)")
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in run.dir")
     parser.add_argument("--summary", action="store_true", help="print the model's parameter counts beside the specification's, and stop")
     parser.add_argument("--local_rank", type=int, default=None, help="set by the deepspeed launcher; the environment is used instead")
@@ -52,8 +52,7 @@ def _train_and_export(trainer: Trainer, experiment: Experiment, folder: Path, re
         "identity": dict(cache.identity.parts),
     }
     started = time.perf_counter()
-    config = experiment.model_dump(mode="json")
-    records = train_run(trainer, folder, name, config, resume, shareable)
+    records = train_run(trainer, RunFiles(folder, name, experiment.model_dump(mode="json"), shareable), resume)
     if trainer.world.is_main:
         export_run(folder)
         best = min(records, key=lambda record: record["val_loss"])
@@ -92,7 +91,8 @@ def _summary(trainer: Trainer, experiment: Experiment) -> str:
         lines.append(f"tasks      not in the table, hence not trained: {', '.join(layout.absent_targets)}")
     lines += [
         f"training   {plan.num_rows:,} rows, {train.epochs} epochs x {plan.steps_per_epoch} steps of up to {plan.batch_rows:,} rows, "
-        f"{trainer.world.size} rank(s) x {plan.num_micro_batches} micro-batches, {train.precision}, mode {trainer.recipe.mode}",
+        f"{trainer.world.size} rank(s) x {plan.num_micro_batches} micro-batches, {train.precision}, mode {trainer.recipe.mode}, ZeRO stage {train.zero_stage}",
+        f"rows       {trainer.train_rows.order}",
         f"{'component':34} {'parameters':>12} {'trainable':>12} {'specification':>14}",
     ]
     for component, parameters, trainable, specified in trainer.model.parameter_table():

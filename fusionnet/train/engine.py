@@ -1,5 +1,8 @@
 """The only file that knows DeepSpeed: distributed start, its config derived from ours, backward, update, and a state that any number of ranks can load.
 
+Stages. ZeRO 1 and 2 partition Adam's moments and the gradients, and may keep the moments on the host; stage 0 averages gradients and leaves AdamW as it is.
+There DeepSpeed would update with a gradient that is not finite, so its norm is looked at here first. Stage 3 is refused (see `TrainConfig`).
+
 Precision. fp32 and bf16 keep fp32 parameters and gradients; bf16 is torch.autocast around the forward passes, entered by the model and not through
 DeepSpeed's `torch_autocast`, which would also reduce gradients in bf16. fp16 is DeepSpeed's own, with its dynamic loss scale: there is one scaler.
 
@@ -9,10 +12,7 @@ instead, so that a checkpoint is a plain dict of tensors (`weights_only=True`), 
 
 import logging
 import os
-import socket
 from collections.abc import Iterator
-from contextlib import redirect_stdout
-from io import StringIO
 from typing import Any
 
 os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
@@ -31,6 +31,8 @@ from torch import Tensor, nn
 
 from embedcache.errors import ConfigError
 from fusionnet.config import OptimConfig, TrainConfig
+from fusionnet.train.dsconfig import deepspeed_config
+from fusionnet.train.launch import rank_environment
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -39,23 +41,20 @@ class World:
     """This process's place among the ranks, and the device that it computes on."""
 
     def __init__(self) -> None:
-        """Join the process group that `deepspeed` or `torchrun` announced in the environment, or make one of a single process."""
+        """Join the process group that `deepspeed`, `torchrun` or `srun` announced in the environment, or make one of a single process."""
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        os.environ.setdefault("RANK", "0")
-        os.environ.setdefault("WORLD_SIZE", "1")
-        os.environ.setdefault("LOCAL_RANK", "0")
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        if os.environ["WORLD_SIZE"] == "1":
-            os.environ["MASTER_PORT"] = str(_free_port())
+        os.environ.update(rank_environment(os.environ))
         accelerator = get_accelerator()
         local_rank = int(os.environ["LOCAL_RANK"])
         if accelerator.device_name() != "cpu":
             accelerator.set_device(local_rank)
-        with redirect_stdout(StringIO()):  # DeepSpeed prints that it built its shared-memory collectives
-            deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False)
+        # On CPUs DeepSpeed would compile collectives that only its inference uses, under a lock in the user's home: minutes at the first start, and a process
+        # that is killed meanwhile leaves the lock behind, on which every later start waits for ever.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False)
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
-        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        self.local_size = int(os.environ["LOCAL_WORLD_SIZE"])
         self.device = torch.device(accelerator.device_name(local_rank) if accelerator.device_name() != "cpu" else "cpu")
 
     @property
@@ -90,27 +89,33 @@ class World:
         dist.all_reduce(total)
         return total
 
+    def least(self, value: int) -> int:
+        """Return the least of all ranks' values."""
+        box = torch.tensor(value, device=self.device)
+        dist.all_reduce(box, op=dist.ReduceOp.MIN)
+        return int(box)
+
     def close(self) -> None:
         """Leave the process group."""
         dist.destroy_process_group()
 
 
 class Engine:
-    """A model under DeepSpeed ZeRO: forward, backward, update, and its state by parameter name."""
+    """A model under DeepSpeed: forward, backward, update, and its state by parameter name."""
 
     def __init__(self, model: nn.Module, groups: list[dict[str, Any]], world: World, train: TrainConfig, optim: OptimConfig, num_micro_batches: int) -> None:
         """`groups` are AdamW parameter groups with a `name` each; empty ones are left out, since ZeRO refuses them."""
+        check_precision(train.precision, world.device.type)
         self.world = world
         self.model = model
+        self._stage = train.zero_stage
         self._fp16 = train.precision == "fp16"
-        if self._fp16 and not get_accelerator().is_fp16_supported():
-            raise ConfigError(f"train.precision fp16 is not supported on this machine's {world.device.type}; use bf16 or fp32")
+        self._offloaded = train.offload == "cpu"
+        self._plain_norm: Tensor | None = None
         groups = [group for group in groups if group["params"]]
-        optimizer = torch.optim.AdamW(groups, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=deepspeed_config(train, optim, world, num_micro_batches), dist_init_required=False
-        )
-        self._adam = optimizer
+        self._adam = torch.optim.AdamW(groups, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True)
+        config = deepspeed_config(train, optim, world.size, world.device.type != "cpu", num_micro_batches)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=self._adam, config=config, dist_init_required=False)
         self._make_moments(step=0)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
@@ -122,21 +127,29 @@ class Engine:
 
         Shares add up over micro-batches; DeepSpeed averages over ranks, so the caller multiplies by the number of ranks.
         """
+        if self._offloaded and self._engine.micro_steps % self._engine.gradient_accumulation_steps() == 0:
+            # Where moments are offloaded, DeepSpeed 0.19 starts a step's sum with the first micro-batch's gradient; a parameter that has none there, as LoRA's
+            # in mode per_step, would start with the last step's sum.
+            loss = loss + 0.0 * sum(parameter.sum() for _, parameter in self._trainable())
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> None:
-        """Count one micro-batch; after the last one of a step, clip and update."""
+        """Count one micro-batch; after the last one of a step, clip and update, unless a gradient is not finite."""
+        if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
+            self._plain_norm = nn.utils.get_total_norm([parameter.grad for _, parameter in self._trainable() if parameter.grad is not None])
+            if self.overflowed:
+                return
         self._engine.step()
 
     @property
     def overflowed(self) -> bool:
-        """Whether the last update was skipped on every rank because a gradient was not finite."""
-        return bool(self._optimizer.overflow)
+        """Whether the last update was skipped on every rank because a gradient was not finite. ZeRO has looked already: reading its flag costs nothing."""
+        return bool(self._optimizer.overflow) if self._plain_norm is None else not bool(self._plain_norm.isfinite())
 
     @property
     def gradient_norm(self) -> float:
         """The global gradient norm of the last update, before clipping."""
-        return float(self._engine.get_global_grad_norm())
+        return float(self._engine.get_global_grad_norm() if self._plain_norm is None else self._plain_norm)
 
     @property
     def tolerates_overflow(self) -> bool:
@@ -152,33 +165,48 @@ class Engine:
         """Return fp32 parameters, Adam moments and step as plain tensors by parameter name, gathered from all ranks (collective)."""
         tensors: dict[str, dict[str, Tensor]] = {"parameters": {}, **{moment: {} for moment in _MOMENTS}}
         for name, parameter in self._trainable():
-            tensors["parameters"][name] = safe_get_full_fp32_param(parameter).detach().cpu().clone()
+            tensors["parameters"][name] = self._read(parameter).detach().cpu().clone()
             for moment in _MOMENTS:
-                tensors[moment][name] = safe_get_full_optimizer_state(parameter, moment).cpu().clone()
+                tensors[moment][name] = self._read(parameter, moment).cpu().clone()
         return {**tensors, "step": self._adam_step(), "loss_scaler": self._scaler_state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`, on any number of ranks (collective)."""
+        """Continue from `state()`, on any number of ranks and in any ZeRO stage (collective)."""
         self._make_moments(state["step"])
         for name, parameter in self._trainable():
             value = state["parameters"][name].to(parameter.device)
             parameter.data.copy_(value)
-            safe_set_full_fp32_param(parameter, value)
+            if self._stage > 0:
+                safe_set_full_fp32_param(parameter, value)
             for moment in _MOMENTS:
-                safe_set_full_optimizer_state(parameter, state[moment][name].to(parameter.device), moment)
+                self._write_moment(parameter, moment, state[moment][name].to(parameter.device))
         for key, value in state["loss_scaler"].items():
             setattr(self._optimizer.loss_scaler, key, value)
 
+    def _read(self, parameter: nn.Parameter, moment: str | None = None) -> Tensor:
+        """Return a parameter in fp32, or one of its moments, whole."""
+        if self._stage == 0:
+            return parameter if moment is None else self._adam.state[parameter][moment]
+        return safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
+
+    def _write_moment(self, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
+        if self._stage == 0:
+            self._adam.state[parameter][moment].copy_(value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, moment)
+
     def _make_moments(self, step: int) -> None:
-        """Give every flat partition zero Adam moments and link them to the parameters.
+        """Give every parameter or flat partition zero Adam moments, and link the partitions' to the parameters.
 
         DeepSpeed 0.19 links them after the first parameter group's first update, when the other groups have none yet, and never again.
         """
-        for flat in self._optimizer.single_partition_of_fp32_groups:
-            moments = {moment: torch.zeros_like(flat) for moment in _MOMENTS}
-            self._adam.state[flat] = {"step": torch.tensor(float(step), device=flat.device), **moments}
-        self._optimizer._hp_optimizer_states_linked = False
-        self._optimizer._lazy_init_hp_params_optimizer_state()
+        owners = [parameter for _, parameter in self._trainable()] if self._stage == 0 else self._optimizer.single_partition_of_fp32_groups
+        for owner in owners:
+            moments = {moment: torch.zeros_like(owner, requires_grad=False) for moment in _MOMENTS}
+            self._adam.state[owner] = {"step": torch.tensor(float(step), device=owner.device), **moments}
+        if self._stage > 0:
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
@@ -194,21 +222,7 @@ class Engine:
         return {key: value for key, value in vars(self._optimizer.loss_scaler).items() if type(value) in (int, float, bool)}
 
 
-def deepspeed_config(train: TrainConfig, optim: OptimConfig, world: World, num_micro_batches: int) -> dict[str, Any]:
-    """Return DeepSpeed's config, every number derived from ours."""
-    on_gpu = world.device.type != "cpu"
-    return {
-        "train_micro_batch_size_per_gpu": -(-train.batch_rows // (world.size * num_micro_batches)),
-        "gradient_accumulation_steps": num_micro_batches,
-        "gradient_clipping": optim.clip,
-        "zero_optimization": {"stage": train.zero_stage, "contiguous_gradients": True, "overlap_comm": on_gpu and world.size > 1},
-        "zero_allow_untested_optimizer": True,
-        "fp16": {"enabled": train.precision == "fp16", "loss_scale": 0, "loss_scale_window": 1000},
-        "steps_per_print": 2**31,
-    }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def check_precision(precision: str, device: str) -> None:
+    """Raise ConfigError if the accelerator cannot compute in this precision."""
+    if precision == "fp16" and not get_accelerator().is_fp16_supported():
+        raise ConfigError(f"train.precision fp16 is not supported on this machine's {device}; use bf16 or fp32")

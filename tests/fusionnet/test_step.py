@@ -19,7 +19,11 @@ from jobs.experiment import load_experiment
 
 NUM_STEPS = 4
 MODES = ("naive", "per_microbatch", "per_step", "frozen")
-CASES = [(mode, accumulation, NUM_STEPS) for mode in MODES for accumulation in (1, 4)]
+Case = tuple[str, int, int, tuple[str, ...]]
+CASES: list[Case] = [(mode, accumulation, NUM_STEPS, ()) for mode in MODES for accumulation in (1, 4)]
+ENGINES = [("train.zero_stage=0",), ("train.zero_stage=1",), ("train.zero_stage=2",)]
+ENGINES += [(*stage, "train.offload=cpu") for stage in ENGINES[1:]]
+ENGINE_CASES: list[Case] = [("per_step", accumulation, NUM_STEPS, engine) for engine in ENGINES for accumulation in (1, 2, 4)]
 OVERRIDES = [
     "encoder.lora.dropout=0.0",
     "model.dropout=0.0",
@@ -59,9 +63,7 @@ def plain_pytorch(config: Path, mode: str, num_steps: int = NUM_STEPS, extra: tu
     return model.trainable_state()
 
 
-def run_workers(
-    config: Path, output: Path, world_size: int, cases: list[tuple[str, int, int]], extra: tuple[str, ...] = ()
-) -> dict[str, dict[str, torch.Tensor]]:
+def run_workers(config: Path, output: Path, world_size: int, cases: list[Case], extra: tuple[str, ...] = ()) -> dict[str, dict[str, torch.Tensor]]:
     """Train the cases on `world_size` processes and return what rank 0 saved."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -94,10 +96,12 @@ def references(tiny_experiment: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_every_mode_equals_naive_adamw(world_size: int, tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]], tmp_path: Path) -> None:
-    results = run_workers(tiny_experiment, tmp_path / "results.pt", world_size, CASES)
-    assert len(results) == len(CASES)
+@pytest.mark.parametrize(("world_size", "cases"), [(1, CASES + ENGINE_CASES), (2, CASES + ENGINE_CASES), (3, ENGINE_CASES[::2])])
+def test_every_mode_and_engine_equals_naive_adamw(
+    world_size: int, cases: list[Case], tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    results = run_workers(tiny_experiment, tmp_path / "results.pt", world_size, cases)
+    assert len(results) == len(cases)
     initial = references["initial"]
     for case, result in results.items():
         assert_same_motion(case, result["state"], references["frozen" if case.startswith("frozen") else "live"], initial)
@@ -129,7 +133,7 @@ def test_the_prefix_cache_equals_naive_adamw_of_the_top_layers(world_size: int, 
     build_cache(experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache)
     wanted, initial = (plain_pytorch(tiny_experiment, "naive", steps, extra) for steps in (NUM_STEPS, 0))
     assert not any("layer.0." in name for name in wanted)
-    for case, result in run_workers(tiny_experiment, tmp_path / "results.pt", world_size, [("prefix", n, NUM_STEPS) for n in (1, 3)], extra).items():
+    for case, result in run_workers(tiny_experiment, tmp_path / "results.pt", world_size, [("prefix", n, NUM_STEPS, ()) for n in (1, 3)], extra).items():
         assert_same_motion(case, result["state"], wanted, initial)
 
 
@@ -150,7 +154,7 @@ def test_ranks_that_share_the_strings_equal_naive_adamw(
 def test_fp16_moves_as_fp32_does(tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     # The loss scale is on every micro-batch's loss; were it taken out of some, the step's direction would be that of the other rows alone.
     initial, wanted = references["initial"], references["live"]
-    results = run_workers(tiny_experiment, tmp_path / "results.pt", 1, [("per_step", 4, NUM_STEPS)], ("train.precision=fp16",))
+    results = run_workers(tiny_experiment, tmp_path / "results.pt", 1, [("per_step", 4, NUM_STEPS, ())], ("train.precision=fp16",))
     found = results["per_step/4"]["state"]
     for part in ("lora_B", "network."):  # A's first gradient is zero, and fp16 rounds the next ones
         names = [name for name in wanted if part in name]

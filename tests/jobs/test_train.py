@@ -1,7 +1,9 @@
 """Training by the commands that users call: it learns, resumes bitwise, survives kill -9, and refuses what does not belong together."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusionnet.train.checkpoint import load_checkpoint
+from embedcache.build import build_cache
+from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
+from jobs.experiment import load_experiment
 
 pytestmark = pytest.mark.dist
 
@@ -73,8 +77,58 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_experiment: Path, four_epoch
     assert [record["val_loss"] for record in records] == [record["val_loss"] for record in whole]
 
 
+@pytest.mark.parametrize("rows", ["resident", "streaming"])
+def test_a_run_killed_inside_epochs_resumes_to_the_same_bits(rows: str, tiny_experiment: Path, tmp_path: Path) -> None:
+    # 12 steps an epoch, a checkpoint after each, three kills: after a random number of checkpoints, or while one is written.
+    chunked = ("--set", f"cache.path={tmp_path / 'cache.zarr'}", "--set", "cache.rows_per_chunk=16")
+    experiment = load_experiment(tiny_experiment, list(chunked[1::2]))
+    build_cache(experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache)
+    words = (*chunked, "--set", "train.epochs=3", "--set", "train.batch_rows=12", "--set", f"train.rows={rows}")
+    often = (*words, "--set", "train.checkpoint_steps=1")
+    train(tiny_experiment, *words, "--set", f"run.dir={tmp_path / 'whole'}")
+    folder, generator, resumed_inside = tmp_path / "run", random.Random(rows), 0
+    for _ in range(3):
+        kill_after_checkpoints(tiny_experiment, folder, generator.randrange(1, 7), *often, "--resume")
+        resumed_inside += (folder / "tiny_step.pt").exists() and not (folder / "tiny_final.pt").exists()
+    assert resumed_inside >= 2
+    train(tiny_experiment, *often, "--set", f"run.dir={folder}", "--resume")
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(folder)[name], value), name
+    records, whole = (json.loads((run / "training_log.json").read_text()) for run in (folder, tmp_path / "whole"))
+    assert [(record["epoch"], record["train_loss"], record["val_loss"]) for record in records] == [
+        (record["epoch"], record["train_loss"], record["val_loss"]) for record in whole
+    ]
+    assert not (folder / "tiny_step.pt").exists()
+
+
+def kill_after_checkpoints(config: Path, folder: Path, number: int, *arguments: str) -> None:
+    """Start or resume a run and kill it -9 when it has written so many checkpoints inside epochs."""
+    command = [sys.executable, str(Path(__file__).parents[2] / "jobs" / "train.py"), "--config", str(config), "--set", f"run.dir={folder}", *arguments]
+    file, seen = folder / "tiny_step.pt", set()
+    with contextlib.suppress(FileNotFoundError):
+        seen.add(file.stat().st_mtime_ns)
+    process = subprocess.Popen(command, env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    while len(seen) <= number and process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            seen.add(file.stat().st_mtime_ns)
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+
+
+def test_an_order_of_rows_changes_after_whole_epochs_only(tiny_experiment: Path, tmp_path: Path) -> None:
+    words = ("--set", "train.batch_rows=12", "--set", "train.checkpoint_steps=1")
+    kill_after_checkpoints(tiny_experiment, tmp_path / "run", 2, *words)
+    content = load_checkpoint(tmp_path / "run" / "tiny_step.pt")
+    assert content["order"] == "resident"
+    save_checkpoint(tmp_path / "run" / "tiny_step.pt", {**content, "order": "streaming, 7 rows per chunk, 4 chunks per buffer"})
+    done = train(tiny_experiment, "--set", f"run.dir={tmp_path / 'run'}", *words, "--resume", check=False)
+    assert done.returncode == 2
+    assert "order of rows: streaming, 7 rows per chunk, 4 chunks per buffer -> resident" in done.stderr
+
+
 def test_a_run_of_one_rank_resumes_on_two(tiny_experiment: Path, tmp_path: Path) -> None:
-    quiet = ("train.epochs=4", "model.dropout=0", "encoder.lora.dropout=0", *(f"tasks.{task}.head_dropout=0" for task in range(3)))
+    quiet = ("train.epochs=4", "train.checkpoint_steps=1", "model.dropout=0", "encoder.lora.dropout=0", *(f"tasks.{task}.head_dropout=0" for task in range(3)))
     arguments = tuple(word for value in quiet for word in ("--set", value))
     train(tiny_experiment, "--set", f"run.dir={tmp_path / 'whole'}", *arguments)
     kill_after_first_epoch(tiny_experiment, tmp_path / "run", *arguments)
@@ -102,13 +156,29 @@ def test_two_ranks_by_each_launcher(tiny_experiment: Path, tmp_path: Path) -> No
         assert torch.equal(states["torchrun"][name], value), name
 
 
+def test_srun_starts_ranks_as_torchrun_does(tiny_experiment: Path, tmp_path: Path) -> None:
+    arguments = ("--set", "train.epochs=1", "--set", "train.micro_batch_rows=16")
+    launcher = (str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", "--master-port", "29614")
+    train(tiny_experiment, "--set", f"run.dir={tmp_path / 'torchrun'}", *arguments, launcher=launcher)
+    command = [sys.executable, str(Path(__file__).parents[2] / "jobs" / "train.py"), "--config", str(tiny_experiment), *arguments]
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_JOB_ID": "9615"}
+    environment = {**os.environ, **step, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen([*command, "--set", f"run.dir={tmp_path / 'srun'}"], env={**environment, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
+    for name, value in weights(tmp_path / "torchrun").items():
+        assert torch.equal(weights(tmp_path / "srun")[name], value), name
+
+
 def test_what_does_not_belong_together_is_refused(tiny_experiment: Path, four_epochs: Path) -> None:
     for arguments, message in [
         ((), "holds an earlier run"),
         (("--resume", "--set", "optim.lr=0.5"), "optim.lr: 0.001 -> 0.5"),
         (("--set", "encoder.pooling=mean"), "encoder.pooling: mean -> cls"),
         (("--set", "cache.path=none.zarr"), "none.zarr"),
-        (("--set", "train.precision=fp16", "--overwrite"), "fp16 is not supported"),
+        (("--set", "train.zero_stage=3", "--overwrite"), "zero_stage 3 is not supported"),
         (("--set", "train.epohcs=3"), "did you mean 'epochs'"),
     ]:
         done = train(tiny_experiment, "--set", f"run.dir={four_epochs}", "--set", "train.epochs=4", *arguments, check=False)

@@ -1,0 +1,48 @@
+"""How much of a step one forward pass takes, and on how many threads: decided from the device, once, at the start."""
+
+import os
+
+import torch
+
+from fusionnet.config import ModelConfig, Task, TrainConfig
+from fusionnet.train.engine import World
+
+CPU_MICRO_BATCH_ROWS = 1024  # activations of one layer stay near the caches; measured in benchmarks/results
+GPU_SHARE = 0.5  # of the free memory for a micro-batch's activations; the rest is for the encoder's, gradients, and the allocator's gaps
+
+
+def micro_batches_per_rank(train: TrainConfig, model: ModelConfig, tasks: tuple[Task, ...], num_strings: int, world: World) -> int:
+    """Return how many micro-batches each rank reads per optimizer step: on a GPU as few as memory allows, the same number on every rank."""
+    rows = train.micro_batch_rows
+    if rows is None and world.device.type == "cpu":
+        rows = CPU_MICRO_BATCH_ROWS
+    elif rows is None:
+        free = torch.cuda.mem_get_info(world.device)[0]
+        rows = world.least(rows_that_fit(free, activation_bytes(model, tasks, num_strings)))
+    return max(1, -(-train.batch_rows // (world.size * rows)))
+
+
+def rows_that_fit(free_bytes: int, bytes_per_row: int) -> int:
+    """Return a micro-batch for this much free memory: a power of two, so that small differences between two starts do not change a run's random numbers."""
+    return 1 << max(0, int(GPU_SHARE * free_bytes / bytes_per_row).bit_length() - 1)
+
+
+def activation_bytes(model: ModelConfig, tasks: tuple[Task, ...], num_strings: int) -> int:
+    """Return a bound of what autograd keeps of one row in the network, in fp32: per layer its input and what norms, activations and dropouts remember of it.
+
+    Counted by layer: a product keeps its input; a norm, an activation or a dropout its input or mask; a residual nothing. Under autocast a product's input
+    is kept in half the bytes, beside the fp32 one of its norm, which together is no more than what is counted here.
+    """
+    width, wide = model.fusion_width, model.feedforward
+    layer = 12 * width + 4 * wide
+    strings = num_strings * (3 * model.adapter_hidden + 6 * model.adapter_width)
+    numbers = 6 * (model.numeric_hidden + model.numeric_width)
+    heads = sum(4 * sum(task.head) + width for task in tasks)
+    return 4 * (model.num_layers * layer + strings + numbers + heads + 4 * width)
+
+
+def set_threads(asked: int | None, world: World) -> None:
+    """Share this machine's cores among its ranks; torchrun would leave one thread each, which is far too few for few ranks."""
+    if world.device.type == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(asked or max(1, cores // world.local_size))

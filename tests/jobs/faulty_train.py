@@ -1,0 +1,28 @@
+"""Run by test_faults.py under a launcher: jobs.train, in which one rank fails in the third step. Arguments: how, then those of the job."""
+
+import os
+import signal
+import sys
+from typing import Any
+
+from embedcache.errors import UserError
+from fusionnet.train import loop
+from jobs import train
+from jobs.command import run_job
+
+HOW = sys.argv.pop(1)
+take_step = loop.optimizer_step
+
+
+def failing_step(*arguments: Any) -> Any:
+    """Fail on rank 1 in step 2; the other ranks go on into a collective operation and wait there."""
+    if arguments[-1] == 2 and os.environ["RANK"] == "1":
+        if HOW == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise UserError("rank 1 has had enough")
+    return take_step(*arguments)
+
+
+if __name__ == "__main__":
+    loop.optimizer_step = failing_step
+    run_job(train.main)
