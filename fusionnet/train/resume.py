@@ -21,7 +21,7 @@ from fusionnet.train.runlog import Record
 # What a resumed run may change: where things lie, who computes, and what is done with the result.
 MAY_CHANGE = (
     "run.", "reward.", "cache.", "data.path", "encoder.source", "train.cpu_threads", "train.eval_batch_rows", "train.micro_batch_rows", "train.zero_stage",
-    "train.offload", "train.deepspeed_config", "train.checkpoint_steps",
+    "encoder.memory_budget_gib", "train.offload", "train.deepspeed_config", "train.checkpoint_steps",
 )  # fmt: skip
 
 
