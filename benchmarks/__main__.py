@@ -9,6 +9,7 @@ BENCHMARKS = {
     "throughput": "one optimizer step at full size: naive per-row encoding against once per step, with the Amdahl bound",
     "stage1": "tables of a finished full-size run on the reference cohort",
     "readme": "write the results into README.md",
+    "loading": "the share of a step spent waiting for rows, resident and streamed, and the memory that streaming takes",
     "electrolyte": "ionic conductivity of real polymer electrolytes: LoRA beside gradient boosting on the same folds",
 }
 
