@@ -30,8 +30,8 @@ class StringAdapter(nn.Module):
         """Return one adapted vector per row, gathered as late as dropout allows."""
         hidden = self.first(vectors)
         if self.draws_per_row:
-            return self.second(gather_dropout(hidden, string_id, self.dropout.p) if has_kernels(hidden) else self.dropout(hidden[string_id]))
-        return self.second(hidden)[string_id]
+            return self.second(gather_dropout(hidden, string_id, self.dropout.p) if has_kernels(hidden) else self.dropout(hidden.index_select(0, string_id)))
+        return self.second(hidden).index_select(0, string_id)
 
     def distinct(self, vectors: Float[Tensor, "U E"]) -> Float[Tensor, "U W"]:
         """Return one adapted vector per distinct string; only where nothing is drawn per row."""

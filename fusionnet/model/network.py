@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
     def on_rows(self) -> Float[Tensor, "B D"]:
         """Return the part of each row."""
-        return self.projected if self.index is None else self.projected[self.index]
+        return self.projected if self.index is None else self.projected.index_select(0, self.index)
 
 
 class FusionNetwork(nn.Module):
