@@ -68,6 +68,13 @@ def test_projections_obey_counting() -> None:
     assert project(FULL, 1e10, 1e5, 64, False).hours < project(FULL, 1e10, 1e5, 8, False).hours
 
 
+def test_a_per_row_step_is_counted_by_hand() -> None:
+    weights, tokens = 12 * (4 * 600**2 + 2 * 600 * 512), 40
+    forward = 2 * weights * tokens + 12 * 2 * (2 * 600 * tokens**2)  # products with weights; scores and mixtures of all pairs of tokens
+    step = project(FULL, 1e8, 10, 1, True).step_s
+    assert step["encoder arithmetic"] == pytest.approx(8192 * 2 * forward / (0.25 * 989e12))
+
+
 def test_the_limit_moves_with_what_grows() -> None:
     assert project(FULL, 1e8, 1e7, 1, False).limit == "encoder arithmetic"
     assert project(FULL, 1e8, 10, 1, False).limit != "encoder arithmetic"
