@@ -24,7 +24,7 @@ def forward_rows(model: JointModel, tables: Sequence[Float[Tensor, "_ _"]], rows
     model.eval()
     evaluate = RowEvaluator(model.network, model.product_dtype)
     projected = evaluate.tables(tables)
-    outputs = rows.weight.new_empty(rows.num_rows, len(model.loss.tasks))
+    outputs = rows.weight.new_empty(rows.num_rows, len(model.network.heads))
     try:
         with tqdm(total=rows.num_rows, unit="rows", unit_scale=True, desc="predict", leave=False, disable=None if progress else True) as bar:
             for start in range(0, rows.num_rows, batch_rows):

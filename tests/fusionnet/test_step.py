@@ -111,7 +111,7 @@ def test_every_mode_and_engine_equals_naive_adamw(
 def test_modality_tokens_equal_naive_adamw(tiny_experiment: Path, tmp_path: Path) -> None:
     extra = ("model.fusion=modality",)
     wanted, initial = (plain_pytorch(tiny_experiment, "naive", steps, extra) for steps in (NUM_STEPS, 0))
-    for case, result in run_workers(tiny_experiment, tmp_path / "results.pt", 2, [("per_step", 3, NUM_STEPS)], extra).items():
+    for case, result in run_workers(tiny_experiment, tmp_path / "results.pt", 2, [("per_step", 3, NUM_STEPS, ())], extra).items():
         assert_same_motion(case, result["state"], wanted, initial)
     for part in ("lora_B", "query", "key", "kinds", "cls"):
         assert any(part in name and (wanted[name] - initial[name]).abs().max() > 1e-3 for name in wanted), part
@@ -143,11 +143,12 @@ def test_ranks_that_share_the_strings_equal_naive_adamw(
     world_size: int, tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
     # 7 and 3 distinct strings on 2 and 3 ranks; and with a budget of one string, which encodes everything twice.
-    for number, extra in enumerate(((), ("encoder.memory_budget_gib=1e-9",))):
-        cases = [("per_step", accumulation, NUM_STEPS) for accumulation in (1, 4)]
-        results = run_workers(tiny_experiment, tmp_path / f"results{number}.pt", world_size, cases, ("encoder.encode_sharding=shard", *extra))
-        for case, result in results.items():
-            assert_same_motion(case, result["state"], references["live"], references["initial"])
+    budgets = ((), ("encoder.memory_budget_gib=1e-9",))
+    cases: list[Case] = [("per_step", n, NUM_STEPS, ("encoder.encode_sharding=shard", *budget)) for budget in budgets for n in (1, 4)]
+    results = run_workers(tiny_experiment, tmp_path / "results.pt", world_size, cases)
+    assert len(results) == len(cases)
+    for case, result in results.items():
+        assert_same_motion(case, result["state"], references["live"], references["initial"])
 
 
 @pytest.mark.dist
