@@ -1,4 +1,4 @@
-"""Run by test_faults.py under a launcher: jobs.train, in which one rank fails in the third step. Arguments: how, then those of the job."""
+"""Run by test_rank_faults.py under a launcher: jobs.train, in which one rank fails in the third step. Arguments: how, then those of the job."""
 
 import os
 import signal
@@ -10,7 +10,8 @@ from fusionnet.train import loop
 from jobs import train
 from jobs.command import run_job
 
-HOW = sys.argv.pop(1)
+HOW = "killed" if "killed" in sys.argv else "raises"  # the deepspeed launcher puts its own argument first
+sys.argv.remove(HOW)
 take_step = loop.optimizer_step
 
 
