@@ -155,6 +155,10 @@ def make_run(tiny_experiment: Path) -> RunMaker:
         records = [made_record(epoch) for epoch in (1, 2)]
         content = {
             "epoch": 2,
+            "step": 0,
+            "epoch_losses": None,
+            "epoch_seconds": 0.0,
+            "order": "resident",
             "model_state_dict": model.trainable_state(),
             "optimizer_state_dict": {},
             "scheduler_state_dict": {"step": 4},
