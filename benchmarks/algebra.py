@@ -3,22 +3,20 @@
 Each pair is compared, gradients included, before it is timed. Gathering early is our own network told that every row has a string of its own.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.inference import interleaved, spread
-from benchmarks.stamp import RESULTS, stamp
+from benchmarks.publish import output_path, parser, publish
+from benchmarks.stamp import stamp
 from fusionnet.config import ModelConfig, Task
 from fusionnet.model.fusion import JointFusion
 from fusionnet.model.inference import RowEvaluator
 from fusionnet.model.modality import ModalityFusion
 from fusionnet.model.network import FusionNetwork
-from fusionnet.train.runlog import write_json
 
 NUM_STRINGS, VECTOR_WIDTH, NUM_FEATURES, NUM_CATEGORIES, NUM_PARTS = 21, 600, 19, 8, 6
 TASKS = (Task(name="ef", column="ef", head=(256, 64)), *(Task(name=f"t{number}", column=f"t{number}") for number in range(6)))
@@ -35,23 +33,23 @@ class Pair(NamedTuple):
 
 def main(words: list[str]) -> None:
     """Measure and write benchmarks/results/algebra.json and .md."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks algebra", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 256 rows instead of 15 of 1,024")
-    parser.add_argument("--json", type=Path, help="unset: benchmarks/results/algebra.json")
-    arguments = parser.parse_args(words)
-    output = arguments.json or RESULTS / "algebra.json"
+    arguments = parser("algebra", __doc__ or "").parse_args(words)
     num_rows, num_rounds = (256, 3) if arguments.quick else (1024, 15)
-    found: dict[str, Any] = {**stamp(), "num_rows": num_rows, "num_rounds": num_rounds, "threads": torch.get_num_threads(), "pairs": {}}
+    found: dict[str, Any] = {
+        **stamp(),
+        "quick": arguments.quick,
+        "num_rows": num_rows,
+        "num_rounds": num_rounds,
+        "threads": torch.get_num_threads(),
+        "pairs": {},
+    }
     for pair in (*transformers(num_rows), *gathers(num_rows)):
         plain, ours = pair.plain(), pair.ours()
         if (plain - ours).norm() > 1e-4 * plain.norm():
             raise AssertionError(f"{pair.what}: the two forms differ by {(plain - ours).norm() / plain.norm():.1e}; nothing was timed")
         seconds = interleaved({"plain": pair.plain, "ours": pair.ours}, num_rounds)
         found["pairs"][pair.what] = spread([plain / ours for plain, ours in zip(seconds["plain"], seconds["ours"], strict=True)], "ratio")
-    write_json(output, found)
-    text = as_markdown(found)
-    output.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    publish(output_path("algebra", arguments), found, as_markdown(found), None)
 
 
 def transformers(num_rows: int) -> list[Pair]:

@@ -5,7 +5,6 @@ reports. Strings. As many random valid polymer strings, one row each, are encode
 must give the same vectors.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,10 +20,10 @@ import torch
 import yaml
 from polars.io.plugins import register_io_source
 
-from benchmarks.stamp import RESULTS, stamp
+from benchmarks.publish import output_path, parser, publish
+from benchmarks.stamp import stamp
 from embedcache.errors import UserError
 from embedcache.store import Cache, open_cache
-from fusionnet.train.runlog import write_json
 
 REPOSITORY = Path(__file__).parents[1]
 ROW_GROUP = 1 << 18
@@ -36,20 +35,22 @@ FRAGMENTS = ("C", "CC", "O", "N", "S", "C(C)", "C(=O)", "C(=O)O", "C(=O)N", "C(F
 
 def main(words: list[str]) -> None:
     """Measure both parts and write benchmarks/results/build.json and .md."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks build", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=20_000_000)
-    parser.add_argument("--strings", type=int, default=100_000)
-    parser.add_argument("--quick", action="store_true", help="500,000 rows and 2,000 strings of a tiny encoder")
-    parser.add_argument("--json", type=Path, default=RESULTS / "build.json")
-    arguments = parser.parse_args(words)
-    num_rows, num_strings, size = (500_000, 2_000, "tiny") if arguments.quick else (arguments.rows, arguments.strings, "polybert")
+    command = parser("build", __doc__ or "")  # quick: 500,000 rows, and 2,000 strings of a tiny encoder
+    command.add_argument("--rows", type=int, default=20_000_000)
+    command.add_argument("--strings", type=int, default=100_000)
+    command.add_argument("--size", choices=("tiny", "polybert"), default="polybert", help="of the encoder (polybert: half an hour for 100,000 strings)")
+    arguments = command.parse_args(words)
+    num_rows, num_strings, size = (500_000, 2_000, "tiny") if arguments.quick else (arguments.rows, arguments.strings, arguments.size)
     with tempfile.TemporaryDirectory() as folder:
         _run("-m", "jobs.make_encoder", "--out", f"{folder}/encoder", "--size", size)
-        found: dict[str, Any] = {**stamp(), "encoder": size, "rows": build_rows(Path(folder), num_rows), "strings": encode_strings(Path(folder), num_strings)}
-    write_json(arguments.json, found)
-    text = as_markdown(found)
-    arguments.json.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+        found: dict[str, Any] = {
+            **stamp(),
+            "quick": arguments.quick,
+            "encoder": size,
+            "rows": build_rows(Path(folder), num_rows),
+            "strings": encode_strings(Path(folder), num_strings),
+        }
+    publish(output_path("build", arguments), found, as_markdown(found), None)
 
 
 def build_rows(folder: Path, num_rows: int) -> dict[str, Any]:

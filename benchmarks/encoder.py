@@ -4,7 +4,6 @@ Variants take turns in one process, so that whatever else the machine does falls
 the first variant of its table in the same round. Before anything is timed, vectors and gradients are compared with the plain model's (fp32, dropout off).
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -22,13 +21,13 @@ from transformers import DebertaV2Config, DebertaV2Model
 
 import embedcache.encoder
 import embedcache.projection
-from benchmarks.stamp import RESULTS, stamp
+from benchmarks.publish import output_path, parser, publish
+from benchmarks.stamp import stamp
 from embedcache.config import EncoderConfig, LoraConfig
 from embedcache.encoder import MAX_BATCH_TOKENS, StringEncoder, length_batches, load_encoder
 from embedcache.lora import add_lora
 from embedcache.standin import write_standin
 from embedcache.tokens import TokenTable, load_tokenizer, tokenize
-from fusionnet.train.runlog import write_json
 from jobs.cohort.polymers import load_polymers
 
 PREFIX_LAYERS = (0, 6, 9, 11)
@@ -39,16 +38,19 @@ Pass = Callable[[], Tensor]  # an encoder pass: vectors with graph
 
 def main(words: list[str]) -> None:
     """Measure and write benchmarks/results/encoder.json and .md."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks encoder", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="2 rounds instead of 9")
-    parser.add_argument("--json", type=Path, default=RESULTS / "encoder.json")
-    arguments = parser.parse_args(words)
+    arguments = parser("encoder", __doc__ or "").parse_args(words)
     rounds = 2 if arguments.quick else 9
     with tempfile.TemporaryDirectory() as folder:
         config = EncoderConfig(source=str(Path(folder) / "encoder"), pooling="cls")
         write_standin(Path(config.source), "polybert")
         tokens = tokenize(load_tokenizer(config), list(dict.fromkeys(polymer.psmiles for polymer in load_polymers())), 512).tokens
-        found: dict[str, Any] = {**stamp(), "num_threads": torch.get_num_threads(), "rounds": rounds, "num_tokens": int(tokens.lengths.sum())}
+        found: dict[str, Any] = {
+            **stamp(),
+            "quick": arguments.quick,
+            "num_threads": torch.get_num_threads(),
+            "rounds": rounds,
+            "num_tokens": int(tokens.lengths.sum()),
+        }
         found["gradient_error"] = gradient_error(adapted(config, dropout=0.0), tokens)
         tables, found["copies_bytes"] = {}, {}
         for precision in PRECISIONS:
@@ -61,10 +63,7 @@ def main(words: list[str]) -> None:
     relative = relative_encoder()
     tables |= {f"relative positions, DeBERTa-v3's base size, {precision}": positions(relative, tokens, precision, rounds) for precision in PRECISIONS}
     found["tables"] = tables
-    write_json(arguments.json, found)
-    text = as_markdown(found)
-    arguments.json.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    publish(output_path("encoder", arguments), found, as_markdown(found), None)
 
 
 def adapted(config: EncoderConfig, **settings: Any) -> StringEncoder:

@@ -25,7 +25,8 @@ import polars as pl
 import torch
 from torch.nn import functional as F
 
-from benchmarks.stamp import RESULTS, stamp
+from benchmarks.publish import output_path, parser, publish
+from benchmarks.stamp import stamp
 from embedcache.errors import UserError
 from embedcache.store import open_cache
 from fusionnet import RewardModel
@@ -38,7 +39,7 @@ from fusionnet.model.network import FusionNetwork
 from fusionnet.predict import forward_rows
 from fusionnet.run import vectors_of
 from fusionnet.train.checkpoint import save_checkpoint
-from fusionnet.train.runlog import peak_rss_bytes, write_json
+from fusionnet.train.runlog import peak_rss_bytes
 from jobs.experiment import Experiment, load_experiment
 
 REPOSITORY = Path(__file__).parents[1]
@@ -48,26 +49,27 @@ MEMORY_ROWS = 480_000  # of the larger of two files; the smaller has an eighth
 
 def main(words: list[str]) -> None:
     """Measure and write benchmarks/results/inference.json and .md."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks inference", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="3 timed runs of 8,192 rows instead of 7 of 32,768")
-    parser.add_argument("--json", type=Path, help="unset: benchmarks/results/inference.json")
-    parser.add_argument("--peak", nargs=2, metavar=("RUN", "FILE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args(words)
+    command = parser("inference", __doc__ or "")
+    command.add_argument("--peak", nargs=2, metavar=("RUN", "FILE"), help=argparse.SUPPRESS)
+    arguments = command.parse_args(words)
     if arguments.peak:
         print(json.dumps(_peak(*arguments.peak)))
         return
-    output = arguments.json or RESULTS / "inference.json"
     num_rows, num_runs = (8_192, 3) if arguments.quick else (32_768, 7)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, rows_per_patient=MEMORY_ROWS // 60)
-        found: dict[str, Any] = {**stamp(), "num_rows": num_rows, "num_runs": num_runs, "threads": torch.get_num_threads(), **sizes(folder)}
+        found: dict[str, Any] = {
+            **stamp(),
+            "quick": arguments.quick,
+            "num_rows": num_rows,
+            "num_runs": num_runs,
+            "threads": torch.get_num_threads(),
+            **sizes(folder),
+        }
         found["precisions"] = {precision: measure(folder, precision, num_rows, num_runs) for precision in PRECISIONS}
         found["peak_rss_bytes"] = peaks(folder)
-    write_json(output, found)
-    text = as_markdown(found)
-    output.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    publish(output_path("inference", arguments), found, as_markdown(found), None)
 
 
 def prepare(folder: Path, rows_per_patient: int) -> None:

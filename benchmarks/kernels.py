@@ -5,7 +5,6 @@ launches included; on a GPU the L2 cache is cleared before each. GB/s counts wha
 it can be held against the memory's own. On a CPU there is no kernel to time, only what runs in its place.
 """
 
-import argparse
 import itertools
 import math
 import statistics
@@ -20,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fusionnet.kernels as kernels
-from benchmarks.stamp import RESULTS, stamp
+from benchmarks.publish import output_path, parser, publish
+from benchmarks.stamp import stamp
 from embedcache.dropout import dropout
 from fusionnet.kernels import TaskTerm, reference
-from fusionnet.train.runlog import write_json
 
 WIDTH, HIDDEN, NUM_CATEGORIES, P = 512, 384, 8, 0.1  # the sizes of configs/stage1.yaml
 TERMS = (
@@ -53,26 +52,20 @@ class Case(NamedTuple):
 
 def main(words: list[str]) -> None:
     """Measure all operations and write benchmarks/results/kernels_<device>_<precision>.json, .md and .png."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks kernels", description=__doc__.splitlines()[0])
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="unset: bf16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--quick", action="store_true", help="two sizes each, short timings")
-    parser.add_argument("--json", type=Path, help="unset: benchmarks/results/kernels_<device>_<precision>.json")
-    arguments = parser.parse_args(words)
+    command = parser("kernels", __doc__ or "")
+    command.add_argument("--precision", choices=("fp32", "bf16"), help="unset: bf16 on a GPU, fp32 on a CPU")
+    arguments = command.parse_args(words)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = arguments.precision or ("bf16" if device.type == "cuda" else "fp32")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    output = arguments.json or RESULTS / f"kernels_{device.type}_{precision}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
     sizes = ((1024, 8192), (21, 300)) if arguments.quick else ((1024, 8192, 65_536), (1, 21, 300, 5000))
-    found: dict[str, Any] = {**stamp(), "device": device.type, "precision": precision, "cases": []}
+    found: dict[str, Any] = {**stamp(), "quick": arguments.quick, "device": device.type, "precision": precision, "cases": []}
     for name in OPERATIONS:
         for num_rows, num_vectors in itertools.product(sizes[0], sizes[1] if name != "multitask_loss" else (0,)):
             case = {"operation": name, "B": num_rows, "U": num_vectors, **measure(name, num_rows, num_vectors, dtype, device, 0.05 if arguments.quick else 0.3)}
             found["cases"].append(case)
             print(_line(case), flush=True)
-    write_json(output, found)
-    output.with_suffix(".md").write_text(as_markdown(found), encoding="utf-8")
-    draw(found, output.with_suffix(".png"))
+    publish(output_path(f"kernels_{device.type}_{precision}", arguments), found, as_markdown(found), draw)
 
 
 def make_case(name: str, num_rows: int, num_vectors: int, dtype: torch.dtype, device: torch.device) -> Case:

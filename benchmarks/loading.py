@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.stamp import RESULTS, stamp
+from benchmarks.publish import output_path, parser, publish
+from benchmarks.stamp import stamp
 from embedcache import manifest
 from embedcache.config import CacheConfig, EncoderConfig
 from embedcache.errors import UserError
@@ -47,16 +48,14 @@ GOALS = {"resident": 0.02, "streaming": 0.10}
 
 def main(arguments: list[str]) -> None:
     """Make the table, time both cases in turn, write results/loading.json and .md."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks loading", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4_000_000)
-    parser.add_argument("--memory-mib", type=int, default=192, help="train.rows_memory_mib of the streamed case")
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps timed per run")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each case, taken in turn")
-    parser.add_argument("--network", choices=("stage1", "small"), default="stage1")
-    parser.add_argument("--quick", action="store_true", help="a small table and few steps; nothing is written without --json")
-    parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--worker", nargs=2, metavar=("CASE", "FOLDER"), default=None, help=argparse.SUPPRESS)
-    chosen = parser.parse_args(arguments)
+    command = parser("loading", __doc__ or "")
+    command.add_argument("--rows", type=int, default=4_000_000)
+    command.add_argument("--memory-mib", type=int, default=192, help="train.rows_memory_mib of the streamed case")
+    command.add_argument("--steps", type=int, default=40, help="optimizer steps timed per run")
+    command.add_argument("--repeats", type=int, default=3, help="runs of each case, taken in turn")
+    command.add_argument("--network", choices=("stage1", "small"), default="stage1")
+    command.add_argument("--worker", nargs=2, metavar=("CASE", "FOLDER"), default=None, help=argparse.SUPPRESS)
+    chosen = command.parse_args(arguments)
     if chosen.quick:
         chosen.rows, chosen.memory_mib, chosen.steps, chosen.repeats, chosen.network = 200_000, 8, 5, 1, "small"
     if chosen.worker is not None:
@@ -65,13 +64,8 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_table(Path(folder) / "cache.zarr", chosen.rows, chosen.memory_mib)
         runs = [(case, _in_own_process(case, folder, chosen)) for _ in range(chosen.repeats) for case in CASES]
-    found = {**stamp(), **summary(runs), "memory_mib": chosen.memory_mib, "network": chosen.network}
-    text = as_markdown(found)
-    print(text)
-    target = chosen.json or (None if chosen.quick else RESULTS / "loading.json")
-    if target is not None:
-        target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        target.with_suffix(".md").write_text(text, encoding="utf-8")
+    found = {**stamp(), "quick": chosen.quick, **summary(runs), "memory_mib": chosen.memory_mib, "network": chosen.network}
+    publish(output_path("loading", chosen), found, as_markdown(found), None)
 
 
 def stage1(folder: Path, *overrides: str) -> Experiment:

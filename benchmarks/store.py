@@ -5,7 +5,6 @@ the machine meets all alike; medians are shown. "First batch" opens the file and
 timed is decoding, not the disk. Only the cache checks digests and that each row's string is its own; the table also shows it without.
 """
 
-import argparse
 import shutil
 import statistics
 import tempfile
@@ -23,13 +22,13 @@ from safetensors.numpy import save_file
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 from zarr.codecs.numcodecs import PCodec, Shuffle
 
-from benchmarks.stamp import RESULTS, stamp
+from benchmarks.publish import output_path, parser, publish
+from benchmarks.stamp import stamp
 from embedcache import manifest
 from embedcache.config import CacheConfig
 from embedcache.rows import reblocked
 from embedcache.store import ROW_ARRAYS, Cache, RowBlock, open_cache
 from embedcache.writer import StoreWriter
-from fusionnet.train.runlog import write_json
 
 BATCH_ROWS = 8192
 REPEATS = 5
@@ -47,11 +46,9 @@ class Format:
 
 def main(words: list[str]) -> None:
     """Measure formats and codecs on a cache and write benchmarks/results/store.json and .md."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks store", description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, required=True, help="a built cache, such as that of the reference cohort")
-    parser.add_argument("--quick", action="store_true", help="each once")
-    parser.add_argument("--json", type=Path, default=RESULTS / "store.json")
-    arguments = parser.parse_args(words)
+    command = parser("store", __doc__ or "")
+    command.add_argument("--cache", type=Path, required=True, help="a built cache, such as that of the reference cohort")
+    arguments = command.parse_args(words)
     cache = open_cache(arguments.cache)
     rows = {field.name: np.ascontiguousarray(getattr(cache.rows(), field.name)) for field in fields(RowBlock)}
     rows = {name: values for name, values in rows.items() if values.size}
@@ -59,15 +56,13 @@ def main(words: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found: dict[str, Any] = {
             **stamp(),
+            "quick": arguments.quick,
             "num_rows": cache.layout.num_rows,
             "memory_bytes": sum(values.nbytes for values in rows.values()),
             "formats": in_turns(formats(cache), rows, Path(folder), repeats),
             "codecs": codecs(rows, Path(folder), repeats),
         }
-    write_json(arguments.json, found)
-    text = as_markdown(found)
-    arguments.json.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    publish(output_path("store", arguments), found, as_markdown(found), None)
 
 
 def formats(cache: Cache) -> dict[str, Format]:
