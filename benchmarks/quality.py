@@ -27,7 +27,8 @@ from fusionnet.batches import load_rows
 from fusionnet.config import ModelConfig
 from fusionnet.metrics import task_metrics
 from fusionnet.predict import forward_rows, to_units
-from fusionnet.train.loop import Trainer, make_trainer, run_epoch
+from fusionnet.train.loop import RunFiles, Trainer, make_trainer, run_epoch
+from fusionnet.train.resume import Position
 from jobs.cohort.generate import cohort_frames
 from jobs.experiment import Experiment
 
@@ -115,9 +116,10 @@ def fit(experiment: Experiment) -> dict[str, dict[str, float | None]]:
     """Train a model and return its test metrics at the epoch of the lowest validation loss."""
     cache = open_cache(experiment.cache.path)
     trainer = make_trainer(recipe_of(experiment, cache), experiment.optim, cache, world())
+    files = RunFiles(Path(experiment.run.dir), experiment.run.name, {}, {})  # nothing is written: checkpoints inside an epoch are off
     best, predictions = float("inf"), None
     for epoch in range(experiment.train.epochs):
-        record = run_epoch(trainer, epoch)
+        record = run_epoch(trainer, Position(epoch), files)
         if record["val_loss"] < best or predictions is None:
             best, predictions = record["val_loss"], _predict(trainer, cache)
     test = load_rows(cache, "test")

@@ -40,7 +40,7 @@ PADDED = 128  # tokens, as the specification pads
 PREFIX_LAYERS = {"polybert": 9, "middle": 3, "tiny": 1}  # prefix mode adapts this layer and those above it
 MIDDLE = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 256}
 FRAGMENTS = ("C", "O", "N", "S", "C(C)", "C(F)", "C(=O)", "C(O)", "c1ccc(cc1)", "C(C)(C)", "[Si](C)(C)", "C(Cl)")
-DROPOUT_OFF = ("model.dropout=0.0", "encoder.lora.dropout=0.0", *(f"tasks.{task}.head_dropout=0.0" for task in range(7)))
+DROPOUT_OFF = ("model.dropout=0.0", "model.feature_noise={}", "encoder.lora.dropout=0.0", *(f"tasks.{task}.head_dropout=0.0" for task in range(7)))
 SMALL_NETWORK = ("model.adapter_hidden=32", "model.adapter_width=32", "model.fusion_width=64", "model.num_layers=1", "model.feedforward=128")
 
 

@@ -20,7 +20,7 @@ from embedcache.encoder import encoder_digest
 from embedcache.errors import TableError
 from embedcache.tokens import load_tokenizer, tokenizer_digest
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DTYPE = "float32"  # of embeddings
 ABSENT = "(none)"
 BLOCK_BYTES = 1 << 22

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -77,7 +78,7 @@ class Build:
             writer = StoreWriter(self.places.store, layout, self.cache)
             for name, string_table in strings.items():
                 writer.add_strings(name, string_table)
-            writer.finish(self._write_rows(writer, parts))
+            writer.finish(self._write_rows(writer, parts, strings))
         for file, stamp in zip(self._new_files, stamps, strict=True):
             if _stamp(file) != stamp:
                 raise TableError(f"{file} was changed while it was being read; run the same command again")
@@ -150,8 +151,9 @@ class Build:
             prefix_layer=config.prefix_layer,
         )
 
-    def _write_rows(self, writer: StoreWriter, parts: Parts) -> Scaling:
-        """Stream all rows into the store and return the statistics of those that train."""
+    def _write_rows(self, writer: StoreWriter, parts: Parts, strings: dict[str, StringTable]) -> Scaling:
+        """Stream all rows into the store and return the statistics of those that train, and of their strings' vectors."""
+        trained = [np.zeros(len(strings[column.name].text), dtype=bool) for column in self.data.strings]
         fit = ScalingFit([column.column for column in self.data.numeric], [column.transform for column in self.data.numeric], parts.last.targets)
         bar = tqdm(total=parts.num_rows, desc="writing rows", unit="row", unit_scale=True, disable=None)
         with bar:
@@ -159,8 +161,10 @@ class Build:
                 writer.add_rows(block)
                 train = block.split == SPLITS.index("train")
                 fit.add(block.numeric[train], block.targets[train])
+                for seen, string_id in zip(trained, block.string_id[train].T, strict=True):
+                    seen[string_id] = True
                 bar.update(len(block.weight))
-        return fit.result()
+        return fit.result({column.name: strings[column.name].embeddings.numpy()[seen] for column, seen in zip(self.data.strings, trained, strict=True)})
 
     def _attributes(self, layout: Layout, parts: Parts) -> dict[str, Any]:
         """Return the root attributes of the new cache."""

@@ -1,4 +1,4 @@
-"""Transforms and standardisation of numeric features: statistics of train rows only, gathered while the rows stream by.
+"""Transforms and standardisation of numeric features, string vectors and targets: statistics of train rows only, gathered while the rows stream by.
 
 The cache holds raw values in their own units; scaling is applied when rows are read, so that a cache can be inspected in the units of its table and
 a checkpoint carries what it needs to predict from raw values. Validation and test rows never enter a statistic, hence changing them changes nothing
@@ -9,8 +9,9 @@ beside its spread (a year, a temperature in kelvin), and two passes would read t
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from embedcache.config import TargetColumn, Transform
 
 CELSIUS_ZERO_K = 273.15
 DOMAIN_LOW: dict[Transform, float] = {"log10": 0.0, "log1p": -1.0, "inverse_kelvin": -CELSIUS_ZERO_K}  # values must lie above, not on
+
+SPREAD_FLOOR = 0.01  # of the mean spread over dimensions: a dimension in which strings hardly differ is not blown up to the size of the others
 
 ROWS_AT_ONCE = 1 << 15  # in float64, with some temporaries
 
@@ -37,6 +40,18 @@ def transformed(numeric: Float[Tensor, "B F"], transforms: Sequence[Transform]) 
 
 
 @dataclass(frozen=True)
+class VectorScaling:
+    """What standardises the vectors of one string column: mean and spread per dimension, over the distinct strings that have train rows.
+
+    Vectors of one encoder have most of their length in common, whatever the string (measured on polyBERT's architecture: see benchmarks/results/LOG.md);
+    without this a network must learn small differences on top of a large constant.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Scaling:
     """What turns raw features into model inputs, and raw targets into standardised ones."""
 
@@ -47,6 +62,7 @@ class Scaling:
     target_mean: tuple[float, ...]  # per target of the cache, over observed train labels; binary: 0
     target_std: tuple[float, ...]  # binary: 1
     positive_rate: dict[str, float]  # by name of each binary target, over observed train labels
+    vectors: dict[str, VectorScaling] = field(default_factory=dict)  # by string column, of the vectors that the cache holds
 
     def apply(self, numeric: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """Return raw features as standardised float32, on the same device; differentiable.
@@ -65,7 +81,8 @@ class Scaling:
     def from_json(text: str) -> "Scaling":
         """Return what `to_json` wrote."""
         values = json.loads(text)
-        return Scaling(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        vectors = {name: VectorScaling(**_as_tuples(statistics)) for name, statistics in values.pop("vectors").items()}
+        return Scaling(**_as_tuples(values), vectors=vectors)
 
 
 class Moments:
@@ -99,9 +116,27 @@ class Moments:
 
     @property
     def std(self) -> Float[np.ndarray, " W"]:
-        """Population standard deviation; 1 where all observed values are equal (their computed spread is rounding, not zero)."""
-        spread = np.sqrt(self._squares / np.maximum(self.count, 1))
-        return np.where((self._high > self._low) & (spread > 0), spread, 1.0)
+        """Population standard deviation; 1 where all observed values are equal."""
+        return np.where(self.spread > 0, self.spread, 1.0)
+
+    @property
+    def spread(self) -> Float[np.ndarray, " W"]:
+        """Population standard deviation; 0 where all observed values are equal (what is computed there is rounding)."""
+        return np.where(self._high > self._low, np.sqrt(self._squares / np.maximum(self.count, 1)), 0.0)
+
+
+def vector_scaling(vectors: Float[np.ndarray, "S E"]) -> VectorScaling:
+    """Return mean and spread of vectors, each dimension's spread at least SPREAD_FLOOR of their root mean square; 1 where the vectors are all equal."""
+    moments = Moments(vectors.shape[1])
+    for first in range(0, len(vectors), ROWS_AT_ONCE):
+        moments.add(vectors[first : first + ROWS_AT_ONCE])
+    floor = SPREAD_FLOOR * float(np.sqrt(np.mean(moments.spread**2)))
+    std = np.maximum(moments.spread, floor) if floor > 0 else np.ones_like(moments.spread)
+    return VectorScaling(tuple(float(value) for value in moments.mean), tuple(float(value) for value in std))
+
+
+def _as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 class ScalingFit:
@@ -119,8 +154,8 @@ class ScalingFit:
             self._features.add(transformed(torch.from_numpy(numeric[rows]).double(), self._transforms).numpy())
             self._labels.add(targets[rows])
 
-    def result(self) -> Scaling:
-        """Return the statistics of all rows added so far."""
+    def result(self, vectors: Mapping[str, Float[np.ndarray, "_ _"]] | None = None) -> Scaling:
+        """Return the statistics of all rows added so far; `vectors` are those of the distinct strings that train, by string column."""
         regression = [target.kind == "regression" for target in self._targets]
         label_mean = [float(value) for value in self._labels.mean]
         return Scaling(
@@ -131,4 +166,5 @@ class ScalingFit:
             target_mean=tuple(mean if real else 0.0 for mean, real in zip(label_mean, regression, strict=True)),
             target_std=tuple(float(std) if real else 1.0 for std, real in zip(self._labels.std, regression, strict=True)),
             positive_rate={target.name: mean for target, mean, real in zip(self._targets, label_mean, regression, strict=True) if not real},
+            vectors={name: vector_scaling(values) for name, values in (vectors or {}).items()},
         )

@@ -5,7 +5,7 @@
                       text_hash [S], vector_hash [S], prefix_hash [S] (see `bonds`)
     /rows             string_id [N, C], string_hash [N, C], numeric [N, F], category [N, K], targets [N, T], weight [N], group [N], stratum [N],
                       split [N], facets [N, R]
-    /scaling          attributes: transforms, means and spreads of train rows
+    /scaling          attributes: transforms, means and spreads of train rows and of their strings' vectors
     /groups           name: the names of the groups, where the table has groups
 
 Everything is plain Zarr v3 with its core codecs and named dimensions: any Zarr reader can open it. Fill values are NaN and -1, never a plausible

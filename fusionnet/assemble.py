@@ -59,6 +59,7 @@ def build_model(recipe: Recipe, layout: Layout, scaling: Scaling, device: torch.
         num_numeric=len(layout.numeric),
         numeric_parts=[column.part for column in layout.numeric],
         cardinalities=[len(category.values) for category in layout.categories],
+        vector_scaling=scaling.vectors,
     )
     loss = MultiTaskLoss(recipe.tasks, scaling, recipe.loss)
     return JointModel(encoders, network, loss, AUTOCAST_DTYPES[recipe.train.precision]).to(device)

@@ -3,7 +3,7 @@
 `embedcache.config` holds phase 1 and the base that refuses unknown keys; `jobs.experiment` composes both.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,9 @@ class ModelConfig(Config):
         description="joint: a transformer over one token of all parts, as specified; modality: over [CLS] and a token per string column, group of numeric "
         "features (data.numeric.part) and category column; mlp: a residual MLP with as many parameters as joint",
     )
+    standardize_vectors: bool = Field(
+        default=True, description="string vectors enter standardised by the mean and spread of the train strings' cached vectors; off: as they are"
+    )
     adapter_hidden: int = Field(default=384, ge=1)
     adapter_width: int = Field(default=256, ge=1)
     numeric_hidden: int = Field(default=64, ge=1)
@@ -56,6 +59,11 @@ class ModelConfig(Config):
     num_heads: int = Field(default=8, ge=1)
     feedforward: int = Field(default=2048, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    feature_noise: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="by data.numeric.part: standard deviation of Gaussian noise that training adds to the standardised features of each row (Bishop 1995: it "
+        "smooths the model along them); for features of which there are few distinct values, as a patient's",
+    )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ModelConfig":

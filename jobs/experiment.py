@@ -43,6 +43,10 @@ class Experiment(Config):
         for part in (*self.reward.terms, *self.reward.penalties):
             if part.task not in names:
                 raise ValueError(f"reward reads task '{part.task}', which is not among the tasks: {', '.join(names)}")
+        parts = list(dict.fromkeys(column.part for column in self.data.numeric))
+        for part in self.model.feature_noise:
+            if part not in parts:
+                raise ValueError(f"model.feature_noise names '{part}', which is not a part of data.numeric: {', '.join(map(repr, parts))}")
         if self.split.stratify_by is not None and self.split.stratify_by not in {task.column for task in self.tasks if task.kind == "binary"}:
             raise ValueError(f"split.stratify_by names '{self.split.stratify_by}', which is not the column of a binary task")
         if self.split.strategy == "group" and self.data.group is None:

@@ -9,14 +9,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from embedcache.dropout import Dropout
+from embedcache.scaling import VectorScaling
 from fusionnet.kernels import gather_dropout, has_kernels
 
 
 class StringAdapter(nn.Module):
-    """E -> hidden -> width, each with LayerNorm and GELU, one dropout between them."""
+    """E -> hidden -> width, each with LayerNorm and GELU, one dropout between them; `scaling` standardises the vectors before, by constants."""
 
-    def __init__(self, vector_width: int, hidden: int, width: int, dropout: float) -> None:
+    mean: Tensor
+    inverse_std: Tensor
+
+    def __init__(self, vector_width: int, hidden: int, width: int, dropout: float, scaling: VectorScaling | None = None) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.tensor(scaling.mean) if scaling else torch.zeros(vector_width))
+        self.register_buffer("inverse_std", 1 / torch.tensor(scaling.std) if scaling else torch.ones(vector_width))
         self.first = nn.Sequential(nn.Linear(vector_width, hidden), nn.LayerNorm(hidden), nn.GELU())
         self.dropout = Dropout(dropout)
         self.second = nn.Sequential(nn.Linear(hidden, width), nn.LayerNorm(width), nn.GELU())
@@ -28,7 +34,7 @@ class StringAdapter(nn.Module):
 
     def forward(self, vectors: Float[Tensor, "U E"], string_id: Int[Tensor, " B"]) -> Float[Tensor, "B W"]:
         """Return one adapted vector per row, gathered as late as dropout allows."""
-        hidden = self.first(vectors)
+        hidden = self._first_hidden(vectors)
         if self.draws_per_row:
             return self.second(gather_dropout(hidden, string_id, self.dropout.p) if has_kernels(hidden) else self.dropout(hidden.index_select(0, string_id)))
         return self.second(hidden).index_select(0, string_id)
@@ -36,7 +42,11 @@ class StringAdapter(nn.Module):
     def distinct(self, vectors: Float[Tensor, "U E"]) -> Float[Tensor, "U W"]:
         """Return one adapted vector per distinct string; only where nothing is drawn per row."""
         assert not self.draws_per_row
-        return self.second(self.first(vectors))
+        return self.second(self._first_hidden(vectors))
+
+    def _first_hidden(self, vectors: Float[Tensor, "U E"]) -> Float[Tensor, "U H"]:
+        standardised = (vectors.float() - self.mean) * self.inverse_std
+        return self.first(standardised.to(self.first[0].weight.dtype))  # fp16 training casts weights, and leaves buffers as they are
 
 
 class NumericEncoder(nn.Sequential):

@@ -5,7 +5,7 @@ per row (evaluation), its category part always once per category; rows gather th
 The joint token is the sum of the parts; modality tokens are the parts themselves, and their numbers are encoded group by group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from embedcache.scaling import VectorScaling
 from fusionnet.config import ModelConfig, Task
 from fusionnet.kernels import gather_add
 from fusionnet.model.fusion import JointFusion, MLPFusion
@@ -36,6 +37,7 @@ class FusionNetwork(nn.Module):
     """Adapters, input projection, fusion and heads."""
 
     feature_order: Tensor
+    noise: Tensor | None
 
     def __init__(
         self,
@@ -45,13 +47,20 @@ class FusionNetwork(nn.Module):
         num_numeric: int,
         cardinalities: Sequence[int],
         numeric_parts: Sequence[str] = (),
+        vector_scaling: Mapping[str, VectorScaling] | None = None,
     ) -> None:
         """`strings` are (name, vector width E) per string column, `cardinalities` the number of values per category column.
 
-        `numeric_parts` names the group of each numeric feature, for modality tokens; unset: they are one group.
+        `numeric_parts` names the group of each numeric feature, for modality tokens and noise; unset: they are one group, ''. `vector_scaling` standardises
+        the vectors of a string column, by its name; those of others enter as they are.
         """
         super().__init__()
-        self.adapters = nn.ModuleDict({name: StringAdapter(width, config.adapter_hidden, config.adapter_width, config.dropout) for name, width in strings})
+        scaling = (vector_scaling or {}) if config.standardize_vectors else {}
+        self.adapters = nn.ModuleDict(
+            {name: StringAdapter(width, config.adapter_hidden, config.adapter_width, config.dropout, scaling.get(name)) for name, width in strings}
+        )
+        noise = [config.feature_noise.get(part, 0.0) for part in numeric_parts or [""] * num_numeric]
+        self.register_buffer("noise", torch.tensor(noise) if any(noise) else None, persistent=False)
         groups = _groups(num_numeric, numeric_parts if config.fusion == "modality" else ())
         self.register_buffer("feature_order", torch.tensor([f for group in groups.values() for f in group], dtype=torch.int64), persistent=False)
         self.group_sizes = {name: len(group) for name, group in groups.items()}
@@ -87,6 +96,8 @@ class FusionNetwork(nn.Module):
                 parts.append(Part(F.linear(adapter(table.to(dtype), index), weight)))
             else:
                 parts.append(Part(F.linear(adapter.distinct(table.to(dtype)), weight), index))
+        if self.training and self.noise is not None:
+            numeric = numeric + torch.randn_like(numeric) * self.noise
         for encoder, group in zip(self.numeric, self.numeric_groups(numeric.to(dtype)), strict=True):
             parts.append(Part(F.linear(encoder(group), weights.pop(0))))
         for column, embedding in enumerate(self.categories):

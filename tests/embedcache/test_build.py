@@ -86,6 +86,10 @@ def test_statistics_are_those_of_the_train_rows(built_study: Any) -> None:
     assert scaling.std[4] == 1.0  # `same` is constant
     assert scaling.target_mean[0] == pytest.approx(train["outcome"].mean(), rel=1e-6)
     assert scaling.target_std[0] == pytest.approx(train["outcome"].std(ddof=0), rel=1e-6)
+    strings = cache.strings("polymer")
+    used = strings.embeddings[np.unique(cache.rows().string_id[cache.rows().split == 0, 0])].double()
+    np.testing.assert_allclose(scaling.vectors["polymer"].mean, used.mean(0).numpy(), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(scaling.vectors["polymer"].std, used.std(0, correction=0).numpy(), rtol=1e-6)
     assert scaling.positive_rate == {"opt": pytest.approx(train["good"].mean(), rel=1e-12)}
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from embedcache.config import TargetColumn
-from embedcache.scaling import CELSIUS_ZERO_K, Moments, Scaling, ScalingFit, transformed
+from embedcache.scaling import CELSIUS_ZERO_K, SPREAD_FLOOR, Moments, Scaling, ScalingFit, transformed, vector_scaling
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 
@@ -65,7 +65,7 @@ def fitted(numeric: np.ndarray, targets: np.ndarray) -> Scaling:
     kinds = [TargetColumn(name="ef", column="ef"), TargetColumn(name="opt", column="opt", kind="binary")]
     fit = ScalingFit(["a", "b", "c"], ["identity", "log10", "inverse_kelvin"], kinds)
     fit.add(numeric, targets)
-    return fit.result()
+    return fit.result({"polymer": np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)})
 
 
 @pytest.fixture
@@ -75,6 +75,24 @@ def scaling() -> tuple[Scaling, np.ndarray]:
     targets = np.stack([rng.normal(7, 4, 500), rng.random(500) < 0.25], axis=1).astype(np.float32)
     targets[::5] = np.nan
     return fitted(numeric, targets), numeric
+
+
+def test_vectors_are_standardised_dimension_by_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedcache.scaling.ROWS_AT_ONCE", 7)
+    vectors = (5 + np.random.default_rng(0).normal(size=(40, 6)) * [1, 0.5, 0.1, 2, 1e-6, 0]).astype(np.float32)
+    found = vector_scaling(vectors)
+    spread = vectors.astype(np.float64).std(0)
+    np.testing.assert_allclose(found.mean, vectors.astype(np.float64).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.std[:4], spread[:4], rtol=1e-9)
+    floor = SPREAD_FLOOR * np.sqrt(np.mean(spread**2))
+    np.testing.assert_allclose(found.std[4:], floor, rtol=1e-6, err_msg="what hardly differs must not be blown up")
+
+
+@pytest.mark.parametrize("num_strings", [0, 1, 3])
+def test_vectors_without_spread_are_only_centred(num_strings: int) -> None:
+    found = vector_scaling(np.full((num_strings, 4), 1 / 3, dtype=np.float32))
+    assert found.std == (1.0,) * 4
+    assert found.mean == (float(np.float32(1 / 3)) if num_strings else 0.0,) * 4
 
 
 def test_applied_to_its_own_rows_it_gives_mean_zero_and_spread_one(scaling: tuple[Scaling, np.ndarray]) -> None:

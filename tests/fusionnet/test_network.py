@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from embedcache.scaling import VectorScaling
 from fusionnet.config import ModelConfig, Task
 from fusionnet.model.layers import StringAdapter
 from fusionnet.model.network import FusionNetwork
@@ -53,6 +54,35 @@ def test_training_without_dropout_equals_it_too_and_so_do_its_gradients() -> Non
     found = torch.autograd.grad(net(vectors, ids, numeric, category).square().sum(), [*vectors, *net.parameters()], allow_unused=True)
     for mine, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_enter_standardised() -> None:
+    scaling = VectorScaling(mean=tuple(float(k) for k in range(10)), std=tuple(0.5 + k for k in range(10)))
+    torch.manual_seed(0)
+    net = FusionNetwork(SMALL, TASKS, (("a", 10), ("b", 6)), 5, (3,), vector_scaling={"a": scaling}).eval()
+    vectors, *rest = inputs(33)
+    standardised = (vectors[0] - torch.tensor(scaling.mean)) / torch.tensor(scaling.std)
+    wanted = network().eval()([standardised, vectors[1]], *rest)
+    torch.testing.assert_close(net(vectors, *rest), wanted, rtol=1e-5, atol=1e-5)
+    off = FusionNetwork(SMALL.model_copy(update={"standardize_vectors": False}), TASKS, (("a", 10),), 5, (3,), vector_scaling={"a": scaling})
+    assert off.adapters["a"].inverse_std.eq(1).all()
+    assert off.adapters["a"].mean.eq(0).all()
+
+
+def test_noise_is_added_to_the_features_of_its_part_and_in_training_alone() -> None:
+    torch.manual_seed(0)
+    quiet = SMALL.model_copy(update={"dropout": 0.0, "feature_noise": {"patient": 0.3}})
+    net = FusionNetwork(quiet, TASKS, (("a", 10), ("b", 6)), 5, (3,), numeric_parts=["patient", "gel", "patient", "gel", "gel"])
+    read: list[torch.Tensor] = []
+    net.numeric[0].register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    given = inputs(4000)
+    net.train()(*given)
+    added = read[0] - given[2]
+    assert added[:, [1, 3, 4]].eq(0).all()
+    torch.testing.assert_close(added[:, [0, 2]].std(0), torch.full((2,), 0.3), rtol=0.05, atol=0)
+    torch.testing.assert_close(added[:, [0, 2]].mean(0), torch.zeros(2), rtol=0, atol=0.02)
+    net.eval()(*given)
+    assert read[1].equal(given[2])
 
 
 def test_rows_of_one_string_have_their_own_dropout_masks() -> None:

@@ -52,6 +52,8 @@ def test_stage1_is_as_specified(repository: Path) -> None:
         ({"tasks": [{"name": "ef", "column": "y", "loss": "focal"}]}, "is regression, which takes the losses smooth_l1 or mse"),
         ({"reward": {"terms": [{"task": "safety", "weight": 1}]}}, "reward reads task 'safety', which is not among the tasks: ef"),
         ({"split": {"stratify_by": "y"}}, "not the column of a binary task"),
+        ({"model": {"feature_noise": {"patient": 0.3}}}, "model.feature_noise names 'patient', which is not a part of data.numeric"),
+        ({"model": {"feature_noise": {"patient": -0.3}}}, "model.feature_noise.patient: .*greater than or equal to 0"),
     ],
 )
 def test_mistakes_are_explained(tmp_path: Path, changes: dict[str, object], message: str) -> None:
