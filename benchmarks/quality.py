@@ -19,7 +19,7 @@ from jaxtyping import Float
 from benchmarks.publish import COLORS, axes_pair, heading, output_path, parser, publish, save, table, tell
 from benchmarks.setting import SMALL_NETWORK, experiment_of, make_setting, recipe_of, world
 from benchmarks.stamp import stamp
-from embedcache.build import build_cache
+from embedcache.build import Existing, build_cache
 from embedcache.splits import SPLITS
 from embedcache.store import Cache, open_cache
 from fusionnet.baselines import BASELINES
@@ -37,7 +37,7 @@ STRATEGIES = {
     "patients left out": (),
     "strings left out": ("split.strategy=leave_strings_out", "split.folds=7", "split.train_folds=5", "split.validation_folds=1"),
 }
-TRAINING = ("train.precision=bf16", "train.batch_rows=384", "optim.warmup_epochs=1", "optim.lr_encoder=0.0002")
+TRAINING = ("train.precision=bf16", "train.batch_rows=256", "optim.warmup_epochs=2", "optim.lr_encoder=0.0002")
 REFERENCE = "LoRA, CLS, joint fusion"
 ORACLE = "noise-free outcome: the best that can be reached"
 
@@ -53,7 +53,13 @@ class Size:
     network: tuple[str, ...]
 
 
-FULL = Size("middle", 180, 12, 3, ("model.fusion_width=256", "model.num_layers=2", "model.feedforward=1024"))
+FULL = Size(
+    "middle",
+    180,
+    20,
+    3,  # about 600 steps, as the whole Stage 1 takes
+    ("model.fusion_width=256", "model.num_layers=2", "model.feedforward=1024"),
+)
 QUICK = Size("tiny", 24, 2, 1, (*SMALL_NETWORK, "train.batch_rows=128"))
 
 
@@ -72,13 +78,14 @@ def main(words: list[str]) -> None:
 
 def variants() -> dict[str, tuple[str, ...]]:
     """Return the models by name, as overrides of the reference; every kind of fusion that the config knows takes part."""
-    kinds = typing.get_args(ModelConfig.model_fields["fusion"].annotation) if "fusion" in ModelConfig.model_fields else ()
+    kinds = typing.get_args(ModelConfig.model_fields["fusion"].annotation)
     return {
         REFERENCE: (),
         "frozen, CLS, joint fusion": ("encoder.mode=frozen",),
         "LoRA, mean, joint fusion": ("encoder.pooling=mean",),
-        "frozen, mean, joint fusion": ("encoder.mode=frozen", "encoder.pooling=mean"),
         **{f"LoRA, CLS, {kind} fusion": (f"model.fusion={kind}",) for kind in kinds if kind != "joint"},
+        "LoRA, CLS standardised, joint fusion": ("model.standardize_vectors=true",),
+        "LoRA, CLS, joint fusion, no feature noise": ("model.feature_noise={}",),
     }
 
 
@@ -108,7 +115,7 @@ def _cached(folder: Path, overrides: list[str]) -> Experiment:
     """Return the experiment with its cache built."""
     mode = "frozen" if "encoder.mode=frozen" in overrides else "per_step"
     experiment = experiment_of(folder, mode, "bf16", overrides)
-    build_cache(experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache, overwrite=True)
+    build_cache(experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache, existing=Existing.OVERWRITE)
     return experiment
 
 

@@ -6,13 +6,19 @@ benchmark of the same precision.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from benchmarks.publish import tell
 from benchmarks.stamp import RESULTS, stamp
 from embedcache.errors import UserError
+from embedcache.splits import SPLITS
+from embedcache.store import Cache, open_cache
+from fusionnet.baselines import BASELINES
+from fusionnet.metrics import binary_metrics, regression_metrics
 from fusionnet.train.runlog import write_json
 
 EPOCH_COLUMNS = ("epoch", "train_loss", "val_loss", "ef_mae", "ef_r2", "opt_auroc", "opt_f1", "seconds", "rows_per_s")
@@ -23,6 +29,7 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks stage1", description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="a run folder that jobs.evaluate_model has evaluated with --oracle")
     parser.add_argument("--trained-at", required=True, metavar="COMMIT", help="the commit that trained it")
+    parser.add_argument("--cache", type=Path, help="the run's cache, to fit the baselines to the same train rows (minutes)")
     parser.add_argument("--json", type=Path, default=RESULTS / "stage1.json")
     arguments = parser.parse_args(words)
     config, records, metrics = (_read(arguments.run, name) for name in ("*_config.yaml", "training_log.json", "metrics.json"))
@@ -37,6 +44,8 @@ def main(words: list[str]) -> None:
         "epochs": [{key: record[key] for key in EPOCH_COLUMNS} for record in records],
         "metrics": metrics,
     }
+    if arguments.cache is not None:
+        found["baselines"] = baselines(open_cache(arguments.cache), list(metrics["goals"]))
     throughput = arguments.json.with_name(f"throughput_{config['train']['precision']}.json")
     if throughput.is_file():
         found["stage1_hours"] = json.loads(throughput.read_text())["stage1_hours"]
@@ -44,6 +53,20 @@ def main(words: list[str]) -> None:
     write_json(arguments.json, found)
     arguments.json.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
+
+
+def baselines(cache: Cache, columns: Sequence[str]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return the metrics on the test rows of what a network must beat, by baseline and target."""
+    rows = cache.rows()
+    test = rows.split == SPLITS.index("test")
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for name, baseline in BASELINES.items():
+        for place, target in enumerate(cache.layout.targets):
+            if target.column in columns:
+                metrics = binary_metrics if target.kind == "binary" else regression_metrics
+                found.setdefault(name, {})[target.column] = metrics(rows.targets[test, place], baseline(cache, place, 0)[test])
+                tell(f"{name}: {target.column}")
+    return found
 
 
 def _read(run: Path, pattern: str) -> Any:
@@ -81,6 +104,8 @@ def as_markdown(found: dict[str, Any]) -> str:
             goal = metrics["goals"].get(target, {}).get(name)
             verdict = ("", "") if goal is None else (f"{goal['goal']:g}", "pass" if goal["reached"] else "**FAIL**")
             lines.append(f"| {target} | {name} | {value:.4f} | {verdict[0]} | {verdict[1]} | {metrics['oracle'][target][name]:.4f} |")
+    if "baselines" in found:
+        lines += _beside_baselines(found["baselines"], metrics["test"])
     share = metrics["oracle_share"]["delta_EF_pct"]["r2"]
     lines += ["", f"R2 of delta_EF_pct is {share:.1%} of the oracle's.", "", "## Real and synthetic patients", ""]
     lines += ["| patients | rows | delta_EF_pct MAE | R2 | oracle's MAE | is_optimal AUROC |", "|---|---|---|---|---|---|"]
@@ -91,6 +116,20 @@ def as_markdown(found: dict[str, Any]) -> str:
             f"| {entry['oracle']['delta_EF_pct']['mae']:.3f} | {entry['is_optimal']['auroc']:.3f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _beside_baselines(found: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """Return the run beside its baselines, fitted to the same train rows; trees are chosen by validation rows."""
+    shown = [(column, metric) for column in next(iter(found.values())) for metric in ("mae", "r2", "auroc", "f1") if metric in ours[column]]
+    cells = {"**this run**": ours, **found}
+    lines = [
+        "",
+        "## Beside what costs less, on the same rows",
+        "",
+        "| model | " + " | ".join(" ".join(each) for each in shown) + " |",
+        "|---" * (1 + len(shown)) + "|",
+    ]
+    return lines + [f"| {name} | " + " | ".join(_cell(values[column][metric]) for column, metric in shown) + " |" for name, values in cells.items()]
 
 
 def _cell(value: float) -> str:

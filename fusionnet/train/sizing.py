@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from embedcache.store import Layout
 from fusionnet.config import ModelConfig, Task, TrainConfig
 from fusionnet.train.engine import World
 
@@ -11,14 +12,14 @@ CPU_MICRO_BATCH_ROWS = 1024  # activations of one layer stay near the caches; me
 GPU_SHARE = 0.5  # of the free memory for a micro-batch's activations; the rest is for the encoder's, gradients, and the allocator's gaps
 
 
-def micro_batches_per_rank(train: TrainConfig, model: ModelConfig, tasks: tuple[Task, ...], num_strings: int, world: World) -> int:
+def micro_batches_per_rank(train: TrainConfig, model: ModelConfig, tasks: tuple[Task, ...], layout: Layout, world: World) -> int:
     """Return how many micro-batches each rank reads per optimizer step: on a GPU as few as memory allows, the same number on every rank."""
     rows = train.micro_batch_rows
     if rows is None and world.device.type == "cpu":
         rows = CPU_MICRO_BATCH_ROWS
     elif rows is None:
         free = torch.cuda.mem_get_info(world.device)[0]
-        rows = world.least(rows_that_fit(free, activation_bytes(model, tasks, num_strings)))
+        rows = world.least(rows_that_fit(free, activation_bytes(model, tasks, layout)))
     return max(1, -(-train.batch_rows // (world.size * rows)))
 
 
@@ -27,16 +28,19 @@ def rows_that_fit(free_bytes: int, bytes_per_row: int) -> int:
     return 1 << max(0, int(GPU_SHARE * free_bytes / bytes_per_row).bit_length() - 1)
 
 
-def activation_bytes(model: ModelConfig, tasks: tuple[Task, ...], num_strings: int) -> int:
+def activation_bytes(model: ModelConfig, tasks: tuple[Task, ...], layout: Layout) -> int:
     """Return a bound of what autograd keeps of one row in the network, in fp32: per layer its input and what norms, activations and dropouts remember of it.
 
     Counted by layer: a product keeps its input; a norm, an activation or a dropout its input or mask; a residual nothing. Under autocast a product's input
     is kept in half the bytes, beside the fp32 one of its norm, which together is no more than what is counted here.
     """
-    width, wide = model.fusion_width, model.feedforward
+    width, wide, num_strings, num_groups = model.fusion_width, model.feedforward, len(layout.strings), 1
     layer = 12 * width + 4 * wide
+    if model.fusion == "modality":
+        num_groups = len({column.part for column in layout.numeric})
+        layer = (1 + num_strings + num_groups + len(layout.categories)) * (layer + 3 * width)  # tokens, and their queries, keys and values
     strings = num_strings * (3 * model.adapter_hidden + 6 * model.adapter_width)
-    numbers = 6 * (model.numeric_hidden + model.numeric_width)
+    numbers = num_groups * 6 * (model.numeric_hidden + model.numeric_width)
     heads = sum(4 * sum(task.head) + width for task in tasks)
     return 4 * (model.num_layers * layer + strings + numbers + heads + 4 * width)
 

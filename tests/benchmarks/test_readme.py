@@ -14,7 +14,6 @@ from benchmarks.publish import number, output_path
 from benchmarks.quality import ORACLE, REFERENCE, as_markdown, draw, mean_sd, variants
 from benchmarks.stamp import RESULTS
 from embedcache.errors import UserError
-from fusionnet.config import ModelConfig
 
 
 @pytest.fixture
@@ -106,9 +105,11 @@ def test_every_kind_of_fusion_takes_part() -> None:
     made = variants()
     assert len(set(made.values())) == len(made) >= 4
     for changes in made.values():
-        assert all(change.split("=")[0] in ("encoder.mode", "encoder.pooling", "model.fusion") for change in changes)
-    if "fusion" in ModelConfig.model_fields:
-        assert any("modality" in name for name in made)
+        assert all(
+            change.split("=")[0] in ("encoder.mode", "encoder.pooling", "model.fusion", "model.standardize_vectors", "model.feature_noise")
+            for change in changes
+        )
+    assert any("modality" in name for name in made)
 
 
 def test_electrolyte_gives_mean_and_spread_over_seeds() -> None:

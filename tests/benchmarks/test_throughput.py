@@ -101,6 +101,13 @@ def test_a_tiny_step_is_measured_as_it_is(measured: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+def test_the_quality_study_fits_a_model(measured: dict[str, Any]) -> None:
+    ef, optimal = measured["quality"]["delta_EF_pct"], measured["quality"]["is_optimal"]
+    assert 0.5 < ef["mae"] < 6, "the outcome's standard deviation is 4.2"
+    assert 0 < optimal["auroc"] <= 1
+
+
+@pytest.mark.slow
 def test_another_loop_trains_as_ours_does(measured: dict[str, Any]) -> None:
     losses = measured["losses"]
     assert max(losses[OURS]) - min(losses[OURS]) > 1e-3
