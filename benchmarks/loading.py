@@ -24,6 +24,7 @@ from tqdm import tqdm
 from benchmarks.publish import output_path, parser, publish
 from benchmarks.stamp import stamp
 from embedcache import manifest
+from embedcache.bonds import text_hashes
 from embedcache.config import CacheConfig, EncoderConfig
 from embedcache.errors import UserError
 from embedcache.fingerprint import FORMAT_VERSION
@@ -43,6 +44,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CASES = ("resident", "streaming")
 SMALL = ("model.fusion_width=128", "model.feedforward=256", "model.num_layers=2", "model.adapter_hidden=128", "model.adapter_width=64")
 NUM_STRINGS, WIDTH, ROWS_PER_PATIENT = 21, 600, 7458
+STRINGS = [f"[*]{'C' * (k + 1)}[*]" for k in range(NUM_STRINGS)]
 GOALS = {"resident": 0.02, "streaming": 0.10}
 
 
@@ -96,7 +98,7 @@ def write_table(path: Path, num_rows: int, memory_mib: int) -> None:
     generator = np.random.default_rng(0)
     tokens = TokenTable(torch.ones(3 * NUM_STRINGS, dtype=torch.int64), torch.arange(0, 3 * NUM_STRINGS + 1, 3))
     embeddings = torch.from_numpy(generator.normal(size=(NUM_STRINGS, WIDTH)).astype(np.float32))
-    writer.add_strings("polymer", StringTable([f"[*]{'C' * (k + 1)}[*]" for k in range(NUM_STRINGS)], tokens, embeddings, torch.ones(NUM_STRINGS).long()))
+    writer.add_strings("polymer", StringTable(STRINGS, tokens, embeddings, torch.ones(NUM_STRINGS).long()))
     for start in tqdm(range(0, num_rows, writer.rows_per_block), desc="write rows", disable=None):
         writer.add_rows(random_rows(layout, start, min(writer.rows_per_block, num_rows - start), generator))
     num_numeric, num_targets = len(layout.numeric), len(layout.targets)
@@ -120,13 +122,16 @@ def random_rows(layout: Layout, start: int, num_rows: int, generator: np.random.
     targets = generator.normal(size=(num_rows, len(layout.targets))).astype(np.float32)
     binary = [number for number, target in enumerate(layout.targets) if target.kind == "binary"]
     targets[:, binary] = targets[:, binary] > 0.7
+    string_id = generator.integers(0, NUM_STRINGS, (num_rows, 1), dtype=np.int32)
     return RowBlock(
-        string_id=generator.integers(0, NUM_STRINGS, (num_rows, 1), dtype=np.int32),
+        string_id=string_id,
+        string_hash=text_hashes(STRINGS)[string_id],
         numeric=np.abs(generator.normal(size=(num_rows, len(layout.numeric)))).astype(np.float32) + 0.1,
         category=generator.integers(0, 8, (num_rows, 1), dtype=np.int32),
         targets=targets,
         weight=np.where(patient % 6 == 0, 5, 1).astype(np.float32),
         group=np.full(num_rows, -1, dtype=np.int32),
+        stratum=np.full(num_rows, -1, dtype=np.int32),
         split=(patient % 10 == 0).astype(np.int8),
         facets=np.zeros((num_rows, 0), dtype=np.int32),
     )
