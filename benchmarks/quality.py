@@ -199,21 +199,21 @@ def _cell(values: list[float | None], reference: list[float | None]) -> str:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Draw the R2 of every model, one panel per split."""
-    figure, axes = axes_pair(10.5, 4.2, columns=len(found["splits"]))
-    key = "delta_EF_pct r2"
+    """Draw the error of every model, one panel per split; the noise-free outcome's is a line that no model can cross."""
+    figure, axes = axes_pair(11.0, 4.0, columns=len(found["splits"]))
+    key = "delta_EF_pct mae"
     for place, (each, (split, result)) in enumerate(zip(np.atleast_1d(axes), found["splits"].items(), strict=True)):
-        names = list(result["models"])[::-1]
+        names = [name for name in result["models"] if name != ORACLE][::-1]
         scores = [mean_sd(result["models"][name][key]) or (0.0, 0.0) for name in names]
-        colors = [COLORS["ours" if "fusion" in name else "dark" if name == ORACLE else "light"] for name in names]
-        bars = each.barh(
-            [name.split(":")[0] for name in names], [max(mean, -0.5) for mean, _ in scores], xerr=[sd for _, sd in scores], color=colors, capsize=2
-        )
+        colors = [COLORS["ours" if "fusion" in name else "light"] for name in names]
+        bars = each.barh(names, [mean for mean, _ in scores], xerr=[sd for _, sd in scores], color=colors, capsize=2)
         each.bar_label(bars, [f"{mean:.2f}" for mean, _ in scores], padding=4, fontsize=8)
-        each.axvline(0, color="black", linewidth=0.8)
-        each.set_xlim(-0.75, 1.15)
-        each.set_xlabel("R2 of the change in ejection fraction\n(bars end at -0.5; lines: standard deviation over seeds)")
+        best = mean_sd(result["models"][ORACLE][key]) or (0.0, 0.0)
+        each.axvline(best[0], color=COLORS["dark"], linewidth=1.2, linestyle="--", label=f"{ORACLE.split(':')[0]}: {best[0]:.2f}")
+        each.set_xlim(0, 1.2 * max(mean + sd for mean, sd in scores))
+        each.set_xlabel("mean absolute error of the change in ejection fraction, %\n(lines: standard deviation over seeds)", fontsize=9)
         each.set_title(split, fontsize=10)
+        each.legend(frameon=False, fontsize=8, loc="upper right")
         if place:
             each.set_yticklabels([])
     save(figure, path)

@@ -167,7 +167,7 @@ def _quality(found: dict[str, Any], picture: bool) -> str:
         "",
         *table(header, [*cells, ("best model", *best)]),
     ]
-    return "\n".join(lines + _picture("R2 of all models and baselines, on patients and on strings that training never saw", "quality", picture))
+    return "\n".join(lines + _picture("Error of all models and baselines, on patients and on strings that training never saw", "quality", picture))
 
 
 def _electrolyte(found: dict[str, Any], picture: bool) -> str:
