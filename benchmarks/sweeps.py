@@ -55,8 +55,8 @@ class Size:
 FULL = Size("polybert", "middle", 8192, (32, 64, 96), (128, 256, 384), 3)
 QUICK = Size("middle", "tiny", 1024, (64, 128, 192), (64, 128, 192), 2, (1, 21, 100), (1, 30, 300, 1000), (8, 32, 128), (64, 1024), (1, 2), SMALL_NETWORK)
 BOUND = (
-    "The bound charges every encoder token what naive pays for one, padding included, and counts tokens that are encoded twice in bounded memory twice. The encoder "
-    "without padding pays less, so with many strings the measured speed-up lies above it."
+    "The bound charges every encoder token what naive pays for one, padding included, and counts tokens that are encoded twice in bounded memory twice. "
+    "The encoder without padding pays less, so with many strings the measured speed-up lies above it."
 )
 SWEEPS = ("strings", "uniform", "zipf", "length", "micro_batch", "ranks")
 
