@@ -91,6 +91,7 @@ def write_table(path: Path, num_rows: int, memory_mib: int) -> None:
         targets=experiment.targets,
         absent_targets=(),
         groups=(),
+        strata=(),
         facets=(),
     )
     rows_per_chunk = min(65_536, (memory_mib << 20) // (36 * row_bytes(layout)))

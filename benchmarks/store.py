@@ -26,6 +26,7 @@ from benchmarks.publish import output_path, parser, publish
 from benchmarks.stamp import stamp
 from embedcache import manifest
 from embedcache.config import CacheConfig
+from embedcache.fingerprint import FORMAT_VERSION
 from embedcache.rows import reblocked
 from embedcache.store import ROW_ARRAYS, Cache, RowBlock, open_cache
 from embedcache.writer import StoreWriter
@@ -75,7 +76,7 @@ def formats(cache: Cache) -> dict[str, Format]:
         for block in reblocked([RowBlock(**{**_empty(cache), **rows})], writer.rows_per_block):
             writer.add_rows(block)
         writer.finish(cache.scaling)
-        identity = {"format_version": 2, "identity": dict(cache.identity.parts), "provenance": cache.provenance, "report": cache.report}
+        identity = {"format_version": FORMAT_VERSION, "identity": dict(cache.identity.parts), "provenance": cache.provenance, "report": cache.report}
         manifest.seal(place, {**identity, "layout": cache.layout.model_dump(mode="json", exclude={"groups"})})
 
     def read_cache(place: Path, start: int, stop: int) -> Arrays:
