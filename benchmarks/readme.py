@@ -94,7 +94,12 @@ def _sweeps(found: dict[str, Any], picture: bool) -> str:
     curve = found["sweeps"].get("strings")
     if curve is None:
         return _absent("sweeps --only strings")
-    lines = [f"Speed-up against distinct strings, steps of {found['rows']:,} rows, {found['precision']} ([all sweeps]({FOLDER}/sweeps.md)):", ""]
+    middle = curve["points"][len(curve["points"]) // 2]
+    lines = [
+        f"Speed-up against distinct strings (made ones, {middle['tokens'] / middle['x']:.0f} tokens each), steps of {found['rows']:,} rows, "
+        f"{found['precision']} ([all sweeps]({FOLDER}/sweeps.md)):",
+        "",
+    ]
     points = curve["points"]
     header = ("distinct strings", *(f"{point['x']:,}" for point in points))
     rows = [("times as fast as padded to 128", *(number(point["speedup_vs_naive_128"]["median"]) for point in points)),
@@ -149,17 +154,18 @@ def _stage1(found: dict[str, Any], picture: bool) -> str:
 
 
 def _quality(found: dict[str, Any], picture: bool) -> str:
-    shown = [f"{column} {metric}" for column, metric in SHOWN if metric != "mae"]
+    shown = [f"{column} {metric}" for column, metric in SHOWN if metric != "r2"]
     splits = found["splits"]
     cells = []
     for model in next(iter(splits.values()))["models"]:
         scores = [mean_sd(split["models"][model][key]) for split in splits.values() for key in shown]
-        cells.append((model, *("undefined" if score is None else f"{score[0]:.2f} ± {score[1]:.2f}" for score in scores)))
+        cells.append((model, *("undefined" if score is None else f"{score[0]:.3f} ± {score[1]:.3f}" for score in scores)))
     best = []
     for split in splits.values():
         for key in shown:
             scores = {model: mean_sd(values[key]) for model, values in split["models"].items() if model != ORACLE}
-            best.append(max((model for model, score in scores.items() if score is not None), key=lambda model: scores[model], default="none"))
+            better = min if key.endswith("mae") else max
+            best.append(better((model for model, score in scores.items() if score is not None), key=lambda model: scores[model], default="none"))
     header = ("model", *(f"{split}: {key}" for split in splits for key in shown))
     lines = [
         f"Quality beside baselines: reference cohort scaled down, {found['seeds']} seeds that deal patients or strings anew, mean ± standard deviation on test "
