@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from embedcache import manifest
 from embedcache.config import CacheConfig
 from embedcache.errors import CorruptCacheError, MissingCacheError, StaleCacheError
+from embedcache.fingerprint import FORMAT_VERSION
 from embedcache.rows import reblocked
 from embedcache.splits import SPLITS
 from embedcache.store import Cache, Layout, RowBlock, open_cache
@@ -237,7 +238,7 @@ def test_no_cache_is_missing_and_another_zarr_group_is_not_ours(tmp_path: Path) 
 
 def test_another_format_version_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedcache.store.FORMAT_VERSION", 99)
-    with pytest.raises(StaleCacheError, match="format 2, this version reads 99"):
+    with pytest.raises(StaleCacheError, match=f"format {FORMAT_VERSION}, this version reads 99"):
         open_cache(copy)
 
 
