@@ -17,7 +17,7 @@ import torch
 
 from embedcache.errors import RunError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # What zipfile raises on bytes that changed: in the directory, in a local header (struct, EOF), in a flag (compressed: zlib, unknown method: NotImplemented,
 # encrypted: Runtime), in a name or offset (Value).
 _DAMAGE = (zipfile.BadZipFile, struct.error, EOFError, zlib.error, NotImplementedError, RuntimeError, ValueError)

@@ -93,6 +93,17 @@ def test_statistics_are_those_of_the_train_rows(built_study: Any) -> None:
     assert scaling.positive_rate == {"opt": pytest.approx(train["good"].mean(), rel=1e-12)}
 
 
+def test_strings_that_do_not_train_do_not_enter_the_statistics(make_study: Callable, frame_of: Callable, tmp_path: Path) -> None:
+    study = make_study(tmp_path, frame_of(), stratum=None).but(split={"strategy": "leave_strings_out", "folds": 5, "train_folds": 3})
+    study.build()
+    cache = study.open()
+    vectors, rows = cache.strings("polymer").embeddings.double().numpy(), cache.rows()
+    used = np.unique(rows.string_id[rows.split == 0, 0])
+    assert len(used) == 3
+    np.testing.assert_allclose(cache.scaling.vectors["polymer"].mean, vectors[used].mean(0), rtol=1e-9, atol=1e-12)
+    assert np.abs(vectors.mean(0) - vectors[used].mean(0)).max() > 1e-3, "all strings must have another mean"
+
+
 def test_vectors_are_those_of_the_encoder(built_study: Any) -> None:
     strings = built_study.open().strings("polymer")
     tokens = tokenize(load_tokenizer(built_study.encoder), strings.text, 512).tokens

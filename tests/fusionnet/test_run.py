@@ -76,6 +76,15 @@ def test_predictions_from_raw_units_equal_those_from_the_cache(made_run: Path, t
 
 
 @pytest.mark.dist
+def test_a_model_standardises_by_what_the_cache_holds_also_when_read_back(made_run: Path, tiny_experiment: Path) -> None:
+    trained, scaling = load_run(made_run), open_cache(tiny_experiment.parent / "cache.zarr").scaling
+    assert set(trained.model.network.adapters) == set(scaling.vectors)
+    for name, adapter in trained.model.network.adapters.items():
+        torch.testing.assert_close(adapter.mean, torch.tensor(scaling.vectors[name].mean), rtol=0, atol=0)
+        torch.testing.assert_close(1 / adapter.inverse_std, torch.tensor(scaling.vectors[name].std))
+        assert adapter.mean.abs().max() > 0
+
+
 def test_what_training_wrote_is_read_back_to_its_own_numbers(tiny_run: Path, made_run: Path, tiny_experiment: Path) -> None:
     trained, made = (load_checkpoint(folder / "tiny_best.pt") for folder in (tiny_run, made_run))
     assert trained.keys() == made.keys()  # so that the other tests, which use the made run, speak of real ones
