@@ -20,7 +20,9 @@ from embedcache.store import Cache, open_cache
 from fusionnet.baselines import BASELINES
 from fusionnet.metrics import binary_metrics, regression_metrics
 from fusionnet.train.runlog import write_json
+from jobs.experiment import load_experiment
 
+SPECIFIED = Path(__file__).resolve().parents[1] / "configs" / "stage1.yaml"
 EPOCH_COLUMNS = ("epoch", "train_loss", "val_loss", "ef_mae", "ef_r2", "opt_auroc", "opt_f1", "seconds", "rows_per_s")
 
 
@@ -38,6 +40,7 @@ def main(words: list[str]) -> None:
         "trained_at": arguments.trained_at,
         "train": config["train"],
         "optim": config["optim"],
+        "changed": changes(config),
         "mode": metrics["mode"],
         "seconds": sum(record["seconds"] for record in records),
         "peak_rss_bytes": max(record["peak_rss_bytes"] for record in records),
@@ -53,6 +56,17 @@ def main(words: list[str]) -> None:
     write_json(arguments.json, found)
     arguments.json.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
+
+
+def changes(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings in which a run's training differs from configs/stage1.yaml: name and the run's value."""
+    specified = load_experiment(SPECIFIED).model_dump(mode="json")
+    return {
+        f"{section}.{key}": value
+        for section in ("split", "model", "loss", "optim", "train")
+        for key, value in config[section].items()
+        if value != specified[section].get(key)
+    }
 
 
 def baselines(cache: Cache, columns: Sequence[str]) -> dict[str, dict[str, dict[str, float | None]]]:
@@ -79,10 +93,11 @@ def _read(run: Path, pattern: str) -> Any:
 def as_markdown(found: dict[str, Any]) -> str:
     """Return the run as tables."""
     metrics, train = found["metrics"], found["train"]
+    changed = "".join(f" --set {name}={json.dumps(value)}" for name, value in found["changed"].items())
     lines = [
         "# Stage 1 at full size on the reference cohort",
         "",
-        "`deepspeed --num_accelerators 1 jobs/train.py --config configs/stage1.yaml`, then `jobs.evaluate_model --oracle`; "
+        f"`deepspeed --num_accelerators 1 jobs/train.py --config configs/stage1.yaml{changed}`, then `jobs.evaluate_model --oracle`; "
         f"trained at {found['trained_at']}, {found['date']}.",
         f"{found['hardware']['processor']}, {found['hardware']['cores']} cores, torch {found['versions']['torch']}, {train['precision']}, "
         f"mode {found['mode']}, lr {found['optim']['lr']:g} (LoRA {found['optim']['lr_encoder']:g}), {train['batch_rows']:,} rows per step.",

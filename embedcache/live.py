@@ -41,15 +41,22 @@ Sharding = Literal["replicate", "shard"]
 
 
 @dataclass
+class _Arrival:
+    """What has come back of one step's gradient. V's hook holds this and not V: a graph that a hook of its own holds is never freed."""
+
+    leaf: Float[Tensor, "U E"]  # V'
+    announced: int | None  # micro-batches, where an engine runs the encoder's backward; None: `end_step` runs it
+    arrived: list[bool] = field(default_factory=list)  # per read, whether its gradient came
+    complete: bool = False  # whether the whole gradient went into the encoder
+
+
+@dataclass(frozen=True)
 class _Step:
     """One optimizer step between its first encoding and the arrival of its gradient."""
 
     distinct: Int[Tensor, " U"]
     vectors: Float[Tensor, "U E"]  # V, with graph
-    leaf: Float[Tensor, "U E"]  # V'
-    announced: int | None  # micro-batches, where an engine runs the encoder's backward; None: `end_step` runs it
-    arrived: list[bool] = field(default_factory=list)  # per read, whether its gradient came
-    complete: bool = False  # whether the whole gradient went into the encoder
+    gradient: _Arrival
 
 
 class LiveEncoder(EncoderSource):
@@ -160,28 +167,29 @@ class LiveEncoder(EncoderSource):
         else:
             distinct = torch.unique(string_id)
             vectors = encode_bounded(self.encoder, self._tokens.take(distinct), self._budget.max_tokens)
-        step = _Step(distinct, vectors, vectors.detach().requires_grad_(), num_micro_batches)
+        arrival = _Arrival(vectors.detach().requires_grad_(), num_micro_batches)
         if num_micro_batches is not None and vectors.requires_grad:
-            vectors.register_hook(lambda gradient: _completed(step, gradient))
-        self._step = step
+            vectors.register_hook(lambda gradient: _completed(arrival, gradient))
+        self._step = _Step(distinct, vectors, arrival)
 
     def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:
         """Return the step's vectors [U, E] and each row's place among them; call it before the backward pass of each micro-batch."""
         step = self._step
         if step is None:
             raise UnfinishedStepError("read() outside a step: call begin_step(), or use `with live.step(...)`")
-        if step.announced is not None and len(step.arrived) == step.announced:
-            raise UnfinishedStepError(f"read() was called more often than the {step.announced} times that begin_step() announced")
+        gradient = step.gradient
+        if gradient.announced is not None and len(gradient.arrived) == gradient.announced:
+            raise UnfinishedStepError(f"read() was called more often than the {gradient.announced} times that begin_step() announced")
         index = torch.searchsorted(step.distinct, string_id.contiguous()).clamp_max(len(step.distinct) - 1)
         _check_announced(step.distinct, index, string_id)
         if not torch.is_grad_enabled():  # looking on, not training: no gradient will come
-            return RowVectors(step.leaf, index)
-        place = len(step.arrived)
-        step.arrived.append(False)
-        vectors = step.vectors if place + 1 == step.announced else step.leaf
+            return RowVectors(gradient.leaf, index)
+        place = len(gradient.arrived)
+        gradient.arrived.append(False)
+        vectors = step.vectors if place + 1 == gradient.announced else gradient.leaf
         seen = vectors.view_as(vectors)
         if seen.requires_grad:
-            seen.register_hook(lambda _: step.arrived.__setitem__(place, True))
+            seen.register_hook(lambda _: gradient.arrived.__setitem__(place, True))
         return RowVectors(seen, index)
 
     def vectors(self, string_id: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
@@ -194,7 +202,7 @@ class LiveEncoder(EncoderSource):
         step = self._step
         if step is None:
             raise UnfinishedStepError("end_step() without begin_step()")
-        if step.announced is None:
+        if step.gradient.announced is None:
             self._send(step)
         self._refuse_unfinished("this step")
         self._step = None
@@ -210,14 +218,14 @@ class LiveEncoder(EncoderSource):
 
     def _send(self, step: _Step) -> None:
         """Send the accumulated gradient into the encoder, and average the encoder's gradients over ranks."""
-        _refuse_missing(step)
-        if step.leaf.grad is None and self._group is None:
+        leaf = step.gradient.leaf
+        _refuse_missing(step.gradient)
+        if leaf.grad is None and self._group is None:
             raise UnfinishedStepError("no gradient arrived in this step: call vectors() or read() and backward() inside it")
-        gradient = torch.zeros_like(step.leaf) if step.leaf.grad is None else step.leaf.grad
-        step.vectors.backward(gradient)
+        step.vectors.backward(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
         if self._group is not None:
             average_gradients([parameter for parameter in self.encoder.parameters() if parameter.requires_grad], self._group)
-        step.complete = True
+        step.gradient.complete = True
 
     def _encode_shared(self, tokens: TokenTable, max_tokens: int, group: dist.ProcessGroup) -> Float[Tensor, "U E"]:
         """Encode this rank's part of the strings, each rank with dropout of its own, and return the vectors of all."""
@@ -233,10 +241,9 @@ class LiveEncoder(EncoderSource):
     def _refuse_unfinished(self, which: str) -> None:
         """Raise if a step is open whose gradient has not gone into the encoder."""
         step = self._step
-        if step is not None and not step.complete and step.vectors.requires_grad:
-            wanted = (
-                "leave its `with` block or call end_step()" if step.announced is None else "read every announced micro-batch and call backward on each loss"
-            )
+        if step is not None and not step.gradient.complete and step.vectors.requires_grad:
+            by_hand, by_engine = "leave its `with` block or call end_step()", "read every announced micro-batch and call backward on each loss"
+            wanted = by_hand if step.gradient.announced is None else by_engine
             raise UnfinishedStepError(f"the gradient of {which} never reached the encoder: {wanted}, or abandon_step()")
 
 
@@ -246,19 +253,19 @@ def _adapted(config: EncoderConfig, lora: LoraConfig, device: torch.device | str
     return encoder.to(device).train()
 
 
-def _completed(step: _Step, gradient: Float[Tensor, "U E"]) -> Float[Tensor, "U E"]:
+def _completed(arrival: _Arrival, gradient: Float[Tensor, "U E"]) -> Float[Tensor, "U E"]:
     """Return the gradient of the whole step, when that of its last micro-batch passes V."""
-    _refuse_missing(step)
-    step.complete = True
-    return gradient if step.leaf.grad is None else gradient + step.leaf.grad
+    _refuse_missing(arrival)
+    arrival.complete = True
+    return gradient if arrival.leaf.grad is None else gradient + arrival.leaf.grad
 
 
-def _refuse_missing(step: _Step) -> None:
+def _refuse_missing(arrival: _Arrival) -> None:
     """Raise if the vectors of a micro-batch were read and no gradient came back."""
-    missing = [place for place, arrived in enumerate(step.arrived) if not arrived]
+    missing = [place for place, arrived in enumerate(arrival.arrived) if not arrived]
     if missing:
         raise UnfinishedStepError(
-            f"micro-batch {missing[0] + 1} of {len(step.arrived)} was read, but backward was not called on its loss before the step ended: its gradient "
+            f"micro-batch {missing[0] + 1} of {len(arrival.arrived)} was read, but backward was not called on its loss before the step ended: its gradient "
             "would be lost; read under torch.no_grad() what is only looked at"
         )
 
