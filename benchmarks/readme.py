@@ -153,6 +153,18 @@ def _stage1(found: dict[str, Any], picture: bool) -> str:
     return "\n".join(lines)
 
 
+def _stage1_modality(found: dict[str, Any], picture: bool) -> str:
+    metrics = found["metrics"]
+    goals = [(target, metric, goal) for target, each in metrics["goals"].items() for metric, goal in each.items()]
+    missed = [f"{target} {metric} {metrics['test'][target][metric]:.3f}" for target, metric, goal in goals if not goal["reached"]]
+    changed = ", ".join(f"{name.removeprefix('model.')} {value}" for name, value in found["changed"].items())
+    error, share = metrics["test"]["delta_EF_pct"]["mae"], metrics["oracle_share"]["delta_EF_pct"]["r2"]
+    return (
+        f"The same with `configs/stage1_modality.yaml` ({changed}): **{found['seconds'] / 60:.0f} min**, delta_EF_pct MAE {error:.3f}, R2 {share:.1%} of the "
+        f"oracle's; {len(goals) - len(missed)} of {len(goals)} goals reached, missed: {', '.join(missed) or 'none'} ([all]({FOLDER}/stage1_modality.md))."
+    )
+
+
 def _quality(found: dict[str, Any], picture: bool) -> str:
     shown = [f"{column} {metric}" for column, metric in SHOWN if metric != "r2"]
     splits = found["splits"]
@@ -197,6 +209,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any], bool], str]] = {
     "peers": _peers,
     "scaling": _scaling,
     "stage1": _stage1,
+    "stage1_modality": _stage1_modality,
     "quality": _quality,
     "electrolyte": _electrolyte,
 }

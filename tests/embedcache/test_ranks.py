@@ -21,11 +21,15 @@ import pytest
 import torch
 import yaml
 
-from embedcache import ranks
+from embedcache import ranks, vectors
+from embedcache.config import EncoderConfig
+from embedcache.encoder import StringEncoder, encode_all, load_encoder
 from embedcache.errors import RankError
 from embedcache.publish import Places
+from embedcache.ranks import ALONE
 from embedcache.store import Cache, open_cache
-from embedcache.vectors import dealt_batches
+from embedcache.tokens import TokenTable, load_tokenizer, tokenize
+from embedcache.vectors import Encoded, VectorStore, dealt_batches
 
 pytestmark = pytest.mark.dist
 
@@ -176,6 +180,34 @@ def test_batches_are_dealt_whole_once_and_evenly() -> None:
         costs = [sum(len(batch) * int(lengths[batch].max()) for batch in share) for share in shares]
         assert max(costs) <= 1.2 * sum(costs) / size
     assert dealt_batches([], lengths, 3) == ((), (), ())
+
+
+def test_after_a_kill_the_batches_are_those_of_before(tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Batches planned over what is left would differ, and with them the last bits of the vectors.
+    config = EncoderConfig(source=str(tiny_encoder_folder))
+    texts = sorted({"C" * n + "O" * m for n in range(1, 9) for m in range(1, 9)})
+    tokens = tokenize(load_tokenizer(config), texts, 64).tokens
+    encoder, batches = load_encoder(config), []
+
+    def recorded(model: StringEncoder, part: TokenTable, **keywords: Any) -> np.ndarray:
+        batches.append(tuple(part.values.tolist()))
+        return encode_all(model, part, **keywords)
+
+    monkeypatch.setattr(vectors, "PIECE", 6)
+    monkeypatch.setattr(vectors, "encode_all", recorded)
+    folder = tmp_path / "vectors"
+    VectorStore(config, encoder, folder, {}, ALONE).encode_missing(texts, tokens, Encoded())
+    planned = list(batches)
+    assert len(planned) > 8
+    pieces = sorted(folder.glob("*.npz"))
+    for lost in (pieces[0], pieces[3], pieces[4]):
+        lost.unlink()
+    batches.clear()
+    rest = VectorStore(config, encoder, folder, {}, ALONE)
+    rest.encode_missing(texts, tokens, Encoded())
+    assert 0 < len(batches) < len(planned)
+    assert set(batches) <= set(planned)
+    assert rest.of(texts).shape == (len(texts), encoder.width)
 
 
 LAUNCHERS = {

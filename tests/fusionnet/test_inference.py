@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from torch.nn import functional
 
 from fusionnet.config import ModelConfig, Task
 from fusionnet.model import inference
@@ -65,6 +66,23 @@ def test_rounding_is_no_worse_than_autocasts(fusion: str) -> None:
     ours, theirs = ((outputs - exact).square().mean(0).sqrt() for outputs in (evaluated(net, torch.bfloat16, *given), cast))
     assert (ours <= 1.2 * theirs).all()
     assert (ours > 1e-5).all()  # otherwise the products are not bf16 at all
+
+
+@pytest.mark.parametrize("fusion", FORMS)
+def test_residuals_and_norms_are_fp32_and_products_are_not(fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The errors above are those of a narrow network of three layers; rounding a residual in every layer would still pass there.
+    net, given = network(fusion), inputs(9)
+    evaluate = RowEvaluator(net, torch.bfloat16)
+    tables = evaluate.tables(given[0])
+    norms, products = [], []
+    norm, linear = functional.layer_norm, functional.linear
+    monkeypatch.setattr(functional, "layer_norm", lambda x, *rest: norms.append(x.dtype) or norm(x, *rest))
+    monkeypatch.setattr(functional, "linear", lambda x, weight, bias=None: products.append((x.dtype, weight.shape[1])) or linear(x, weight, bias))
+    evaluate(tables, *given[1:])
+    assert len(norms) > SMALL.num_layers
+    assert set(norms) == {torch.float32}
+    large = {dtype for dtype, width in products if width in (SMALL.fusion_width, SMALL.feedforward)}
+    assert large == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("fusion", FORMS)
