@@ -163,7 +163,8 @@ def flop_per_row(network: FusionNetwork, recipe: Recipe) -> int:
     numeric = num_features * model.numeric_hidden + model.numeric_hidden * model.numeric_width + model.numeric_width * model.fusion_width
     layers = model.num_layers * 2 * model.fusion_width * model.feedforward + max(0, model.num_layers - 1) * model.fusion_width**2
     heads = sum(wide * narrow for task in recipe.tasks for wide, narrow in pairwise((model.fusion_width, *task.head, 1)))
-    return 2 * (numeric + layers + heads)
+    skip = num_features * len(recipe.tasks) if model.linear_skip else 0
+    return 2 * (numeric + layers + heads + skip)
 
 
 def sizes(folder: Path) -> dict[str, Any]:

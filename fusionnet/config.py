@@ -59,6 +59,11 @@ class ModelConfig(Config):
     num_heads: int = Field(default=8, ge=1)
     feedforward: int = Field(default=2048, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    linear_skip: bool = Field(
+        default=False,
+        description="a linear function of the numeric features is added to each task's output (wide and deep, Cheng et al. 2016): beyond the features that it "
+        "was trained on the network levels off, a linear function goes on; for groups such as patients, of which new ones lie outside of the known",
+    )
     feature_noise: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict,
         description="by data.numeric.part: standard deviation of Gaussian noise that training adds to the standardised features of each row (Bishop 1995: it "

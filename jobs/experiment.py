@@ -47,6 +47,8 @@ class Experiment(Config):
         for part in self.model.feature_noise:
             if part not in parts:
                 raise ValueError(f"model.feature_noise names '{part}', which is not a part of data.numeric: {', '.join(map(repr, parts))}")
+        if self.model.linear_skip and not parts:
+            raise ValueError("model.linear_skip is a function of data.numeric, which has no columns")
         if self.split.stratify_by is not None and self.split.stratify_by not in {task.column for task in self.tasks if task.kind == "binary"}:
             raise ValueError(f"split.stratify_by names '{self.split.stratify_by}', which is not the column of a binary task")
         if self.split.strategy == "group" and self.data.group is None:

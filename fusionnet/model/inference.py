@@ -111,6 +111,7 @@ class RowEvaluator:
         self._heads = _Linear(*(torch.cat([getattr(head[0], name) for head in heads]).to(dtype) for name in ("weight", "bias")))
         self._head_widths = [head[0].out_features for head in heads]
         self._head_ends = [deepcopy(head[1:]).float() for head in heads]
+        self._skip = None if network.linear is None else deepcopy(network.linear).float()
 
     @torch.no_grad()
     def tables(self, vectors: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ D"]]:
@@ -153,7 +154,8 @@ class RowEvaluator:
             x = step(x)
         x = x.squeeze(1) if x.dim() == 3 else x  # the last layer's only token
         hidden = self._heads(self._norm(x)).float().split(self._head_widths, dim=1)
-        return torch.cat([end(part) for end, part in zip(self._head_ends, hidden, strict=True)], dim=1)
+        outputs = torch.cat([end(part) for end, part in zip(self._head_ends, hidden, strict=True)], dim=1)
+        return outputs if self._skip is None else outputs + self._skip(numeric)
 
     def _modality_tokens(self, gathered: Sequence[Tensor], numbers: Sequence[Tensor]) -> Float[Tensor, "B M D"]:
         """Return [CLS] and the tokens in the order strings, numbers, categories."""

@@ -64,6 +64,18 @@ class NumericEncoder(nn.Sequential):
         )
 
 
+class LinearSkip(nn.Linear):
+    """F -> T without bias, zero at first: training starts from the network alone."""
+
+    def __init__(self, num_features: int, num_tasks: int) -> None:
+        super().__init__(num_features, num_tasks, bias=False)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B T"]:
+        """Return what is added to the heads' outputs."""
+        return super().forward(features.to(self.weight.dtype))
+
+
 def drop_heads(hidden: Float[Tensor, "B D"], num_heads: int, p: float) -> Float[Tensor, "B D"]:
     """Drop whole heads of each row with probability p and scale the others by 1 / (1 - p): attention dropout over a single key."""
     keep = torch.empty(len(hidden), num_heads, 1, dtype=hidden.dtype, device=hidden.device).bernoulli_(1 - p).div_(1 - p)

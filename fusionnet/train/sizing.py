@@ -40,7 +40,7 @@ def activation_bytes(model: ModelConfig, tasks: tuple[Task, ...], layout: Layout
         num_groups = len({column.part for column in layout.numeric})
         layer = (1 + num_strings + num_groups + len(layout.categories)) * (layer + 3 * width)  # tokens, and their queries, keys and values
     strings = num_strings * (3 * model.adapter_hidden + 6 * model.adapter_width)
-    numbers = num_groups * 6 * (model.numeric_hidden + model.numeric_width)
+    numbers = num_groups * 6 * (model.numeric_hidden + model.numeric_width) + len(layout.numeric)
     heads = sum(4 * sum(task.head) + width for task in tasks)
     return 4 * (model.num_layers * layer + strings + numbers + heads + 4 * width)
 

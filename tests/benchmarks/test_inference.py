@@ -13,7 +13,8 @@ from fusionnet.model.network import FusionNetwork
 
 def test_the_operations_of_a_row_are_those_that_torch_counts() -> None:
     tasks = (Task(name="ef", column="y", head=(16, 8)), Task(name="opt", column="b", kind="binary", head=(12,)))
-    model = ModelConfig(adapter_width=16, numeric_hidden=8, numeric_width=12, category_width=4, fusion_width=32, num_layers=3, num_heads=4, feedforward=48)
+    sizes = {"adapter_width": 16, "numeric_hidden": 8, "numeric_width": 12, "category_width": 4, "fusion_width": 32, "num_layers": 3, "num_heads": 4}
+    model = ModelConfig(**sizes, feedforward=48, linear_skip=True)
     network = FusionNetwork(model, tasks, (("a", 10),), 5, (3,)).eval()
     evaluate = RowEvaluator(network, torch.float32)
     tables = evaluate.tables([torch.randn(4, 10)])

@@ -17,7 +17,16 @@ from fusionnet.model.network import FusionNetwork
 
 TASKS = (Task(name="ef", column="y", head=(16, 8)), Task(name="opt", column="b", kind="binary", head=(12,)), Task(name="aux", column="z", head=(8, 8, 4)))
 SMALL = ModelConfig(
-    adapter_hidden=24, adapter_width=16, numeric_hidden=8, numeric_width=12, category_width=4, fusion_width=32, num_layers=3, num_heads=4, feedforward=48
+    adapter_hidden=24,
+    adapter_width=16,
+    numeric_hidden=8,
+    numeric_width=12,
+    category_width=4,
+    fusion_width=32,
+    num_layers=3,
+    num_heads=4,
+    feedforward=48,
+    linear_skip=True,
 )
 FORMS = ("joint", "modality", "mlp")
 

@@ -85,6 +85,26 @@ def test_noise_is_added_to_the_features_of_its_part_and_in_training_alone() -> N
     assert read[1].equal(given[2])
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_linear_skip_adds_a_linear_function_of_the_features_as_they_are(training: bool) -> None:
+    quiet = SMALL.model_copy(update={"dropout": 0.0, "feature_noise": {"patient": 0.3}})
+    (plain, skipping) = (
+        (torch.manual_seed(0), FusionNetwork(quiet.model_copy(update={"linear_skip": skip}), TASKS[2:], (("a", 10), ("b", 6)), 5, (3,), ["patient"] * 5))[1]
+        for skip in (False, True)
+    )
+    given = inputs(33)
+
+    def outputs(net: FusionNetwork) -> torch.Tensor:
+        torch.manual_seed(1)
+        return net.train(training)(*given)
+
+    assert outputs(skipping).equal(outputs(plain)), "nothing at first"
+    with torch.no_grad():
+        skipping.linear.weight.normal_()
+    torch.testing.assert_close(outputs(skipping), outputs(plain) + given[2] @ skipping.linear.weight.T)
+    assert ("linear skip", 5, None) in skipping.parameter_table()
+
+
 def test_rows_of_one_string_have_their_own_dropout_masks() -> None:
     torch.manual_seed(0)
     adapter = StringAdapter(10, 24, 16, 0.5).train()

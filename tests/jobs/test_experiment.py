@@ -53,6 +53,7 @@ def test_stage1_is_as_specified(repository: Path) -> None:
         ({"reward": {"terms": [{"task": "safety", "weight": 1}]}}, "reward reads task 'safety', which is not among the tasks: ef"),
         ({"split": {"stratify_by": "y"}}, "not the column of a binary task"),
         ({"model": {"feature_noise": {"patient": 0.3}}}, "model.feature_noise names 'patient', which is not a part of data.numeric"),
+        ({"model": {"linear_skip": True}}, "model.linear_skip is a function of data.numeric, which has no columns"),
         ({"model": {"feature_noise": {"patient": -0.3}}}, "model.feature_noise.patient: .*greater than or equal to 0"),
     ],
 )
