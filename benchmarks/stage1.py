@@ -6,6 +6,7 @@ benchmark of the same precision.
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def _read(run: Path, pattern: str) -> Any:
 def as_markdown(found: dict[str, Any]) -> str:
     """Return the run as tables."""
     metrics, train = found["metrics"], found["train"]
-    changed = "".join(f" --set {name}={json.dumps(value)}" for name, value in found["changed"].items())
+    changed = "".join(" --set " + shlex.quote(f"{name}={value if isinstance(value, str) else json.dumps(value)}") for name, value in found["changed"].items())
     lines = [
         "# Stage 1 at full size on the reference cohort",
         "",
