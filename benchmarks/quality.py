@@ -86,6 +86,8 @@ def variants() -> dict[str, tuple[str, ...]]:
         "LoRA, mean, joint fusion": ("encoder.pooling=mean",),
         **{f"LoRA, CLS, {kind} fusion": (f"model.fusion={kind}",) for kind in kinds if kind != "joint"},
         "LoRA, CLS, joint fusion, no feature noise": ("model.feature_noise={}",),
+        "LoRA, CLS, joint fusion, linear skip": ("model.linear_skip=true",),
+        "LoRA, CLS, modality fusion, linear skip, no feature noise": ("model.fusion=modality", "model.linear_skip=true", "model.feature_noise={}"),
     }
 
 
