@@ -11,11 +11,14 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import zarr
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from embedcache.splits import SPLITS
 from embedcache.store import Cache, Layout, RowBlock
+
+_CHUNKS_PER_READ = 4
 
 
 @dataclass(frozen=True)
@@ -150,8 +153,17 @@ class ResidentRows:
 
 
 def load_rows(cache: Cache, split: str, device: torch.device | str = "cpu") -> RowTable:
-    """Return the rows of one split ("train", "validation" or "test") in table order."""
-    return rows_of(cache, cache.rows(), split).to(device)
+    """Return the rows of one split ("train", "validation" or "test") in table order, read a few chunks at a time: the peak is about twice their memory."""
+    num_rows, block = cache.layout.num_rows, _CHUNKS_PER_READ * rows_per_chunk(cache)
+    parts = [rows_of(cache, cache.rows(start, min(start + block, num_rows)), split, start) for start in range(0, num_rows, block)]
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(RowTable)}
+    del parts  # a column's parts are freed as soon as it is whole
+    return RowTable(**{field.name: torch.cat(columns.pop(field.name)) for field in fields(RowTable)}).to(device)
+
+
+def rows_per_chunk(cache: Cache) -> int:
+    """Return how many rows are decoded together."""
+    return zarr.open_array(cache.path / "rows" / "weight", mode="r").chunks[0]
 
 
 def rows_of(cache: Cache, block: RowBlock, split: str, start: int = 0) -> RowTable:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-import zarr
 from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from embedcache.errors import ConfigError
 from embedcache.splits import SPLITS
 from embedcache.store import Cache
-from fusionnet.batches import ResidentRows, RowSource, RowTable, StepPlan, empty_rows, load_rows, row_bytes, rows_of
+from fusionnet.batches import ResidentRows, RowSource, RowTable, StepPlan, empty_rows, load_rows, row_bytes, rows_of, rows_per_chunk
 from fusionnet.config import TrainConfig
 
 FEWEST_CHUNKS = 4  # in a buffer; fewer would not mix
@@ -165,11 +164,6 @@ class StreamingRows:
         rows = rows_of(self._cache, self._cache.rows(chunk.start, chunk.stop), self._split, chunk.start)
         assert rows.num_rows == chunk.num_rows, f"rows {chunk.start} to {chunk.stop} changed their split while they were being trained on"
         return rows
-
-
-def rows_per_chunk(cache: Cache) -> int:
-    """Return how many rows are decoded together."""
-    return zarr.open_array(cache.path / "rows" / "weight", mode="r").chunks[0]
 
 
 def count_chunks(cache: Cache) -> dict[str, list[Chunk]]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from embedcache.build import build_cache
 from embedcache.errors import ConfigError, CorruptCacheError
 from embedcache.store import Cache, RowBlock, open_cache
-from fusionnet.batches import ResidentRows, RowTable, StepPlan, load_rows, row_bytes
+from fusionnet.batches import ResidentRows, RowTable, StepPlan, load_rows, row_bytes, rows_of
 from fusionnet.config import TrainConfig
 from fusionnet.streaming import StreamingRows, count_chunks, open_rows
 from jobs.experiment import load_experiment
@@ -57,6 +57,15 @@ def streamed(cache: Cache, chunks_per_buffer: int, split: str = "train") -> Stre
 
 def same(found: RowTable, wanted: RowTable) -> bool:
     return all(torch.equal(getattr(found, field.name).nan_to_num(7), getattr(wanted, field.name).nan_to_num(7)) for field in fields(RowTable))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_resident_rows_are_read_a_few_chunks_at_a_time(cache: Cache, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, read, lengths = rows_of(cache, cache.rows(), split), type(cache).rows, []
+    monkeypatch.setattr(type(cache), "rows", lambda self, start, stop: lengths.append(stop - start) or read(self, start, stop))
+    assert same(load_rows(cache, split), wanted)
+    assert sum(lengths) == cache.layout.num_rows
+    assert max(lengths) == 4 * CHUNK
 
 
 @settings(deadline=None, max_examples=25)
