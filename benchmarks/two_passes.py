@@ -5,7 +5,6 @@ alone. The gradients of both ways are compared (dropout off) before anything is 
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from embedcache.encoder import load_encoder
 from embedcache.lora import add_lora
 from embedcache.standin import write_standin
 from embedcache.tokens import TokenTable
+from fusionnet.train.runlog import peak_rss_bytes
 
 BUDGET_GIB = 1.0
 LENGTHS = (12, 77)  # tokens of a string, as of the 24 polymers
@@ -73,13 +73,13 @@ def measure(size: str, num_strings: int, bounded: bool, gradient: Path) -> dict[
     readout = torch.randn(num_strings, encoder.width, generator=torch.Generator().manual_seed(1))
     (encoder(tokens.take(torch.arange(2))) * readout[:2]).sum().backward()  # warm
     encoder.zero_grad()
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, started = peak_rss_bytes(), time.perf_counter()
     vectors = encode_bounded(encoder, tokens, budget.max_tokens) if bounded else encoder(tokens)
     (vectors * readout).sum().backward()
     seconds = time.perf_counter() - started
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = peak_rss_bytes() - before
     torch.save(torch.cat([parameter.grad.flatten() for parameter in encoder.parameters() if parameter.requires_grad]), gradient)
-    return {"seconds": seconds, "tokens": len(tokens.values), "grown_gib": grown / 2**20, "bytes_per_token": budget.bytes_per_token}
+    return {"seconds": seconds, "tokens": len(tokens.values), "grown_gib": grown / 2**30, "bytes_per_token": budget.bytes_per_token}
 
 
 def random_tokens(num_strings: int) -> TokenTable:

@@ -1,6 +1,7 @@
 """What a run leaves to read: training_log.json, TensorBoard events, and an epoch table on the terminal."""
 
 import json
+import re
 import resource
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,14 @@ _SHOWN = {"regression": ("mae", "r2"), "binary": ("auroc", "f1")}
 
 
 def peak_rss_bytes() -> int:
-    """Return the largest resident size that this process has had, in bytes."""
+    """Return the largest resident size that this program has had, in bytes.
+
+    Linux: getrusage also counts what the process was before it became this program, which is its parent, so a small child of a large one would look large.
+    """
+    status = Path("/proc/self/status")
+    known = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    if known is not None:
+        return 1024 * int(known[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -139,12 +139,13 @@ def test_the_network_is_not_changed() -> None:
 
 
 PEAK = """
-import resource, sys
+import sys
 from fusionnet import RewardModel
+from fusionnet.train.runlog import peak_rss_bytes
 model = RewardModel.load(sys.argv[1])
 for file in sys.argv[2:]:
     rows = sum(len(part) for part in model.batches(file, reward=True))
-    print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(rows, peak_rss_bytes() >> 20)
 """
 
 

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -194,11 +196,15 @@ def test_precision_is_the_callers_choice(made_run: Path, frame: pl.DataFrame) ->
     assert (np.abs(exact - rounded).max(0) > 1e-4 * spread).all()
 
 
-@pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.8, 0.95, 0.999])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.8, 0.999])
 def test_a_flipped_bit_is_refused(share: float, copy: Path) -> None:
     file = copy / "tiny_best.pt"
     content = bytearray(file.read_bytes())
-    content[int(share * len(content))] ^= 4
+    with zipfile.ZipFile(file) as archive:  # a bit of one of its records: what lies between them is padding
+        entries = [entry for entry in archive.infolist() if entry.file_size]
+    entry = entries[int(share * len(entries))]
+    name, extra = struct.unpack("<HH", content[entry.header_offset + 26 : entry.header_offset + 30])
+    content[entry.header_offset + 30 + name + extra + int(share * entry.file_size)] ^= 4
     file.write_bytes(bytes(content))
     with pytest.raises(RunError, match="not a readable checkpoint: its bytes changed"):
         load_run(copy)
