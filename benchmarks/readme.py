@@ -144,7 +144,9 @@ def _stage1(found: dict[str, Any], picture: bool) -> str:
 
 
 def _stage1_modality(found: dict[str, Any], picture: bool) -> str:
-    changed = ", ".join(f"{name.removeprefix('model.')} {value}" for name, value in found["changed"].items() if not isinstance(value, dict))
+    settings = {name.removeprefix("model."): value for name, value in found["changed"].items()}
+    words = {name: " ".join(f"{key} {each:g}" for key, each in value.items()) if isinstance(value, dict) else value for name, value in settings.items()}
+    changed = ", ".join(f"{name} {value}" for name, value in words.items())
     share = found["metrics"]["oracle_share"]["delta_EF_pct"]["r2"]
     lines = [
         f"The same with `configs/stage1_modality.yaml` ({changed}): {_took(found)}, R2 {share:.1%} of the oracle's ([all]({FOLDER}/stage1_modality.md)):",

@@ -111,7 +111,7 @@ class RowEvaluator:
         self._heads = _Linear(*(torch.cat([getattr(head[0], name) for head in heads]).to(dtype) for name in ("weight", "bias")))
         self._head_widths = [head[0].out_features for head in heads]
         self._head_ends = [deepcopy(head[1:]).float() for head in heads]
-        self._skip = None if network.linear is None else deepcopy(network.linear).float()
+        self._skip = None if network.linear_skip is None else deepcopy(network.linear_skip).float()
 
     @torch.no_grad()
     def tables(self, vectors: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ D"]]:

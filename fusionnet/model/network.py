@@ -70,7 +70,7 @@ class FusionNetwork(nn.Module):
         self.projection = nn.Linear(sum(self.part_widths), config.fusion_width, bias=config.fusion != "modality")
         self.fusion = _fusion(config, len(self.part_widths))
         self.heads = Heads(config.fusion_width, tasks)
-        self.linear = LinearSkip(num_numeric, len(tasks)) if config.linear_skip and num_numeric else None
+        self.linear_skip = LinearSkip(num_numeric, len(tasks)) if config.linear_skip and num_numeric else None
 
     def forward(
         self, vectors: Sequence[Float[Tensor, "_ _"]], string_id: Int[Tensor, "B C"], numeric: Float[Tensor, "B F"], category: Int[Tensor, "B K"]
@@ -78,7 +78,7 @@ class FusionNetwork(nn.Module):
         """Return one output per row and task; `string_id[:, c]` indexes `vectors[c]`, `numeric` is standardised."""
         parts = self.parts(vectors, string_id, numeric, category)
         outputs = self.heads(self.fusion([part.on_rows() for part in parts] if isinstance(self.fusion, ModalityFusion) else self.joint_token(parts)))
-        return outputs if self.linear is None else outputs + self.linear(numeric)
+        return outputs if self.linear_skip is None else outputs + self.linear_skip(numeric)
 
     def joint_token(self, parts: Sequence[Part]) -> Float[Tensor, "B D"]:
         """Return `projection(concat(strings, numbers, categories))` from its parts."""
@@ -116,7 +116,7 @@ class FusionNetwork(nn.Module):
         one = len(self.numeric) == 1
         rows += [(f"numeric encoder {name}".rstrip(), encoder, "9.4K" if one else None) for name, encoder in zip(self.group_sizes, self.numeric, strict=True)]
         rows += [("category embedding", embedding, "128") for embedding in self.categories]
-        rows += [("linear skip", self.linear, None)] if self.linear is not None else []
+        rows += [("linear skip", self.linear_skip, None)] if self.linear_skip is not None else []
         rows += [("input projection", self.projection, None), (_NAMES[type(self.fusion)], self.fusion, "467K")]
         specified = {"ef": "148K", "opt": "65.7K", "stress": "65.7K"}
         rows += [(f"head {name}", head, specified.get(name)) for name, head in self.heads.items()]

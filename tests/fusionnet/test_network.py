@@ -100,8 +100,11 @@ def test_a_linear_skip_adds_a_linear_function_of_the_features_as_they_are(traini
 
     assert outputs(skipping).equal(outputs(plain)), "nothing at first"
     with torch.no_grad():
-        skipping.linear.weight.normal_()
-    torch.testing.assert_close(outputs(skipping), outputs(plain) + given[2] @ skipping.linear.weight.T)
+        skipping.linear_skip.weight.normal_()
+    found = outputs(skipping)
+    torch.testing.assert_close(found, outputs(plain) + given[2] @ skipping.linear_skip.weight.T)
+    found.sum().backward()
+    torch.testing.assert_close(skipping.linear_skip.weight.grad, given[2].sum(0, keepdim=True))
     assert ("linear skip", 5, None) in skipping.parameter_table()
 
 
