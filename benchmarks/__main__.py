@@ -20,6 +20,7 @@ BENCHMARKS = {
     "build": "phase 1 at size: a cache of 20 million rows, and 100,000 strings encoded by one rank and two",
     "store": "the cache on disk: bytes, writing and reading against Parquet, NumPy and safetensors, and codecs",
     "readme": "write the results into README.md",
+    "redraw": "write the texts and pictures of all published results anew from their JSON",
     "loading": "the share of a step spent waiting for rows, resident and streamed, and the memory that streaming takes",
     "electrolyte": "ionic conductivity of real polymer electrolytes: LoRA beside gradient boosting on the same folds",
 }

@@ -20,7 +20,7 @@ import torch
 import yaml
 from polars.io.plugins import register_io_source
 
-from benchmarks.publish import output_path, parser, publish
+from benchmarks.publish import Panel, draw_bars, output_path, parser, publish
 from benchmarks.stamp import stamp
 from embedcache.errors import UserError
 from embedcache.store import Cache, open_cache
@@ -50,7 +50,7 @@ def main(words: list[str]) -> None:
             "rows": build_rows(Path(folder), num_rows),
             "strings": encode_strings(Path(folder), num_strings),
         }
-    publish(output_path("build", arguments), found, as_markdown(found), None)
+    publish(output_path("build", arguments), found, as_markdown, draw)
 
 
 def build_rows(folder: Path, num_rows: int) -> dict[str, Any]:
@@ -170,3 +170,16 @@ def as_markdown(found: dict[str, Any]) -> str:
     lines += [f"| {n} | {used['encoding_s']:,.1f} | {used['strings_per_s']:,.0f} | {used['seconds']:,.1f} |" for n, used in strings["ranks"].items()]
     equal = "bit for bit" if strings["equal_bits"] else f"to a relative {strings['difference']:.0e} (other thread counts add up in another order)"
     return "\n".join([*lines, "", f"One rank and two give the same vectors, {equal}."]) + "\n"
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw where the time of a build goes, and the rate at which ranks encode."""
+    rows, strings = found["rows"], found["strings"]
+    rest = rows["seconds"] - sum(rows["phases_s"].values())
+    phases = {**rows["phases_s"], "start, hash, publish": rest, "verify (afterwards)": rows["verify_s"]}
+    rates = {f"{n} rank{'s' if int(n) > 1 else ''}": used["strings_per_s"] for n, used in strings["ranks"].items()}
+    panels = [
+        Panel(f"cache of {rows['num_rows']:,} rows, {rows['num_strings']} distinct strings", "seconds", phases),
+        Panel(f"encoding {strings['num_strings']:,} strings, {found['encoder']} size, on the same cores", "distinct strings per second", rates),
+    ]
+    draw_bars(path, panels)

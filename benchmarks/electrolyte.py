@@ -2,7 +2,7 @@
 
 For each split (whole polymers left out; random rows) the script builds the cache, trains and evaluates each model by the project's own jobs, and fits the
 baselines of `fusionnet.baselines` to the same train rows. `--seeds` repeats all of it with other splits and other initial weights. `--lora` adds LoRA on the
-two top layers, every step of which encodes its polymers.
+two top layers, every step of which encodes its polymers. `--only` runs one split and leaves the other as it was published.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from benchmarks.publish import heading, output_path, parser, publish, table, tell
+from benchmarks.publish import Panel, draw_bars, heading, output_path, parser, publish, table, tell, with_kept
 from benchmarks.stamp import stamp
 from embedcache.errors import UserError
 from embedcache.splits import SPLITS
@@ -32,6 +32,7 @@ REPOSITORY = Path(__file__).parents[1]
 FROZEN = ("encoder.mode=frozen",)
 OURS = {
     "frozen vectors, joint fusion": FROZEN,
+    "frozen vectors, joint fusion, linear skip": (*FROZEN, "model.linear_skip=true"),
     "frozen vectors as they are, joint fusion": (*FROZEN, "model.standardize_vectors=false"),
     "frozen vectors, modality fusion": (*FROZEN, "model.fusion=modality"),
     "frozen vectors, mlp fusion": (*FROZEN, "model.fusion=mlp"),
@@ -40,23 +41,28 @@ LORA = {"LoRA on two layers, joint fusion": ()}
 
 
 def main(words: list[str]) -> None:
-    """Run both splits and write benchmarks/results/electrolyte.json and .md."""
+    """Run both splits and write benchmarks/results/electrolyte.json, .md and .png."""
     options = parser("electrolyte", __doc__)
     options.add_argument("--table", type=Path, required=True, help="clean_train_data.csv of the public polymer electrolyte table")
     options.add_argument("--encoder", type=Path, required=True, help="a model folder, such as jobs.make_encoder writes")
-    options.add_argument("--seeds", type=int, default=1, help="repetitions with other splits and initial weights (1)")
-    options.add_argument("--lora", action="store_true", help="train with LoRA too (on two cores more than an hour per seed)")
+    options.add_argument("--seeds", type=int, default=3, help="repetitions with other splits and initial weights (3; quick: 1)")
+    options.add_argument("--lora", action="store_true", help="train with LoRA too (random rows: hours)")
+    options.add_argument("--only", choices=CONFIGS, help="run one split; the other stays as the file has it")
     arguments = options.parse_args(words)
     for needed in (arguments.table, arguments.encoder):
         if not needed.exists():
             raise UserError(f"there is no {needed}")
-    found: dict[str, Any] = {**stamp(), "quick": arguments.quick, "seeds": arguments.seeds, "splits": {}}
+    made: dict[str, Any] = {**stamp(), "quick": arguments.quick}
+    seeds = range(1 if arguments.quick else arguments.seeds)
+    fresh: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for split, config in CONFIGS.items():
-            results = [_split(REPOSITORY / "configs" / config, arguments, Path(folder), seed) for seed in range(arguments.seeds)]
-            found["splits"][split] = {**results[0], "models": _over_seeds([result["models"] for result in results])}
+        for split in CONFIGS if arguments.only is None else (arguments.only,):
+            results = [_split(REPOSITORY / "configs" / CONFIGS[split], arguments, Path(folder), seed) for seed in seeds]
+            models = _over_seeds([result["models"] for result in results])
+            fresh[split] = {**results[0], "models": models, "seeds": len(seeds), **{key: made[key] for key in ("command", "commit", "date")}}
             tell(f"{split}: done")
-    publish(output_path("electrolyte", arguments), found, as_markdown(found), None)
+    output = output_path("electrolyte", arguments)
+    publish(output, {**made, "splits": with_kept(output, "splits", fresh, CONFIGS)}, as_markdown, draw)
 
 
 def _split(config: Path, arguments: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any]:
@@ -110,16 +116,27 @@ def _over_seeds(results: list[dict[str, dict[str, float]]]) -> dict[str, dict[st
 
 def as_markdown(found: dict[str, Any]) -> str:
     """Return the results as tables."""
-    lines = heading("Ionic conductivity of polymer electrolytes, log10 S/cm, test rows", found, f"Mean over {found['seeds']} seed(s); ± standard deviation.")
+    lines = heading("Ionic conductivity of polymer electrolytes, log10 S/cm, test rows", found, "Mean over seeds, ± standard deviation.")
     for split, result in found["splits"].items():
         distinct = ", ".join(f"{number} distinct {name}" for name, number in result["distinct"].items())
         rows = " / ".join(f"{number:,}" for number in result["rows"].values())
-        lines += [f"## {split}", "", f"{rows} train / validation / test rows, {distinct}."]
+        lines += [f"## {split}", "", f"`{result['command']}` at {result['commit']}, {result['date']}; {result['seeds']} seed(s)."]
+        lines.append(f"{rows} train / validation / test rows, {distinct}.")
         if result["standin"]:
             lines.append("The encoder is a stand-in with random weights: what real polyBERT adds is not in these numbers.")
         cells = [(name, *(_cell(metrics, key) for key in ("mae", "rmse", "r2")), f"{metrics['seconds']:,.0f}") for name, metrics in result["models"].items()]
         lines += ["", *table(("model", "MAE", "RMSE", "R2", "seconds"), cells), ""]
     return "\n".join(lines)
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw the error of every model, one panel per split."""
+    panels = []
+    for split, result in found["splits"].items():
+        errors = {name: (metrics["mae"], metrics.get("mae_sd", 0.0)) for name, metrics in result["models"].items()}
+        bars = {name: (mean, mean - sd, mean + sd) for name, (mean, sd) in errors.items()}
+        panels.append(Panel(split, f"mean absolute error, log10 S/cm\n(lines: standard deviation over {result['seeds']} seeds)", bars))
+    draw_bars(path, panels, ours=[*OURS, *LORA])
 
 
 def _cell(metrics: dict[str, float], key: str) -> str:

@@ -21,7 +21,7 @@ from transformers import DebertaV2Config, DebertaV2Model
 
 import embedcache.encoder
 import embedcache.projection
-from benchmarks.publish import output_path, parser, publish
+from benchmarks.publish import Panel, draw_bars, output_path, parser, publish
 from benchmarks.stamp import stamp
 from embedcache.config import EncoderConfig, LoraConfig
 from embedcache.encoder import MAX_BATCH_TOKENS, StringEncoder, length_batches, load_encoder
@@ -63,7 +63,7 @@ def main(words: list[str]) -> None:
     relative = relative_encoder()
     tables |= {f"relative positions, DeBERTa-v3's base size, {precision}": positions(relative, tokens, precision, rounds) for precision in PRECISIONS}
     found["tables"] = tables
-    publish(output_path("encoder", arguments), found, as_markdown(found), None)
+    publish(output_path("encoder", arguments), found, as_markdown, draw)
 
 
 def adapted(config: EncoderConfig, **settings: Any) -> StringEncoder:
@@ -200,3 +200,14 @@ def as_markdown(found: dict[str, Any]) -> str:
             low, high = row["spread_s"]
             lines.append(f"| {name} | {row['forward_s']:.3f} | {row['backward_s']:.3f} | {low:.3f} to {high:.3f} | {row['faster_by']:.2f} x |")
     return "\n".join(lines) + "\n"
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw the time of a pass with one saving after the other."""
+    titles = [title for title in found["tables"] if title.startswith("what each saving gives")]
+    panels = [Panel(title, "seconds (lines: 20 to 80 %)", {name: _seconds(row) for name, row in found["tables"][title].items()}) for title in titles]
+    draw_bars(path, panels)
+
+
+def _seconds(row: dict[str, Any]) -> tuple[float, float, float]:
+    return (row["forward_s"] + row["backward_s"], *row["spread_s"])

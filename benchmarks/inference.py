@@ -25,7 +25,7 @@ import polars as pl
 import torch
 from torch.nn import functional as F
 
-from benchmarks.publish import output_path, parser, publish
+from benchmarks.publish import Panel, draw_bars, output_path, parser, publish
 from benchmarks.stamp import stamp
 from embedcache.errors import UserError
 from embedcache.store import open_cache
@@ -69,7 +69,7 @@ def main(words: list[str]) -> None:
         }
         found["precisions"] = {precision: measure(folder, precision, num_rows, num_runs) for precision in PRECISIONS}
         found["peak_rss_bytes"] = peaks(folder)
-    publish(output_path("inference", arguments), found, as_markdown(found), None)
+    publish(output_path("inference", arguments), found, as_markdown, draw)
 
 
 def prepare(folder: Path, rows_per_patient: int) -> None:
@@ -266,3 +266,17 @@ def run_module(*words: str) -> str:
     if done.returncode:
         raise UserError(f"{' '.join(words[:3])} failed:\n{done.stderr[-3000:]}")
     return done.stdout
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw the rates of all calls beside what the matrix products alone allow."""
+    panels = [
+        Panel(
+            f"{precision}, {found['threads']} threads",
+            "rows per second (lines: 20 to 80 % of the runs)",
+            {name: (call["rows_per_s"], call["rows_per_s_p20"], call["rows_per_s_p80"]) for name, call in result["calls"].items()},
+            {"matrix products alone": result["roofline_rows_per_s"]},
+        )
+        for precision, result in found["precisions"].items()
+    ]
+    draw_bars(path, panels, ours=("forward_rows", "reward"))

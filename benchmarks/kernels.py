@@ -65,7 +65,7 @@ def main(words: list[str]) -> None:
             case = {"operation": name, "B": num_rows, "U": num_vectors, **measure(name, num_rows, num_vectors, dtype, device, 0.05 if arguments.quick else 0.3)}
             found["cases"].append(case)
             print(_line(case), flush=True)
-    publish(output_path(f"kernels_{device.type}_{precision}", arguments), found, as_markdown(found), draw)
+    publish(output_path(f"kernels_{device.type}_{precision}", arguments), found, as_markdown, draw)
 
 
 def make_case(name: str, num_rows: int, num_vectors: int, dtype: torch.dtype, device: torch.device) -> Case:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.publish import output_path, parser, publish
+from benchmarks.publish import Panel, draw_bars, output_path, parser, publish
 from benchmarks.stamp import stamp
 from embedcache import manifest
 from embedcache.bonds import text_hashes
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
         write_table(Path(folder) / "cache.zarr", chosen.rows, chosen.memory_mib)
         runs = [(case, _in_own_process(case, folder, chosen)) for _ in range(chosen.repeats) for case in CASES]
     found = {**stamp(), "quick": chosen.quick, **summary(runs), "memory_mib": chosen.memory_mib, "network": chosen.network}
-    publish(output_path("loading", chosen), found, as_markdown(found), None)
+    publish(output_path("loading", chosen), found, as_markdown, draw)
 
 
 def stage1(folder: Path, *overrides: str) -> Experiment:
@@ -225,3 +225,15 @@ def _in_own_process(case: str, folder: str, chosen: argparse.Namespace) -> dict[
     if done.returncode:
         raise UserError(f"the {case} run failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw what each way to feed rows costs in time and memory."""
+    cases = found["cases"]
+    waiting = Panel("waiting for rows", "share of a step, %", {case: 100 * run["loading_share"] for case, run in cases.items()},
+                    {f"goal, {case}": 100 * goal for case, goal in GOALS.items()})  # fmt: skip
+    speed = {case: (run["rows_per_s"], min(run["rows_per_s_of_runs"]), max(run["rows_per_s_of_runs"])) for case, run in cases.items()}
+    memory = {case: run["added_rss_bytes"] / 2**20 for case, run in cases.items()}
+    size = cases["resident"]["table_bytes"] / 2**20
+    panels = [waiting, Panel("training", "rows per second (lines: all runs)", speed), Panel("memory for rows", "MiB", memory, {"the table": size})]
+    draw_bars(path, panels)

@@ -56,7 +56,7 @@ def main(words: list[str]) -> None:
             distribution = packages_distributions()[module][0]
             found["versions"][distribution] = version(distribution)
     found["loops"] = run(size, arguments.precision, [name for name in LOOPS if name not in found["absent"]])
-    publish(output_path("peers", arguments), found, as_markdown(found), draw)
+    publish(output_path("peers", arguments), found, as_markdown, draw)
 
 
 def run(size: Size, precision: str, names: list[str]) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,6 @@ repeats the whole study. The cohort is scaled down and the network with it; the 
 software and the questions one should ask of it: does it beat a mean per string, does the string say more than its name, does LoRA add to frozen vectors.
 """
 
-import json
 import tempfile
 import time
 import typing
@@ -17,7 +16,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
-from benchmarks.publish import COLORS, axes_pair, heading, output_path, parser, publish, save, table, tell
+from benchmarks.publish import Panel, draw_bars, heading, output_path, parser, publish, table, tell, with_kept
 from benchmarks.setting import SMALL_NETWORK, experiment_of, make_setting, recipe_of, world
 from benchmarks.stamp import stamp
 from embedcache.build import Existing, build_cache
@@ -64,17 +63,16 @@ def main(words: list[str]) -> None:
     options.add_argument("--only", choices=STRATEGIES, help="run one split; the other stays as the file has it")
     arguments = options.parse_args(words)
     size = QUICK if arguments.quick else FULL
-    found: dict[str, Any] = {**stamp(), "quick": arguments.quick, "encoder": size.encoder, "epochs": size.epochs, "seeds": size.seeds, "splits": {}}
+    found: dict[str, Any] = {**stamp(), "quick": arguments.quick, "encoder": size.encoder, "epochs": size.epochs, "seeds": size.seeds}
     output = output_path("quality", arguments)
-    if arguments.only is not None and output.is_file():
-        found["splits"] = json.loads(output.read_text())["splits"]
+    fresh: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         make_setting(Path(name), size.encoder, size.rows_per_patient)
         oracle = pl.concat(list(cohort_frames(60, size.rows_per_patient, 0, False)))
         for split, overrides in STRATEGIES.items():
             if arguments.only in (None, split):
-                found["splits"][split] = study(Path(name), size, split, overrides, oracle)
-    publish(output, found, as_markdown(found), draw)
+                fresh[split] = study(Path(name), size, split, overrides, oracle)
+    publish(output, {**found, "splits": with_kept(output, "splits", fresh, STRATEGIES)}, as_markdown, draw)
 
 
 def variants() -> dict[str, tuple[str, ...]]:
@@ -202,20 +200,10 @@ def _cell(values: list[float | None], reference: list[float | None]) -> str:
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """Draw the error of every model, one panel per split; the noise-free outcome's is a line that no model can cross."""
-    figure, axes = axes_pair(11.0, 4.0, columns=len(found["splits"]))
-    key = "delta_EF_pct mae"
-    for place, (each, (split, result)) in enumerate(zip(np.atleast_1d(axes), found["splits"].items(), strict=True)):
-        names = [name for name in result["models"] if name != ORACLE][::-1]
-        scores = [mean_sd(result["models"][name][key]) or (0.0, 0.0) for name in names]
-        colors = [COLORS["ours" if "fusion" in name else "light"] for name in names]
-        bars = each.barh(names, [mean for mean, _ in scores], xerr=[sd for _, sd in scores], color=colors, capsize=2)
-        each.bar_label(bars, [f"{mean:.2f}" for mean, _ in scores], padding=4, fontsize=8)
-        best = mean_sd(result["models"][ORACLE][key]) or (0.0, 0.0)
-        each.axvline(best[0], color=COLORS["dark"], linewidth=1.2, linestyle="--", label=f"{ORACLE.split(':')[0]}: {best[0]:.2f}")
-        each.set_xlim(0, 1.2 * max(mean + sd for mean, sd in scores))
-        each.set_xlabel("mean absolute error of the change in ejection fraction, %\n(lines: standard deviation over seeds)", fontsize=9)
-        each.set_title(split, fontsize=10)
-        each.legend(frameon=False, fontsize=8, loc="upper right")
-        if place:
-            each.set_yticklabels([])
-    save(figure, path)
+    panels = []
+    for split, result in found["splits"].items():
+        errors = {name: mean_sd(model["delta_EF_pct mae"]) or (0.0, 0.0) for name, model in result["models"].items()}
+        best = errors.pop(ORACLE)[0]
+        unit = "mean absolute error of the change in ejection fraction, %\n(lines: standard deviation over seeds)"
+        panels.append(Panel(split, unit, {name: (mean, mean - sd, mean + sd) for name, (mean, sd) in errors.items()}, {ORACLE.split(":")[0]: best}))
+    draw_bars(path, panels, ours=list(variants()))

@@ -53,7 +53,7 @@ def main(words: list[str]) -> None:
     found |= {"architecture": asdict(architecture), **check(architecture, cases)}
     found["assumed"] = {name: asdict(assumption) for name, assumption in GPU.items()}
     found["projected"] = projections(full_size(architecture))
-    publish(output_path("scaling", arguments), found, as_markdown(found), draw)
+    publish(output_path("scaling", arguments), found, as_markdown, draw)
 
 
 def measure(folder: Path, size: Size, precision: str) -> tuple[Architecture, list[dict[str, Any]]]:

@@ -13,14 +13,13 @@ from typing import Any
 
 import yaml
 
-from benchmarks.publish import tell
+from benchmarks.publish import COLORS, Panel, axes_pair, draw_panel, publish, save, tell
 from benchmarks.stamp import RESULTS, stamp
 from embedcache.errors import UserError
 from embedcache.splits import SPLITS
 from embedcache.store import Cache, open_cache
 from fusionnet.baselines import BASELINES
 from fusionnet.metrics import binary_metrics, regression_metrics
-from fusionnet.train.runlog import write_json
 from jobs.experiment import load_experiment
 
 SPECIFIED = Path(__file__).resolve().parents[1] / "configs" / "stage1.yaml"
@@ -28,7 +27,7 @@ EPOCH_COLUMNS = ("epoch", "train_loss", "val_loss", "ef_mae", "ef_r2", "opt_auro
 
 
 def main(words: list[str]) -> None:
-    """Write benchmarks/results/stage1.json and .md."""
+    """Write benchmarks/results/stage1.json, .md and .png."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks stage1", description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="a run folder that jobs.evaluate_model has evaluated with --oracle")
     parser.add_argument("--trained-at", required=True, metavar="COMMIT", help="the commit that trained it")
@@ -53,10 +52,7 @@ def main(words: list[str]) -> None:
     throughput = arguments.json.with_name(f"throughput_{config['train']['precision']}.json")
     if throughput.is_file() and not found["changed"]:  # measured with the specified network
         found["stage1_hours"] = json.loads(throughput.read_text())["stage1_hours"]
-    text = as_markdown(found)
-    write_json(arguments.json, found)
-    arguments.json.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    publish(arguments.json, found, as_markdown, draw)
 
 
 def changes(config: dict[str, Any]) -> dict[str, Any]:
@@ -150,3 +146,19 @@ def _beside_baselines(found: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 
 def _cell(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw the validation error of each epoch, and the test error beside its goal, the baselines and what can be reached."""
+    metrics, column = found["metrics"], "delta_EF_pct"
+    figure, (left, right) = axes_pair(11.0, 3.8, columns=2)
+    left.plot([record["epoch"] for record in found["epochs"]], [record["ef_mae"] for record in found["epochs"]], "o-", color=COLORS["ours"])
+    left.axvline(metrics["epoch"], color=COLORS["mid"], linewidth=1.0, linestyle=":", label=f"epoch of the least loss: {metrics['epoch']}")
+    left.set(xlabel="epoch", ylabel="mean absolute error of the change\nin ejection fraction, %", ylim=(0, None))
+    left.set_title(f"validation patients, {found['seconds'] / 60:.0f} min in all", fontsize=10)
+    left.legend(frameon=False, fontsize=8)
+    errors = {"this run": metrics["test"][column]["mae"], **{name: values[column]["mae"] for name, values in found.get("baselines", {}).items()}}
+    limits = {"goal": metrics["goals"][column]["mae"]["goal"], "noise-free outcome": metrics["oracle"][column]["mae"]}
+    unit = "mean absolute error of the change in ejection fraction, %"
+    draw_panel(right, Panel(f"test patients, {metrics['num_rows']:,} rows", unit, errors, limits), ours=("this run",))
+    save(figure, path)

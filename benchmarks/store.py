@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 from zarr.codecs.numcodecs import PCodec, Shuffle
 
-from benchmarks.publish import output_path, parser, publish
+from benchmarks.publish import Panel, draw_bars, output_path, parser, publish
 from benchmarks.stamp import stamp
 from embedcache import manifest
 from embedcache.config import CacheConfig
@@ -64,7 +64,7 @@ def main(words: list[str]) -> None:
             "formats": in_turns(formats(cache), rows, Path(folder), repeats),
             "codecs": codecs(rows, Path(folder), repeats),
         }
-    publish(output_path("store", arguments), found, as_markdown(found), None)
+    publish(output_path("store", arguments), found, as_markdown, draw)
 
 
 def formats(cache: Cache) -> dict[str, Format]:
@@ -254,3 +254,13 @@ def as_markdown(found: dict[str, Any]) -> str:
     lines += ["", "Codecs on the same arrays, sharded and transposed as in the store:", "", "| codec | MB | write, s | all rows, s |", "|---|---|---|---|"]
     lines += [f"| {name} | {codec['bytes'] / 1e6:,.2f} | {codec['write_s']:.2f} | {codec['read_s']:.2f} |" for name, codec in found["codecs"].items()]
     return "\n".join(lines) + "\n"
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw bytes and times of all formats."""
+    quantities = {"write": ("write_s", "seconds", 1.0), "first 8,192 rows": ("first_batch_s", "milliseconds", 1e3), "all rows": ("read_s", "seconds", 1.0)}
+    bytes_on_disk = {name: form["bytes"] / 1e6 for name, form in found["formats"].items()}
+    panels = [Panel("on disk", "MB", bytes_on_disk, {"in memory": found["memory_bytes"] / 1e6})]
+    for title, (key, unit, scale) in quantities.items():
+        panels.append(Panel(title, unit, {name: scale * form[key] for name, form in found["formats"].items()}))
+    draw_bars(path, panels, ours=("cache.zarr",))

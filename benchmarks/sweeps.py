@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from benchmarks.publish import COLORS, MARKERS, axes_pair, heading, machine, number, output_path, parser, publish, save, table, tell
+from benchmarks.publish import COLORS, MARKERS, axes_pair, heading, machine, number, output_path, parser, publish, save, table, tell, with_kept
 from benchmarks.setting import SMALL_NETWORK, Stepper, batch_of, gradient_errors, made_strings, make_setting
 from benchmarks.stamp import stamp
 from benchmarks.throughput import Turn, amdahl
@@ -68,15 +68,14 @@ def main(words: list[str]) -> None:
     options.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     arguments = options.parse_args(words)
     size = QUICK if arguments.quick else FULL
-    found: dict[str, Any] = {**stamp(), "quick": arguments.quick, "precision": arguments.precision, "rows": size.rows, "sweeps": {}}
+    found: dict[str, Any] = {**stamp(), "quick": arguments.quick, "precision": arguments.precision, "rows": size.rows}
     output = output_path("sweeps", arguments)
-    if output.is_file() and set(arguments.only) < set(SWEEPS):
-        found["sweeps"] = json.loads(output.read_text())["sweeps"]
+    fresh: dict[str, Any] = {}
     for name in arguments.only:
         with tempfile.TemporaryDirectory() as folder:
             tell(f"sweep: {name}")
-            found["sweeps"][name] = RUN[name](Path(folder), size, arguments.precision) | {"commit": found["commit"], "date": found["date"]}
-    publish(output, found, as_markdown(found), draw if {"strings", "uniform"} & found["sweeps"].keys() else None)
+            fresh[name] = RUN[name](Path(folder), size, arguments.precision) | {"commit": found["commit"], "date": found["date"]}
+    publish(output, {**found, "sweeps": with_kept(output, "sweeps", fresh, SWEEPS)}, as_markdown, draw)
 
 
 def draw_ids(num_rows: int, num_strings: int, law: str, seed: int = 0) -> Int[Tensor, " B"]:
@@ -235,29 +234,30 @@ def as_markdown(found: dict[str, Any]) -> str:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Draw the speed-up against distinct strings with its bound, and the two frequency laws at the smaller size."""
+    """Draw the speed-up against distinct strings with its bound, at both sizes; where that was not measured, against whatever was."""
     sweeps = found["sweeps"]
-    shown = [name for name in ("strings", "uniform") if name in sweeps]
-    figure, axes = axes_pair(5.2 * max(1, len(shown)), 3.8, columns=max(1, len(shown)))
-    for name, each in zip(shown, np.atleast_1d(axes), strict=True):
-        laws = ("strings",) if name == "strings" else [law for law in ("uniform", "zipf") if law in sweeps]
-        for law, marker, color in zip(laws, MARKERS, (COLORS["ours"], COLORS["dark"]), strict=False):
-            _curve(each, sweeps[law], "against padded to 128" if law == "strings" else law, marker, color)
+    shown = [names for names in (("strings",), ("uniform", "zipf")) if sweeps.keys() & set(names)] or [(name,) for name in sweeps]
+    figure, axes = axes_pair(5.2 * len(shown), 3.8, columns=len(shown))
+    for names, each in zip(shown, np.atleast_1d(axes), strict=True):
+        there = [name for name in names if name in sweeps]
+        for name, marker, color in zip(there, MARKERS, (COLORS["ours"], COLORS["dark"]), strict=False):
+            _curve(each, sweeps[name], name, marker, color)
         each.axhline(1, color="black", linewidth=0.8, linestyle=":")
-        each.set_xscale("log")
-        each.set_yscale("log")
-        each.set_xlabel("distinct strings in the step")
-        each.set_ylabel(f"speed-up of per_step ({found['rows']:,} rows), times")
-        each.set_title(f"{sweeps[name]['encoder']} size, {found['precision']}, {machine(found)}", fontsize=9)
+        each.set(xscale="log", yscale="log", xlabel=sweeps[there[0]]["axis"], ylabel=f"speed-up of per_step ({found['rows']:,} rows), times")
+        each.set_title(f"{sweeps[there[0]]['encoder']} size, {found['precision']}, {machine(found)}", fontsize=9)
         each.legend(frameon=False, fontsize=8)
     save(figure, path)
 
 
-def _curve(axes: Any, sweep: dict[str, Any], label: str, marker: str, color: str) -> None:
-    mode = next(iter(sweep["naive_s"]))
-    x = [point["distinct"] for point in sweep["points"]]
-    ratios = [point[f"speedup_vs_{mode}"] for point in sweep["points"]]
+def _curve(axes: Any, sweep: dict[str, Any], name: str, marker: str, color: str) -> None:
+    """Draw a sweep's first speed-up over its axis (strings: those that are in the step), and its bound where there is one."""
+    key = next(key for key in sweep["points"][0] if key.startswith("speedup_vs_"))
+    x = [point.get("distinct", point["x"]) for point in sweep["points"]]
+    ratios = [point[key] for point in sweep["points"]]
+    label = f"{name}, against {key.removeprefix('speedup_vs_')}"
     middle = np.array([ratio["median"] for ratio in ratios])
     errors = np.abs(np.array([[ratio["p20"], ratio["p80"]] for ratio in ratios]).T - middle)
     axes.errorbar(x, middle, errors, marker=marker, color=color, capsize=2, label=f"measured, {label}")
-    axes.plot(x, [point[f"bound_vs_{mode}"] for point in sweep["points"]], color=color, linestyle="--", label=f"Amdahl's bound, {label}")
+    bound = key.replace("speedup", "bound")
+    if bound in sweep["points"][0]:
+        axes.plot(x, [point[bound] for point in sweep["points"]], color=color, linestyle="--", label=f"Amdahl's bound, {name}")

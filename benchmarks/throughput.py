@@ -57,7 +57,7 @@ def main(words: list[str]) -> None:
     arguments = options.parse_args(words)
     found = run(QUICK if arguments.quick else FULL, arguments.precision)
     found["quick"] = arguments.quick
-    publish(output_path(f"throughput_{arguments.precision}", arguments), found, as_markdown(found), draw)
+    publish(output_path(f"throughput_{arguments.precision}", arguments), found, as_markdown, draw)
 
 
 def run(size: Size, precision: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.publish import heading, number, output_path, parser, publish, table, tell
+from benchmarks.publish import Panel, draw_bars, heading, number, output_path, parser, publish, table, tell
 from benchmarks.stamp import stamp
 from benchmarks.workers import REPOSITORY
 from embedcache.bounded import encode_bounded, measure_budget
@@ -47,7 +47,7 @@ def main(words: list[str]) -> None:
             if not error <= MOST_ERROR:
                 raise AssertionError(f"two passes change the gradient by {error:.1e}; nothing is reported")
             found["cases"].append({"num_strings": num, "gradient_error": error, "kept": kept, "bounded": bounded})
-    publish(output_path("two_passes", arguments), found, as_markdown(found), None)
+    publish(output_path("two_passes", arguments), found, as_markdown, draw)
 
 
 def _in_own_process(size: str, num: int, way: str, gradient: Path) -> dict[str, float]:
@@ -101,3 +101,13 @@ def as_markdown(found: dict[str, Any]) -> str:
     header = ["strings", "tokens", "kept, GiB", "kept, s", "two passes, GiB", "two passes, s", "time", "gradients differ by"]
     lines = heading("Encoding many strings: activations kept, or two passes of bounded memory", found, budget)
     return "\n".join([*lines, *table(header, rows)]) + "\n"
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw memory and time of both ways over the number of strings."""
+    ways = {f"{case['num_strings']} strings, {label}": case[way] for case in found["cases"] for way, label in (("kept", "kept"), ("bounded", "two passes"))}
+    panels = [
+        Panel("growth of the peak memory", "GiB", {name: run["grown_gib"] for name, run in ways.items()}, {"budget of two passes": found["budget_gib"]}),
+        Panel("forward and backward", "seconds", {name: run["seconds"] for name, run in ways.items()}),
+    ]
+    draw_bars(path, panels, ours=[name for name in ways if "two passes" in name])

@@ -1,15 +1,17 @@
 """Dropout that does not dominate a training step on a CPU.
 
 torch's CPU dropout draws one Bernoulli number per element on one thread: 9 ns each, a fifth of a whole step here. This one draws 64 random bits at a time
-and takes every 16 as a uniform number, so the probability is exact to 1/65536, and the mask is applied by a bitwise AND. The distribution is
-dropout's; the stream of random numbers is not torch's. On other devices it is torch's own, and under torch.compile, which fuses it
-with its neighbours.
+and takes every 16 as a uniform number, so the probability is exact to 1/65536, and the mask is applied to the bits of the numbers. The distribution is
+dropout's; the stream of random numbers is not torch's: each mask has a stream of its own (NumPy's SFC64, twice as fast as torch's generator), seeded by
+torch's default generator, whose state is all that a checkpoint needs. On other devices it is torch's own, and under torch.compile, which fuses it with its
+neighbours.
 
-Measured on 2 cores for 1024 x 2048 elements: bf16 2.7 ms against 18.7 ms, fp32 3.7 ms against 19.4 ms.
+Measured on 2 cores for 1024 x 2048 elements, forward and backward: bf16 1.8 ms against 18.9 ms, fp32 3.4 ms against 20.5 ms.
 """
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int16
+from jaxtyping import Float, Int16, Int64
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
@@ -51,15 +53,20 @@ class _BitDropout(torch.autograd.Function):
 
 
 def keep_mask(shape: torch.Size, p: float, device: torch.device | str = "cpu") -> Int16[Tensor, "*shape"]:
-    """Return all ones in binary (-1) with probability 1 - p, else 0, from the device's default generator."""
+    """Return 1 with probability 1 - p, else 0, by the device's default generator."""
     num = shape.numel()
-    words = torch.empty(-(-num // 4), dtype=torch.int64, device=device).random_(-(2**63), None)  # None: the whole range of int64
-    bits = words.view(torch.int16)[:num].view(shape)
-    threshold = min(round((1 - p) * _STEPS) - _STEPS // 2, _STEPS // 2 - 1)
-    return bits.clamp_(threshold - 1, threshold).sub_(threshold)  # numbers below the threshold become -1, others 0
+    bits = _random_words(num // 4 + 1, torch.device(device)).view(torch.int16)[:num].view(shape)
+    return bits.lt_(min(round((1 - p) * _STEPS) - _STEPS // 2, _STEPS // 2 - 1))
 
 
 def masked(x: Float[Tensor, "*shape"], keep: Int16[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return a copy of x that is zero where `keep_mask` gave 0; nothing is scaled."""
-    integer = _INTEGER_OF[x.dtype]
-    return x.contiguous().view(integer).bitwise_and(keep.to(integer)).view(x.dtype)
+    """Return a copy of x that is zero where `keep_mask` gave 0, whatever x is there; nothing is scaled."""
+    return (x.contiguous().view(_INTEGER_OF[x.dtype]) * keep).view(x.dtype)
+
+
+def _random_words(num: int, device: torch.device) -> Int64[Tensor, " num"]:
+    """Return numbers of 64 random bits."""
+    if device.type != "cpu":
+        return torch.empty(num, dtype=torch.int64, device=device).random_(-(2**63), None)  # None: the whole range of int64
+    seed = int(torch.randint(2**63 - 1, ()))
+    return torch.from_numpy(np.random.SFC64(seed).random_raw(num).view(np.int64))

@@ -115,7 +115,10 @@ class TrainConfig(Config):
     checkpoint_steps: int | None = Field(default=None, ge=1, description="optimizer steps between checkpoints inside an epoch; unset: one after each epoch")
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile of the network; auto: on GPUs (slower on the CPUs measured)")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="0: gradients are averaged, nothing is partitioned; 1: Adam's moments are; 2: gradients too")
+    zero_stage: Literal[0, 1, 2, 3] | None = Field(
+        default=None,
+        description="0: gradients are averaged, nothing is partitioned; 1: Adam's moments are; 2: gradients too. Unset: 2, but 0 where a rank is alone",
+    )
     offload: Literal["none", "cpu"] = Field(default="none", description="cpu: Adam's moments and the update on the host")
     deepspeed_config: str | None = Field(default=None, description="a DeepSpeed JSON file laid over the derived config; it may not contradict it")
     seed: int = Field(default=0, ge=0)
@@ -134,6 +137,12 @@ class TrainConfig(Config):
         if self.zero_stage == 0 and self.offload == "cpu":
             raise ValueError("offload cpu needs zero_stage 1 or 2, which give each rank its own part of Adam's moments to keep on the host")
         return self
+
+    def zero_stage_of(self, num_ranks: int) -> int:
+        """Return the stage that so many ranks use: a single one has nothing to partition, and ZeRO would copy every micro-batch's gradients twice."""
+        if self.zero_stage is not None:
+            return self.zero_stage
+        return 0 if num_ranks == 1 and self.precision != "fp16" and self.offload == "none" else 2
 
 
 class RunConfig(Config):

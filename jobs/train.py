@@ -91,7 +91,8 @@ def _summary(trainer: Trainer, experiment: Experiment) -> str:
         lines.append(f"tasks      not in the table, hence not trained: {', '.join(layout.absent_targets)}")
     lines += [
         f"training   {plan.num_rows:,} rows, {train.epochs} epochs x {plan.steps_per_epoch} steps of up to {plan.batch_rows:,} rows, "
-        f"{trainer.world.size} rank(s) x {plan.num_micro_batches} micro-batches, {train.precision}, mode {trainer.recipe.mode}, ZeRO stage {train.zero_stage}",
+        f"{trainer.world.size} rank(s) x {plan.num_micro_batches} micro-batches, {train.precision}, mode {trainer.recipe.mode}, "
+        f"ZeRO stage {train.zero_stage_of(trainer.world.size)}",
         f"rows       {trainer.train_rows.order}",
         f"{'component':34} {'parameters':>12} {'trainable':>12} {'specification':>14}",
     ]

@@ -16,7 +16,7 @@ _MISSING = object()
 
 def deepspeed_config(train: TrainConfig, optim: OptimConfig, world_size: int, on_gpu: bool, num_micro_batches: int) -> dict[str, Any]:
     """Return DeepSpeed's config of a run; raises ConfigError if `train.deepspeed_config` cannot be read or contradicts ours."""
-    zero: dict[str, Any] = {"stage": train.zero_stage, "contiguous_gradients": True, "overlap_comm": on_gpu and world_size > 1}
+    zero: dict[str, Any] = {"stage": train.zero_stage_of(world_size), "contiguous_gradients": True, "overlap_comm": on_gpu and world_size > 1}
     if train.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     ours: dict[str, Any] = {
@@ -67,7 +67,7 @@ def _contradictions(theirs: dict[str, Any], ours: dict[str, Any], train: TrainCo
         ("bf16.enabled", train.precision == "bf16", "train.precision"),
         ("torch_autocast.enabled", False, "train.precision enters autocast itself"),
         ("amp.enabled", False, "train.precision"),
-        ("zero_optimization.stage", train.zero_stage, "train.zero_stage"),
+        ("zero_optimization.stage", ours["zero_optimization"]["stage"], "train.zero_stage"),
         ("zero_optimization.offload_optimizer.device", train.offload, "train.offload"),
         ("zero_optimization.offload_param.device", "none", "only zero_stage 3 has it"),
         ("zero_allow_untested_optimizer", True, "the optimizer is torch's AdamW"),

@@ -108,7 +108,7 @@ class Engine:
         check_precision(train.precision, world.device.type)
         self.world = world
         self.model = model
-        self._stage = train.zero_stage
+        self._stage = train.zero_stage_of(world.size)
         self._fp16 = train.precision == "fp16"
         self._offloaded = train.offload == "cpu"
         self._plain_norm: Tensor | None = None

@@ -114,6 +114,13 @@ def test_electrolyte_gives_mean_and_spread_over_seeds() -> None:
     both, one = electrolyte._over_seeds(runs)["model"], electrolyte._over_seeds(runs[:1])["model"]
     assert (both["mae"], both["mae_sd"], both["rmse_sd"]) == (2.0, pytest.approx(2**0.5), 0.0)
     assert "mae_sd" not in one
-    split = {"rows": {"train": 1, "validation": 1, "test": 1}, "distinct": {"polymer": 2}, "standin": True, "models": {"model": both}}
-    text = electrolyte.as_markdown({**quality(), "splits": {"random rows": split}})
+    made = {"command": "c", "commit": "d", "date": "e"}
+    split = {"rows": {"train": 1, "validation": 1, "test": 1}, "distinct": {"polymer": 2}, "standin": True, "seeds": 2, "models": {"model": both}, **made}
+    found = {**quality(), "splits": {"whole polymers left out": {**split, "models": {"model": both, "other": one}}, "random rows": split}}
+    text = electrolyte.as_markdown(found)
     assert "| model | 2.000 ± 1.414 | 2.000 ± 0.000 | 0.600 ± 0.141 | 3 |" in text
+    assert "`c` at d, e; 2 seed(s)." in text
+    shown = readme.SECTIONS["electrolyte"](found, False)
+    assert "| model | 2.00 ± 1.41, R2 0.60 | 2.00 ± 1.41, R2 0.60 |" in shown
+    assert "| other | 1.00, R2 0.50 | not measured |" in shown
+    assert "| least error | other | model |" in shown

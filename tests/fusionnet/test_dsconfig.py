@@ -34,6 +34,16 @@ def test_every_number_is_ours(tmp_path: Path) -> None:
     assert "offload_optimizer" not in derived(tmp_path)["zero_optimization"]
 
 
+@pytest.mark.parametrize(
+    ("train", "num_ranks", "stage"),
+    [({}, 1, 0), ({}, 2, 2), ({"precision": "bf16"}, 1, 0), ({"precision": "fp16"}, 1, 2), ({"offload": "cpu"}, 1, 2), ({"zero_stage": 1}, 1, 1),
+     ({"zero_stage": 2}, 1, 2), ({"zero_stage": 0}, 3, 0)],
+)  # fmt: skip
+def test_a_rank_that_is_alone_partitions_nothing_unless_told_or_forced_to(train: dict[str, Any], num_ranks: int, stage: int) -> None:
+    found = deepspeed_config(TrainConfig(**train), OPTIM, num_ranks, on_gpu=False, num_micro_batches=1)
+    assert found["zero_optimization"]["stage"] == stage
+
+
 def test_a_file_tunes_what_decides_nothing(tmp_path: Path) -> None:
     theirs = {"zero_optimization": {"reduce_bucket_size": 1000, "overlap_comm": True}, "wall_clock_breakdown": True, "fp16": {"loss_scale_window": 50}}
     found, plain = derived(tmp_path, theirs), derived(tmp_path)
