@@ -77,13 +77,14 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_experiment: Path, four_epoch
     assert [record["val_loss"] for record in records] == [record["val_loss"] for record in whole]
 
 
-@pytest.mark.parametrize("rows", ["resident", "streaming"])
-def test_a_run_killed_inside_epochs_resumes_to_the_same_bits(rows: str, tiny_experiment: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rows", "zero_stage"), [("resident", 0), ("streaming", 2)])
+def test_a_run_killed_inside_epochs_resumes_to_the_same_bits(rows: str, zero_stage: int, tiny_experiment: Path, tmp_path: Path) -> None:
     # 12 steps an epoch, a checkpoint after each, three kills: after a random number of checkpoints, or while one is written.
     chunked = ("--set", f"cache.path={tmp_path / 'cache.zarr'}", "--set", "cache.rows_per_chunk=16")
     experiment = load_experiment(tiny_experiment, list(chunked[1::2]))
     build_cache(experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache)
     words = (*chunked, "--set", "train.epochs=3", "--set", "train.batch_rows=12", "--set", f"train.rows={rows}")
+    words += ("--set", f"train.zero_stage={zero_stage}")
     often = (*words, "--set", "train.checkpoint_steps=1")
     train(tiny_experiment, *words, "--set", f"run.dir={tmp_path / 'whole'}")
     folder, generator, resumed_inside = tmp_path / "run", random.Random(rows), 0
