@@ -38,6 +38,11 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """Return the checkout's commit, marked where files differ from it."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """Return the checkout's commit, marked where files other than results differ from it."""
+    commit = _git("describe", "--always")
+    return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results") else commit or "unknown"
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
