@@ -243,7 +243,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         for name, marker, color in zip(there, MARKERS, (COLORS["ours"], COLORS["dark"]), strict=False):
             _curve(each, sweeps[name], name, marker, color)
         each.axhline(1, color="black", linewidth=0.8, linestyle=":")
-        each.set(xscale="log", yscale="log", xlabel=sweeps[there[0]]["axis"], ylabel=f"speed-up of per_step ({found['rows']:,} rows), times")
+        axis = "distinct strings in the step" if "distinct" in sweeps[there[0]]["points"][0] else sweeps[there[0]]["axis"]
+        each.set(xscale="log", yscale="log", xlabel=axis, ylabel=f"speed-up of per_step ({found['rows']:,} rows), times")
         each.set_title(f"{sweeps[there[0]]['encoder']} size, {found['precision']}, {machine(found)}", fontsize=9)
         each.legend(frameon=False, fontsize=8)
     save(figure, path)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 from rdkit import Chem
 
 from benchmarks.setting import PADDED, made_strings
@@ -66,6 +67,19 @@ def test_the_text_and_the_picture_say_it(made: dict[str, Any], tmp_path: Path) -
     assert "falls below 1.1 in no measured point" in text
     draw(made, tmp_path / "sweeps.png")
     assert (tmp_path / "sweeps.png").stat().st_size > 5000
+
+
+def test_sweeps_without_distinct_strings_are_drawn_where_they_are_alone(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spread = {"median": 2.0, "p20": 1.5, "p80": 3.0}
+    points = [{"x": x, "per_step_s": spread, "speedup_vs_naive_longest": spread} for x in (8, 64)]
+    made["sweeps"] = {"length": {"points": points, "axis": "tokens of a string", "encoder": "middle", "commit": "c", "date": "d"}}
+    drawn = []
+    monkeypatch.setattr("benchmarks.sweeps.save", lambda figure, path: drawn.append(figure))
+    draw(made, tmp_path / "sweeps.png")
+    (axes,) = drawn[0].axes
+    assert axes.get_xlabel() == "tokens of a string"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["measured, length, against naive_longest"]  # no bound was computed
+    plt.close(drawn[0])
 
 
 def test_the_full_form_has_what_was_asked() -> None:
