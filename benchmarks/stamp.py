@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ def stamp() -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "commit": _commit(),
-        "command": "python -m benchmarks " + " ".join(Path(word).name if "/" in word else word for word in sys.argv[1:]),  # no folders of this machine
+        "command": "python -m benchmarks " + shlex.join(Path(word).name if "/" in word else word for word in sys.argv[1:]),  # no folders of this machine
         "date": datetime.now(UTC).date().isoformat(),
     }
 
