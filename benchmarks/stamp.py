@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "zarr", "polars", "numpy", "scikit-learn", "rdkit")
+REPOSITORY = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -45,5 +46,5 @@ def _commit() -> str:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""

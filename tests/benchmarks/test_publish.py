@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
+import benchmarks.stamp
 from benchmarks import redraw
 from benchmarks.publish import COLORS, Panel, draw_bars, draw_panel, machine, with_kept
 from benchmarks.stamp import RESULTS, stamp
@@ -54,6 +56,24 @@ def test_fewer_threads_than_cores_are_said() -> None:
     assert machine(made) == "4 cores (1 thread) of p"
     made["hardware"]["threads"] = 4
     assert machine(made) == "4 cores of p"
+
+
+def test_a_result_is_dirty_where_code_differs_from_its_commit_and_only_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks.stamp, "REPOSITORY", tmp_path)
+    assert benchmarks.stamp._commit() == "unknown"
+    result, code = tmp_path / "benchmarks" / "results" / "sweeps.json", tmp_path / "embedcache" / "live.py"
+    for file in (result, code):
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    git = ("git", "-c", "user.name=n", "-c", "user.email=e")
+    for words in (("init", "-q"), ("add", "-A"), ("commit", "-qm", "m")):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    clean = benchmarks.stamp._commit()
+    assert clean != "unknown"
+    result.write_text("2")
+    assert benchmarks.stamp._commit() == clean
+    code.write_text("2")
+    assert benchmarks.stamp._commit() == f"{clean}-dirty"
 
 
 def test_published_texts_and_pictures_are_what_the_json_says(tmp_path: Path) -> None:

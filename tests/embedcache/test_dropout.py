@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from embedcache.dropout import Dropout, dropout, keep_mask
+from embedcache.dropout import Dropout, dropout, keep_mask, masked
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -17,6 +17,16 @@ def test_elements_are_zeroed_or_scaled_and_the_gradient_uses_the_same_mask(dtype
     torch.testing.assert_close(y[kept], (x / 0.9).to(dtype)[kept], rtol=1e-2 if dtype != torch.float32 else 1e-6, atol=0)
     y.backward(torch.ones_like(y))
     torch.testing.assert_close(x.grad, torch.where(kept, torch.tensor(1 / 0.9), torch.tensor(0.0)).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_dropped_is_zero_whatever_it_was(dtype: torch.dtype) -> None:
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, -1.0, torch.nan, torch.inf, -torch.inf, -0.0], dtype=dtype)
+    keep = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1], dtype=torch.int16)
+    y = masked(x, keep)
+    assert torch.equal(y[:4], torch.zeros(4, dtype=dtype))
+    assert y[4].isnan()
+    assert torch.equal(y[5:].view(torch.uint8), x[5:].view(torch.uint8))  # bit for bit
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
