@@ -64,7 +64,8 @@ def main(words: list[str]) -> None:
             fresh[split] = {**results[0], "models": models, "seeds": len(seeds), **{key: made[key] for key in ("command", "commit", "date")}}
             tell(f"{split}: done")
     output = output_path("electrolyte", arguments)
-    publish(output, {**made, "splits": with_kept(output, "splits", fresh, CONFIGS)}, as_markdown, draw)
+    splits = with_kept(output, "splits", fresh, CONFIGS) if arguments.only else fresh
+    publish(output, {**made, "splits": splits}, as_markdown, draw)
 
 
 def _split(config: Path, arguments: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any]:
