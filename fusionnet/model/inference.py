@@ -6,8 +6,8 @@ The outputs are those of `FusionNetwork.forward` in evaluation mode, up to the r
 - Attention over a single token is linear: value and output projection are one matrix A = W_o W_v, half of the products. The first layer's acts on a sum
   of parts, x + A x = (1 + A) W [v; p; c], so it disappears into the tables and the projection of the numbers.
 - The first layers of all heads are one product.
-- The weights of the large products are in their dtype once, where autocast would cast them for every batch. The few small layers that read raw numbers
-  or give the answers, residuals and norms are fp32 whatever that dtype is.
+- The weights of the large products are cast and laid out once (`ConstantLinear`), where autocast would cast them for every batch. The few small layers
+  that read raw numbers or give the answers, residuals and norms are fp32 whatever that dtype is.
 
 Nothing here waits for the device: sizes, never values, decide what runs. `torch.no_grad`, not inference mode: rewards are to enter a policy's loss.
 """
@@ -22,21 +22,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusionnet.model.constant import ConstantLinear
 from fusionnet.model.fusion import JointFusion, JointFusionLayer, MLPLayer
 from fusionnet.model.modality import ModalityFusion, ModalityFusionLayer
 from fusionnet.model.network import FusionNetwork
 
 CPU_BLOCK_ROWS = 1024  # the widest activation of a block stays near the caches
-
-
-class _Linear(NamedTuple):
-    """A linear layer in the dtype of the products."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class _Norm(NamedTuple):
@@ -53,8 +44,8 @@ class _Norm(NamedTuple):
 class _Perceptron(NamedTuple):
     """The feed-forward network of a layer, with residual and norm."""
 
-    linear1: _Linear
-    linear2: _Linear
+    linear1: ConstantLinear
+    linear2: ConstantLinear
     norm: _Norm
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -64,7 +55,7 @@ class _Perceptron(NamedTuple):
 class _Mixing(NamedTuple):
     """Attention over a single token, with residual (unless the matrix contains it) and norm."""
 
-    linear: _Linear | None
+    linear: ConstantLinear | None
     norm: _Norm
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -74,15 +65,15 @@ class _Mixing(NamedTuple):
 class _Attention(NamedTuple):
     """Attention over several tokens, with residual and norm; only the first `num_asking` tokens go on."""
 
-    query: _Linear
-    key_value: _Linear
-    output: _Linear
+    query: ConstantLinear
+    key_value: ConstantLinear
+    output: ConstantLinear
     norm: _Norm
     num_heads: int
     num_asking: int | None
 
     def __call__(self, x: Float[Tensor, "B M D"]) -> Float[Tensor, "B Q D"]:
-        tokens, asking = x.to(self.query.weight.dtype), x[:, : self.num_asking]
+        tokens, asking = x.to(self.query.dtype), x[:, : self.num_asking]
         query = rearrange(self.query(tokens[:, : self.num_asking]), "b m (h d) -> b h m d", h=self.num_heads)
         key, value = rearrange(self.key_value(tokens), "b m (two h d) -> two b h m d", two=2, h=self.num_heads)
         attended = rearrange(F.scaled_dot_product_attention(query, key, value), "b h m d -> b m (h d)")
@@ -104,11 +95,11 @@ class RowEvaluator:
             matrix, offset = _single_token_attention(fusion.layers[0])
             matrix += torch.eye(len(matrix), device=matrix.device)
             self._weight, self._bias = matrix @ self._weight, matrix @ self._bias + offset
-        self._numeric_weights = [weight.to(dtype) for weight in self._part_weights()[len(network.adapters) :][: len(network.numeric)]]
+        self._numeric_projections = [ConstantLinear(weight.to(dtype), None) for weight in self._part_weights()[len(network.adapters) :][: len(network.numeric)]]
         self._steps = [step for place in range(len(fusion.layers)) for step in self._layer(place)]
         self._norm = _norm(fusion.norm)
         heads = list(network.heads.values())
-        self._heads = _Linear(*(torch.cat([getattr(head[0], name) for head in heads]).to(dtype) for name in ("weight", "bias")))
+        self._heads = ConstantLinear(*(torch.cat([getattr(head[0], name) for head in heads]).to(dtype) for name in ("weight", "bias")))
         self._head_widths = [head[0].out_features for head in heads]
         self._head_ends = [deepcopy(head[1:]).float() for head in heads]
         self._skip = None if network.linear_skip is None else deepcopy(network.linear_skip).float()
@@ -146,9 +137,7 @@ class RowEvaluator:
         network = self._network
         gathered = [table.index_select(0, column) for table, column in zip(tables, index.unbind(1), strict=True)]
         groups = network.numeric_groups(numeric.to(network.projection.weight.dtype))
-        numbers = [
-            F.linear(encoder(group).to(self._dtype), weight) for encoder, group, weight in zip(network.numeric, groups, self._numeric_weights, strict=True)
-        ]
+        numbers = [project(encoder(group)) for encoder, group, project in zip(network.numeric, groups, self._numeric_projections, strict=True)]
         x = self._modality_tokens(gathered, numbers) if isinstance(network.fusion, ModalityFusion) else _summed(gathered, numbers)
         for step in self._steps:
             x = step(x)
@@ -179,10 +168,10 @@ class RowEvaluator:
             no_bias = torch.zeros_like(layer.value.bias)
             both = [torch.cat(pair).to(dtype) for pair in ((layer.key.weight, layer.value.weight), (no_bias, layer.value.bias))]
             asking = 1 if place == len(fusion.layers) - 1 else None
-            yield _Attention(_linear(layer.query, dtype), _Linear(*both), _linear(layer.output, dtype), _norm(layer.norm1), layer.num_heads, asking)
+            yield _Attention(_linear(layer.query, dtype), ConstantLinear(*both), _linear(layer.output, dtype), _norm(layer.norm1), layer.num_heads, asking)
         else:
             matrix, offset = _single_token_attention(layer)
-            yield _Mixing(None if place == 0 else _Linear(matrix.to(dtype), offset.to(dtype)), _norm(layer.norm1))
+            yield _Mixing(None if place == 0 else ConstantLinear(matrix.to(dtype), offset.to(dtype)), _norm(layer.norm1))
         yield _Perceptron(*linears, _norm(layer.norm2))
 
 
@@ -202,8 +191,8 @@ def _summed(gathered: Sequence[Tensor], numbers: Sequence[Tensor]) -> Float[Tens
     return x
 
 
-def _linear(layer: nn.Linear, dtype: torch.dtype) -> _Linear:
-    return _Linear(layer.weight.to(dtype), layer.bias.to(dtype))
+def _linear(layer: nn.Linear, dtype: torch.dtype) -> ConstantLinear:
+    return ConstantLinear(layer.weight.to(dtype), layer.bias.to(dtype))
 
 
 def _norm(layer: nn.LayerNorm) -> _Norm:

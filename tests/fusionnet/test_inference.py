@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from fusionnet.config import ModelConfig, Task
 from fusionnet.model import inference
+from fusionnet.model.constant import ConstantLinear
 from fusionnet.model.inference import RowEvaluator
 from fusionnet.model.network import FusionNetwork
 
@@ -84,14 +85,15 @@ def test_residuals_and_norms_are_fp32_and_products_are_not(fusion: str, monkeypa
     evaluate = RowEvaluator(net, torch.bfloat16)
     tables = evaluate.tables(given[0])
     norms, products = [], []
-    norm, linear = functional.layer_norm, functional.linear
+    norm, product = functional.layer_norm, ConstantLinear.__call__
     monkeypatch.setattr(functional, "layer_norm", lambda x, *rest: norms.append(x.dtype) or norm(x, *rest))
-    monkeypatch.setattr(functional, "linear", lambda x, weight, bias=None: products.append((x.dtype, weight.shape[1])) or linear(x, weight, bias))
+    monkeypatch.setattr(ConstantLinear, "__call__", lambda self, x: products.append((self.dtype, x.shape[-1])) or product(self, x))
     evaluate(tables, *given[1:])
     assert len(norms) > SMALL.num_layers
     assert set(norms) == {torch.float32}
-    large = {dtype for dtype, width in products if width in (SMALL.fusion_width, SMALL.feedforward)}
-    assert large == {torch.bfloat16}
+    assert {dtype for dtype, _ in products} == {torch.bfloat16}
+    assert SMALL.fusion_width in {width for _, width in products}
+    assert len(products) > 2 * SMALL.num_layers
 
 
 @pytest.mark.parametrize("fusion", FORMS)
