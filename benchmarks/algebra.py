@@ -4,15 +4,16 @@ Each pair is compared, gradients included, before it is timed. Gathering early i
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.inference import interleaved, spread
 from benchmarks.publish import Panel, draw_bars, output_path, parser, publish
 from benchmarks.stamp import stamp
+from benchmarks.timing import interleaved, paired_ratio, timed
 from fusionnet.config import ModelConfig, Task
 from fusionnet.model.fusion import JointFusion
 from fusionnet.model.inference import RowEvaluator
@@ -48,8 +49,8 @@ def main(words: list[str]) -> None:
         plain, ours = pair.plain(), pair.ours()
         if (plain - ours).norm() > 1e-4 * plain.norm():
             raise AssertionError(f"{pair.what}: the two forms differ by {(plain - ours).norm() / plain.norm():.1e}; nothing was timed")
-        seconds = interleaved({"plain": pair.plain, "ours": pair.ours}, num_rounds)
-        found["pairs"][pair.what] = spread([plain / ours for plain, ours in zip(seconds["plain"], seconds["ours"], strict=True)], "ratio")
+        seconds = interleaved({"plain": partial(timed, pair.plain), "ours": partial(timed, pair.ours)}, num_rounds)
+        found["pairs"][pair.what] = paired_ratio(seconds["plain"], seconds["ours"])
     publish(output_path("algebra", arguments), found, as_markdown, draw)
 
 
@@ -133,11 +134,11 @@ def as_markdown(found: dict[str, Any]) -> str:
         "| computation, plain form | ours is faster by | 20 to 80 % |",
         "|---|---|---|",
     ]
-    lines += [f"| {what} | {pair['ratio']:.2f} x | {pair['ratio_p20']:.2f} to {pair['ratio_p80']:.2f} |" for what, pair in found["pairs"].items()]
+    lines += [f"| {what} | {pair['median']:.2f} x | {pair['p20']:.2f} to {pair['p80']:.2f} |" for what, pair in found["pairs"].items()]
     return "\n".join(lines) + "\n"
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """Draw how much faster each piece is than its plain form."""
-    bars = {what: (pair["ratio"], pair["ratio_p20"], pair["ratio_p80"]) for what, pair in found["pairs"].items()}
+    bars = {what: tuple(pair.values()) for what, pair in found["pairs"].items()}
     draw_bars(path, [Panel(f"fp32, {found['num_rows']:,} rows", "times as fast (lines: 20 to 80 % of the rounds)", bars, {"plain form": 1.0})], ours=bars)

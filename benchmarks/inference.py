@@ -14,25 +14,25 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import polars as pl
 import torch
-from torch.nn import functional as F
 
 from benchmarks.publish import Panel, draw_bars, output_path, parser, publish
 from benchmarks.stamp import stamp
+from benchmarks.timing import interleaved, spread, timed
 from embedcache.errors import UserError
 from embedcache.store import open_cache
 from fusionnet import RewardModel
 from fusionnet.assemble import Recipe, build_model, observed_tasks
 from fusionnet.batches import RowTable, load_rows
 from fusionnet.config import ModelConfig
+from fusionnet.model.constant import ConstantLinear
 from fusionnet.model.inference import CPU_BLOCK_ROWS
 from fusionnet.model.joint import JointModel
 from fusionnet.model.network import FusionNetwork
@@ -114,13 +114,16 @@ def measure(folder: Path, precision: str, num_rows: int, num_runs: int) -> dict[
         "network, batch by batch": lambda: _plainly(run.model, vectors, rows),
         "reward": lambda: model.reward(frame),
     }
-    seconds = interleaved({**calls, "products": products.run}, num_runs)
+    calls["products"] = products.run
+    for call in calls.values():
+        call()
+    seconds = interleaved({name: partial(timed, call) for name, call in calls.items()}, num_runs)
     gflops = [products.flop / each / 1e9 for each in seconds.pop("products")]
     bound = statistics.median(gflops) * 1e9 / flop_per_row(run.model.network, run.recipe)
-    found = {name: {**spread([num_rows / each for each in times], "rows_per_s")} for name, times in seconds.items()}
+    found = {name: {"rows_per_s": spread([num_rows / each for each in times])} for name, times in seconds.items()}
     for result in found.values():
-        result["share_of_roofline"] = result["rows_per_s"] / bound
-    return {"worst_difference_in_spreads": off, "roofline_gflop_per_s": spread(gflops, "gflop_per_s"), "roofline_rows_per_s": bound, "calls": found}
+        result["share_of_roofline"] = result["rows_per_s"]["median"] / bound
+    return {"worst_difference_in_spreads": off, "roofline_gflop_per_s": spread(gflops), "roofline_rows_per_s": bound, "calls": found}
 
 
 def _off(exact: RewardModel, vectors: list[torch.Tensor], rows: RowTable, model: JointModel) -> float:
@@ -153,8 +156,8 @@ def roofline(model: ModelConfig, dtype: torch.dtype, num_times: int = 4) -> Prod
     """Return the feed-forward network's two products, on a block of rows, some times."""
     rows, (narrow, wide) = CPU_BLOCK_ROWS, (model.fusion_width, model.feedforward)
     x, h = torch.randn(rows, narrow, dtype=dtype), torch.randn(rows, wide, dtype=dtype)
-    up, down = torch.randn(wide, narrow, dtype=dtype), torch.randn(narrow, wide, dtype=dtype)
-    return Products(lambda: [(F.linear(x, up), F.linear(h, down)) for _ in range(num_times)], num_times * 2 * 2 * rows * narrow * wide)
+    up, down = ConstantLinear(torch.randn(wide, narrow, dtype=dtype), None), ConstantLinear(torch.randn(narrow, wide, dtype=dtype), None)
+    return Products(lambda: [(up(x), down(h)) for _ in range(num_times)], num_times * 2 * 2 * rows * narrow * wide)
 
 
 def flop_per_row(network: FusionNetwork, recipe: Recipe) -> int:
@@ -177,24 +180,6 @@ def sizes(folder: Path) -> dict[str, Any]:
         "flop_per_row_specified": 2 * (parameters + layers * 2 * width * (width + 1)),
         "flop_per_row": flop_per_row(run.model.network, run.recipe),
     }
-
-
-def interleaved(calls: dict[str, Callable[[], object]], num_runs: int) -> dict[str, list[float]]:
-    """Return the seconds of each call, in rounds of all of them, so that what disturbs the machine disturbs all; the first round is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(num_runs + 1):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def spread(values: list[float], name: str) -> dict[str, float]:
-    """Return the median, and the 20 and 80 % quantiles."""
-    low, high = (float(np.quantile(values, share)) for share in (0.2, 0.8))
-    return {name: statistics.median(values), f"{name}_p20": low, f"{name}_p80": high}
 
 
 def peaks(folder: Path) -> dict[str, int]:
@@ -232,12 +217,12 @@ def as_markdown(found: dict[str, Any]) -> str:
     ]
     for precision, result in found["precisions"].items():
         for name, call in result["calls"].items():
-            rates = f"{call['rows_per_s']:,.0f} | {call['rows_per_s_p20']:,.0f} to {call['rows_per_s_p80']:,.0f}"
+            rates = "{median:,.0f} | {p20:,.0f} to {p80:,.0f}".format(**call["rows_per_s"])
             lines.append(f"| {precision} | {name} | {rates} | {call['share_of_roofline']:.0%} |")
     for precision, result in found["precisions"].items():
         lines += [
             "",
-            f"{precision}: the products alone reach {result['roofline_gflop_per_s']['gflop_per_s']:,.0f} GFLOP/s, hence at most "
+            f"{precision}: the products alone reach {result['roofline_gflop_per_s']['median']:,.0f} GFLOP/s, hence at most "
             f"{result['roofline_rows_per_s']:,.0f} rows/s; outputs are within {result['worst_difference_in_spreads']:.1g} standard deviations of the "
             "network's own in fp32.",
         ]
@@ -274,7 +259,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         Panel(
             f"{precision}, {found['threads']} threads",
             "rows per second (lines: 20 to 80 % of the runs)",
-            {name: (call["rows_per_s"], call["rows_per_s_p20"], call["rows_per_s_p80"]) for name, call in result["calls"].items()},
+            {name: tuple(call["rows_per_s"].values()) for name, call in result["calls"].items()},
             {"matrix products alone": result["roofline_rows_per_s"]},
         )
         for precision, result in found["precisions"].items()

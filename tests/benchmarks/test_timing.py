@@ -1,6 +1,8 @@
 """Interleaving, spreads, extension along a line, and the accounting of phases."""
 
 import time
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,12 +11,27 @@ from torch import nn
 from benchmarks.timing import PHASES, Phases, extended, interleaved, paired_ratio, spread
 
 
-def test_all_modes_take_part_in_every_round_and_every_second_round_runs_backwards() -> None:
+def test_all_modes_take_part_in_every_round_and_none_follows_itself() -> None:
     order: list[str] = []
-    turns = {name: (lambda name=name: order.append(name) or len(order)) for name in "abc"}
-    found = interleaved(turns, 3)
-    assert "".join(order) == "abc" + "cba" + "abc"
-    assert found == {"a": [1, 6, 7], "b": [2, 5, 8], "c": [3, 4, 9]}
+    turns = {name: (lambda name=name: order.append(name) or len(order)) for name in "abcd"}
+    found = interleaved(turns, 40)
+    rounds = ["".join(order[start : start + 4]) for start in range(0, 160, 4)]
+    assert all(sorted(each) == list("abcd") for each in rounds)
+    assert all(before != after for before, after in pairwise(order))
+    assert found == {name: [place + 1 for place, ran in enumerate(order) if ran == name] for name in "abcd"}
+    followed = Counter(pairwise(order))
+    assert len(followed) == 12  # each follows each other one
+    assert max(followed.values()) < 3 * min(followed.values())
+    again: list[str] = []
+    interleaved({name: (lambda name=name: again.append(name)) for name in "abcd"}, 40)
+    assert again == order  # ranks that take turns together must agree
+
+
+@pytest.mark.parametrize(("names", "expected"), [("", ""), ("a", "aaa"), ("ab", "ababab")])
+def test_few_modes_alternate(names: str, expected: str) -> None:
+    order: list[str] = []
+    interleaved({name: (lambda name=name: order.append(name)) for name in names}, 3)
+    assert "".join(order) == expected
 
 
 def test_a_slow_drift_of_the_machine_leaves_paired_ratios_alone() -> None:
