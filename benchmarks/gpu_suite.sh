@@ -3,7 +3,7 @@
 #   benchmarks/gpu_suite.sh [FOLDER]        results go to FOLDER (unset: $OUT, or benchmarks/results/gpu)
 #   benchmarks/gpu_suite.sh --dry [FOLDER]  the same command lines at toy sizes on a CPU, to see that each is right
 # Parts: tests marked gpu, kernel benchmark, one optimizer step, Stage 1 from table to metrics. A part that fails does not stop the others; the table at the
-# end says what passed, and the exit code is 1 if any failed.
+# end says what passed, and the exit code is 1 if any failed. Of each part come its numbers and its picture; the tables are in suite.log.
 # Needs Python with torch, triton, transformers 5 and peft. What else is missing can lie as wheels in a folder named by WHEELS: deepspeed, hjson, zarr, donfig,
 # numcodecs, google-crc32c, polars, polars-runtime-32, pydantic, pydantic-core, annotated-types, typing-inspection, rdkit, msgpack and einops; it is installed
 # into a temporary folder. PYTHON names the interpreter (unset: python3).
@@ -78,6 +78,7 @@ part "stage 1: training" 180 "$python" -m jobs.train "${config[@]}" "${train[@]}
 part "stage 1: evaluation" 60 "$python" -m jobs.evaluate_model --run "$work/run" --oracle "$work/oracle.parquet" --device "$device"
 part "stage 1: tables" 60 "$python" -m benchmarks stage1 --run "$work/run" --trained-at "$commit" --json "$out/stage1.json"
 
+rm -f "$out"/{kernels,throughput_bf16,stage1}.md # seven files stay; what lends a GPU may give back no more than eight
 failed=0
 {
     printf '\n%-24s %8s  %s\n' part seconds result
