@@ -126,10 +126,13 @@ class RowEvaluator:
     ) -> Float[Tensor, "B T"]:
         """Return the heads' outputs in fp32; `tables` are those of the vectors that `string_id` indexes, `numeric` is standardised."""
         outputs = torch.empty(len(numeric), len(self._head_ends), device=numeric.device)
-        block_rows = CPU_BLOCK_ROWS if numeric.device.type == "cpu" else max(1, len(numeric))
+        on_cpu = numeric.device.type == "cpu"
+        block_rows = CPU_BLOCK_ROWS if on_cpu else max(1, len(numeric))
         for start in range(0, len(numeric), block_rows):
             rows = slice(start, start + block_rows)
-            outputs[rows] = self._block(tables, torch.cat([string_id[rows], category[rows]], dim=1), numeric[rows])
+            index, numbers = torch.cat([string_id[rows], category[rows]], dim=1), numeric[rows]
+            more = (0, 0, 0, _rounded(len(numbers)) - len(numbers) if on_cpu else 0)
+            outputs[rows] = self._block(tables, F.pad(index, more), F.pad(numbers, more))[: len(numbers)]
         return outputs
 
     def _block(self, tables: Sequence[Tensor], index: Int[Tensor, "B _"], numeric: Float[Tensor, "B F"]) -> Float[Tensor, "B T"]:
@@ -173,6 +176,11 @@ class RowEvaluator:
             matrix, offset = _single_token_attention(layer)
             yield _Mixing(None if place == 0 else ConstantLinear(matrix.to(dtype), offset.to(dtype)), _norm(layer.norm1))
         yield _Perceptron(*linears, _norm(layer.norm2))
+
+
+def _rounded(num_rows: int) -> int:
+    """Return the next power of two, or multiple of 128: products of few sizes, since code is generated, and kept, for each (`constant`)."""
+    return min(1 << (num_rows - 1).bit_length(), -(-num_rows // 128) * 128)
 
 
 def _single_token_attention(layer: JointFusionLayer) -> tuple[Float[Tensor, "D D"], Float[Tensor, " D"]]:

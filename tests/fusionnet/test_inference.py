@@ -118,6 +118,21 @@ def test_blocks_do_not_matter_and_strings_may(monkeypatch: pytest.MonkeyPatch) -
     assert (evaluated(net, torch.float32, others, *given[1:]) - whole).abs().max() > 0.1
 
 
+def test_products_have_few_sizes_however_many_the_batches_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    # oneDNN generates code for each and keeps it: batches of 300 sizes took a gigabyte.
+    net, (vectors, *rows) = network("joint"), inputs(1100)
+    seen: set[int] = set()
+    product = ConstantLinear.__call__
+    monkeypatch.setattr(ConstantLinear, "__call__", lambda self, x: seen.add(len(x)) or product(self, x))
+    evaluate = RowEvaluator(net, torch.float32)
+    tables = evaluate.tables(vectors)
+    whole = evaluate(tables, *rows)
+    for num_rows in (*range(1, 40), *range(90, 1100, 37)):
+        torch.testing.assert_close(evaluate(tables, *(each[:num_rows] for each in rows)), whole[:num_rows], rtol=1e-4, atol=1e-4)
+    assert len(seen) <= 16
+    assert max(seen) == inference.CPU_BLOCK_ROWS
+
+
 def test_strings_are_projected_once_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     net, (vectors, *rows) = network("joint"), inputs(50)
     seen: list[int] = []
