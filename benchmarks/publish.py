@@ -106,7 +106,8 @@ def draw_bars(path: Path, panels: Sequence[Panel], ours: Container[str] = ()) ->
     """Draw panels of horizontal bars side by side, those named in `ours` in the house's colour; names that all panels share are written once."""
     shared = len({tuple(panel.bars) for panel in panels}) == 1
     most = max(len(panel.bars) for panel in panels)
-    figure, axes = axes_pair({1: 8.0, 2: 11.0}.get(len(panels), 4.2 * len(panels)), 1.5 + 0.38 * most, columns=len(panels))
+    names = 0.07 * max(0, max(len(name) for panel in panels for name in panel.bars) - 40)  # inches that the longest takes beyond the usual
+    figure, axes = axes_pair({1: 8.0, 2: 11.0}.get(len(panels), 4.2 * len(panels)) + names, 1.5 + 0.38 * most, columns=len(panels))
     for place, (each, panel) in enumerate(zip(np.atleast_1d(axes), panels, strict=True)):
         draw_panel(each, panel, ours)
         if place and shared:
