@@ -37,7 +37,7 @@ STRATEGIES = {
     "patients left out": (),
     "strings left out": ("split.strategy=leave_strings_out", "split.folds=7", "split.train_folds=5", "split.validation_folds=1"),
 }
-TRAINING = ("train.precision=bf16", "train.batch_rows=384", "optim.warmup_epochs=2", "optim.lr_encoder=0.0002")
+TRAINING = ("train.batch_rows=384", "optim.warmup_epochs=2", "optim.lr_encoder=0.0002")
 REFERENCE = "LoRA, CLS, joint fusion"
 ORACLE = "noise-free outcome: the best that can be reached"
 
@@ -114,7 +114,7 @@ def study(folder: Path, size: Size, split: str, overrides: tuple[str, ...], orac
 def _cached(folder: Path, overrides: list[str]) -> Experiment:
     """Return the experiment with its cache built."""
     mode = "frozen" if "encoder.mode=frozen" in overrides else "per_step"
-    experiment = experiment_of(folder, mode, "bf16", overrides)
+    experiment = experiment_of(folder, mode, "auto", overrides)
     build_cache(experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache, existing=Existing.OVERWRITE)
     return experiment
 

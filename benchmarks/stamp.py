@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from fusionnet.precision import multiplies_bf16
+
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "zarr", "polars", "numpy", "scikit-learn", "rdkit")
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
@@ -24,6 +26,7 @@ def stamp() -> dict[str, Any]:
             "processor": _processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "emulates_bf16": not multiplies_bf16(torch.device("cpu")),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

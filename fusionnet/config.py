@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from embedcache.config import Config, TargetColumn
 
 LossName = Literal["smooth_l1", "mse", "bce", "focal"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 _LOSSES_OF: dict[str, tuple[LossName, ...]] = {"regression": ("smooth_l1", "mse"), "binary": ("focal", "bce")}
 
 
@@ -114,7 +115,9 @@ class TrainConfig(Config):
     rows_memory_mib: int = Field(default=4096, ge=1, description="memory for rows, per rank")
     checkpoint_steps: int | None = Field(default=None, ge=1, description="optimizer steps between checkpoints inside an epoch; unset: one after each epoch")
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile of the network; auto: on GPUs (slower on the CPUs measured)")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: PrecisionName = Field(
+        default="fp32", description="auto: bf16 where every rank's device has instructions for it, else fp32 (CPUs without them emulate bf16 and are slower)"
+    )
     zero_stage: Literal[0, 1, 2, 3] | None = Field(
         default=None,
         description="0: gradients are averaged, nothing is partitioned; 1: Adam's moments are; 2: gradients too. Unset: 2, but 0 where a rank is alone",

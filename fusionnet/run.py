@@ -92,8 +92,8 @@ class TrainedRun:
 def load_run(folder: str | Path, moment: Moment = "best", device: torch.device | str = "cpu", precision: Precision = "fp32") -> TrainedRun:
     """Return a run from its folder, frozen and in evaluation mode; raises RunError where it is missing, incomplete or damaged.
 
-    Executes no code from the files and leaves the random state of the process alone. `precision` is that of the network's products: bf16 was
-    3.4 times faster at the specified size on two CPU cores, and rounds predictions to about three digits.
+    Executes no code from the files and leaves the random state of the process alone. `precision` is that of the network's products:
+    bf16 rounds predictions to about three digits, and is faster on GPUs and on CPUs that have instructions for it (`precision.multiplies_bf16`).
     """
     folder = Path(folder)
     name, written = _read_config(folder)

@@ -38,7 +38,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", choices=["best", "final", "last"], default="best")
     parser.add_argument("--reward", action="store_true", help="add the column reward (the run's config says what it is)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is about three times faster, to about three digits")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="bf16 rounds to about three digits; faster only where the device has it in hardware",
+    )
     arguments = parser.parse_args()
     if arguments.output.suffix.lower() not in (".parquet", ".csv"):
         parser.error(f"{arguments.output} ends in neither .parquet nor .csv")

@@ -7,12 +7,14 @@ from typing import Any
 
 from embedcache.errors import RunError
 from fusionnet.assemble import Recipe, count_trainable, observed_tasks
+from fusionnet.config import PrecisionName
 from fusionnet.export import export_run
+from fusionnet.precision import multiplies_bf16
 from fusionnet.train.engine import World
 from fusionnet.train.loop import RunFiles, Trainer, make_trainer, train_run
 from fusionnet.train.runlog import peak_rss_bytes
 from jobs.command import config_parser, run_job
-from jobs.experiment import Experiment, experiment_of, open_checked_cache
+from jobs.experiment import Experiment, experiment_of, load_experiment, open_checked_cache
 
 
 def main() -> None:
@@ -24,16 +26,19 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int, default=None, help="set by the deepspeed launcher; the environment is used instead")
     arguments = parser.parse_args()
     experiment = experiment_of(arguments)
+    folder = Path(experiment.run.dir)
+    if arguments.resume:
+        experiment = _in_the_runs_precision(experiment, folder)
     cache = open_checked_cache(experiment, arguments.config)
     encoders = tuple(column.encoder or experiment.encoder for column in experiment.data.strings)
     recipe = Recipe(observed_tasks(experiment.tasks, cache.layout), encoders, experiment.model, experiment.loss, experiment.train)
-    folder = Path(experiment.run.dir)
     if not arguments.summary:
         _check_folder(folder, arguments.resume, arguments.overwrite)
     world = World()
     trainer = make_trainer(recipe, experiment.optim, cache, world)
+    asked, experiment = experiment.train.precision, experiment.model_copy(update={"train": trainer.recipe.train})
     if world.is_main:
-        print(_summary(trainer, experiment))
+        print(_summary(trainer, asked))
     if not arguments.summary:
         if world.is_main:
             _make_folder(folder, experiment, arguments.overwrite)
@@ -76,9 +81,19 @@ def _make_folder(folder: Path, experiment: Experiment, overwrite: bool) -> None:
     (folder / f"{experiment.run.name}_config.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
 
 
-def _summary(trainer: Trainer, experiment: Experiment) -> str:
-    """Return what is about to be trained, in a screen."""
-    layout, plan, train = trainer.cache.layout, trainer.plan, experiment.train
+def _in_the_runs_precision(experiment: Experiment, folder: Path) -> Experiment:
+    """Return the experiment with `train.precision: auto` as the run in the folder, if there is one, was started: it goes on in the same numbers elsewhere."""
+    file = folder / f"{experiment.run.name}_config.yaml"
+    if experiment.train.precision != "auto" or not file.is_file():
+        return experiment
+    return experiment.model_copy(update={"train": experiment.train.model_copy(update={"precision": load_experiment(file).train.precision})})
+
+
+def _summary(trainer: Trainer, asked: PrecisionName) -> str:
+    """Return what is about to be trained, in a screen; `asked` is the config's precision."""
+    layout, plan, train = trainer.cache.layout, trainer.plan, trainer.recipe.train
+    device = trainer.world.device
+    precision = f"{train.precision} (auto)" if asked == "auto" else train.precision
     lines = [
         f"cache      {trainer.cache.path}: {layout.num_rows:,} rows, " + ", ".join(f"{spec.num_strings:,} distinct {spec.name}" for spec in layout.strings)
     ]
@@ -91,11 +106,13 @@ def _summary(trainer: Trainer, experiment: Experiment) -> str:
         lines.append(f"tasks      not in the table, hence not trained: {', '.join(layout.absent_targets)}")
     lines += [
         f"training   {plan.num_rows:,} rows, {train.epochs} epochs x {plan.steps_per_epoch} steps of up to {plan.batch_rows:,} rows, "
-        f"{trainer.world.size} rank(s) x {plan.num_micro_batches} micro-batches, {train.precision}, mode {trainer.recipe.mode}, "
+        f"{trainer.world.size} rank(s) x {plan.num_micro_batches} micro-batches, {precision}, mode {trainer.recipe.mode}, "
         f"ZeRO stage {train.zero_stage_of(trainer.world.size)}",
         f"rows       {trainer.train_rows.order}",
-        f"{'component':34} {'parameters':>12} {'trainable':>12} {'specification':>14}",
     ]
+    if train.precision == "bf16" and not multiplies_bf16(device):
+        lines.append(f"NOTE       this {device.type.upper()} has no instructions for bf16 and emulates it: train.precision=auto or fp32 is faster here")
+    lines.append(f"{'component':34} {'parameters':>12} {'trainable':>12} {'specification':>14}")
     for component, parameters, trainable, specified in trainer.model.parameter_table():
         lines.append(f"{component:34} {parameters:>12,} {trainable:>12,} {specified or '-':>14}")
     lines.append(f"{'total':34} {sum(p.numel() for p in trainer.model.parameters()):>12,} {count_trainable(trainer.model):>12,} {'~88M / ~2.3M':>14}")

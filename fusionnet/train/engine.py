@@ -3,8 +3,9 @@
 Stages. ZeRO 1 and 2 partition Adam's moments and the gradients, and may keep the moments on the host; stage 0 averages gradients and leaves AdamW as it is.
 There DeepSpeed would update with a gradient that is not finite, so its norm is looked at here first. Stage 3 is refused (see `TrainConfig`).
 
-Precision. fp32 and bf16 keep fp32 parameters and gradients; bf16 is torch.autocast around the forward passes, entered by the model and not through
-DeepSpeed's `torch_autocast`, which would also reduce gradients in bf16. fp16 is DeepSpeed's own, with its dynamic loss scale: there is one scaler.
+Precision. fp32 and bf16 (`sizing` has settled which of them `auto` is) keep fp32 parameters and gradients; bf16 is torch.autocast around the forward passes,
+entered by the model and not through DeepSpeed's `torch_autocast`, which would also reduce gradients in bf16. fp16 is DeepSpeed's own, with its dynamic loss
+scale: there is one scaler.
 
 State. DeepSpeed's checkpoints are pickles written in place, bound to one number of ranks. We gather fp32 parameters and Adam moments by parameter name
 instead, so that a checkpoint is a plain dict of tensors (`weights_only=True`), written atomically elsewhere and resumable on any number of ranks.

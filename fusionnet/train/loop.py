@@ -5,7 +5,7 @@ loss) and `<name>_final.pt` are links to it. How a run goes on from a checkpoint
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from fusionnet.train.engine import Engine, World
 from fusionnet.train.resume import Position, checkpoint_content, own_totals, resumed
 from fusionnet.train.runlog import Record, RunLog, peak_rss_bytes
 from fusionnet.train.schedule import Schedule, make_schedule
-from fusionnet.train.sizing import micro_batches_per_rank, set_threads
+from fusionnet.train.sizing import micro_batches_per_rank, set_threads, settled_precision
 from fusionnet.train.step import optimizer_step
 
 
@@ -64,8 +64,9 @@ class RunFiles:
 
 
 def make_trainer(recipe: Recipe, optim: OptimConfig, cache: Cache, world: World, pad_to: int | None = None) -> Trainer:
-    """Return a trainer at step 0."""
-    train = recipe.train
+    """Return a trainer at step 0; its recipe says what `train.precision: auto` came to."""
+    train = recipe.train.model_copy(update={"precision": settled_precision(recipe.train.precision, world)})
+    recipe = replace(recipe, train=train)
     set_threads(train.cpu_threads, world)
     train_rows, validation_rows = open_rows(cache, train, world.device)
     model = build_model(recipe, cache.layout, cache.scaling, world.device)

@@ -1,15 +1,23 @@
-"""How much of a step one forward pass takes, and on how many threads: decided from the device, once, at the start."""
+"""How much of a step one forward pass takes, in which precision, and on how many threads: decided from the device, once, at the start."""
 
 import os
 
 import torch
 
 from embedcache.store import Layout
-from fusionnet.config import ModelConfig, Task, TrainConfig
+from fusionnet.config import ModelConfig, PrecisionName, Task, TrainConfig
+from fusionnet.precision import multiplies_bf16
 from fusionnet.train.engine import World
 
 CPU_MICRO_BATCH_ROWS = 1024  # activations of one layer stay near the caches; measured in benchmarks/results
 GPU_SHARE = 0.5  # of the free memory for a micro-batch's activations; the rest is for the encoder's, gradients, and the allocator's gaps
+
+
+def settled_precision(precision: PrecisionName, world: World) -> PrecisionName:
+    """Return the precision that all ranks compute in (collective): `auto` becomes bf16 if each has instructions for it, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if world.least(int(multiplies_bf16(world.device))) else "fp32"
 
 
 def micro_batches_per_rank(train: TrainConfig, model: ModelConfig, tasks: tuple[Task, ...], layout: Layout, world: World) -> int:

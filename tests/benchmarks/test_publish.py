@@ -52,10 +52,12 @@ def test_a_run_of_one_part_keeps_the_others(tmp_path: Path) -> None:
 
 def test_fewer_threads_than_cores_are_said() -> None:
     made = stamp()
-    made["hardware"] |= {"processor": "p", "cores": 4, "threads": 1, "gpu": None}
+    made["hardware"] |= {"processor": "p", "cores": 4, "threads": 1, "gpu": None, "emulates_bf16": False}
     assert machine(made) == "4 cores (1 thread) of p"
     made["hardware"]["threads"] = 4
     assert machine(made) == "4 cores of p"
+    made["hardware"]["emulates_bf16"] = True
+    assert machine(made) == "4 cores of p (bf16 emulated)"
 
 
 def test_a_result_is_dirty_where_code_differs_from_its_commit_and_only_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from embedcache.build import build_cache
+from fusionnet.precision import multiplies_bf16
 from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
 from jobs.experiment import load_experiment
 
@@ -75,6 +76,18 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_experiment: Path, four_epoch
     records, whole = (json.loads((run / "training_log.json").read_text()) for run in (folder, four_epochs))
     assert [record["epoch"] for record in records] == [1, 2, 3, 4]
     assert [record["val_loss"] for record in records] == [record["val_loss"] for record in whole]
+
+
+def test_auto_precision_is_settled_at_the_start_and_kept_when_the_run_goes_on(tiny_experiment: Path, tmp_path: Path) -> None:
+    here, elsewhere = ("bf16", "fp32") if multiplies_bf16(torch.device("cpu")) else ("fp32", "bf16")
+    auto = ("--set", "train.precision=auto", "--set", "train.epochs=1")
+    done = train(tiny_experiment, *auto, "--set", f"run.dir={tmp_path / 'here'}")
+    assert f"micro-batches, {here} (auto), mode" in done.stdout
+    assert load_checkpoint(tmp_path / "here" / "tiny_final.pt")["config"]["train"]["precision"] == here
+    asked = train(tiny_experiment, *auto, "--set", f"run.dir={tmp_path / 'elsewhere'}", "--set", f"train.precision={elsewhere}")
+    assert ("has no instructions for bf16" in asked.stdout) == (elsewhere == "bf16")
+    train(tiny_experiment, *auto, "--set", f"run.dir={tmp_path / 'elsewhere'}", "--resume")
+    assert load_experiment(tmp_path / "elsewhere" / "tiny_config.yaml").train.precision == elsewhere
 
 
 @pytest.mark.parametrize(("rows", "zero_stage"), [("resident", 0), ("streaming", 2)])
