@@ -1,5 +1,6 @@
 """Train a model from a cache: `deepspeed jobs/train.py --config C`, or torchrun, or srun, or plain python for one process (see configs/launch/)."""
 
+import jobs  # noqa: F401  # isort: skip  (before torch; a script does not import its package by itself)
 import shutil
 import time
 from pathlib import Path

@@ -1,5 +1,6 @@
 """Shared fixtures: everything runs offline, on the CPU, on a few threads; EMBEDCACHE_GPU=1 leaves a GPU to the tests marked gpu."""
 
+import jobs  # noqa: F401  # isort: skip  (before torch: it says how threads wait)
 import os
 from collections.abc import Callable
 from pathlib import Path
