@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.publish import number, table
+from benchmarks.publish import machine, number, table
 from benchmarks.quality import ORACLE, SHOWN, mean_sd
 from benchmarks.stamp import RESULTS
 from embedcache.errors import UserError
@@ -42,7 +42,7 @@ def results(folder: Path = RESULTS) -> str:
     steps = sorted(folder.glob("throughput_*.json"))
     steps = [file for file in steps if not file.stem.endswith("_quick")]
     known = {file.stem for file in steps}
-    parts = [_throughput(_read(file), (folder / f"{file.stem}.png").is_file()) for file in steps] or [_absent("throughput")]
+    parts = [_throughput(steps)] if steps else [_absent("throughput")]
     for name, section in SECTIONS.items():
         file = folder / f"{name}.json"
         known.add(name)
@@ -68,26 +68,38 @@ def _picture(words: str, name: str, there: bool) -> list[str]:
     return ["", f"![{words}]({FOLDER}/{name}.png)"] if there else []
 
 
-def _throughput(found: dict[str, Any], picture: bool) -> str:
-    bound, speedup, name = found["bound"]["naive_128"], found["speedup"], f"throughput_{found['precision']}"
-    lines = [
-        f"One optimizer step of {found['batch_rows']:,} rows, 21 distinct strings, polyBERT's size with LoRA, {found['precision']}, "
-        f"{found['hardware']['cores']} cores of {found['hardware']['processor']} ([how]({FOLDER}/{name}.md)):",
-        "",
-    ]
+def _throughput(files: list[Path]) -> str:
+    """Return the first result in full, and all of them beside each other."""
+    first = _read(files[0])
+    lines = [f"One optimizer step of {first['batch_rows']:,} rows, 21 distinct strings, polyBERT's size with LoRA, {first['precision']}, {machine(first)}:", ""]
     cells = []
-    for mode, result in found["modes"].items():
+    for mode, result in first["modes"].items():
         extended = " (extended from small steps)" if result["extrapolated"] else ""
-        hours = f"{found['stage1_hours'][mode]:,.1f}"
+        hours = f"{first['stage1_hours'][mode]:,.1f}"
         cells.append((f"{mode}{extended}", number(result["rows_per_s"]), number(result["step_s"]), f"{result['encoder_tokens_per_step']:,}", hours))
     lines += table(("mode", "rows/s", "step, s", "encoder tokens", "Stage 1, 15 epochs, h"), cells)
+    lines += _picture("Rows per second of each mode, and the share of each phase in a step", files[0].stem, files[0].with_suffix(".png").is_file())
     lines += [
         "",
-        f"`per_step` is {speedup['per_step_vs_naive_128']:,.0f} x as fast as naive padded to 128 ({bound['share_reached']:.0%} of Amdahl's bound) and "
-        f"{speedup['per_step_vs_naive_longest']:,.0f} x as fast as padded to the longest; it takes {1 / speedup['per_step_vs_frozen']:.2f} x "
-        "the time of `frozen`, where encoding costs nothing.",
+        "The same step, `per_step` beside encoding every row (padded to 128 as specified, with the share of Amdahl's bound; padded to the longest), and beside "
+        "`frozen`, where encoding costs nothing:",
+        "",
     ]
-    return "\n".join(lines + _picture("Rows per second of each mode, and the share of each phase in a step", name, picture))
+    header = ("precision, processor", "per_step, rows/s", "times as fast as padded to 128", "as padded to the longest", "times the time of frozen")
+    return "\n".join(lines + table(header, [_compared(file) for file in files]))
+
+
+def _compared(file: Path) -> tuple[str, ...]:
+    """Return a throughput result's line."""
+    found = _read(file)
+    speedup, share = found["speedup"], found["bound"]["naive_128"]["share_reached"]
+    return (
+        f"[{found['precision']}, {machine(found)}]({FOLDER}/{file.stem}.md)",
+        number(found["modes"]["per_step"]["rows_per_s"]),
+        f"{speedup['per_step_vs_naive_128']:,.0f} ({share:.0%} of the bound)",
+        f"{speedup['per_step_vs_naive_longest']:,.0f}",
+        f"{1 / speedup['per_step_vs_frozen']:.2f}",
+    )
 
 
 def _sweeps(found: dict[str, Any], picture: bool) -> str:
