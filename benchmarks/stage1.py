@@ -56,8 +56,10 @@ def main(words: list[str]) -> None:
 
 
 def changes(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings in which a run's training differs from configs/stage1.yaml: name and the run's value."""
+    """Return the settings in which a run's training differs from configs/stage1.yaml: name and the run's value. A precision that was settled does not."""
     specified = load_experiment(SPECIFIED).model_dump(mode="json")
+    if specified["train"]["precision"] == "auto":
+        specified["train"]["precision"] = config["train"]["precision"]
     return {
         f"{section}.{key}": value
         for section in ("split", "model", "loss", "optim", "train")
