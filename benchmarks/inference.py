@@ -236,6 +236,7 @@ def _overrides(folder: Path) -> list[str]:
         f"encoder.source={folder / 'encoder'}",
         f"cache.path={folder / 'cache.zarr'}",
         "encoder.mode=frozen",
+        "train.precision=fp32",
         f"run.dir={folder / 'run'}",
     ]
 

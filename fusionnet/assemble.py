@@ -12,6 +12,7 @@ from torch import nn
 
 from embedcache.config import EncoderConfig, EncodingMode
 from embedcache.encoder import StringEncoder, load_encoder
+from embedcache.errors import ConfigError
 from embedcache.live import LiveEncoder
 from embedcache.lora import add_lora
 from embedcache.scaling import Scaling
@@ -48,7 +49,12 @@ def observed_tasks(tasks: Sequence[Task], layout: Layout) -> tuple[Task, ...]:
 
 
 def build_model(recipe: Recipe, layout: Layout, scaling: Scaling, device: torch.device | str = "cpu", live: bool | None = None) -> JointModel:
-    """Return a freshly initialised model: seeded by `train.seed`, encoders with LoRA unless frozen (`live=False` leaves the encoders out)."""
+    """Return a freshly initialised model: seeded by `train.seed`, encoders with LoRA unless frozen (`live=False` leaves the encoders out).
+
+    Raises ConfigError where `train.precision` is still `auto`: ranks settle it together (`make_trainer` does).
+    """
+    if recipe.train.precision == "auto":
+        raise ConfigError("train.precision is still auto, which ranks settle together before the model is built: give fp32 or bf16, or use make_trainer")
     torch.manual_seed(recipe.train.seed)
     live = recipe.mode != "frozen" if live is None else live
     encoders = _load_encoders(recipe.encoders, [spec.name for spec in layout.strings]) if live else {}

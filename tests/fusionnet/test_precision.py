@@ -1,13 +1,18 @@
 """`train.precision: auto` is bf16 where every rank has instructions for it, and fp32 where one has not."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from embedcache.errors import ConfigError
+from embedcache.store import open_cache
+from fusionnet.assemble import Recipe, build_model, observed_tasks
 from fusionnet.precision import multiplies_bf16
 from fusionnet.train.engine import World
 from fusionnet.train.sizing import settled_precision
+from jobs.experiment import load_experiment
 
 CPU = torch.device("cpu")
 
@@ -66,3 +71,11 @@ def test_the_rank_that_can_do_least_decides(of_other: int, precision: str, monke
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_what_was_asked_for_is_kept_without_asking_others(precision: Any) -> None:
     assert settled_precision(precision, TwoRanks(None)) == precision
+
+
+def test_a_model_is_not_built_before_its_precision_is_known(tiny_experiment: Path) -> None:
+    experiment = load_experiment(tiny_experiment, ["train.precision=auto"])
+    cache = open_cache(experiment.cache.path)
+    recipe = Recipe(observed_tasks(experiment.tasks, cache.layout), (experiment.encoder,) * 2, experiment.model, experiment.loss, experiment.train)
+    with pytest.raises(ConfigError, match="still auto"):
+        build_model(recipe, cache.layout, cache.scaling)
