@@ -75,8 +75,9 @@ def machine(found: dict[str, Any]) -> str:
     hardware = found["hardware"]
     threads = hardware.get("threads", hardware["cores"])
     fewer = "" if threads == hardware["cores"] else f" ({threads} thread{'s' if threads > 1 else ''})"
-    emulation = " (bf16 emulated)" if hardware.get("emulates_bf16") else ""
-    return f"{hardware['cores']} cores{fewer} of {hardware['processor']}{emulation}" + (f", {hardware['gpu']}" if hardware.get("gpu") else "")
+    gpu = hardware.get("gpu")
+    beside = f", {gpu}" if gpu else " (bf16 emulated)" if hardware.get("emulates_bf16") else ""  # beside a GPU, how the CPU multiplies hardly matters
+    return f"{hardware['cores']} cores{fewer} of {hardware['processor']}{beside}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

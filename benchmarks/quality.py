@@ -29,6 +29,7 @@ from fusionnet.metrics import task_metrics
 from fusionnet.predict import forward_rows, to_units
 from fusionnet.train.loop import RunFiles, Trainer, make_trainer, run_epoch
 from fusionnet.train.resume import Position
+from fusionnet.train.sizing import settled_precision
 from jobs.cohort.generate import cohort_frames
 from jobs.experiment import Experiment
 
@@ -64,6 +65,7 @@ def main(words: list[str]) -> None:
     arguments = options.parse_args(words)
     size = QUICK if arguments.quick else FULL
     found: dict[str, Any] = {**stamp(), "quick": arguments.quick, "encoder": size.encoder, "epochs": size.epochs, "seeds": size.seeds}
+    found["precision"] = settled_precision("auto", world())
     output = output_path("quality", arguments)
     fresh: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -172,7 +174,8 @@ def mean_sd(values: list[float | None]) -> tuple[float, float] | None:
 def as_markdown(found: dict[str, Any]) -> str:
     """Return one table per split."""
     lines = heading(
-        f"Quality on the reference cohort, scaled down: {found['seeds']} seeds, {found['epochs']} epochs, encoder of {found['encoder']} size",
+        f"Quality on the reference cohort, scaled down: {found['seeds']} seeds, {found['epochs']} epochs, encoder of {found['encoder']} size"
+        + (f", {found['precision']}" if "precision" in found else ""),
         found,
         "Test rows; mean and standard deviation over seeds, each of which deals patients or strings anew. Brackets: mean difference to the first line, seed by "
         "seed. The cohort is synthetic and the encoder a stand-in with random weights: what real polyBERT adds is not in these numbers.",

@@ -71,7 +71,11 @@ def _picture(words: str, name: str, there: bool) -> list[str]:
 def _throughput(files: list[Path]) -> str:
     """Return the first result in full, and all of them beside each other."""
     first = _read(files[0])
-    lines = [f"One optimizer step of {first['batch_rows']:,} rows, 21 distinct strings, polyBERT's size with LoRA, {first['precision']}, {machine(first)}:", ""]
+    lines = [
+        f"One optimizer step of {first['batch_rows']:,} rows, 21 distinct strings, polyBERT's size with LoRA, {first['precision']}, {machine(first)} "
+        f"([how]({FOLDER}/{files[0].stem}.md)):",
+        "",
+    ]
     cells = []
     for mode, result in first["modes"].items():
         extended = " (extended from small steps)" if result["extrapolated"] else ""

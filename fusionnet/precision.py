@@ -1,7 +1,7 @@
 """What a device multiplies in hardware.
 
 torch computes bf16 on any CPU, but emulates it where instructions for it are missing: before AMD's Zen 4, Intel's Sapphire Rapids and ARM's v8.6. There it
-is slower than fp32 (by how much: benchmarks/results/LOG.md), so a run that takes minutes on one laptop takes an hour on the next.
+is slower than fp32 (by how much: benchmarks/results/LOG.md).
 """
 
 import torch

@@ -2,8 +2,8 @@
 
 Each imports this before torch, since OpenMP reads how its threads wait when it is loaded. GNU's (torch's on Linux) lets a thread that waits for work spin
 for milliseconds, which on a machine with other work takes the cores from those that have some: of two trainings side by side on two cores, each took four
-to ten times as long as they should. A shorter spin costs one alone hardly anything, and lets two share the cores (benchmarks/results/LOG.md). What the user
-has set stays.
+times as long as one after the other, and more. A shorter spin costs one alone hardly anything, and lets two share the cores (benchmarks/results/LOG.md).
+What the user has set stays.
 """
 
 import os

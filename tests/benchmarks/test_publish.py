@@ -58,6 +58,8 @@ def test_fewer_threads_than_cores_are_said() -> None:
     assert machine(made) == "4 cores of p"
     made["hardware"]["emulates_bf16"] = True
     assert machine(made) == "4 cores of p (bf16 emulated)"
+    made["hardware"]["gpu"] = "g"
+    assert machine(made) == "4 cores of p, g"
 
 
 def test_a_result_is_dirty_where_code_differs_from_its_commit_and_only_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,13 @@ def test_every_published_result_can_be_shown() -> None:
     for file in RESULTS.glob("throughput_*.json"):
         if not file.stem.endswith("_quick"):
             found = json.loads(file.read_text())
-            assert number(found["modes"]["per_step"]["rows_per_s"]) in text
+            line = next(line for line in text.splitlines() if line.startswith("| [") and f"/{file.stem}.md)" in line)
+            rate, padded, longest, frozen = line.strip("| ").split(" | ")[1:]
+            speedup = found["speedup"]
+            assert rate == number(found["modes"]["per_step"]["rows_per_s"])
+            assert float(padded.split(" (")[0]) == round(speedup["per_step_vs_naive_128"])
+            assert float(longest) == round(speedup["per_step_vs_naive_longest"])
+            assert float(frozen) == pytest.approx(1 / speedup["per_step_vs_frozen"], abs=0.005)
 
 
 def test_a_quick_run_writes_beside_the_published_result() -> None:
