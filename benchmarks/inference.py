@@ -5,6 +5,7 @@ evaluator's outputs are compared with the network's own. `reward` takes a polars
 
 The roofline is measured in the same process, between the timed runs: the network's largest products alone, in the same dtype and on as many rows at once.
 A row needs `flop_per_row` operations in matrix products, so no arrangement of them evaluates more rows per second than roofline / flop_per_row.
+`--quick` takes only the precision that the machine has instructions for.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from fusionnet.model.constant import ConstantLinear
 from fusionnet.model.inference import CPU_BLOCK_ROWS
 from fusionnet.model.joint import JointModel
 from fusionnet.model.network import FusionNetwork
+from fusionnet.precision import multiplies_bf16
 from fusionnet.predict import forward_rows
 from fusionnet.run import vectors_of
 from fusionnet.train.checkpoint import save_checkpoint
@@ -50,7 +52,7 @@ MEMORY_ROWS = 480_000  # of the larger of two files; the smaller has an eighth
 def main(words: list[str]) -> None:
     """Measure and write benchmarks/results/inference.json and .md."""
     command = parser("inference", __doc__ or "")
-    command.add_argument("--peak", nargs=2, metavar=("RUN", "FILE"), help=argparse.SUPPRESS)
+    command.add_argument("--peak", nargs=3, metavar=("RUN", "FILE", "PRECISION"), help=argparse.SUPPRESS)
     arguments = command.parse_args(words)
     if arguments.peak:
         print(json.dumps(_peak(*arguments.peak)))
@@ -67,8 +69,9 @@ def main(words: list[str]) -> None:
             "threads": torch.get_num_threads(),
             **sizes(folder),
         }
-        found["precisions"] = {precision: measure(folder, precision, num_rows, num_runs) for precision in PRECISIONS}
-        found["peak_rss_bytes"] = peaks(folder)
+        own = "bf16" if multiplies_bf16(torch.device("cpu")) else "fp32"  # what this machine has instructions for
+        found["precisions"] = {precision: measure(folder, precision, num_rows, num_runs) for precision in ((own,) if arguments.quick else PRECISIONS)}
+        found["peak_rss_bytes"], found["peak_precision"] = peaks(folder, own), own
     publish(output_path("inference", arguments), found, as_markdown, draw)
 
 
@@ -182,19 +185,19 @@ def sizes(folder: Path) -> dict[str, Any]:
     }
 
 
-def peaks(folder: Path) -> dict[str, int]:
+def peaks(folder: Path, precision: str) -> dict[str, int]:
     """Return the peak memory of a process that rewards a Parquet file, and of one that rewards 8 times as many rows."""
     whole = pl.scan_parquet(folder / "cohort.parquet")
     found = {}
     for times in (1, 8):
         file = folder / f"rows_{times}.parquet"
         whole.head(times * MEMORY_ROWS // 8).collect().write_parquet(file, row_group_size=8192)
-        found[f"{times}x"] = json.loads(run_module("benchmarks", "inference", "--peak", str(folder / "run"), str(file)))
+        found[f"{times}x"] = json.loads(run_module("benchmarks", "inference", "--peak", str(folder / "run"), str(file), precision))
     return found
 
 
-def _peak(run: str, file: str) -> int:
-    for _ in RewardModel.load(run, precision="bf16").batches(file, reward=True):
+def _peak(run: str, file: str, precision: str) -> int:
+    for _ in RewardModel.load(run, precision=precision).batches(file, reward=True):
         pass
     return peak_rss_bytes()
 
@@ -226,8 +229,8 @@ def as_markdown(found: dict[str, Any]) -> str:
             f"{result['roofline_rows_per_s']:,.0f} rows/s; outputs are within {result['worst_difference_in_spreads']:.1g} standard deviations of the "
             "network's own in fp32.",
         ]
-    few, many = MEMORY_ROWS // 8, MEMORY_ROWS
-    return "\n".join([*lines, "", f"Peak memory: {peaks_mib['1x']:,.0f} MiB for {few:,} rows, {peaks_mib['8x']:,.0f} MiB for {many:,}."]) + "\n"
+    few, many = (f"{peaks_mib[times]:,.0f} MiB for {rows:,}" for times, rows in (("1x", MEMORY_ROWS // 8), ("8x", MEMORY_ROWS)))
+    return "\n".join([*lines, "", f"Peak memory, {found['peak_precision']}: {few} rows, {many}."]) + "\n"
 
 
 def _overrides(folder: Path) -> list[str]:

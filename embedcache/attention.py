@@ -13,6 +13,15 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 
+class Padding(NamedTuple):
+    """How the T tokens of a group lie in its flattened padded batch of S L slots."""
+
+    place: Int[Tensor, " T"]  # the slot of each token
+    token: Int[Tensor, " S*L"]  # the token of each slot; where there is none, the first of its string
+    empty: Int[Tensor, " _"]  # slots without a token
+    bias: Float[Tensor, "S 1 1 L"]  # 0 for tokens, -inf for empty slots
+
+
 class Group(NamedTuple):
     """Strings of like length, padded to the longest, L, for attention alone."""
 
@@ -21,8 +30,7 @@ class Group(NamedTuple):
     num: int  # S
     longest: int  # L
     length: Int[Tensor, " S"]
-    place: Int[Tensor, " T"] | None  # of each token in the flattened padded batch; None: nothing is padded
-    bias: Float[Tensor, "S 1 1 L"] | None  # 0 for tokens, -inf for padding
+    padding: Padding | None  # None: all strings are equally long
 
 
 class Packing(NamedTuple):
@@ -39,13 +47,17 @@ def packing(lengths: tuple[tuple[int, ...], ...], device: torch.device) -> Packi
     groups, num_strings, num_tokens = [], 0, 0
     for of_group in lengths:
         longest, num, total = max(of_group), len(of_group), sum(of_group)
-        inside = torch.arange(longest) < torch.tensor(of_group).unsqueeze(1)  # [S, L]
-        place = bias = None
+        length = torch.tensor(of_group)
+        inside = torch.arange(longest) < length.unsqueeze(1)  # [S, L]
+        padding = None
         if total < num * longest:
-            place = inside.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
-            bias = torch.zeros(num, 1, 1, longest).masked_fill(~inside[:, None, None], -torch.inf).to(device, non_blocking=True)
+            place, empty = (which.flatten().nonzero().squeeze(1) for which in (inside, ~inside))
+            start = length.cumsum(0) - length
+            token = (start.unsqueeze(1) + torch.where(inside, torch.arange(longest), 0)).flatten()
+            bias = torch.zeros(num, 1, 1, longest).masked_fill(~inside[:, None, None], -torch.inf)
+            padding = Padding(*(each.to(device, non_blocking=True) for each in (place, token, empty, bias)))
         strings, tokens = slice(num_strings, num_strings + num), slice(num_tokens, num_tokens + total)
-        groups.append(Group(strings, tokens, num, longest, torch.tensor(of_group).to(device, non_blocking=True), place, bias))
+        groups.append(Group(strings, tokens, num, longest, length.to(device, non_blocking=True), padding))
         num_strings, num_tokens = strings.stop, tokens.stop
     length = torch.tensor([each for of_group in lengths for each in of_group])
     first = length.cumsum(0) - length
@@ -55,8 +67,16 @@ def packing(lengths: tuple[tuple[int, ...], ...], device: torch.device) -> Packi
 
 def pad(x: Float[Tensor, "T C"], group: Group) -> Float[Tensor, "S L C"]:
     """Return the tokens of each string of a group apart, zeros after its end."""
-    if group.place is not None:
-        x = x.new_zeros(group.num * group.longest, x.shape[1]).index_copy(0, group.place, x)
+    apart = _spread(x, group)
+    if group.padding is not None:
+        apart.view(-1, apart.shape[2]).index_fill_(0, group.padding.empty, 0)
+    return apart
+
+
+def _spread(x: Float[Tensor, "T C"], group: Group) -> Float[Tensor, "S L C"]:
+    """Return the tokens of each string of a group apart, its first one again and again after its end."""
+    if group.padding is not None:
+        x = x.index_select(0, group.padding.token)
     return x.view(group.num, group.longest, -1)
 
 
@@ -73,7 +93,8 @@ class _Attention(torch.autograd.Function):
         context = stacked.new_empty(len(stacked if query is None else query), width)
         saved = []
         for group in layout.groups:
-            parts = _heads(pad(stacked[group.tokens], group), num_parts, num_heads)  # [q, k, v] or [k, v], each [S heads, L, D]
+            # Empty slots need not be zero: as keys they have no weight, as queries nobody reads them, and their gradient is zero.
+            parts = _heads(_spread(stacked[group.tokens], group), num_parts, num_heads)  # [q, k, v] or [k, v], each [S heads, L, D]
             if query is not None:
                 parts = [query[group.strings].reshape(group.num * num_heads, 1, -1), *parts]
             q, k, v = parts
@@ -96,15 +117,16 @@ class _Attention(torch.autograd.Function):
                 of_context = gradient[group.strings].reshape(q.shape)
             else:
                 (of_context,) = _heads(pad(gradient[group.tokens], group), 1, ctx.num_heads)
-            of_value = torch.bmm(probability.to(v.dtype).transpose(1, 2), of_context)
             of_score = torch._softmax_backward_data(_wide(torch.bmm(of_context, v.transpose(1, 2))), probability, 2, probability.dtype)
             of_score = of_score.div_(_root(q.shape[2])).to(q.dtype)
-            of_q, of_key = torch.bmm(of_score, k), torch.bmm(of_score.transpose(1, 2), q)
+            of_parts = k.new_empty(2 if ctx.alone else 3, *k.shape)  # [of q, of k, of v] or [of k, of v]
             if of_query is None:
-                _put(of_stacked, torch.stack([of_q, of_key, of_value]), group, False)
+                torch.bmm(of_score, k, out=of_parts[0])
             else:
-                of_query[group.strings] = of_q.view(group.num, -1)
-                _put(of_stacked, torch.stack([of_key, of_value]), group, False)
+                of_query[group.strings] = torch.bmm(of_score, k).view(group.num, -1)
+            torch.bmm(of_score.transpose(1, 2), q, out=of_parts[-2])
+            torch.bmm(probability.to(v.dtype).transpose(1, 2), of_context, out=of_parts[-1])
+            _put(of_stacked, of_parts, group, False)
         return of_query, of_stacked, None, None
 
 
@@ -122,17 +144,17 @@ def _put(out: Float[Tensor, "_ C"], heads: Float[Tensor, "*parts _ _ D"], group:
         return
     num_heads = heads.shape[-3] // group.num
     rows = heads.view(-1, group.num, num_heads, group.longest, heads.shape[-1]).permute(1, 3, 0, 2, 4).reshape(group.num * group.longest, -1)
-    if group.place is None:
+    if group.padding is None:
         out[group.tokens] = rows
     else:
-        torch.index_select(rows, 0, group.place, out=out[group.tokens])
+        torch.index_select(rows, 0, group.padding.place, out=out[group.tokens])
 
 
 def _softmax(q: Float[Tensor, "_ Q D"], k: Float[Tensor, "_ L D"], group: Group) -> Float[Tensor, "_ Q L"]:
     """Return the attention probabilities. They stay wide for the backward pass: rounded, they would not add up to 1, and keys' gradients are differences."""
     scores = _wide(torch.bmm(q, k.transpose(1, 2))).div_(_root(q.shape[2]))
-    if group.bias is not None:
-        scores.view(group.num, -1, *scores.shape[1:]).add_(group.bias)
+    if group.padding is not None:
+        scores.view(group.num, -1, *scores.shape[1:]).add_(group.padding.bias)
     return scores.softmax(2)
 
 

@@ -146,6 +146,19 @@ def test_each_projection_has_a_mask_of_its_own_and_the_gradient_goes_through_it(
     torch.testing.assert_close(x.grad, sum(keep.float() for keep in kept) / 0.75)
 
 
+def test_a_string_that_is_not_finite_spoils_no_other_of_its_group() -> None:
+    layout = packing(((2, 5, 3),), torch.device("cpu"))
+    stacked = torch.randn(10, 3 * 8, generator=torch.Generator().manual_seed(0))
+    wanted = attend(None, stacked, layout, 2)
+    for start, stop in ((0, 2), (2, 7), (7, 10)):
+        spoilt = stacked.clone()
+        spoilt[start:stop] = torch.nan
+        context = attend(None, spoilt, layout, 2)
+        others = torch.tensor([not start <= token < stop for token in range(10)])
+        assert torch.equal(context[others], wanted[others])
+        assert context[start:stop].isnan().all()
+
+
 @pytest.mark.parametrize("one_query", [False, True])
 def test_attention_has_the_gradient_of_its_own_differences(one_query: bool) -> None:
     torch.manual_seed(0)
