@@ -2,8 +2,8 @@
 # Everything that needs a GPU, in one command of less than ten minutes:
 #   benchmarks/gpu_suite.sh [FOLDER]        results go to FOLDER (unset: $OUT, or benchmarks/results/gpu)
 #   benchmarks/gpu_suite.sh --dry [FOLDER]  the same command lines at toy sizes on a CPU, to see that each is right
-# Parts: tests marked gpu, kernel benchmark, one optimizer step, Stage 1 from table to metrics. A part that fails does not stop the others; the table at the
-# end says what passed, and the exit code is 1 if any failed. Of each part come its numbers and its picture; the tables are in suite.log.
+# Parts: tests marked gpu, kernel benchmark, one optimizer step and its profile, Stage 1 from table to metrics. A part that fails does not stop the others;
+# the table at the end says what passed, and the exit code is 1 if any failed. Of each part come its numbers, of most its picture; the tables are in suite.log.
 # Needs Python with torch, triton, transformers 5 and peft. What else is missing can lie as wheels in a folder named by WHEELS: deepspeed, hjson, zarr, donfig,
 # numcodecs, google-crc32c, polars, polars-runtime-32, pydantic, pydantic-core, annotated-types, typing-inspection, rdkit, msgpack and einops; it is installed
 # into a temporary folder. PYTHON names the interpreter (unset: python3).
@@ -29,11 +29,11 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 if [ "$dry" = 1 ]; then
     export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
-    size=tiny device=cpu patients=(--rows-per-patient 24) train=(--set train.epochs=1 --set train.batch_rows=256 --set train.precision=fp32)
+    size=tiny device=cpu patients=(--rows-per-patient 24) profile=(--quick) train=(--set train.epochs=1 --set train.batch_rows=256 --set train.precision=fp32)
 else
     unset DS_ACCELERATOR
     export EMBEDCACHE_GPU=1
-    size=polybert device=cuda patients=() train=()
+    size=polybert device=cuda patients=() train=() profile=()
 fi
 config=(--config configs/stage1.yaml --set "data.path=$work/cohort.parquet" --set "encoder.source=$work/encoder" --set "cache.path=$work/cache.zarr"
     --set "run.dir=$work/run")
@@ -71,6 +71,7 @@ if [ "$dry" = 1 ]; then
 else
     part "step benchmark" 240 "$python" -m benchmarks throughput --quick --precision bf16 --json "$out/throughput_bf16.json"
 fi
+part "step profile" 120 "$python" -m benchmarks profile "${profile[@]}" --json "$out/profile_bf16.json"
 part "stage 1: cohort" 60 "$python" -m jobs.make_cohort --out "$work/cohort.parquet" --noise-free "$work/oracle.parquet" "${patients[@]}"
 part "stage 1: encoder" 60 "$python" -m jobs.make_encoder --out "$work/encoder" --size "$size"
 part "stage 1: cache" 90 "$python" -m jobs.build_cache "${config[@]}"
@@ -78,7 +79,7 @@ part "stage 1: training" 180 "$python" -m jobs.train "${config[@]}" "${train[@]}
 part "stage 1: evaluation" 60 "$python" -m jobs.evaluate_model --run "$work/run" --oracle "$work/oracle.parquet" --device "$device"
 part "stage 1: tables" 60 "$python" -m benchmarks stage1 --run "$work/run" --trained-at "$commit" --json "$out/stage1.json"
 
-rm -f "$out"/{kernels,throughput_bf16,stage1}.md # seven files stay; what lends a GPU may give back no more than eight
+rm -f "$out"/{kernels,throughput_bf16,stage1,profile_bf16}.md "$out/profile_bf16.png" # eight files stay; what lends a GPU may give back no more
 failed=0
 {
     printf '\n%-24s %8s  %s\n' part seconds result

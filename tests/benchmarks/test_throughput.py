@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import profile
 from benchmarks.peers import OURS, check_losses
 from benchmarks.setting import MODES
 from benchmarks.throughput import TINY, amdahl, as_markdown, derive, draw, summary
@@ -98,6 +99,18 @@ def test_a_tiny_step_is_measured_as_it_is(measured: dict[str, Any]) -> None:
         (seconds,) = list(turn["seconds"].values())[-1:]
         assert sum(turn["phases"].values()) == pytest.approx(seconds, rel=0.02), mode
         assert (turn["phases"]["encode"] > 0) == (turn["phases"]["backward: encoder"] > 0) == (mode != "frozen"), mode
+
+
+@pytest.mark.slow
+def test_a_tiny_step_is_profiled_whole(measured: dict[str, Any]) -> None:
+    found = measured["profile"]
+    ours, frozen = (found["modes"][mode] for mode in ("per_step", "frozen"))
+    for mode in (ours, frozen):
+        assert sum(kind["seconds"] for kind in mode["kinds"].values()) == pytest.approx(mode["profiled_s"], rel=0.02)
+        assert mode["profiled_s"] > 0.5 * mode["step_s"]["median"]
+    assert ours["kinds"]["matrix products"]["calls"] > frozen["kinds"]["matrix products"]["calls"] > 0
+    assert ours["gflop"] > frozen["gflop"] > 0
+    assert ours["ops"][profile.RANDOM]["calls"] > frozen["ops"][profile.RANDOM]["calls"] > 0
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
-"""Run by test_throughput.py: gradients, one turn per mode, two loops of training and a fit of the quality study at tiny size, printed as JSON."""
+"""Run by test_throughput.py: gradients, one turn per mode, a profile, two loops of training and a fit of the quality study at tiny size, printed as JSON."""
 
 import json
 import sys
 from pathlib import Path
 
+from benchmarks import profile
 from benchmarks.peer_loops import make
 from benchmarks.quality import _cached, fit
 from benchmarks.setting import gradient_errors, make_setting
@@ -22,6 +23,7 @@ def main() -> None:
     for mode in ("naive_128", "per_microbatch", "per_step", "prefix", "frozen"):
         turn = Turn({**spec, "mode": mode, "micro_rows": 16, "overrides": TINY.overrides})
         found["turns"][mode] = turn(None)
+    found["profile"] = profile.run(profile.TINY, "fp32")
     found["quality"] = fit(_cached(folder, [*TINY.overrides, "encoder.mode=frozen", "train.epochs=2", "train.batch_rows=64"]))
     print(json.dumps(found))
     sys.stdout.flush()
