@@ -48,7 +48,7 @@ def main(words: list[str]) -> None:
     options.add_argument("--table", type=Path, required=True, help="clean_train_data.csv of the public polymer electrolyte table")
     options.add_argument("--encoder", type=Path, required=True, help="a model folder, such as jobs.make_encoder writes")
     options.add_argument("--seeds", type=int, default=3, help="repetitions with other splits and initial weights (3; quick: 1)")
-    options.add_argument("--lora", action="store_true", help="train with LoRA too (random rows: hours)")
+    options.add_argument("--lora", action="store_true", help="train with LoRA too (whole polymers left out: twice the time; random rows: many times)")
     options.add_argument("--only", choices=CONFIGS, help="run one split; the other stays as the file has it")
     arguments = options.parse_args(words)
     for needed in (arguments.table, arguments.encoder):

@@ -117,6 +117,8 @@ class Engine:
         self._adam = torch.optim.AdamW(groups, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True)
         config = deepspeed_config(train, optim, world.size, world.device.type != "cpu", num_micro_batches)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=self._adam, config=config, dist_init_required=False)
+        if self._stage == 0 and world.size == 1:
+            self._engine.enable_backward_allreduce = False  # it would copy all gradients together and apart again, to average them with nobody's
         self._make_moments(step=0)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:

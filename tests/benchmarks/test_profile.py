@@ -1,55 +1,80 @@
-"""Operations are counted once, by kind; what encoding adds is a difference; the text says it, with a GPU's launches where there is one."""
+"""An operation is counted once, in the phase that started it; what is left of a phase is Python's; the text says it, with the launches of a GPU."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks.profile import KINDS, RANDOM, REST, added, as_markdown, by_kind, draw
+from benchmarks.profile import KINDS, MARK, OUTSIDE, PRODUCTS, PYTHON, RANDOM, REST, as_markdown, by_kind, by_phase, draw
+from benchmarks.timing import PHASES
 
 
-def op(calls: float, seconds: float) -> dict[str, float]:
-    return {"calls": calls, "seconds": seconds}
+def event(name: str, start: float, micros: float = 0.0, on_device: float = 0.0) -> SimpleNamespace:
+    return SimpleNamespace(name=name, time_range=SimpleNamespace(start=start), self_cpu_time_total=micros, self_device_time_total=on_device)
+
+
+EVENTS = [
+    event("aten::mm", 5, 3),  # before the step
+    event(MARK + "rest", 10, 1),
+    event("aten::add", 12, 4),
+    event(MARK + "encode", 20, 1),
+    event("aten::mm", 21, 60, 500),
+    event("cudaLaunchKernel", 22, 2),
+    event("aten::mm", 90, 5, 10),
+    event(MARK + "rest", 100, 1),
+    event("cudaStreamSynchronize", 101, 3),
+    event(MARK + OUTSIDE, 130, 1),
+    event("aten::mm", 140, 50),
+]
+
+
+def test_an_operation_belongs_to_the_phase_that_started_it() -> None:
+    phases, asked = by_phase(EVENTS[::-1], on_gpu=False)
+    assert set(phases) == set(PHASES)
+    assert phases["encode"] == {"mm": {"calls": 2, "seconds": pytest.approx(65e-6)}, PYTHON: {"calls": 0, "seconds": pytest.approx(15e-6)}}
+    assert phases["rest"] == {"add": {"calls": 1, "seconds": pytest.approx(4e-6)}, PYTHON: {"calls": 0, "seconds": pytest.approx(36e-6)}}
+    assert asked == {"cudaLaunchKernel": {"calls": 1}, "cudaStreamSynchronize": {"calls": 1}}
+
+
+def test_on_a_gpu_the_seconds_are_its_own() -> None:
+    phases, _ = by_phase(EVENTS, on_gpu=True)
+    assert phases["encode"] == {"mm": {"calls": 2, "seconds": pytest.approx(510e-6)}}
 
 
 @pytest.fixture
 def made() -> dict[str, Any]:
-    """A step of 2.4 s beside one of 2.0 s, on a GPU that works for half of it."""
-    ops = {
-        "per_step": {"mm": op(100, 1.2), "copy_": op(50, 0.3), "some_new_operation": op(7, 0.1), RANDOM: op(3, 0.02)},
-        "frozen": {"mm": op(60, 1.0), "copy_": op(40, 0.25), "some_new_operation": op(7, 0.1)},
-    }
-    modes = {
-        mode: {"step_s": {"median": seconds, "p20": seconds, "p80": seconds}, "profiled_s": seconds + 0.1, "gflop": gflop, "ops": ops[mode],
-               "kinds": by_kind(ops[mode]), "launches": 1234.0, "waits": 5.0, "busy_s": seconds / 2}
-        for mode, seconds, gflop in (("per_step", 2.4, 700.0), ("frozen", 2.0, 600.0))
-    }  # fmt: skip
-    return {"batch_rows": 8192, "precision": "bf16", "encoder": "tiny", "command": "c", "commit": "d", "date": "e", "steps": 3, "rounds": 9, "modes": modes,
+    """A step of 2.4 s, 0.4 of them the encoder's, on a GPU that works for half of it."""
+
+    def op(calls: float, seconds: float) -> dict[str, float]:
+        return {"calls": calls, "seconds": seconds}
+
+    phases = {phase: {} for phase in PHASES}
+    phases["encode"] = {"mm": op(30, 0.10), "copy_": op(50, 0.02), "some_new_operation": op(7, 0.03), RANDOM: op(3, 0.01)}
+    phases["backward: encoder"] = {"mm": op(10, 0.15), "copy_": op(5, 0.09)}
+    phases["fusion forward"] = {"mm": op(60, 0.80)}
+    spread = {mode: {"median": seconds, "p20": seconds, "p80": seconds} for mode, seconds in (("per_step", 2.4), ("frozen", 2.0))}
+    return {"batch_rows": 8192, "precision": "bf16", "encoder": "tiny", "command": "c", "commit": "d", "date": "e", "steps": 3, "rounds": 9, "step_s": spread,
             "per_step_to_frozen": {"median": 1.2, "p20": 1.19, "p80": 1.21}, "hardware": {"processor": "p", "cores": 2, "gpu": "g"},
-            "versions": {"torch": "2"}}  # fmt: skip
+            "versions": {"torch": "2"}, "profiled_s": 2.5, "encoder_gflop": 125.0, "other_gflop": 600.0, "phases": phases, "launches": 1234.0,
+            "waits": 5.0}  # fmt: skip
 
 
 def test_every_operation_is_of_one_kind(made: dict[str, Any]) -> None:
     names = [name for ops in KINDS.values() for name in ops]
     assert len(names) == len(set(names))
-    kinds = made["modes"]["per_step"]["kinds"]
-    assert kinds[REST] == op(7, 0.1)
-    assert kinds[RANDOM] == op(3, 0.02)
-    assert sum(kind["seconds"] for kind in kinds.values()) == pytest.approx(1.62)
-
-
-def test_what_encoding_adds_is_the_difference(made: dict[str, Any]) -> None:
-    extra = added(made, "ops")
-    assert extra["mm"] == op(40, pytest.approx(0.2))
-    assert extra[RANDOM] == op(3, 0.02)
-    assert added(made, "kinds")[REST] == op(0, 0)
+    kinds = by_kind(made["phases"])
+    assert kinds[REST] == {"calls": 7, "seconds": 0.03}
+    assert kinds[PRODUCTS] == {"calls": 100, "seconds": pytest.approx(1.05)}
+    assert by_kind(made["phases"], ["encode"])[PRODUCTS] == {"calls": 30, "seconds": 0.1}
 
 
 def test_the_text_and_the_picture_say_it(made: dict[str, Any], tmp_path: Path) -> None:
     text = as_markdown(made)
     assert "1.20 x the time of frozen (1.19 to 1.21, within rounds)" in text
-    assert "270 ms: 200 ms in matrix products at 500 GFLOP/s (the network's own run at 600), the rest in 13 other operations" in text
-    assert "frozen: 1,234 launches and 5 waits of the host a step; the GPU works for 50% of it" in text
-    assert "| matrix products | 1,200 | 1,000 | 200 | 100 | 40 |" in text
+    assert "two passes take 400 ms: 250 ms are matrix products, at 500 GFLOP/s (all others run at 750), the rest are 65 other operations." in text
+    assert "A step asks for 1,234 launches and 5 waits of the host; the GPU works in 50% of it." in text
+    assert "| matrix products | 0 | 100 | 800 | 0 | 0 | 150 | 0 | 0 | 1,050 | 100 |" in text
+    assert "| `copy_` | 110 | 55 |" in text
     draw(made, tmp_path / "profile.png")
     assert (tmp_path / "profile.png").stat().st_size > 10_000

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -27,7 +28,7 @@ def main() -> None:
     for mode, num_micro_batches, num_steps, further in cases:
         everything = [*overrides, *further, f"encoder.mode={mode}"]
         trainer = new_trainer(config, everything, num_micro_batches, world)
-        losses = []
+        losses, reduced = [], 0
         for step, rows in zip(range(num_steps), trainer.train_rows.steps(trainer.plan, 0), strict=False):
             if further and step == num_steps // 2:  # as a killed run that is resumed
                 state = trainer.engine.state()
@@ -35,9 +36,12 @@ def main() -> None:
                 trainer.engine.load_state(state)
             trainer.engine.set_learning_rates(trainer.schedule.rates(step))
             parts = trainer.plan.micro_batches(torch.arange(rows.num_rows), world.rank)
-            losses.append(world.sum(optimizer_step(trainer.engine, trainer.sources, rows, parts, 0, step)))
+            with mock.patch("torch.distributed.all_reduce", side_effect=torch.distributed.all_reduce) as spied:
+                own_losses = optimizer_step(trainer.engine, trainer.sources, rows, parts, 0, step)
+            reduced += sum((call.args[0] if call.args else call.kwargs["tensor"]).numel() for call in spied.call_args_list)
+            losses.append(world.sum(own_losses))
         key = "/".join((mode, str(num_micro_batches), *further))
-        results[key] = {"state": trainer.model.trainable_state(), "losses": torch.stack(losses)}
+        results[key] = {"state": trainer.model.trainable_state(), "losses": torch.stack(losses), "reduced": reduced}
     if world.is_main:
         torch.save(results, output)
     world.barrier()

@@ -106,6 +106,11 @@ def test_every_mode_and_engine_equals_naive_adamw(
     initial = references["initial"]
     for case, result in results.items():
         assert_same_motion(case, result["state"], references["frozen" if case.startswith("frozen") else "live"], initial)
+    without_zero = {case: result["reduced"] for case, result in results.items() if "train.zero_stage=0" in case}
+    weights = sum(value.numel() for value in initial.values())
+    assert len(without_zero) > 1
+    for case, reduced in without_zero.items():  # a rank that is alone averages no gradients
+        assert (reduced < 100) if world_size == 1 else (reduced >= NUM_STEPS * weights), f"{case}: {reduced} numbers were summed over ranks"
 
 
 @pytest.mark.dist
