@@ -36,6 +36,7 @@ MODES = ("per_step", "frozen")
 PRODUCTS = "matrix products"
 RANDOM = "random bits of dropout masks"
 PYTHON = "Python between operations"
+COMPILED = "kernels of torch.compile and Triton"
 KINDS = {
     PRODUCTS: ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_addmm_activation"),
     "norms, softmax, activations": ("native_layer_norm", "native_layer_norm_backward", "_softmax", "_softmax_backward_data", "gelu", "gelu_backward",
@@ -44,11 +45,13 @@ KINDS = {
     "copies, casts, gathers": ("copy_", "cat", "fill_", "zero_", "index_select", "index_copy", "index_copy_", "index_fill_", "index", "index_put_", "gather",
                                "index_add_", "embedding"),
     RANDOM: (RANDOM, "random_", "bernoulli_"),
+    COMPILED: (),  # by their names' beginnings
     "update of the weights": ("_fused_adamw_", "_foreach_norm", "_foreach_mul_", "linalg_vector_norm"),
     "all else: small operations, Python, autograd": (),
 }  # fmt: skip
 REST = list(KINDS)[-1]
 KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops}
+OF_COMPILED = ("triton_", "fusionnet::")
 ASKED = {  # of the driver of a GPU
     "launches": ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch"),
     "waits": ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
@@ -116,7 +119,8 @@ class Turn:
             return self._profile()
         if wanted == "time":
             return self._stepper.step(self._batch)
-        with FlopCounterMode(display=False) as counter:  # the profiler's own count would ask for shapes, which slows the step down
+        # The profiler's own count would ask for shapes, which slows the step down; compiled code hides its products.
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             self._stepper.step(self._batch)
         return counter.get_total_flops() / 1e9
 
@@ -194,7 +198,7 @@ def by_kind(phases: dict[str, Ops], wanted: Iterable[str] = PHASES) -> Ops:
     kinds = {kind: {"calls": 0.0, "seconds": 0.0} for kind in KINDS}
     for name, op in _together(phases, wanted).items():
         for key, value in op.items():
-            kinds[KIND_OF.get(name, REST)][key] += value
+            kinds[COMPILED if name.startswith(OF_COMPILED) else KIND_OF.get(name, REST)][key] += value
     return kinds
 
 
@@ -225,6 +229,7 @@ def as_markdown(found: dict[str, Any]) -> str:
     rows = [
         (kind, *(number(1e3 * columns[phase][kind]["seconds"]) for phase in PHASES), number(1e3 * op["seconds"]), f"{op['calls']:,.0f}")
         for kind, op in whole.items()
+        if op["calls"]
     ]
     lines += [*table(("kind of operation", *PHASES, "whole", "calls"), rows), "", "The encoder's two passes, by operation:", ""]
     shown = sorted(_together(found["phases"], ENCODER).items(), key=lambda item: -item[1]["seconds"])[:SHOWN]
@@ -251,10 +256,11 @@ def _verdict(found: dict[str, Any]) -> str:
 def draw(found: dict[str, Any], path: Path) -> None:
     """Draw the time of each kind of operation, in the encoder's passes and in all else."""
     unit = f"milliseconds of a step of {found['batch_rows']:,} rows, {found['precision']}"
+    shown = [kind for kind, op in by_kind(found["phases"]).items() if op["calls"]]
     panels = []
     for title, phases in (("the encoder's two passes", ENCODER), ("the network, its loss and update", [each for each in PHASES if each not in ENCODER])):
         kinds = by_kind(found["phases"], phases)
-        panels.append(Panel(f"{title}, {number(1e3 * _seconds(kinds))} ms", unit, {kind: max(0.0, 1e3 * op["seconds"]) for kind, op in kinds.items()}))
+        panels.append(Panel(f"{title}, {number(1e3 * _seconds(kinds))} ms", unit, {kind: max(0.0, 1e3 * kinds[kind]["seconds"]) for kind in shown}))
     draw_bars(path, panels, ours=(PRODUCTS,))
 
 

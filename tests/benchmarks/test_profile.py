@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.profile import KINDS, MARK, OUTSIDE, PRODUCTS, PYTHON, RANDOM, REST, as_markdown, by_kind, by_phase, draw
+from benchmarks.profile import COMPILED, KINDS, MARK, OUTSIDE, PRODUCTS, PYTHON, RANDOM, REST, as_markdown, by_kind, by_phase, draw
 from benchmarks.timing import PHASES
 
 
@@ -52,7 +52,7 @@ def made() -> dict[str, Any]:
     phases = {phase: {} for phase in PHASES}
     phases["encode"] = {"mm": op(30, 0.10), "copy_": op(50, 0.02), "some_new_operation": op(7, 0.03), RANDOM: op(3, 0.01)}
     phases["backward: encoder"] = {"mm": op(10, 0.15), "copy_": op(5, 0.09)}
-    phases["fusion forward"] = {"mm": op(60, 0.80)}
+    phases["fusion forward"] = {"mm": op(60, 0.80), "triton_poi_fused_add_0": op(2, 0.01)}
     spread = {mode: {"median": seconds, "p20": seconds, "p80": seconds} for mode, seconds in (("per_step", 2.4), ("frozen", 2.0))}
     return {"batch_rows": 8192, "precision": "bf16", "encoder": "tiny", "command": "c", "commit": "d", "date": "e", "steps": 3, "rounds": 9, "step_s": spread,
             "per_step_to_frozen": {"median": 1.2, "p20": 1.19, "p80": 1.21}, "hardware": {"processor": "p", "cores": 2, "gpu": "g"},
@@ -66,6 +66,7 @@ def test_every_operation_is_of_one_kind(made: dict[str, Any]) -> None:
     kinds = by_kind(made["phases"])
     assert kinds[REST] == {"calls": 7, "seconds": 0.03}
     assert kinds[PRODUCTS] == {"calls": 100, "seconds": pytest.approx(1.05)}
+    assert kinds[COMPILED] == {"calls": 2, "seconds": 0.01}
     assert by_kind(made["phases"], ["encode"])[PRODUCTS] == {"calls": 30, "seconds": 0.1}
 
 
@@ -76,5 +77,6 @@ def test_the_text_and_the_picture_say_it(made: dict[str, Any], tmp_path: Path) -
     assert "A step asks for 1,234 launches and 5 waits of the host; the GPU works in 50% of it." in text
     assert "| matrix products | 0 | 100 | 800 | 0 | 0 | 150 | 0 | 0 | 1,050 | 100 |" in text
     assert "| `copy_` | 110 | 55 |" in text
+    assert "norms, softmax" not in text, "there were none"
     draw(made, tmp_path / "profile.png")
     assert (tmp_path / "profile.png").stat().st_size > 10_000
