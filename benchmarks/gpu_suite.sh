@@ -29,7 +29,8 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 if [ "$dry" = 1 ]; then
     export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
-    size=tiny device=cpu patients=(--rows-per-patient 24) profile=(--quick) train=(--set train.epochs=1 --set train.batch_rows=256 --set train.precision=fp32)
+    size=tiny device=cpu patients=(--rows-per-patient 24) profile=(--quick) train=(--set train.epochs=1 --set train.batch_rows=256 --set train.precision=fp32
+        --set train.compile=true)
 else
     unset DS_ACCELERATOR
     export EMBEDCACHE_GPU=1

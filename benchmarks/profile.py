@@ -132,8 +132,11 @@ class Turn:
             with record_function(RANDOM):  # NumPy draws them: no operation of torch's
                 return words(*arguments)
 
-        _leave_marks(self._stepper.phases)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        if self._stepper.trainer.model.network._compiled_call_impl is not None:
+            with profile(activities=activities):  # under a profiler, compiled code is compiled once more
+                self._stepper.step(self._batch)
+        _leave_marks(self._stepper.phases)
         with mock.patch.object(embedcache.dropout, "_random_words", drawn), profile(activities=activities) as profiler:
             seconds = timed(self._steps_without_waiting) / self._steps
         events = [event for event in profiler.events() if event.device_type == DeviceType.CPU]

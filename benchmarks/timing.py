@@ -125,6 +125,10 @@ class Phases:
 
     def watch(self, module: nn.Module, name: str, backward: str | None = None) -> None:
         """Count a module's forward passes as a phase; from the moment that a gradient reaches its output, count `backward`."""
+        if module._compiled_call_impl is not None:
+            assert backward is None, "a compiled module's backward pass is not watched"
+            module._compiled_call_impl = self.wrap(name, module._compiled_call_impl)  # the compiler would trace hooks
+            return
         module.register_forward_pre_hook(lambda *_: self.enter(name))
 
         def done(_module: nn.Module, _inputs: Any, output: Any) -> None:

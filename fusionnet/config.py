@@ -114,7 +114,7 @@ class TrainConfig(Config):
     rows: Literal["auto", "resident", "streaming"] = Field(default="auto", description="auto: resident if the whole table fits into rows_memory_mib")
     rows_memory_mib: int = Field(default=4096, ge=1, description="memory for rows, per rank")
     checkpoint_steps: int | None = Field(default=None, ge=1, description="optimizer steps between checkpoints inside an epoch; unset: one after each epoch")
-    compile: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile of the network; auto: on GPUs (slower on the CPUs measured)")
+    compile: bool | Literal["auto"] = Field(default="auto", description="torch.compile of the network; auto: on GPUs (slower on the CPUs measured)")
     precision: PrecisionName = Field(
         default="fp32", description="auto: bf16 where every rank's device has instructions for it, else fp32 (CPUs without them emulate bf16 and are slower)"
     )

@@ -89,3 +89,19 @@ def test_a_gradient_at_the_encoders_output_turns_backward_into_the_encoders() ->
     found = phases.finish()
     assert found["backward: fusion"] >= 0.05
     assert 0.05 <= found["backward: encoder"] < 0.1 + found["rest"]
+
+
+def test_a_compiled_module_is_watched_from_outside() -> None:
+    class Double(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+    network, x = Double(), torch.ones(1, 3)
+    network.compile(backend="eager", fullgraph=True)
+    phases = Phases()
+    phases.watch(network, "fusion forward")
+    phases.reset()
+    assert torch.equal(network(x), 2 * x)
+    found = phases.finish()
+    assert found["fusion forward"] > 0
+    assert found["encode"] == 0

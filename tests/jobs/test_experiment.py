@@ -81,6 +81,14 @@ def test_overrides_reach_mappings_and_lists(tmp_path: Path) -> None:
             load_experiment(file, [override])
 
 
+@pytest.mark.parametrize(("word", "value"), [("on", True), ("off", False), ("true", True), ("auto", "auto")])
+def test_compiling_is_switched_in_yamls_words(word: str, value: object, tmp_path: Path) -> None:
+    file = written(tmp_path)
+    assert load_experiment(file, [f"train.compile={word}"]).train.compile == value
+    file.write_text(f"{file.read_text()}train: {{compile: {word}}}\n")
+    assert load_experiment(file).train.compile == value
+
+
 def test_a_file_extends_another(tmp_path: Path) -> None:
     written(tmp_path, train={"epochs": 3, "batch_rows": 64})
     (tmp_path / "child.yaml").write_text("extends: c.yaml\ntrain: {epochs: 5}\n")
