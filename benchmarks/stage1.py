@@ -117,17 +117,18 @@ def as_markdown(found: dict[str, Any]) -> str:
         for name, value in values.items():
             goal = metrics["goals"].get(target, {}).get(name)
             verdict = ("", "") if goal is None else (f"{goal['goal']:g}", "pass" if goal["reached"] else "**FAIL**")
-            lines.append(f"| {target} | {name} | {value:.4f} | {verdict[0]} | {verdict[1]} | {metrics['oracle'][target][name]:.4f} |")
+            lines.append(f"| {target} | {name} | {_exact(value)} | {verdict[0]} | {verdict[1]} | {_exact(metrics['oracle'][target][name])} |")
     if "baselines" in found:
         lines += _beside_baselines(found["baselines"], metrics["test"])
     share = metrics["oracle_share"]["delta_EF_pct"]["r2"]
-    lines += ["", f"R2 of delta_EF_pct is {share:.1%} of the oracle's.", "", "## Real and synthetic patients", ""]
+    said = "not defined" if share is None else f"{share:.1%} of the oracle's"
+    lines += ["", f"R2 of delta_EF_pct is {said}.", "", "## Real and synthetic patients", ""]
     lines += ["| patients | rows | delta_EF_pct MAE | R2 | oracle's MAE | is_optimal AUROC |", "|---|---|---|---|---|---|"]
     for real, entry in metrics["by"]["is_real"].items():
         ef, name = entry["delta_EF_pct"], "labelled real" if real == "true" else "synthetic"
         lines.append(
-            f"| {name} ({entry['groups']}) | {entry['rows']:,} | {ef['mae']:.3f} | {ef['r2']:.3f} "
-            f"| {entry['oracle']['delta_EF_pct']['mae']:.3f} | {entry['is_optimal']['auroc']:.3f} |"
+            f"| {name} ({entry['groups']}) | {entry['rows']:,} | {_cell(ef['mae'])} | {_cell(ef['r2'])} "
+            f"| {_cell(entry['oracle']['delta_EF_pct']['mae'])} | {_cell(entry['is_optimal']['auroc'])} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -146,7 +147,13 @@ def _beside_baselines(found: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     return lines + [f"| {name} | " + " | ".join(_cell(values[column][metric]) for column, metric in shown) + " |" for name, values in cells.items()]
 
 
-def _cell(value: float) -> str:
+def _exact(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _cell(value: float | None) -> str:
+    if value is None:  # a metric that the rows do not define
+        return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
