@@ -7,7 +7,7 @@ from jobs.command import run_job
 
 BENCHMARKS = {
     "throughput": "one optimizer step at full size: naive per-row encoding against once per step, with the Amdahl bound",
-    "profile": "where the time of a step goes, operation by operation, with encoding and without",
+    "profile": "where the time of a step goes, operation by operation and phase by phase",
     "encoder": "one encoder pass over the distinct strings: what each saving gives",
     "two_passes": "memory and time of encoding many strings with graph: activations kept, or two passes within a budget",
     "kernels": "each kernel against eager PyTorch and torch.compile, forward and backward",

@@ -72,7 +72,7 @@ if [ "$dry" = 1 ]; then
 else
     part "step benchmark" 240 "$python" -m benchmarks throughput --quick --precision bf16 --json "$out/throughput_bf16.json"
 fi
-part "step profile" 120 "$python" -m benchmarks profile "${profile[@]}" --json "$out/profile_bf16.json"
+part "step profile" 180 "$python" -m benchmarks profile "${profile[@]}" --json "$out/profile_bf16.json"
 part "stage 1: cohort" 60 "$python" -m jobs.make_cohort --out "$work/cohort.parquet" --noise-free "$work/oracle.parquet" "${patients[@]}"
 part "stage 1: encoder" 60 "$python" -m jobs.make_encoder --out "$work/encoder" --size "$size"
 part "stage 1: cache" 90 "$python" -m jobs.build_cache "${config[@]}"

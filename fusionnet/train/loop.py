@@ -28,7 +28,7 @@ from fusionnet.train.engine import Engine, World
 from fusionnet.train.resume import Position, checkpoint_content, own_totals, resumed
 from fusionnet.train.runlog import Record, RunLog, peak_rss_bytes
 from fusionnet.train.schedule import Schedule, make_schedule
-from fusionnet.train.sizing import micro_batches_per_rank, set_threads, settled_precision
+from fusionnet.train.sizing import is_compiled, micro_batches_per_rank, set_threads, settled_precision
 from fusionnet.train.step import optimizer_step
 
 
@@ -71,7 +71,7 @@ def make_trainer(recipe: Recipe, optim: OptimConfig, cache: Cache, world: World,
     train_rows, validation_rows = open_rows(cache, train, world.device)
     model = build_model(recipe, cache.layout, cache.scaling, world.device)
     num_micro_batches = micro_batches_per_rank(train, recipe.model, recipe.tasks, cache.layout, world)
-    if train.compile is True or (train.compile == "auto" and world.device.type != "cpu"):
+    if is_compiled(train, world.device):
         model.network.compile(fullgraph=True, dynamic=True)
     engine = Engine(model, model.parameter_groups(optim), world, train, optim, num_micro_batches)
     plan = StepPlan(train_rows.num_rows, train.batch_rows, num_micro_batches, world.size, train.seed)

@@ -1,4 +1,4 @@
-"""How much of a step one forward pass takes, in which precision, and on how many threads: decided from the device, once, at the start."""
+"""How much of a step one forward pass takes, in which precision, compiled or not, and on how many threads: decided from the device, once, at the start."""
 
 import os
 
@@ -18,6 +18,11 @@ def settled_precision(precision: PrecisionName, world: World) -> PrecisionName:
     if precision != "auto":
         return precision
     return "bf16" if world.least(int(multiplies_bf16(world.device))) else "fp32"
+
+
+def is_compiled(train: TrainConfig, device: torch.device) -> bool:
+    """Return whether the network runs by torch.compile; `auto`: wherever it is not on a CPU."""
+    return device.type != "cpu" if train.compile == "auto" else train.compile
 
 
 def micro_batches_per_rank(train: TrainConfig, model: ModelConfig, tasks: tuple[Task, ...], layout: Layout, world: World) -> int:

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.profile import COMPILED, KINDS, MARK, OUTSIDE, PRODUCTS, PYTHON, RANDOM, REST, as_markdown, by_kind, by_phase, draw
+from benchmarks.profile import COMPILED, IN_PLACE, KINDS, MARK, OUTSIDE, PRODUCTS, PYTHON, RANDOM, REST, as_markdown, by_kind, by_phase, draw
 from benchmarks.timing import PHASES
 
 
@@ -80,3 +82,10 @@ def test_the_text_and_the_picture_say_it(made: dict[str, Any], tmp_path: Path) -
     assert "norms, softmax" not in text, "there were none"
     draw(made, tmp_path / "profile.png")
     assert (tmp_path / "profile.png").stat().st_size > 10_000
+
+
+def test_products_in_place_are_counted_as_others_are() -> None:
+    x, a, b = torch.zeros(3, 5), torch.zeros(3, 4), torch.zeros(4, 5)
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+        x.addmm_(a, b, alpha=0.5)
+    assert counter.get_total_flops() == 2 * 3 * 4 * 5

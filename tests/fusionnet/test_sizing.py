@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from embedcache.store import Layout
-from fusionnet.config import ModelConfig, Task
+from fusionnet.config import ModelConfig, Task, TrainConfig
 from fusionnet.model.network import FusionNetwork
-from fusionnet.train.sizing import activation_bytes, rows_that_fit
+from fusionnet.train.sizing import activation_bytes, is_compiled, rows_that_fit
 
 TASKS = (Task(name="ef", column="y", head=(256, 64)), Task(name="opt", column="b", kind="binary"), Task(name="aux", column="z"))
 PARTS = ["patient"] * 6 + ["tissue"] * 5 + ["hydrogel"] * 3 + ["treatment"] * 5
@@ -51,3 +51,9 @@ def test_a_micro_batch_is_a_power_of_two_that_fits() -> None:
     assert rows_that_fit(2 * 1024 * 200_000, 200_000) == 1024
     assert rows_that_fit(2 * 1024 * 200_000 - 2, 200_000) == 512
     assert rows_that_fit(1, 200_000) == 1
+
+
+@pytest.mark.parametrize(("asked", "on_cpu", "on_gpu"), [("auto", False, True), (True, True, True), (False, False, False)])
+def test_a_network_is_compiled_on_gpus_unless_asked_otherwise(asked: object, on_cpu: bool, on_gpu: bool) -> None:
+    train = TrainConfig(compile=asked)
+    assert (is_compiled(train, torch.device("cpu")), is_compiled(train, torch.device("cuda"))) == (on_cpu, on_gpu)
