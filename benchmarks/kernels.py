@@ -1,8 +1,11 @@
-"""Each kernel against eager PyTorch and torch.compile, forward and backward, over rows B and distinct strings U.
+"""Each kernel against eager PyTorch and torch.compile, forward and backward, over rows B and
+distinct strings U.
 
-Every case's outputs and gradients are checked against float64 before it is timed. Times are those of one call at a time, as a training step makes them, the
-launches included; on a GPU the L2 cache is cleared before each. GB/s counts what an operation must read and write at least, whoever computes it, so that
-it can be held against the memory's own. On a CPU there is no kernel to time, only what runs in its place.
+Every case's outputs and gradients are checked against float64 before it is timed. Times are those
+of one call at a time, as a training step makes them, the launches included; on a GPU the L2 cache
+is cleared before each. GB/s counts what an operation must read and write at least, whoever computes
+it, so that it can be held against the memory's own. On a CPU there is no kernel to time, only what
+runs in its place.
 """
 
 import itertools
@@ -40,7 +43,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
 class Case(NamedTuple):
-    """One operation at one size: the ways to compute it, what they take, and the bytes that any of them must move."""
+    """One operation at one size: the ways to compute it, what they take, and the bytes that any of
+    them must move.
+    """
 
     calls: dict[str, Callable[..., Tensor]]
     inputs: list[Tensor]  # those with a gradient
@@ -51,37 +56,76 @@ class Case(NamedTuple):
 
 
 def main(words: list[str]) -> None:
-    """Measure all operations and write benchmarks/results/kernels_<device>_<precision>.json, .md and .png."""
+    """Measure all operations and write benchmarks/results/kernels_<device>_<precision>.json, .md
+    and .png.
+    """
     command = parser("kernels", __doc__ or "")
-    command.add_argument("--precision", choices=("fp32", "bf16"), help="unset: bf16 on a GPU, fp32 on a CPU")
+    command.add_argument(
+        "--precision", choices=("fp32", "bf16"), help="unset: bf16 on a GPU, fp32 on a CPU"
+    )
     arguments = command.parse_args(words)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = arguments.precision or ("bf16" if device.type == "cuda" else "fp32")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    sizes = ((1024, 8192), (21, 300)) if arguments.quick else ((1024, 8192, 65_536), (1, 21, 300, 5000))
-    found: dict[str, Any] = {**stamp(), "quick": arguments.quick, "device": device.type, "precision": precision, "cases": []}
+    sizes = (
+        ((1024, 8192), (21, 300)) if arguments.quick else ((1024, 8192, 65_536), (1, 21, 300, 5000))
+    )
+    found: dict[str, Any] = {
+        **stamp(),
+        "quick": arguments.quick,
+        "device": device.type,
+        "precision": precision,
+        "cases": [],
+    }
     for name in OPERATIONS:
-        for num_rows, num_vectors in itertools.product(sizes[0], sizes[1] if name != "multitask_loss" else (0,)):
-            case = {"operation": name, "B": num_rows, "U": num_vectors, **measure(name, num_rows, num_vectors, dtype, device, 0.05 if arguments.quick else 0.3)}
+        for num_rows, num_vectors in itertools.product(
+            sizes[0], sizes[1] if name != "multitask_loss" else (0,)
+        ):
+            case = {
+                "operation": name,
+                "B": num_rows,
+                "U": num_vectors,
+                **measure(
+                    name, num_rows, num_vectors, dtype, device, 0.05 if arguments.quick else 0.3
+                ),
+            }
             found["cases"].append(case)
             print(_line(case), flush=True)
     publish(output_path(f"kernels_{device.type}_{precision}", arguments), found, as_markdown, draw)
 
 
-def make_case(name: str, num_rows: int, num_vectors: int, dtype: torch.dtype, device: torch.device) -> Case:
+def make_case(
+    name: str, num_rows: int, num_vectors: int, dtype: torch.dtype, device: torch.device
+) -> Case:
     """Return an operation's case; random numbers are the same for the same size."""
     torch.manual_seed(num_rows + num_vectors)
-    makers = {"gather_add": _gather_add, "gather_dropout": _gather_dropout, "multitask_loss": _multitask_loss}
+    makers = {
+        "gather_add": _gather_add,
+        "gather_dropout": _gather_dropout,
+        "multitask_loss": _multitask_loss,
+    }
     case = makers[name](num_rows, num_vectors, dtype, device)
-    return case if kernels.has_kernels(case.gradient) else case._replace(calls={way: call for way, call in case.calls.items() if way != "kernel"})
+    return (
+        case
+        if kernels.has_kernels(case.gradient)
+        else case._replace(calls={way: call for way, call in case.calls.items() if way != "kernel"})
+    )
 
 
 def _gather_add(num_rows: int, num_vectors: int, dtype: torch.dtype, device: torch.device) -> Case:
     vectors, categories, rows, bias, gradient = (
         torch.randn(*shape, device=device, dtype=dtype)
-        for shape in ((num_vectors, WIDTH), (NUM_CATEGORIES, WIDTH), (num_rows, WIDTH), (WIDTH,), (num_rows, WIDTH))
+        for shape in (
+            (num_vectors, WIDTH),
+            (NUM_CATEGORIES, WIDTH),
+            (num_rows, WIDTH),
+            (WIDTH,),
+            (num_rows, WIDTH),
+        )
     )
-    index, category = (torch.randint(num, (num_rows,), device=device) for num in (num_vectors, NUM_CATEGORIES))
+    index, category = (
+        torch.randint(num, (num_rows,), device=device) for num in (num_vectors, NUM_CATEGORIES)
+    )
 
     def plain(vectors: Tensor, categories: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
         return reference.gather_add([(vectors, index), (categories, category)], [rows], bias)
@@ -91,11 +135,22 @@ def _gather_add(num_rows: int, num_vectors: int, dtype: torch.dtype, device: tor
 
     ways = {"eager": plain, "compiled": torch.compile(plain, dynamic=False), "kernel": kernel}
     size = rows.nbytes
-    return Case(ways, [vectors, categories, rows, bias], gradient, lambda out, *inputs: plain(*inputs), 2 * size + 2 * index.nbytes, size + 2 * index.nbytes)
+    return Case(
+        ways,
+        [vectors, categories, rows, bias],
+        gradient,
+        lambda out, *inputs: plain(*inputs),
+        2 * size + 2 * index.nbytes,
+        size + 2 * index.nbytes,
+    )
 
 
-def _gather_dropout(num_rows: int, num_vectors: int, dtype: torch.dtype, device: torch.device) -> Case:
-    hidden, gradient = (torch.randn(num, HIDDEN, device=device, dtype=dtype) for num in (num_vectors, num_rows))
+def _gather_dropout(
+    num_rows: int, num_vectors: int, dtype: torch.dtype, device: torch.device
+) -> Case:
+    hidden, gradient = (
+        torch.randn(num, HIDDEN, device=device, dtype=dtype) for num in (num_vectors, num_rows)
+    )
     index = torch.randint(num_vectors, (num_rows,), device=device)
     ways = {
         "eager": lambda hidden: dropout(hidden[index], P, training=True),
@@ -109,14 +164,24 @@ def _gather_dropout(num_rows: int, num_vectors: int, dtype: torch.dtype, device:
             raise AssertionError(f"{dropped:.4f} of the elements were dropped, not {P}")
         return hidden[index] * (out != 0) / (1 - P)
 
-    return Case(ways, [hidden], gradient, exact, gradient.nbytes + index.nbytes, gradient.nbytes + index.nbytes)
+    return Case(
+        ways,
+        [hidden],
+        gradient,
+        exact,
+        gradient.nbytes + index.nbytes,
+        gradient.nbytes + index.nbytes,
+    )
 
 
 def _multitask_loss(num_rows: int, _: int, dtype: torch.dtype, device: torch.device) -> Case:
     outputs, targets = (torch.randn(num_rows, len(TERMS), device=device) for _ in range(2))
     targets = torch.where(torch.rand_like(targets) < 0.2, torch.nan, targets * 4 + 7)
     targets[:, 1] = (targets[:, 1] > 7).float()
-    weight, s = torch.where(torch.rand(num_rows, device=device) < 0.2, 5.0, 1.0), torch.randn(len(TERMS), device=device)
+    weight, s = (
+        torch.where(torch.rand(num_rows, device=device) < 0.2, 5.0, 1.0),
+        torch.randn(len(TERMS), device=device),
+    )
     denominators = (weight.unsqueeze(1) * ~targets.isnan()).sum(0)
 
     def plain(outputs: Tensor, s: Tensor) -> Tensor:
@@ -128,11 +193,27 @@ def _multitask_loss(num_rows: int, _: int, dtype: torch.dtype, device: torch.dev
     ways = {"eager": plain, "compiled": torch.compile(plain, dynamic=False), "kernel": kernel}
     outputs = outputs.to(dtype)
     moved = outputs.nbytes + targets.nbytes + weight.nbytes
-    return Case(ways, [outputs, s], torch.ones((), device=device), lambda out, *inputs: plain(*inputs), moved, outputs.nbytes)
+    return Case(
+        ways,
+        [outputs, s],
+        torch.ones((), device=device),
+        lambda out, *inputs: plain(*inputs),
+        moved,
+        outputs.nbytes,
+    )
 
 
-def measure(name: str, num_rows: int, num_vectors: int, dtype: torch.dtype, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Return for each way its checked error, and time and GB/s of the forward pass and of forward and backward."""
+def measure(
+    name: str,
+    num_rows: int,
+    num_vectors: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    seconds: float,
+) -> dict[str, Any]:
+    """Return for each way its checked error, and time and GB/s of the forward pass and of forward
+    and backward.
+    """
     torch.compiler.reset()
     case = make_case(name, num_rows, num_vectors, dtype, device)
     result: dict[str, Any] = {}
@@ -149,25 +230,38 @@ def measure(name: str, num_rows: int, num_vectors: int, dtype: torch.dtype, devi
         error = check(case, call, leaves, TOLERANCE[dtype])
         times = {"forward": (timed(forward, device, seconds), case.forward_bytes)}
         times["both"] = (timed(both, device, seconds), case.forward_bytes + case.backward_bytes)
-        result[way] = {"error": error, **{part: {**spread, "GB_per_s": moved / spread["median_s"] / 1e9} for part, (spread, moved) in times.items()}}
+        result[way] = {
+            "error": error,
+            **{
+                part: {**spread, "GB_per_s": moved / spread["median_s"] / 1e9}
+                for part, (spread, moved) in times.items()
+            },
+        }
     return result
 
 
 def check(case: Case, call: Callable[..., Tensor], leaves: list[Tensor], tolerance: float) -> float:
-    """Return the largest relative error of output and gradients against float64; a wrong result stops the benchmark."""
+    """Return the largest relative error of output and gradients against float64; a wrong result
+    stops the benchmark.
+    """
     out = call(*leaves)
     gradients = torch.autograd.grad(out, leaves, case.gradient.to(out.dtype))
     doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
     exact = case.exact(out.detach(), *doubles)
     wanted = torch.autograd.grad(exact, doubles, case.gradient.double())
-    errors = [((mine.double() - true).norm() / true.norm()).item() for mine, true in zip((out, *gradients), (exact, *wanted), strict=True)]
+    errors = [
+        ((mine.double() - true).norm() / true.norm()).item()
+        for mine, true in zip((out, *gradients), (exact, *wanted), strict=True)
+    ]
     if not max(errors) < tolerance:
         raise AssertionError(f"output and gradients are off by {errors}: nothing was timed")
     return max(errors)
 
 
 def timed(call: Callable[[], Any], device: torch.device, seconds: float) -> dict[str, float]:
-    """Return median, 20 % and 80 % of a call's times, from at least 7 calls after 3 that warm up."""
+    """Return median, 20 % and 80 % of a call's times, from at least 7 calls after 3 that warm
+    up.
+    """
     for _ in range(3):
         call()
     once = _once_on_gpu if device.type == "cuda" else _once_on_cpu
@@ -186,7 +280,8 @@ def _once_on_cpu(call: Callable[[], Any]) -> float:
 
 
 def _once_on_gpu(call: Callable[[], Any]) -> float:
-    torch.empty(2**26, dtype=torch.int32, device="cuda").zero_()  # 256 MiB through an L2 of 50 to 60
+    # 256 MiB through an L2 of 50 to 60
+    torch.empty(2**26, dtype=torch.int32, device="cuda").zero_()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     call()
@@ -196,24 +291,50 @@ def _once_on_gpu(call: Callable[[], Any]) -> float:
 
 
 def _line(case: dict[str, Any]) -> str:
-    parts = [f"{way} {case[way]['forward']['median_s'] * 1e6:,.0f} / {case[way]['both']['median_s'] * 1e6:,.0f} us" for way in COLOURS if way in case]
-    return f"{case['operation']:15} B {case['B']:>6,} U {case['U']:>5,}  forward / both: " + ", ".join(parts)
+    parts = [
+        f"{way} {case[way]['forward']['median_s'] * 1e6:,.0f} /"
+        f" {case[way]['both']['median_s'] * 1e6:,.0f} us"
+        for way in COLOURS
+        if way in case
+    ]
+    return (
+        f"{case['operation']:15} B {case['B']:>6,} U {case['U']:>5,}  forward / both: "
+        + ", ".join(parts)
+    )
 
 
 def as_markdown(found: dict[str, Any]) -> str:
     """Return one table per operation: median microseconds (20 % to 80 %), GB/s."""
-    device = found["hardware"]["gpu"] or f"{found['hardware']['processor']}, {found['hardware']['cores']} cores"
+    device = (
+        found["hardware"]["gpu"]
+        or f"{found['hardware']['processor']}, {found['hardware']['cores']} cores"
+    )
     lines = [
         f"# Kernels, {found['precision']}, {device}",
         "",
-        f"`{found['command']}` at {found['commit']}, {found['date']}, torch {found['versions']['torch']}. Median microseconds",
+        (
+            f"`{found['command']}` at {found['commit']}, {found['date']}, torch"
+            f" {found['versions']['torch']}. Median microseconds"
+        ),
         "(20 % to 80 %), GB/s in brackets.",
     ]
     if found["device"] == "cpu":
-        lines += ["", "On a CPU the kernels do not run; this is what runs in their place (eager), beside torch.compile of it."]
+        lines += [
+            "",
+            (
+                "On a CPU the kernels do not run; this is what runs in their place (eager), beside"
+                " torch.compile of it."
+            ),
+        ]
     ways = [way for way in COLOURS if way in found["cases"][0]]
     for name, what in OPERATIONS.items():
-        lines += ["", f"## {name}: {what}", "", "| B | U | pass | " + " | ".join(ways) + " |", "|---|---|---|" + "---|" * len(ways)]
+        lines += [
+            "",
+            f"## {name}: {what}",
+            "",
+            "| B | U | pass | " + " | ".join(ways) + " |",
+            "|---|---|---|" + "---|" * len(ways),
+        ]
         for case in found["cases"]:
             if case["operation"] == name:
                 for part, label in (("forward", "forward"), ("both", "forward and backward")):
@@ -228,13 +349,23 @@ def _cell(result: dict[str, float]) -> str:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Draw forward and backward time over B for each operation, at the U nearest to that of Stage 1."""
+    """Draw forward and backward time over B for each operation, at the U nearest to that of Stage
+    1.
+    """
     figure, panels = plt.subplots(1, len(OPERATIONS), figsize=(10, 3), layout="constrained")
     for axes, name in zip(panels, OPERATIONS, strict=True):
-        cases = [case for case in found["cases"] if case["operation"] == name and case["U"] in (0, 21)]
+        cases = [
+            case for case in found["cases"] if case["operation"] == name and case["U"] in (0, 21)
+        ]
         for way, colour in COLOURS.items():
             if way in cases[0]:
-                axes.plot([case["B"] for case in cases], [case[way]["both"]["median_s"] * 1e6 for case in cases], "o-", color=colour, label=way)
+                axes.plot(
+                    [case["B"] for case in cases],
+                    [case[way]["both"]["median_s"] * 1e6 for case in cases],
+                    "o-",
+                    color=colour,
+                    label=way,
+                )
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_title(name, fontsize=10)

@@ -1,7 +1,9 @@
-"""The same training as others offer it: same rows, encoder, LoRA, fusion network, loss, optimizer, precision and micro-batches; theirs is the loop.
+"""The same training as others offer it: same rows, encoder, LoRA, fusion network, loss, optimizer,
+precision and micro-batches; theirs is the loop.
 
-Each is written as its documentation shows, with our network behind its text encoder, so that losses can be compared step by step and nobody is faster by
-doing less. None of them knows that rows share strings. What each does before training (tokenising the table once) is not timed.
+Each is written as its documentation shows, with our network behind its text encoder, so that losses
+can be compared step by step and nobody is faster by doing less. None of them knows that rows share
+strings. What each does before training (tokenising the table once) is not timed.
 """
 
 import os
@@ -29,7 +31,8 @@ from fusionnet.batches import RowTable
 from fusionnet.train.loop import set_threads
 from fusionnet.train.runlog import peak_rss_bytes
 
-FIXED = (*DROPOUT_OFF, "optim.warmup_epochs=0")  # the learning rates are at their peaks from the first step on
+# the learning rates are at their peaks from the first step on
+FIXED = (*DROPOUT_OFF, "optim.warmup_epochs=0")
 Answer = dict[str, float]
 
 
@@ -38,34 +41,66 @@ class Ours:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         overrides = [*FIXED, *spec["overrides"]]
-        self._stepper = Stepper(Path(spec["folder"]), spec["mode"], spec["precision"], spec["rows"], spec["micro_rows"], overrides)
+        self._stepper = Stepper(
+            Path(spec["folder"]),
+            spec["mode"],
+            spec["precision"],
+            spec["rows"],
+            spec["micro_rows"],
+            overrides,
+        )
         self._batch = batch_of(self._stepper.cache, spec["rows"])
 
     def __call__(self, _request: Any) -> Answer:
         """Take one step."""
         seconds = self._stepper.step(self._batch)
         assert self._stepper.losses is not None
-        return {"seconds": seconds, "loss": float(self._stepper.losses[0]), "peak_rss_bytes": peak_rss_bytes()}
+        return {
+            "seconds": seconds,
+            "loss": float(self._stepper.losses[0]),
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
 
 
 class Peer:
-    """What the other loops share: rows, model of equal initial weights, and the loss of a micro-batch given its rows' vectors."""
+    """What the other loops share: rows, model of equal initial weights, and the loss of a
+    micro-batch given its rows' vectors.
+    """
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        experiment = experiment_of(Path(spec["folder"]), "naive", spec["precision"], [*FIXED, *spec["overrides"]])
-        self.take_cores = lambda: set_threads(experiment.train.cpu_threads, SimpleNamespace(device=device(), local_size=1))
+        experiment = experiment_of(
+            Path(spec["folder"]), "naive", spec["precision"], [*FIXED, *spec["overrides"]]
+        )
+        self.take_cores = lambda: set_threads(
+            experiment.train.cpu_threads, SimpleNamespace(device=device(), local_size=1)
+        )
         self.take_cores()
         self.cache = open_cache(experiment.cache.path)
         self.config, self.optim = experiment.encoder, experiment.optim
-        self.model = build_model(recipe_of(experiment, self.cache), self.cache.layout, self.cache.scaling, device()).train()
+        self.model = build_model(
+            recipe_of(experiment, self.cache), self.cache.layout, self.cache.scaling, device()
+        ).train()
         (self.encoder,) = self.model.encoders.values()
         self.batch = batch_of(self.cache, spec["rows"])
-        self.rows, self.micro_rows, self.num_micro = spec["rows"], spec["micro_rows"], -(-spec["rows"] // spec["micro_rows"])
+        self.rows, self.micro_rows, self.num_micro = (
+            spec["rows"],
+            spec["micro_rows"],
+            -(-spec["rows"] // spec["micro_rows"]),
+        )
         self.denominators = self.batch.loss_denominators()
         strings = self.cache.strings(self.cache.layout.strings[0].name)
-        self.tokens, self.texts = strings.tokens, [strings.text[number] for number in self.batch.string_id[:, 0].tolist()]
+        self.tokens, self.texts = (
+            strings.tokens,
+            [strings.text[number] for number in self.batch.string_id[:, 0].tolist()],
+        )
         groups = [group for group in self.model.parameter_groups(self.optim) if group["params"]]
-        self.adam = torch.optim.AdamW(groups, betas=self.optim.betas, eps=self.optim.eps, weight_decay=self.optim.weight_decay, fused=True)
+        self.adam = torch.optim.AdamW(
+            groups,
+            betas=self.optim.betas,
+            eps=self.optim.eps,
+            weight_decay=self.optim.weight_decay,
+            fused=True,
+        )
         self.prepare(spec)
 
     def prepare(self, spec: dict[str, Any]) -> None:
@@ -93,30 +128,53 @@ class Peer:
         """Yield each micro-batch's rows and their vectors."""
         raise NotImplementedError
 
-    def pooled(self, input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"]) -> Float[Tensor, "B E"]:
+    def pooled(
+        self, input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"]
+    ) -> Float[Tensor, "B E"]:
         """Return [CLS] of each row's string."""
         with self.model.autocast():
-            return self.encoder.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0].float()
+            return (
+                self.encoder.model(input_ids=input_ids, attention_mask=attention_mask)
+                .last_hidden_state[:, 0]
+                .float()
+            )
 
-    def loss(self, vectors: Float[Tensor, "B E"], rows: Int[Tensor, " B"], share: float | None = None) -> Float[Tensor, ""]:
+    def loss(
+        self, vectors: Float[Tensor, "B E"], rows: Int[Tensor, " B"], share: float | None = None
+    ) -> Float[Tensor, ""]:
         """Return the micro-batch's part of the step's loss."""
         batch: RowTable = self.batch.take(rows)
         index = torch.arange(len(rows), device=rows.device).unsqueeze(1)
         share = 1 / self.num_micro if share is None else share
-        return self.model([vectors], index, batch.numeric, batch.category, batch.targets, batch.weight, self.denominators, share).total
+        return self.model(
+            [vectors],
+            index,
+            batch.numeric,
+            batch.category,
+            batch.targets,
+            batch.weight,
+            self.denominators,
+            share,
+        ).total
 
     def update(self) -> None:
         """Clip and take AdamW's step."""
-        nn.utils.clip_grad_norm_([p for group in self.adam.param_groups for p in group["params"]], self.optim.clip)
+        nn.utils.clip_grad_norm_(
+            [p for group in self.adam.param_groups for p in group["params"]], self.optim.clip
+        )
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
 
 
 class PyTorchFrame(Peer):
-    """PyTorch Frame's fine-tuning of a text_tokenized column: its Dataset, DataLoader and nested tensors, a PEFT model over them."""
+    """PyTorch Frame's fine-tuning of a text_tokenized column: its Dataset, DataLoader and nested
+    tensors, a PEFT model over them.
+    """
 
     def prepare(self, spec: dict[str, Any]) -> None:
-        """Materialise the table: text tokenised once, numbers in a column of row numbers for the other features."""
+        """Materialise the table: text tokenised once, numbers in a column of row numbers for the
+        other features.
+        """
         import pandas
         from torch_frame import numerical, text_tokenized
         from torch_frame.config.text_tokenizer import TextTokenizerConfig
@@ -127,22 +185,37 @@ class PyTorchFrame(Peer):
 
         def tokenize(texts: list[str]) -> list[dict[str, Tensor]]:
             encoded = tokenizer(texts, truncation=False, padding=False)
-            return [{key: torch.tensor(encoded[key][place]) for key in ("input_ids", "attention_mask")} for place in range(len(texts))]
+            return [
+                {key: torch.tensor(encoded[key][place]) for key in ("input_ids", "attention_mask")}
+                for place in range(len(texts))
+            ]
 
-        frame = pandas.DataFrame({"polymer": self.texts, "row": [float(number) for number in range(self.rows)]})
+        frame = pandas.DataFrame(
+            {"polymer": self.texts, "row": [float(number) for number in range(self.rows)]}
+        )
         kinds = {"polymer": text_tokenized, "row": numerical}
-        data = Dataset(frame, kinds, col_to_text_tokenizer_cfg=TextTokenizerConfig(text_tokenizer=tokenize)).materialize()
+        data = Dataset(
+            frame, kinds, col_to_text_tokenizer_cfg=TextTokenizerConfig(text_tokenizer=tokenize)
+        ).materialize()
         self._loader = DataLoader(data.tensor_frame, batch_size=self.micro_rows)
 
     def vectors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what its loader gives."""
         for frame in self._loader:
-            text = {key: nested[:, 0].to_dense(fill_value=0).squeeze(1) for key, nested in frame.feat_dict[self._text].items()}
-            yield frame.feat_dict[self._number][:, 0].long(), self.pooled(text["input_ids"], text["attention_mask"])
+            text = {
+                key: nested[:, 0].to_dense(fill_value=0).squeeze(1)
+                for key, nested in frame.feat_dict[self._text].items()
+            }
+            yield (
+                frame.feat_dict[self._number][:, 0].long(),
+                self.pooled(text["input_ids"], text["attention_mask"]),
+            )
 
 
 class SentenceTransformers(Peer):
-    """sentence-transformers: its Transformer and Pooling modules over our adapted model, texts preprocessed batch by batch, as its trainer does."""
+    """sentence-transformers: its Transformer and Pooling modules over our adapted model, texts
+    preprocessed batch by batch, as its trainer does.
+    """
 
     def prepare(self, spec: dict[str, Any]) -> None:
         """Build its model around ours."""
@@ -152,7 +225,9 @@ class SentenceTransformers(Peer):
 
         transformer = Transformer(self.config.source)
         transformer.model, transformer.processor = self.encoder.model, load_tokenizer(self.config)
-        self._model = SentenceTransformer(modules=[transformer, Pooling(self.encoder.width, "cls")], device=str(device())).train()
+        self._model = SentenceTransformer(
+            modules=[transformer, Pooling(self.encoder.width, "cls")], device=str(device())
+        ).train()
         self.model.train()
 
     def vectors(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -162,25 +237,38 @@ class SentenceTransformers(Peer):
             with self.model.autocast():
                 yield (
                     rows,
-                    self._model({key: value.to(device()) for key, value in features.items() if isinstance(value, Tensor)})["sentence_embedding"].float(),
+                    self._model(
+                        {
+                            key: value.to(device())
+                            for key, value in features.items()
+                            if isinstance(value, Tensor)
+                        }
+                    )["sentence_embedding"].float(),
                 )
 
 
 class GradientCache(Peer):
-    """luyug/GradCache: all rows of the step encoded in chunks without graph, the loss on all of them at once, then the chunks again with graph."""
+    """luyug/GradCache: all rows of the step encoded in chunks without graph, the loss on all of
+    them at once, then the chunks again with graph.
+    """
 
     def prepare(self, spec: dict[str, Any]) -> None:
         """Pad the step's strings to the longest."""
         import gradcache
 
-        sys.modules.setdefault("grad_cache", gradcache)  # its release on PyPI imports itself under its repository's name
+        # its release on PyPI imports itself under its repository's name
+        sys.modules.setdefault("grad_cache", gradcache)
         from gradcache.grad_cache import GradCache
 
         ids, mask = self.tokens.take(self.batch.string_id[:, 0].cpu()).padded()
         self._inputs = {"input_ids": ids.to(device()), "attention_mask": mask.long().to(device())}
         every = torch.arange(self.rows, device=device())
         model = _Pooled(self.pooled)
-        self._cache = GradCache(models=[model], chunk_sizes=self.micro_rows, loss_fn=lambda vectors: self.loss(vectors, every, 1.0))
+        self._cache = GradCache(
+            models=[model],
+            chunk_sizes=self.micro_rows,
+            loss_fn=lambda vectors: self.loss(vectors, every, 1.0),
+        )
 
     def backward(self) -> None:
         """Leave the step's gradient."""
@@ -200,9 +288,11 @@ class _Pooled(nn.Module):
 
 
 class HuggingFaceTrainer(Peer):
-    """transformers' Trainer with a custom model, dynamic padding, gradient accumulation and its own clipping.
+    """transformers' Trainer with a custom model, dynamic padding, gradient accumulation and its own
+    clipping.
 
-    It runs in a thread that stops after every optimizer step, so that it takes turns like the others.
+    It runs in a thread that stops after every optimizer step, so that it takes turns like the
+    others.
     """
 
     def prepare(self, spec: dict[str, Any]) -> None:
@@ -220,21 +310,49 @@ class HuggingFaceTrainer(Peer):
 
     def _train(self) -> None:
         self.take_cores()  # OpenMP counts threads for each thread that starts them
-        tokens = [self.tokens.values[a:b].tolist() for a, b in zip(self.tokens.offsets[:-1], self.tokens.offsets[1:], strict=True)]
-        data = [{"input_ids": tokens[string], "row": row} for row, string in enumerate(self.batch.string_id[:, 0].tolist())]
+        tokens = [
+            self.tokens.values[a:b].tolist()
+            for a, b in zip(self.tokens.offsets[:-1], self.tokens.offsets[1:], strict=True)
+        ]
+        data = [
+            {"input_ids": tokens[string], "row": row}
+            for row, string in enumerate(self.batch.string_id[:, 0].tolist())
+        ]
         tokenizer = load_tokenizer(self.config)
 
         def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-            padded = tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt")
-            return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"], "row": torch.tensor([row["row"] for row in rows])}
+            padded = tokenizer.pad(
+                {"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt"
+            )
+            return {
+                "input_ids": padded["input_ids"],
+                "attention_mask": padded["attention_mask"],
+                "row": torch.tensor([row["row"] for row in rows]),
+            }
 
         arguments = TrainingArguments(
-            output_dir=tempfile.mkdtemp(), per_device_train_batch_size=self.micro_rows, gradient_accumulation_steps=self.num_micro, num_train_epochs=10_000,
-            max_grad_norm=self.optim.clip, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
-            use_cpu=device().type == "cpu", dataloader_pin_memory=False,
-        )  # fmt: skip
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=self.micro_rows,
+            gradient_accumulation_steps=self.num_micro,
+            num_train_epochs=10_000,
+            max_grad_norm=self.optim.clip,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=device().type == "cpu",
+            dataloader_pin_memory=False,
+        )
         constant = torch.optim.lr_scheduler.LambdaLR(self.adam, lambda _: 1.0)
-        Trainer(_TrainerModel(self), arguments, collate, data, optimizers=(self.adam, constant), callbacks=[_Turns(self._go, self._done)]).train()
+        Trainer(
+            _TrainerModel(self),
+            arguments,
+            collate,
+            data,
+            optimizers=(self.adam, constant),
+            callbacks=[_Turns(self._go, self._done)],
+        ).train()
 
 
 class _TrainerModel(nn.Module):
@@ -244,7 +362,9 @@ class _TrainerModel(nn.Module):
         self._peer = [peer]  # in a list: it is no submodule
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, row: Tensor) -> dict[str, Tensor]:
-        """Return the micro-batch's loss; the trainer divides it by the number of micro-batches, which is undone here."""
+        """Return the micro-batch's loss; the trainer divides it by the number of micro-batches,
+        which is undone here.
+        """
         (peer,) = self._peer
         loss = peer.loss(peer.pooled(input_ids, attention_mask), row)
         peer.total += float(loss.detach())

@@ -1,7 +1,8 @@
 """The same training through what people use today, side by side in one run.
 
-All loops start from equal weights on equal rows with dropout off, take turns step by step, and must show the same loss at every step: whoever did less work
-would be found out there. A peer that is not installed is left out, and the result says so: pip install -e '.[bench]'.
+All loops start from equal weights on equal rows with dropout off, take turns step by step, and must
+show the same loss at every step: whoever did less work would be found out there. A peer that is not
+installed is left out, and the result says so: pip install -e '.[bench]'.
 """
 
 import importlib.util
@@ -13,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peer_loops import LOOPS
-from benchmarks.publish import COLORS, axes_pair, heading, machine, number, output_path, parser, publish, save, table, tell
+from benchmarks.publish import (
+    COLORS,
+    axes_pair,
+    heading,
+    machine,
+    number,
+    output_path,
+    parser,
+    publish,
+    save,
+    table,
+    tell,
+)
 from benchmarks.setting import SMALL_NETWORK, gradient_errors, make_setting
 from benchmarks.stamp import stamp
 from benchmarks.timing import interleaved, paired_ratio, spread
@@ -46,8 +59,16 @@ def main(words: list[str]) -> None:
     options.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     arguments = options.parse_args(words)
     size = QUICK if arguments.quick else FULL
-    found: dict[str, Any] = {**stamp(), "quick": arguments.quick, "precision": arguments.precision, "encoder": size.encoder, "rows": size.rows,
-                             "whole_rows": size.whole_rows, "micro_rows": size.micro_rows, "absent": []}  # fmt: skip
+    found: dict[str, Any] = {
+        **stamp(),
+        "quick": arguments.quick,
+        "precision": arguments.precision,
+        "encoder": size.encoder,
+        "rows": size.rows,
+        "whole_rows": size.whole_rows,
+        "micro_rows": size.micro_rows,
+        "absent": [],
+    }
     for name, (_, module) in LOOPS.items():
         if module is not None and importlib.util.find_spec(module) is None:
             found["absent"].append(name)
@@ -55,25 +76,44 @@ def main(words: list[str]) -> None:
         elif module is not None:
             distribution = packages_distributions()[module][0]
             found["versions"][distribution] = version(distribution)
-    found["loops"] = run(size, arguments.precision, [name for name in LOOPS if name not in found["absent"]])
+    found["loops"] = run(
+        size, arguments.precision, [name for name in LOOPS if name not in found["absent"]]
+    )
     publish(output_path("peers", arguments), found, as_markdown, draw)
 
 
 def run(size: Size, precision: str, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Return each loop's rows per second and losses; raises AssertionError where a loop's losses are not ours."""
+    """Return each loop's rows per second and losses; raises AssertionError where a loop's losses
+    are not ours.
+    """
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         make_setting(folder, size.encoder, 24, overrides=size.overrides)
         gradient_errors(folder, overrides=size.overrides)
         common = {"folder": name, "precision": precision, "overrides": size.overrides}
         step = {**common, "rows": size.rows, "micro_rows": size.micro_rows}
-        specs = {loop: {**step, "loop": loop, "mode": loop.removeprefix("ours, ")} for loop in names}
-        specs[WHOLE] = {**common, "loop": OURS, "mode": "per_step", "rows": size.whole_rows, "micro_rows": None}
-        workers = {loop: stack.enter_context(Worker("benchmarks.peer_loops:make", spec)) for loop, spec in specs.items()}
+        specs = {
+            loop: {**step, "loop": loop, "mode": loop.removeprefix("ours, ")} for loop in names
+        }
+        specs[WHOLE] = {
+            **common,
+            "loop": OURS,
+            "mode": "per_step",
+            "rows": size.whole_rows,
+            "micro_rows": None,
+        }
+        workers = {
+            loop: stack.enter_context(Worker("benchmarks.peer_loops:make", spec))
+            for loop, spec in specs.items()
+        }
         for worker in workers.values():
             _ = worker.ready
-        turns = interleaved({loop: worker.ask for loop, worker in workers.items()}, size.rounds, tell)
-    check_losses({loop: [turn["loss"] for turn in turns[loop]] for loop in names}, TOLERANCE[precision])
+        turns = interleaved(
+            {loop: worker.ask for loop, worker in workers.items()}, size.rounds, tell
+        )
+    check_losses(
+        {loop: [turn["loss"] for turn in turns[loop]] for loop in names}, TOLERANCE[precision]
+    )
     found = {}
     for loop, results in turns.items():
         seconds = [turn["seconds"] for turn in results[1:]]  # the first one warms up
@@ -82,7 +122,11 @@ def run(size: Size, precision: str, names: list[str]) -> dict[str, dict[str, Any
             "rows": rows,
             "rows_per_s": spread([rows / each for each in seconds]),
             "step_s": spread(seconds),
-            "per_step_is_faster_by": paired_ratio(seconds, [turn["seconds"] for turn in turns[OURS][1:]]) if loop != WHOLE else None,
+            "per_step_is_faster_by": (
+                paired_ratio(seconds, [turn["seconds"] for turn in turns[OURS][1:]])
+                if loop != WHOLE
+                else None
+            ),
             "losses": [turn["loss"] for turn in results],
             "peak_rss_bytes": results[-1]["peak_rss_bytes"],
         }
@@ -90,22 +134,38 @@ def run(size: Size, precision: str, names: list[str]) -> dict[str, dict[str, Any
 
 
 def check_losses(losses: dict[str, list[float]], tolerance: float) -> None:
-    """Raise AssertionError unless every loop has our loss at every step, within a share of how far the loss has moved."""
+    """Raise AssertionError unless every loop has our loss at every step, within a share of how far
+    the loss has moved.
+    """
     ours = losses[OURS]
     moved = max(max(ours) - min(ours), 1e-6)
-    off = {name: [abs(own - other) / moved for own, other in zip(ours, values, strict=True)] for name, values in losses.items()}
-    wrong = {name: shares for name, shares in off.items() if not all(share <= tolerance for share in shares)}  # NaN is in no bound
+    off = {
+        name: [abs(own - other) / moved for own, other in zip(ours, values, strict=True)]
+        for name, values in losses.items()
+    }
+    # NaN is in no bound
+    wrong = {
+        name: shares
+        for name, shares in off.items()
+        if not all(share <= tolerance for share in shares)
+    }
     if wrong:
-        raise AssertionError(f"these loops do not train as ours does (differences of the loss, as shares of its motion): {wrong}; losses {losses}")
+        raise AssertionError(
+            "these loops do not train as ours does (differences of the loss, as shares of its"
+            f" motion): {wrong}; losses {losses}"
+        )
 
 
 def as_markdown(found: dict[str, Any]) -> str:
     """Return the loops side by side."""
     lines = heading(
-        f"The same training in {len(found['loops']) - 1} loops: steps of {found['rows']:,} rows, {found['encoder']} size, {found['precision']}",
+        f"The same training in {len(found['loops']) - 1} loops: steps of {found['rows']:,} rows,"
+        f" {found['encoder']} size, {found['precision']}",
         found,
-        f"Equal rows, weights, LoRA, fusion network, loss, AdamW, micro-batches of {found['micro_rows']} rows, dropout off; losses compared at every step. "
-        f"Per-row loops cost the same per row at any size of the batch; ours does not, so its step of {found['whole_rows']:,} rows stands last.",
+        "Equal rows, weights, LoRA, fusion network, loss, AdamW, micro-batches of"
+        f" {found['micro_rows']} rows, dropout off; losses compared at every step. Per-row loops"
+        " cost the same per row at any size of the batch; ours does not, so its step of"
+        f" {found['whole_rows']:,} rows stands last.",
         *(f"{name} was not installed and is not measured." for name in found["absent"]),
     )
     cells = []
@@ -116,8 +176,26 @@ def as_markdown(found: dict[str, Any]) -> str:
         whole = found["loops"][WHOLE]["rows_per_s"]["median"] / rates["median"]
         beside = "" if name.startswith("ours") else f"{number(whole)} x"
         loss = "" if name == WHOLE else f"{result['losses'][-1]:.5f}"
-        cells.append((name, f"{result['rows']:,}", rate, faster, beside, loss, f"{result['peak_rss_bytes'] / 2**30:.1f}"))
-    header = ("loop", "rows of a step", "rows/s", "per_step is faster by", f"at {found['whole_rows']:,} rows", "final loss", "peak GiB")
+        cells.append(
+            (
+                name,
+                f"{result['rows']:,}",
+                rate,
+                faster,
+                beside,
+                loss,
+                f"{result['peak_rss_bytes'] / 2**30:.1f}",
+            )
+        )
+    header = (
+        "loop",
+        "rows of a step",
+        "rows/s",
+        "per_step is faster by",
+        f"at {found['whole_rows']:,} rows",
+        "final loss",
+        "peak GiB",
+    )
     return "\n".join([*lines, *table(header, cells)]) + "\n"
 
 
@@ -134,5 +212,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
     axes.bar_label(bars, [number(rate) for rate in rates], padding=3)
     axes.set_xscale("log")
     axes.set_xlim(min(rates) / 2, max(rates) * 4)
-    axes.set_xlabel(f"rows per second (log scale), {found['encoder']} size, {found['precision']}\n{machine(found)}")
+    axes.set_xlabel(
+        f"rows per second (log scale), {found['encoder']} size,"
+        f" {found['precision']}\n{machine(found)}"
+    )
     save(figure, path)

@@ -1,4 +1,6 @@
-"""Started by `sweeps` in one process per rank by the deepspeed launcher: steps of the modes in turns; rank 0 writes their seconds."""
+"""Started by `sweeps` in one process per rank by the deepspeed launcher: steps of the modes in
+turns; rank 0 writes their seconds.
+"""
 
 import json
 import sys
@@ -21,7 +23,14 @@ def main() -> None:
     request = json.loads(sys.argv[-1])
     turns = {}
     for name, (mode, extra) in VARIANTS.items():
-        stepper = Stepper(Path(request["folder"]), mode, request["precision"], request["rows"], None, [*request["overrides"], *extra])
+        stepper = Stepper(
+            Path(request["folder"]),
+            mode,
+            request["precision"],
+            request["rows"],
+            None,
+            [*request["overrides"], *extra],
+        )
         batch = batch_of(stepper.cache, request["rows"])
         turns[name] = lambda stepper=stepper, batch=batch: stepper.step(batch)
         turns[name]()

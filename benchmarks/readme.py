@@ -1,6 +1,7 @@
 """Write the measured numbers of benchmarks/results into the README, so that none is typed.
 
-A benchmark without a published result is named as not measured. Quick runs are never published, so they never come here.
+A benchmark without a published result is named as not measured. Quick runs are never published, so
+they never come here.
 """
 
 import argparse
@@ -21,10 +22,18 @@ FOLDER = "benchmarks/results"
 
 def main(words: list[str]) -> None:
     """Replace the README's part between the two marks."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks readme", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks readme", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--readme", type=Path, default=README)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="a folder of published results")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the README does not hold what the results say")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="a folder of published results"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; fail where the README does not hold what the results say",
+    )
     arguments = parser.parse_args(words)
     text = arguments.readme.read_text(encoding="utf-8")
     if START not in text or END not in text:
@@ -34,7 +43,10 @@ def main(words: list[str]) -> None:
     if not arguments.check:
         arguments.readme.write_text(wanted, encoding="utf-8")
     elif wanted != text:
-        raise UserError(f"{arguments.readme} does not hold what {arguments.results} says; write it with: python -m benchmarks readme")
+        raise UserError(
+            f"{arguments.readme} does not hold what {arguments.results} says; write it with: python"
+            " -m benchmarks readme"
+        )
 
 
 def results(folder: Path = RESULTS) -> str:
@@ -46,17 +58,30 @@ def results(folder: Path = RESULTS) -> str:
     for name, section in SECTIONS.items():
         file = folder / f"{name}.json"
         known.add(name)
-        parts.append(section(_read(file), (folder / f"{name}.png").is_file()) if file.is_file() else _absent(name))
-    others = sorted(file.stem for file in folder.glob("*.json") if file.stem not in known and not file.stem.endswith("_quick"))
+        parts.append(
+            section(_read(file), (folder / f"{name}.png").is_file())
+            if file.is_file()
+            else _absent(name)
+        )
+    others = sorted(
+        file.stem
+        for file in folder.glob("*.json")
+        if file.stem not in known and not file.stem.endswith("_quick")
+    )
     if others:
-        parts.append("Also measured: " + ", ".join(f"[{name}]({FOLDER}/{name}.md)" for name in others) + ".")
+        parts.append(
+            "Also measured: " + ", ".join(f"[{name}]({FOLDER}/{name}.md)" for name in others) + "."
+        )
     return "\n\n".join(parts)
 
 
 def _read(file: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if found.get("quick"):
-        raise UserError(f"{file} is of a quick run, whose numbers are no results; run the full form: python -m benchmarks {file.stem.split('_')[0]}")
+        raise UserError(
+            f"{file} is of a quick run, whose numbers are no results; run the full form: python -m"
+            f" benchmarks {file.stem.split('_')[0]}"
+        )
     return found
 
 
@@ -72,24 +97,48 @@ def _throughput(files: list[Path]) -> str:
     """Return the first result in full, and all of them beside each other."""
     first = _read(files[0])
     lines = [
-        f"One optimizer step of {first['batch_rows']:,} rows, 21 distinct strings, polyBERT's size with LoRA, {first['precision']}, {machine(first)} "
-        f"([how]({FOLDER}/{files[0].stem}.md)):",
+        (
+            f"One optimizer step of {first['batch_rows']:,} rows, 21 distinct strings, polyBERT's"
+            f" size with LoRA, {first['precision']}, {machine(first)}"
+            f" ([how]({FOLDER}/{files[0].stem}.md)):"
+        ),
         "",
     ]
     cells = []
     for mode, result in first["modes"].items():
         extended = " (extended from small steps)" if result["extrapolated"] else ""
         hours = f"{first['stage1_hours'][mode]:,.1f}"
-        cells.append((f"{mode}{extended}", number(result["rows_per_s"]), number(result["step_s"]), f"{result['encoder_tokens_per_step']:,}", hours))
+        cells.append(
+            (
+                f"{mode}{extended}",
+                number(result["rows_per_s"]),
+                number(result["step_s"]),
+                f"{result['encoder_tokens_per_step']:,}",
+                hours,
+            )
+        )
     lines += table(("mode", "rows/s", "step, s", "encoder tokens", "Stage 1, 15 epochs, h"), cells)
-    lines += _picture("Rows per second of each mode, and the share of each phase in a step", files[0].stem, files[0].with_suffix(".png").is_file())
+    lines += _picture(
+        "Rows per second of each mode, and the share of each phase in a step",
+        files[0].stem,
+        files[0].with_suffix(".png").is_file(),
+    )
     lines += [
         "",
-        "The same step, `per_step` beside encoding every row (padded to 128 as specified, with the share of Amdahl's bound; padded to the longest), and beside "
-        "`frozen`, where encoding costs nothing:",
+        (
+            "The same step, `per_step` beside encoding every row (padded to 128 as specified, with"
+            " the share of Amdahl's bound; padded to the longest), and beside `frozen`, where"
+            " encoding costs nothing:"
+        ),
         "",
     ]
-    header = ("precision, processor", "per_step, rows/s", "times as fast as padded to 128", "as padded to the longest", "times the time of frozen")
+    header = (
+        "precision, processor",
+        "per_step, rows/s",
+        "times as fast as padded to 128",
+        "as padded to the longest",
+        "times the time of frozen",
+    )
     return "\n".join(lines + table(header, [_compared(file) for file in files]))
 
 
@@ -112,30 +161,59 @@ def _sweeps(found: dict[str, Any], picture: bool) -> str:
         return _absent("sweeps --only strings")
     middle = curve["points"][len(curve["points"]) // 2]
     lines = [
-        f"Speed-up against distinct strings (made ones, {middle['tokens'] / middle['x']:.0f} tokens each), steps of {found['rows']:,} rows, "
-        f"{found['precision']} ([all sweeps]({FOLDER}/sweeps.md)):",
+        (
+            f"Speed-up against distinct strings (made ones, {middle['tokens'] / middle['x']:.0f}"
+            f" tokens each), steps of {found['rows']:,} rows, {found['precision']} ([all"
+            f" sweeps]({FOLDER}/sweeps.md)):"
+        ),
         "",
     ]
     points = curve["points"]
     header = ("distinct strings", *(f"{point['x']:,}" for point in points))
-    rows = [("times as fast as padded to 128", *(number(point["speedup_vs_naive_128"]["median"]) for point in points)),
-            ("times as fast as batches of like length", *(number(point["speedup_vs_naive_bucketed"]["median"]) for point in points))]  # fmt: skip
+    rows = [
+        (
+            "times as fast as padded to 128",
+            *(number(point["speedup_vs_naive_128"]["median"]) for point in points),
+        ),
+        (
+            "times as fast as batches of like length",
+            *(number(point["speedup_vs_naive_bucketed"]["median"]) for point in points),
+        ),
+    ]
     lines += [*table(header, rows), ""]
     for law in ("uniform", "zipf"):
         if law in found["sweeps"]:
             place = found["sweeps"][law]["stops_paying"]["1.1"]
-            where = "does not stop paying at any number that was measured" if place is None else f"stops paying at {number(place)} distinct strings in the step"
+            where = (
+                "does not stop paying at any number that was measured"
+                if place is None
+                else f"stops paying at {number(place)} distinct strings in the step"
+            )
             words = "equally likely strings" if law == "uniform" else "strings by Zipf's law"
-            lines.append(f"With {words} (encoder of {found['sweeps'][law]['encoder']} size) it {where} (less than 1.1 x).")
-    return "\n".join(lines + _picture("Speed-up against distinct strings, with Amdahl's bound", "sweeps", picture))
+            lines.append(
+                f"With {words} (encoder of {found['sweeps'][law]['encoder']} size) it {where} (less"
+                " than 1.1 x)."
+            )
+    return "\n".join(
+        lines
+        + _picture("Speed-up against distinct strings, with Amdahl's bound", "sweeps", picture)
+    )
 
 
 def _peers(found: dict[str, Any], picture: bool) -> str:
-    cells = [(name, f"{result['rows']:,}", number(result["rows_per_s"]["median"])) for name, result in found["loops"].items()]
-    absent = f" Not installed, not measured: {', '.join(found['absent'])}." if found["absent"] else ""
+    cells = [
+        (name, f"{result['rows']:,}", number(result["rows_per_s"]["median"]))
+        for name, result in found["loops"].items()
+    ]
+    absent = (
+        f" Not installed, not measured: {', '.join(found['absent'])}." if found["absent"] else ""
+    )
     lines = [
-        f"The same training in other people's loops, {found['precision']}; equal weights, rows and micro-batches, losses compared at every step "
-        f"([how]({FOLDER}/peers.md)); whole batch: the step that Stage 1 takes.{absent}",
+        (
+            f"The same training in other people's loops, {found['precision']}; equal weights, rows"
+            f" and micro-batches, losses compared at every step ([how]({FOLDER}/peers.md)); whole"
+            f" batch: the step that Stage 1 takes.{absent}"
+        ),
         "",
         *table(("loop", "rows of a step", "rows/s"), cells),
     ]
@@ -145,15 +223,21 @@ def _peers(found: dict[str, Any], picture: bool) -> str:
 def _scaling(found: dict[str, Any], picture: bool) -> str:
     held = found["held_out_error"]
     return (
-        f"A cost model fitted on measured steps predicts steps that it never saw with a median error of {held['median']:.0%} (largest {held['largest']:.0%}); "
-        f"[what it projects for clusters and large tables]({FOLDER}/scaling.md) rests on assumed GPU rates, stated there."
+        "A cost model fitted on measured steps predicts steps that it never saw with a median"
+        f" error of {held['median']:.0%} (largest {held['largest']:.0%}); [what it projects for"
+        f" clusters and large tables]({FOLDER}/scaling.md) rests on assumed GPU rates, stated"
+        " there."
     )
 
 
 def _stage1(found: dict[str, Any], picture: bool) -> str:
     lines = [
-        f"Stage 1 at full size as specified (447,480 rows, 15 epochs, {found['train']['precision']}, {found['hardware']['cores']} cores): {_took(found)}. "
-        f"Test patients that training never saw ([epochs and all metrics]({FOLDER}/stage1.md)):",
+        (
+            "Stage 1 at full size as specified (447,480 rows, 15 epochs,"
+            f" {found['train']['precision']}, {found['hardware']['cores']} cores): {_took(found)}."
+            " Test patients that training never saw ([epochs and all"
+            f" metrics]({FOLDER}/stage1.md)):"
+        ),
         "",
     ]
     return "\n".join(lines + _goals(found["metrics"]))
@@ -161,11 +245,21 @@ def _stage1(found: dict[str, Any], picture: bool) -> str:
 
 def _stage1_modality(found: dict[str, Any], picture: bool) -> str:
     settings = {name.removeprefix("model."): value for name, value in found["changed"].items()}
-    words = {name: " ".join(f"{key} {each:g}" for key, each in value.items()) if isinstance(value, dict) else value for name, value in settings.items()}
+    words = {
+        name: (
+            " ".join(f"{key} {each:g}" for key, each in value.items())
+            if isinstance(value, dict)
+            else value
+        )
+        for name, value in settings.items()
+    }
     changed = ", ".join(f"{name} {value}" for name, value in words.items())
     share = found["metrics"]["oracle_share"]["delta_EF_pct"]["r2"]
     lines = [
-        f"The same with `configs/stage1_modality.yaml` ({changed}): {_took(found)}, R2 {share:.1%} of the oracle's ([all]({FOLDER}/stage1_modality.md)):",
+        (
+            f"The same with `configs/stage1_modality.yaml` ({changed}): {_took(found)}, R2"
+            f" {share:.1%} of the oracle's ([all]({FOLDER}/stage1_modality.md)):"
+        ),
         "",
     ]
     return "\n".join(lines + _goals(found["metrics"]))
@@ -182,7 +276,8 @@ def _goals(metrics: dict[str, Any]) -> list[str]:
         for metric, goal in goals.items():
             verdict = "pass" if goal["reached"] else "**missed**"
             lines.append(
-                f"| {target} | {metric} | {metrics['test'][target][metric]:.3f} | {goal['goal']:g} {verdict} | {metrics['oracle'][target][metric]:.3f} |"
+                f"| {target} | {metric} | {metrics['test'][target][metric]:.3f} | {goal['goal']:g}"
+                f" {verdict} | {metrics['oracle'][target][metric]:.3f} |"
             )
     return lines
 
@@ -192,36 +287,85 @@ def _quality(found: dict[str, Any], picture: bool) -> str:
     splits = found["splits"]
     cells = []
     for model in next(iter(splits.values()))["models"]:
-        scores = [mean_sd(split["models"][model][key]) for split in splits.values() for key in shown]
-        cells.append((model, *("undefined" if score is None else f"{score[0]:.3f} ± {score[1]:.3f}" for score in scores)))
+        scores = [
+            mean_sd(split["models"][model][key]) for split in splits.values() for key in shown
+        ]
+        cells.append(
+            (
+                model,
+                *(
+                    "undefined" if score is None else f"{score[0]:.3f} ± {score[1]:.3f}"
+                    for score in scores
+                ),
+            )
+        )
     best = []
     for split in splits.values():
         for key in shown:
-            scores = {model: mean_sd(values[key]) for model, values in split["models"].items() if model != ORACLE}
+            scores = {
+                model: mean_sd(values[key])
+                for model, values in split["models"].items()
+                if model != ORACLE
+            }
             better = min if key.endswith("mae") else max
-            best.append(better((model for model, score in scores.items() if score is not None), key=lambda model: scores[model], default="none"))
+            best.append(
+                better(
+                    (model for model, score in scores.items() if score is not None),
+                    key=lambda model: scores[model],
+                    default="none",
+                )
+            )
     header = ("model", *(f"{split}: {key}" for split in splits for key in shown))
     lines = [
-        f"Quality beside baselines: reference cohort scaled down, {found['seeds']} seeds that deal patients or strings anew, mean ± standard deviation on test "
-        f"rows ([how]({FOLDER}/quality.md)):",
+        (
+            f"Quality beside baselines: reference cohort scaled down, {found['seeds']} seeds that"
+            " deal patients or strings anew, mean ± standard deviation on test rows"
+            f" ([how]({FOLDER}/quality.md)):"
+        ),
         "",
         *table(header, [*cells, ("best model", *best)]),
     ]
-    return "\n".join(lines + _picture("Error of all models and baselines, on patients and on strings that training never saw", "quality", picture))
+    return "\n".join(
+        lines
+        + _picture(
+            "Error of all models and baselines, on patients and on strings that training never saw",
+            "quality",
+            picture,
+        )
+    )
 
 
 def _electrolyte(found: dict[str, Any], picture: bool) -> str:
     splits = found["splits"].values()
     models = dict.fromkeys(model for split in splits for model in split["models"])
-    cells = [(model, *(_error_and_r2(split["models"].get(model)) for split in splits)) for model in models]
-    best = [min(split["models"], key=lambda model: split["models"][model]["mae"]) for split in splits]
-    lines = [
-        "Real table: ionic conductivity of polymer electrolytes, log10 S/cm, stand-in encoder, mean absolute error ± standard deviation over seeds, and R2, on "
-        f"test rows ([how]({FOLDER}/electrolyte.md)).",
-        "",
-        *table(("model", *(f"{name} ({split['seeds']} seeds)" for name, split in found["splits"].items())), [*cells, ("least error", *best)]),
+    cells = [
+        (model, *(_error_and_r2(split["models"].get(model)) for split in splits))
+        for model in models
     ]
-    return "\n".join(lines + _picture("Error of all models and baselines on polymer electrolytes", "electrolyte", picture))
+    best = [
+        min(split["models"], key=lambda model: split["models"][model]["mae"]) for split in splits
+    ]
+    lines = [
+        (
+            "Real table: ionic conductivity of polymer electrolytes, log10 S/cm, stand-in encoder,"
+            " mean absolute error ± standard deviation over seeds, and R2, on test rows"
+            f" ([how]({FOLDER}/electrolyte.md))."
+        ),
+        "",
+        *table(
+            (
+                "model",
+                *(f"{name} ({split['seeds']} seeds)" for name, split in found["splits"].items()),
+            ),
+            [*cells, ("least error", *best)],
+        ),
+    ]
+    return "\n".join(
+        lines
+        + _picture(
+            "Error of all models and baselines on polymer electrolytes", "electrolyte", picture
+        )
+    )
 
 
 def _error_and_r2(score: dict[str, float] | None) -> str:

@@ -1,7 +1,9 @@
-"""What the benchmarks of a step share: a table, an encoder and a cache in a folder, and a stepper that takes one optimizer step in one mode.
+"""What the benchmarks of a step share: a table, an encoder and a cache in a folder, and a stepper
+that takes one optimizer step in one mode.
 
-Everything goes the way that training goes: `load_experiment`, `build_cache`, `make_trainer`, `optimizer_step`. The yardsticks that training does not offer
-(length-bucketed, compiled) are the naive source with one thing changed.
+Everything goes the way that training goes: `load_experiment`, `build_cache`, `make_trainer`,
+`optimizer_step`. The yardsticks that training does not offer (length-bucketed, compiled) are the
+naive source with one thing changed.
 """
 
 import os
@@ -37,11 +39,41 @@ from jobs.experiment import Experiment, load_experiment
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PADDED = 128  # tokens, as the specification pads
-PREFIX_LAYERS = {"polybert": 9, "middle": 3, "tiny": 1}  # prefix mode adapts this layer and those above it
-MIDDLE = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 256}
-FRAGMENTS = ("C", "O", "N", "S", "C(C)", "C(F)", "C(=O)", "C(O)", "c1ccc(cc1)", "C(C)(C)", "[Si](C)(C)", "C(Cl)")
-DROPOUT_OFF = ("model.dropout=0.0", "model.feature_noise={}", "encoder.lora.dropout=0.0", *(f"tasks.{task}.head_dropout=0.0" for task in range(7)))
-SMALL_NETWORK = ("model.adapter_hidden=32", "model.adapter_width=32", "model.fusion_width=64", "model.num_layers=1", "model.feedforward=128")
+# prefix mode adapts this layer and those above it
+PREFIX_LAYERS = {"polybert": 9, "middle": 3, "tiny": 1}
+MIDDLE = {
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "intermediate_size": 256,
+}
+FRAGMENTS = (
+    "C",
+    "O",
+    "N",
+    "S",
+    "C(C)",
+    "C(F)",
+    "C(=O)",
+    "C(O)",
+    "c1ccc(cc1)",
+    "C(C)(C)",
+    "[Si](C)(C)",
+    "C(Cl)",
+)
+DROPOUT_OFF = (
+    "model.dropout=0.0",
+    "model.feature_noise={}",
+    "encoder.lora.dropout=0.0",
+    *(f"tasks.{task}.head_dropout=0.0" for task in range(7)),
+)
+SMALL_NETWORK = (
+    "model.adapter_hidden=32",
+    "model.adapter_width=32",
+    "model.fusion_width=64",
+    "model.num_layers=1",
+    "model.feedforward=128",
+)
 
 
 @dataclass(frozen=True)
@@ -62,11 +94,15 @@ class Mode:
 
 
 MODES = {
-    "naive_128": Mode("naive", "every row encoded, padded to 128 tokens (as specified)", pad_to=PADDED),
+    "naive_128": Mode(
+        "naive", "every row encoded, padded to 128 tokens (as specified)", pad_to=PADDED
+    ),
     "naive_longest": Mode("naive", "every row encoded, padded to the longest string"),
     "naive_bucketed": Mode("naive", "every row encoded, in batches of like length", bucketed=True),
     "naive_128_bf16": Mode("naive", "as naive_128, in bf16", pad_to=PADDED, precision="bf16"),
-    "naive_compiled": Mode("naive", "as naive_128, the encoder by torch.compile", pad_to=PADDED, compiled=True),
+    "naive_compiled": Mode(
+        "naive", "as naive_128, the encoder by torch.compile", pad_to=PADDED, compiled=True
+    ),
     "per_microbatch": Mode("per_microbatch", "torch.unique in each micro-batch"),
     "per_step": Mode("per_step", "distinct strings once per optimizer step"),
     "prefix": Mode("prefix", "LoRA on the top quarter of the layers, what enters them cached"),
@@ -74,18 +110,30 @@ MODES = {
 }
 
 
-def make_setting(folder: Path, size: str, rows_per_patient: int, strings: Sequence[str] = (), overrides: Sequence[str] = ()) -> None:
-    """Write cohort, stand-in encoder and cache into a folder; `strings` take the place of the cohort's 21, dealt in turn to the rows."""
+def make_setting(
+    folder: Path,
+    size: str,
+    rows_per_patient: int,
+    strings: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> None:
+    """Write cohort, stand-in encoder and cache into a folder; `strings` take the place of the
+    cohort's 21, dealt in turn to the rows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     cohort = pl.concat(list(cohort_frames(60, rows_per_patient, 0, True)))
     if strings:
         assert len(strings) <= len(cohort)
-        cohort = cohort.with_columns(polymer_SMILES=pl.Series(strings).gather(np.arange(len(cohort)) % len(strings)))
+        cohort = cohort.with_columns(
+            polymer_SMILES=pl.Series(strings).gather(np.arange(len(cohort)) % len(strings))
+        )
     cohort.write_parquet(folder / "cohort.parquet")
     write_encoder(folder / "encoder", size)
     (folder / "setting.yaml").write_text(yaml.safe_dump({"prefix_layer": PREFIX_LAYERS[size]}))
     experiment = experiment_of(folder, "prefix", "fp32", overrides)
-    build_cache(experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache)
+    build_cache(
+        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
+    )
 
 
 def write_encoder(folder: Path, size: str) -> None:
@@ -97,8 +145,12 @@ def write_encoder(folder: Path, size: str) -> None:
         DebertaV2Model(DebertaV2Config(**{**config.to_dict(), **MIDDLE})).save_pretrained(folder)
 
 
-def made_strings(num: int, seed: int = 0, fragments: tuple[int, int] = (6, 20), most_characters: int = PADDED - 4) -> list[str]:
-    """Return distinct PSMILES: chains of a random number of common fragments between two endpoints; a token is a character or more."""
+def made_strings(
+    num: int, seed: int = 0, fragments: tuple[int, int] = (6, 20), most_characters: int = PADDED - 4
+) -> list[str]:
+    """Return distinct PSMILES: chains of a random number of common fragments between two endpoints;
+    a token is a character or more.
+    """
     generator, found = np.random.default_rng(seed), dict[str, None]()
     while len(found) < num:
         length = int(generator.integers(fragments[0], fragments[1] + 1))
@@ -108,9 +160,15 @@ def made_strings(num: int, seed: int = 0, fragments: tuple[int, int] = (6, 20), 
     return list(found)
 
 
-def experiment_of(folder: Path, encoding: str, precision: str, overrides: Sequence[str] = ()) -> Experiment:
+def experiment_of(
+    folder: Path, encoding: str, precision: str, overrides: Sequence[str] = ()
+) -> Experiment:
     """Return Stage 1's experiment on a setting's files."""
-    layer = yaml.safe_load((folder / "setting.yaml").read_text())["prefix_layer"] if encoding == "prefix" else 0
+    layer = (
+        yaml.safe_load((folder / "setting.yaml").read_text())["prefix_layer"]
+        if encoding == "prefix"
+        else 0
+    )
     chosen = {
         "data.path": folder / "cohort.parquet",
         "encoder.source": folder / "encoder",
@@ -119,53 +177,89 @@ def experiment_of(folder: Path, encoding: str, precision: str, overrides: Sequen
         "encoder.lora.first_layer": layer,
         "train.precision": precision,
     }
-    return load_experiment(CONFIGS / "stage1.yaml", [*(f"{key}={value}" for key, value in chosen.items()), *overrides])
+    return load_experiment(
+        CONFIGS / "stage1.yaml", [*(f"{key}={value}" for key, value in chosen.items()), *overrides]
+    )
 
 
 def recipe_of(experiment: Experiment, cache: Cache) -> Recipe:
     """Return what the experiment's model is made of."""
-    return Recipe(observed_tasks(experiment.tasks, cache.layout), (experiment.encoder,), experiment.model, experiment.loss, experiment.train)
+    return Recipe(
+        observed_tasks(experiment.tasks, cache.layout),
+        (experiment.encoder,),
+        experiment.model,
+        experiment.loss,
+        experiment.train,
+    )
 
 
 @once
 def world() -> World:
-    """Return this process's one process group; only what trains by DeepSpeed joins one, since other libraries change their ways inside of it."""
+    """Return this process's one process group; only what trains by DeepSpeed joins one, since other
+    libraries change their ways inside of it.
+    """
     return World()
 
 
 def device() -> torch.device:
     """Return the device that `World` would choose, without joining a process group."""
-    return torch.device("cuda" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu" else "cpu")
+    return torch.device(
+        "cuda" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu" else "cpu"
+    )
 
 
 class Stepper:
-    """A trainer in one mode that takes optimizer steps on rows that the caller chooses, and tells their time, phases and encoder tokens."""
+    """A trainer in one mode that takes optimizer steps on rows that the caller chooses, and tells
+    their time, phases and encoder tokens.
+    """
 
-    def __init__(self, folder: Path, name: str, precision: str, batch_rows: int, micro_rows: int | None = None, overrides: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        precision: str,
+        batch_rows: int,
+        micro_rows: int | None = None,
+        overrides: Sequence[str] = (),
+    ) -> None:
         mode = MODES[name]
         experiment = experiment_of(folder, mode.encoding, mode.precision or precision, overrides)
         self.cache = open_cache(experiment.cache.path)
         recipe = recipe_of(experiment, self.cache)
-        recipe = replace(recipe, train=recipe.train.model_copy(update={"batch_rows": batch_rows, "micro_batch_rows": micro_rows}))
-        self.trainer = make_trainer(recipe, experiment.optim, self.cache, world(), pad_to=mode.pad_to)
+        recipe = replace(
+            recipe,
+            train=recipe.train.model_copy(
+                update={"batch_rows": batch_rows, "micro_batch_rows": micro_rows}
+            ),
+        )
+        self.trainer = make_trainer(
+            recipe, experiment.optim, self.cache, world(), pad_to=mode.pad_to
+        )
         self.trainer.model.train()
         self.phases, self.number = Phases(), 0
         self.losses: Tensor | None = None  # of the last step: the total, then each task's
-        self.tokens = self.passes = self.token_pairs = 0  # of the last step, padding included: what the encoder read, in how many passes
+        # of the last step, padding included: what the encoder read, in how many passes
+        self.tokens = self.passes = self.token_pairs = 0
         _change_source(self.trainer.model, self.trainer.sources, mode)
         self._watch()
 
     def step(self, batch: RowTable) -> float:
-        """Take one step and return its seconds; `phases.seconds` and `tokens` are then those of this step."""
+        """Take one step and return its seconds; `phases.seconds` and `tokens` are then those of
+        this step.
+        """
         trainer = self.trainer
         trainer.engine.set_learning_rates(trainer.schedule.rates(0))
         order = torch.randperm(batch.num_rows).to(world().device)
-        parts = trainer.plan.micro_batches(torch.arange(batch.num_rows, device=world().device), world().rank)
+        parts = trainer.plan.micro_batches(
+            torch.arange(batch.num_rows, device=world().device), world().rank
+        )
 
         def work() -> None:
             with self.phases.inside("read rows"):
                 rows = batch.take(order)
-            self.losses = optimizer_step(trainer.engine, trainer.sources, rows, parts, 0, self.number)
+            self.losses = optimizer_step(
+                trainer.engine, trainer.sources, rows, parts, 0, self.number
+            )
 
         self.tokens = self.passes = self.token_pairs = 0
         self.phases.reset()
@@ -175,7 +269,9 @@ class Stepper:
         return seconds
 
     def _watch(self) -> None:
-        """Count phases and tokens by hooks on the modules, so that it does not matter who calls them."""
+        """Count phases and tokens by hooks on the modules, so that it does not matter who calls
+        them.
+        """
         model, engine, phases = self.trainer.model, self.trainer.engine, self.phases
         phases.watch(model.network, "fusion forward")
         phases.watch(model.loss, "loss")
@@ -186,7 +282,9 @@ class Stepper:
         engine.step = phases.wrap("update", engine.step)
 
     def _count_tokens(self, encoder: StringEncoder) -> None:
-        """Count what the encoder reads in each pass: padded batches with their padding, strings end to end without."""
+        """Count what the encoder reads in each pass: padded batches with their padding, strings end
+        to end without.
+        """
         padded, packed = encoder._encode_padded, encoder._encode_packed
 
         def count(num_tokens: int, token_pairs: int) -> None:
@@ -200,7 +298,10 @@ class Stepper:
             return padded(tokens, pad_to)
 
         def counted_packed(tokens: TokenTable, groups: Sequence[Tensor]) -> Tensor:
-            count(int(sum(tokens.lengths[ids].sum() for ids in groups)), int(sum(len(ids) * tokens.lengths[ids].max() ** 2 for ids in groups)))
+            count(
+                int(sum(tokens.lengths[ids].sum() for ids in groups)),
+                int(sum(len(ids) * tokens.lengths[ids].max() ** 2 for ids in groups)),
+            )
             return packed(tokens, groups)
 
         encoder._encode_padded, encoder._encode_packed = counted_padded, counted_packed
@@ -213,25 +314,39 @@ def _change_source(model: JointModel, sources: list[Any], mode: Mode) -> None:
             encoder.model.compile(dynamic=False)
     if mode.bucketed:
         for encoder in model.encoders.values():
-            encoder.forward = lambda tokens, pad_to=None, encoder=encoder: _bucketed(encoder, tokens)
+            encoder.forward = lambda tokens, pad_to=None, encoder=encoder: _bucketed(
+                encoder, tokens
+            )
 
 
 def _bucketed(encoder: StringEncoder, tokens: TokenTable) -> Tensor:
     """Return the vectors of all rows as the plain model gives them, in batches of like length."""
     batches = length_batches(tokens.lengths, MAX_BATCH_TOKENS)
-    return torch.cat([encoder._encode_padded(tokens.take(ids)) for ids in batches])[torch.cat(batches).argsort()]
+    return torch.cat([encoder._encode_padded(tokens.take(ids)) for ids in batches])[
+        torch.cat(batches).argsort()
+    ]
 
 
-def batch_of(cache: Cache, num_rows: int, string_id: Int[Tensor, " B"] | None = None, seed: int = 0) -> RowTable:
+def batch_of(
+    cache: Cache, num_rows: int, string_id: Int[Tensor, " B"] | None = None, seed: int = 0
+) -> RowTable:
     """Return train rows drawn by the seed; `string_id` replaces their strings."""
     rows = load_rows(cache, "train", device())
-    chosen = torch.randint(rows.num_rows, (num_rows,), generator=torch.Generator().manual_seed(seed))
+    chosen = torch.randint(
+        rows.num_rows, (num_rows,), generator=torch.Generator().manual_seed(seed)
+    )
     batch = rows.take(chosen.to(device()))
-    return batch if string_id is None else replace(batch, string_id=string_id.unsqueeze(1).to(device()))
+    return (
+        batch
+        if string_id is None
+        else replace(batch, string_id=string_id.unsqueeze(1).to(device()))
+    )
 
 
 class PlainEngine(Engine):
-    """Stands for DeepSpeed where only gradients are wanted: backward is torch's own, and nothing is updated."""
+    """Stands for DeepSpeed where only gradients are wanted: backward is torch's own, and nothing is
+    updated.
+    """
 
     def __init__(self, model: JointModel) -> None:
         self.world, self.model = SimpleNamespace(rank=0, size=1, device=device()), model
@@ -251,10 +366,14 @@ class PlainEngine(Engine):
     tolerates_overflow = False
 
 
-def gradient_errors(folder: Path, num_rows: int = 24, overrides: Sequence[str] = ()) -> dict[str, float]:
-    """Return |gradient - naive gradient| / |naive gradient| over all trainable weights, dropout off, fp32; raises AssertionError above 1e-5.
+def gradient_errors(
+    folder: Path, num_rows: int = 24, overrides: Sequence[str] = ()
+) -> dict[str, float]:
+    """Return |gradient - naive gradient| / |naive gradient| over all trainable weights, dropout
+    off, fp32; raises AssertionError above 1e-5.
 
-    `prefix` adapts fewer layers than the others, and is compared with per-row encoding of a model that adapts the same.
+    `prefix` adapts fewer layers than the others, and is compared with per-row encoding of a model
+    that adapts the same.
     """
     layer = yaml.safe_load((folder / "setting.yaml").read_text())["prefix_layer"]
     errors: dict[str, float] = {}
@@ -262,11 +381,18 @@ def gradient_errors(folder: Path, num_rows: int = 24, overrides: Sequence[str] =
         (("naive_longest", "naive_128", "naive_bucketed", "per_microbatch", "per_step"), []),
         (("naive_longest", "prefix"), [f"encoder.lora.first_layer={layer}"]),
     ):
-        plain, *others = (_gradient(folder, MODES[name], [*overrides, *extra], num_rows) for name in names)
-        errors |= {name: float((other - plain).norm() / plain.norm()) for name, other in zip(names[1:], others, strict=True)}
+        plain, *others = (
+            _gradient(folder, MODES[name], [*overrides, *extra], num_rows) for name in names
+        )
+        errors |= {
+            name: float((other - plain).norm() / plain.norm())
+            for name, other in zip(names[1:], others, strict=True)
+        }
     wrong = {name: error for name, error in errors.items() if not error <= 1e-5}
     if wrong:
-        raise AssertionError(f"gradients differ from naive per-row encoding: {wrong}; nothing was timed")
+        raise AssertionError(
+            f"gradients differ from naive per-row encoding: {wrong}; nothing was timed"
+        )
     return errors
 
 
@@ -280,9 +406,14 @@ def _gradient(folder: Path, mode: Mode, extra: Sequence[str], num_rows: int) -> 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(std=0.02)  # fresh adapters have B = 0, which would hide A's gradient
+                # fresh adapters have B = 0, which would hide A's gradient
+                parameter.normal_(std=0.02)
     sources = make_sources(model, recipe, cache, pad_to=mode.pad_to)
     _change_source(model, sources, mode)
     batch = batch_of(cache, num_rows)
-    optimizer_step(PlainEngine(model), sources, batch, list(torch.arange(num_rows).tensor_split(2)), 0, 0)
-    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+    optimizer_step(
+        PlainEngine(model), sources, batch, list(torch.arange(num_rows).tensor_split(2)), 0, 0
+    )
+    return torch.cat(
+        [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    )

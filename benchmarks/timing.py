@@ -1,9 +1,12 @@
-"""Fair timing on a noisy machine: modes take turns, one after another in rounds, and every number is a median with its spread.
+"""Fair timing on a noisy machine: modes take turns, one after another in rounds, and every number
+is a median with its spread.
 
-A machine slows down and speeds up by tens of percent over minutes. Timing one mode after the other would give that to whichever mode came last; in rounds
-it meets all of them, and a ratio is taken within each round before its median is. Every round has an order of its own, so that no mode always follows the
-same one and finds memory and caches as that one left them, and none follows itself: rounds that ran forwards and backwards in turn gave the last mode its
-own warm memory in the next round, up to 13 % of a step.
+A machine slows down and speeds up by tens of percent over minutes. Timing one mode after the other
+would give that to whichever mode came last; in rounds it meets all of them, and a ratio is taken
+within each round before its median is. Every round has an order of its own, so that no mode always
+follows the same one and finds memory and caches as that one left them, and none follows itself:
+rounds that ran forwards and backwards in turn gave the last mode its own warm memory in the next
+round, up to 13 % of a step.
 """
 
 import statistics
@@ -17,11 +20,26 @@ import torch
 from torch import Tensor, nn
 
 Turn = TypeVar("Turn")
-PHASES = ("read rows", "encode", "fusion forward", "loss", "backward: fusion", "backward: encoder", "update", "rest")
+PHASES = (
+    "read rows",
+    "encode",
+    "fusion forward",
+    "loss",
+    "backward: fusion",
+    "backward: encoder",
+    "update",
+    "rest",
+)
 
 
-def interleaved(turns: Mapping[str, Callable[[], Turn]], rounds: int, report: Callable[[str], None] = lambda text: None) -> dict[str, list[Turn]]:
-    """Return what each turn returned, round by round; all turns take part in every round, in an order that is random and always the same."""
+def interleaved(
+    turns: Mapping[str, Callable[[], Turn]],
+    rounds: int,
+    report: Callable[[str], None] = lambda text: None,
+) -> dict[str, list[Turn]]:
+    """Return what each turn returned, round by round; all turns take part in every round, in an
+    order that is random and always the same.
+    """
     found: dict[str, list[Turn]] = {name: [] for name in turns}
     generator, order = np.random.default_rng(0), list(turns)
     for number in range(rounds):
@@ -33,7 +51,9 @@ def interleaved(turns: Mapping[str, Callable[[], Turn]], rounds: int, report: Ca
 
 
 def _reordered(order: Sequence[str], generator: np.random.Generator) -> list[str]:
-    """Return another order, whose first is not the last of this one (two keep theirs: each then follows the other)."""
+    """Return another order, whose first is not the last of this one (two keep theirs: each then
+    follows the other).
+    """
     if len(order) < 2:
         return list(order)
     *rest, last = order
@@ -53,14 +73,18 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
 
 
 def extended(seconds: Mapping[int, float], rows: int) -> tuple[float, float]:
-    """Return the time of a step of `rows` rows on the line through the smallest and the largest measured step, and how far those in between are off it.
+    """Return the time of a step of `rows` rows on the line through the smallest and the largest
+    measured step, and how far those in between are off it.
 
     The second number is the largest |measured - line| / measured: what a reader must allow for.
     """
     sizes = sorted(seconds)
     few, many = sizes[0], sizes[-1]
     slope = (seconds[many] - seconds[few]) / (many - few)
-    errors = [abs(seconds[size] - (seconds[few] + slope * (size - few))) / seconds[size] for size in sizes[1:-1]]
+    errors = [
+        abs(seconds[size] - (seconds[few] + slope * (size - few))) / seconds[size]
+        for size in sizes[1:-1]
+    ]
     return seconds[few] + slope * (rows - few), max(errors, default=0.0)
 
 
@@ -80,7 +104,9 @@ def settle() -> None:
 
 
 class Phases:
-    """Adds up the time of a step by phase; time inside an inner phase is not also the outer one's."""
+    """Adds up the time of a step by phase; time inside an inner phase is not also the outer
+    one's.
+    """
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
@@ -124,17 +150,22 @@ class Phases:
         self._open[-1] = name
 
     def watch(self, module: nn.Module, name: str, backward: str | None = None) -> None:
-        """Count a module's forward passes as a phase; from the moment that a gradient reaches its output, count `backward`."""
+        """Count a module's forward passes as a phase; from the moment that a gradient reaches its
+        output, count `backward`.
+        """
         if module._compiled_call_impl is not None:
             assert backward is None, "a compiled module's backward pass is not watched"
-            module._compiled_call_impl = self.wrap(name, module._compiled_call_impl)  # the compiler would trace hooks
+            # the compiler would trace hooks
+            module._compiled_call_impl = self.wrap(name, module._compiled_call_impl)
             return
         module.register_forward_pre_hook(lambda *_: self.enter(name))
 
         def done(_module: nn.Module, _inputs: Any, output: Any) -> None:
             self.leave()
             if backward is not None and isinstance(output, Tensor) and output.requires_grad:
-                output.register_hook(lambda _: self.become(backward) if len(self._open) > 1 else None)
+                output.register_hook(
+                    lambda _: self.become(backward) if len(self._open) > 1 else None
+                )
 
         module.register_forward_hook(done)
 

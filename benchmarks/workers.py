@@ -1,6 +1,8 @@
-"""Persistent worker processes that take turns: each mode has its own memory, hence its own peak, and is warm when its turn comes.
+"""Persistent worker processes that take turns: each mode has its own memory, hence its own peak,
+and is warm when its turn comes.
 
-A worker is `factory(spec)`, a callable that answers JSON with JSON, one line each. Only the worker that was asked works; the others sleep.
+A worker is `factory(spec)`, a callable that answers JSON with JSON, one line each. Only the worker
+that was asked works; the others sleep.
 """
 
 import json
@@ -24,16 +26,28 @@ class Worker:
         """`factory` is "module:name"; its result must be callable."""
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the worker
         self._name = f"{factory} {spec.get('mode', '')}".strip()
-        environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ, "PYTHONPATH": str(REPOSITORY)}
+        environment = {
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.workers", factory, json.dumps(spec)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment, cwd=REPOSITORY,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=environment,
+            cwd=REPOSITORY,
+        )
         self._ready: list[Any] = []
 
     @property
     def ready(self) -> Any:
-        """What the worker said when it was made; waits for it, so that several can be started side by side."""
+        """What the worker said when it was made; waits for it, so that several can be started side
+        by side.
+        """
         if not self._ready:
             self._ready.append(self._answer())
         return self._ready[0]
@@ -65,12 +79,17 @@ class Worker:
         if not line:
             self._process.wait()
             self._errors.seek(0)
-            raise UserError(f"the benchmark's worker {self._name} ended with exit code {self._process.returncode}:\n{self._errors.read()[-3000:]}")
+            raise UserError(
+                f"the benchmark's worker {self._name} ended with exit code"
+                f" {self._process.returncode}:\n{self._errors.read()[-3000:]}"
+            )
         return json.loads(line)
 
 
 def main(words: list[str]) -> None:
-    """Answer requests until there are no more; whatever libraries print goes to the error stream."""
+    """Answer requests until there are no more; whatever libraries print goes to the error
+    stream.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     module, name = words[0].split(":")

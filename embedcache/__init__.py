@@ -1,14 +1,17 @@
-"""Phase 1: a table whose text columns take few distinct values to cache.zarr, and exact once-per-step encoding of these values in training.
+"""Phase 1: a table whose text columns take few distinct values to cache.zarr, and exact
+once-per-step encoding of these values in training.
 
-The two halves are of use alone. `build_cache` and `open_cache` keep everything that can be computed once. `LiveEncoder` lets any PyTorch loop fine-tune a
-Hugging Face encoder on many rows with few distinct strings, at the cost of one encoding per distinct string and step. Whole example (`encoder` is any
-Hugging Face folder or hub id; `python -m jobs.make_encoder --out encoder --size tiny` makes a random one):
+The two halves are of use alone. `build_cache` and `open_cache` keep everything that can be computed
+once. `LiveEncoder` lets any PyTorch loop fine-tune a Hugging Face encoder on many rows with few
+distinct strings, at the cost of one encoding per distinct string and step. Whole example (`encoder`
+is any Hugging Face folder or hub id; `python -m jobs.make_encoder --out encoder --size tiny` makes
+a random one):
 
     import torch
     from embedcache import EncoderConfig, LiveEncoder
 
-    strings = ["[*]CC[*]", "[*]CCO[*]", "[*]CC([*])C"]                  # distinct; a string's id is its place
-    string_id = torch.randint(0, 3, (10_000,))                          # which of them each row has
+    strings = ["[*]CC[*]", "[*]CCO[*]", "[*]CC([*])C"]  # distinct; a string's id is its index
+    string_id = torch.randint(0, 3, (10_000,))  # which of them each row has
     y = string_id + torch.randn(10_000)
 
     live = LiveEncoder.from_strings(strings, EncoderConfig(source="encoder"))
@@ -16,15 +19,16 @@ Hugging Face folder or hub id; `python -m jobs.make_encoder --out encoder --size
     optimizer = torch.optim.AdamW([*live.encoder.parameters(), *head.parameters()], lr=1e-3)
     for rows in torch.randperm(10_000).split(4_096):
         optimizer.zero_grad()
-        with live.step(string_id[rows]):                                # 3 strings are encoded, not 4,096
-            for part in rows.split(512):                                # as many backward passes as memory asks for
-                prediction = head(live.vectors(string_id[part])).squeeze(1)
-                (torch.nn.functional.mse_loss(prediction, y[part], reduction="sum") / len(rows)).backward()
-        optimizer.step()                                                # the gradients are those of encoding every row
+        with live.step(string_id[rows]):  # 3 strings are encoded, not 4,096
+            for part in rows.split(512):  # as many backward passes as memory asks for
+                error = head(live.vectors(string_id[part])).squeeze(1) - y[part]
+                (error.square().sum() / len(rows)).backward()
+        optimizer.step()  # the gradients are those of encoding every row
 
-`LiveEncoder.from_cache(open_cache("cache.zarr"), "polymer")` takes strings, tokens and encoder from a cache. DDP: wrap the rest of the model and give
-`group=torch.distributed.group.WORLD`. DeepSpeed and other engines that reduce gradients themselves: see `LiveEncoder`. `lora.save_adapter` writes PEFT's
-format.
+`LiveEncoder.from_cache(open_cache("cache.zarr"), "polymer")` takes strings, tokens and encoder from
+a cache. DDP: wrap the rest of the model and give `group=torch.distributed.group.WORLD`. DeepSpeed
+and other engines that reduce gradients themselves: see `LiveEncoder`. `lora.save_adapter` writes
+PEFT's format.
 """
 
 import os
@@ -33,11 +37,13 @@ from typing import Any
 
 import torch
 
-# transformers imports DeepSpeed where it is installed, which then warns on every start of a machine without accelerator.
+# transformers imports DeepSpeed where it is installed, which then warns on every start of a machine
+# without accelerator.
 if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-# Imported when first asked for: transformers and PEFT take seconds, and a command that only reads a table should not wait for them.
+# Imported when first asked for: transformers and PEFT take seconds, and a command that only reads a
+# table should not wait for them.
 _HOMES = {
     "build_cache": "build",
     "Cache": "store",

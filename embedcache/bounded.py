@@ -1,11 +1,16 @@
-"""Encoding any number of strings with graph in bounded memory: batches that fit, each run twice if need be.
+"""Encoding any number of strings with graph in bounded memory: batches that fit, each run twice if
+need be.
 
-What limits the number of strings of a step is not their vectors but the activations that their backward pass needs. Where all of them fit into the memory
-budget they are kept. Where they do not, each batch is encoded without keeping anything, and encoded again, with its gradient at hand, when the backward
-pass reaches it: GradCache's two passes (Gao et al. 2021), which for one encoder are `torch.utils.checkpoint` per batch. The random state is replayed, so
-that both passes drop the same activations; autograd still sees one graph, so every parameter gets its gradient once, as engines that reduce in hooks expect.
+What limits the number of strings of a step is not their vectors but the activations that their
+backward pass needs. Where all of them fit into the memory budget they are kept. Where they do not,
+each batch is encoded without keeping anything, and encoded again, with its gradient at hand, when
+the backward pass reaches it: GradCache's two passes (Gao et al. 2021), which for one encoder are
+`torch.utils.checkpoint` per batch. The random state is replayed, so that both passes drop the same
+activations; autograd still sees one graph, so every parameter gets its gradient once, as engines
+that reduce in hooks expect.
 
-What a token costs depends on the architecture, its adapters and the precision, so it is measured: bytes saved by autograd in two small passes.
+What a token costs depends on the architecture, its adapters and the precision, so it is measured:
+bytes saved by autograd in two small passes.
 """
 
 from typing import NamedTuple
@@ -24,33 +29,53 @@ _PROBES = (1, 3)  # strings in the two passes that tell what a token costs from 
 
 
 class Budget(NamedTuple):
-    """How many padded tokens may have their activations in memory at a time, and what one of them was measured to cost."""
+    """How many padded tokens may have their activations in memory at a time, and what one of them
+    was measured to cost.
+    """
 
     max_tokens: int
     bytes_per_token: float
 
 
-def encode_bounded(encoder: StringEncoder, tokens: TokenTable, max_tokens: int) -> Float[Tensor, "S E"]:
-    """Return the vectors of all strings with graph, activations of at most `max_tokens` padded tokens (or one string) in memory at a time.
+def encode_bounded(
+    encoder: StringEncoder, tokens: TokenTable, max_tokens: int
+) -> Float[Tensor, "S E"]:
+    """Return the vectors of all strings with graph, activations of at most `max_tokens` padded
+    tokens (or one string) in memory at a time.
 
-    With everything within the budget this is `encoder(tokens)`. The values and gradients are those of the same batches without the bound.
+    With everything within the budget this is `encoder(tokens)`. The values and gradients are those
+    of the same batches without the bound.
     """
-    if tokens.num_strings == 0 or not torch.is_grad_enabled() or padded_tokens(tokens, max_tokens) <= max_tokens:
+    if (
+        tokens.num_strings == 0
+        or not torch.is_grad_enabled()
+        or padded_tokens(tokens, max_tokens) <= max_tokens
+    ):
         return encoder(tokens)
     batches = length_batches(tokens.lengths, max_tokens)
-    parts = [checkpoint(encoder, tokens.take(ids), use_reentrant=False, preserve_rng_state=True) for ids in batches]
+    parts = [
+        checkpoint(encoder, tokens.take(ids), use_reentrant=False, preserve_rng_state=True)
+        for ids in batches
+    ]
     return torch.cat(parts)[torch.cat(batches).argsort()]
 
 
 def padded_tokens(tokens: TokenTable, max_tokens: int) -> int:
-    """Return the tokens that the encoder reads for these strings, padding included, in batches of at most `max_tokens`."""
-    return sum(len(ids) * int(tokens.lengths[ids].max()) for ids in length_batches(tokens.lengths, max_tokens))
+    """Return the tokens that the encoder reads for these strings, padding included, in batches of
+    at most `max_tokens`.
+    """
+    return sum(
+        len(ids) * int(tokens.lengths[ids].max())
+        for ids in length_batches(tokens.lengths, max_tokens)
+    )
 
 
 def measure_budget(encoder: StringEncoder, tokens: TokenTable, budget_bytes: int | None) -> Budget:
-    """Return how many tokens fit into `budget_bytes` (None: 4 GiB on a CPU, half of the free memory of a GPU); call it as encoding will be called.
+    """Return how many tokens fit into `budget_bytes` (None: 4 GiB on a CPU, half of the free memory
+    of a GPU); call it as encoding will be called.
 
-    The longest string is measured, whose attention costs most per token. The random state is left as it was.
+    The longest string is measured, whose attention costs most per token. The random state is left
+    as it was.
     """
     device = tokens.values.device
     longest = tokens.lengths.argmax().reshape(1)
@@ -60,19 +85,28 @@ def measure_budget(encoder: StringEncoder, tokens: TokenTable, budget_bytes: int
         few, many = (_saved_bytes(encoder, tokens.take(longest.repeat(num))) for num in _PROBES)
     per_token = max(1.0, (many - few) / ((_PROBES[1] - _PROBES[0]) * num_tokens))
     if budget_bytes is None:
-        budget_bytes = int(DEFAULT_GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else DEFAULT_CPU_BYTES
+        budget_bytes = (
+            int(DEFAULT_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+            if device.type == "cuda"
+            else DEFAULT_CPU_BYTES
+        )
     return Budget(max(1, int(budget_bytes / per_token)), per_token)
 
 
 def _saved_bytes(encoder: StringEncoder, tokens: TokenTable) -> int:
-    """Return the bytes that autograd keeps for the backward pass of one encoder pass; weights, which are there anyway, do not count."""
+    """Return the bytes that autograd keeps for the backward pass of one encoder pass; weights,
+    which are there anyway, do not count.
+    """
     weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
     kept: dict[int, Tensor] = {}
 
     def pack(saved: Tensor) -> Tensor:
-        kept.setdefault(saved.untyped_storage().data_ptr(), saved)  # holding it keeps its address from being used again
+        # holding it keeps its address from being used again
+        kept.setdefault(saved.untyped_storage().data_ptr(), saved)
         return saved
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         encoder(tokens)
-    return sum(saved.untyped_storage().nbytes() for place, saved in kept.items() if place not in weights)
+    return sum(
+        saved.untyped_storage().nbytes() for place, saved in kept.items() if place not in weights
+    )

@@ -1,20 +1,27 @@
 """Every error that a user can cause, by name.
 
-Each message says what is wrong, where, what was expected and how to mend it. The jobs print the message alone and exit with code 2; what only the
-project can cause is an `assert` and exits with code 1 and a traceback.
+Each message says what is wrong, where, what was expected and how to mend it. The jobs print the
+message alone and exit with code 2; what only the project can cause is an `assert` and exits with
+code 1 and a traceback.
 """
 
 
 class UserError(Exception):
-    """Base of everything that the user's input, files or machine can cause; jobs turn it into exit code 2."""
+    """Base of everything that the user's input, files or machine can cause; jobs turn it into exit
+    code 2.
+    """
 
 
 class ConfigError(UserError):
-    """A config file or a `--set` has an unknown key, a value of the wrong type, or values that contradict each other."""
+    """A config file or a `--set` has an unknown key, a value of the wrong type, or values that
+    contradict each other.
+    """
 
 
 class TableError(UserError):
-    """The table breaks its config; the message lists all violations at once, with counts and row numbers."""
+    """The table breaks its config; the message lists all violations at once, with counts and row
+    numbers.
+    """
 
 
 class SplitError(UserError):
@@ -26,7 +33,9 @@ class EncoderError(UserError):
 
 
 class TokenizerError(EncoderError):
-    """The tokenizer does not give the published ids, or a string is longer than the encoder's positions."""
+    """The tokenizer does not give the published ids, or a string is longer than the encoder's
+    positions.
+    """
 
 
 class CacheError(UserError):
@@ -42,7 +51,9 @@ class StaleCacheError(CacheError):
 
 
 class CorruptCacheError(CacheError):
-    """A chunk of the cache is missing or its bytes changed; the message names the array and the chunk."""
+    """A chunk of the cache is missing or its bytes changed; the message names the array and the
+    chunk.
+    """
 
 
 class BusyCacheError(CacheError):
@@ -58,7 +69,9 @@ class RunError(UserError):
 
 
 class UnobservedTaskError(UserError):
-    """A task was read for which the table has no labels; it was not trained and its value is not invented."""
+    """A task was read for which the table has no labels; it was not trained and its value is not
+    invented.
+    """
 
 
 class NonFiniteLossError(UserError):

@@ -1,11 +1,14 @@
 """The digest of every file of a cache, kept in its root zarr.json, and the checks against it.
 
-Zarr reads a missing chunk as the fill value, by design and without a word; and the checksum inside a chunk says nothing of a chunk that is gone,
-cut to nothing, or replaced by another valid one. So the root's attributes hold the size and sha256 of every other file, and a digest of themselves.
-Presence and sizes are checked when a cache is opened; a file's digest is checked before its first use.
+Zarr reads a missing chunk as the fill value, by design and without a word; and the checksum inside
+a chunk says nothing of a chunk that is gone, cut to nothing, or replaced by another valid one. So
+the root's attributes hold the size and sha256 of every other file, and a digest of themselves.
+Presence and sizes are checked when a cache is opened; a file's digest is checked before its first
+use.
 
-The manifest is part of the root zarr.json, not a file beside it: readers of Zarr warn about files that belong to no array. Writing it is the last
-step of a build, in one rename, so a folder with a root zarr.json is complete.
+The manifest is part of the root zarr.json, not a file beside it: readers of Zarr warn about files
+that belong to no array. Writing it is the last step of a build, in one rename, so a folder with a
+root zarr.json is complete.
 """
 
 import hashlib
@@ -23,24 +26,37 @@ MOST_NAMED = 8  # files in one message
 
 
 def seal(folder: Path, attributes: Mapping[str, Any]) -> None:
-    """Write the root zarr.json of a finished store: its attributes and the digest of every file; all of it is on disk when this returns."""
+    """Write the root zarr.json of a finished store: its attributes and the digest of every file;
+    all of it is on disk when this returns.
+    """
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+        files[file.relative_to(folder).as_posix()] = {
+            "bytes": file.stat().st_size,
+            "sha256": file_digest(file),
+        }
         _sync(file)
     content = {**attributes, "complete": True, "files": files}
-    document = {"attributes": {**content, "digest": _digest_of(content)}, "node_type": "group", "zarr_format": 3}
+    document = {
+        "attributes": {**content, "digest": _digest_of(content)},
+        "node_type": "group",
+        "zarr_format": 3,
+    }
     write_atomically(folder / ROOT, _canonical(document))
 
 
 def read_root(folder: Path) -> dict[str, Any]:
-    """Return the root attributes of a sealed store; raises MissingCacheError or CorruptCacheError."""
+    """Return the root attributes of a sealed store; raises MissingCacheError or
+    CorruptCacheError.
+    """
     root = folder / ROOT
     is_ours = (folder / "rows" / ROOT).is_file()
     if not root.is_file():
         if is_ours:
             raise CorruptCacheError(f"{folder}: the root metadata {ROOT} is missing; {REBUILD}")
-        raise MissingCacheError(f"there is no cache at {folder}; build it with: python -m jobs.build_cache --config ...")
+        raise MissingCacheError(
+            f"there is no cache at {folder}; build it with: python -m jobs.build_cache --config ..."
+        )
     text = root.read_bytes()
     try:
         document = json.loads(text)
@@ -50,9 +66,13 @@ def read_root(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError):
         intact, content = False, {}
     if not intact and not is_ours:
-        raise MissingCacheError(f"{folder} is not a cache of this project; choose another cache.path")
+        raise MissingCacheError(
+            f"{folder} is not a cache of this project; choose another cache.path"
+        )
     if not intact:
-        raise CorruptCacheError(f"{folder}: the root metadata {ROOT} was changed or damaged; {REBUILD}")
+        raise CorruptCacheError(
+            f"{folder}: the root metadata {ROOT} was changed or damaged; {REBUILD}"
+        )
     return content
 
 
@@ -70,8 +90,12 @@ def check_presence(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None
     _raise_if_any(folder, wrong)
 
 
-def check_digests(folder: Path, files: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> None:
-    """Raise CorruptCacheError if the bytes of one of these files are not those that were written."""
+def check_digests(
+    folder: Path, files: Mapping[str, Mapping[str, Any]], names: Iterable[str]
+) -> None:
+    """Raise CorruptCacheError if the bytes of one of these files are not those that were
+    written.
+    """
     wrong = []
     for name in names:
         try:
@@ -131,4 +155,6 @@ def _digest_of(content: Mapping[str, Any]) -> str:
 def _raise_if_any(folder: Path, wrong: list[str]) -> None:
     if wrong:
         more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
-        raise CorruptCacheError(f"{folder} is damaged: " + "; ".join(wrong[:MOST_NAMED]) + more + f"\n{REBUILD}")
+        raise CorruptCacheError(
+            f"{folder} is damaged: " + "; ".join(wrong[:MOST_NAMED]) + more + f"\n{REBUILD}"
+        )

@@ -1,8 +1,11 @@
-"""A table that grows: its files one after another, each read with the names, groups and strings of those before it.
+"""A table that grows: its files one after another, each read with the names, groups and strings of
+those before it.
 
-Building a cache of several files is building one of the first file and appending the others to it, in this one place. So an appended cache equals, bit
-for bit, one that is built from all files at once, and what was trained on the rows before can be continued: they keep their place, their string ids,
-their codes and their split. What the files so far leave for the next is names (`Known`) and counts (`SplitTally`); both can be read from a cache.
+Building a cache of several files is building one of the first file and appending the others to it,
+in this one place. So an appended cache equals, bit for bit, one that is built from all files at
+once, and what was trained on the rows before can be continued: they keep their place, their string
+ids, their codes and their split. What the files so far leave for the next is names (`Known`) and
+counts (`SplitTally`); both can be read from a cache.
 """
 
 from collections.abc import Iterator
@@ -31,7 +34,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """The rows of a cache that is appended to, if any, and the files whose rows follow them; there is at least one."""
+    """The rows of a cache that is appended to, if any, and the files whose rows follow them; there
+    is at least one.
+    """
 
     base: Cache | None
     files: tuple[Part, ...]
@@ -48,8 +53,14 @@ class Parts:
         return self.last.names.num_rows
 
     def num_strings(self, name: str) -> list[int]:
-        """Return how many distinct strings of a column are known in front of the first file, and after each."""
-        before = 0 if self.base is None else next(spec.num_strings for spec in self.base.layout.strings if spec.name == name)
+        """Return how many distinct strings of a column are known in front of the first file, and
+        after each.
+        """
+        before = (
+            0
+            if self.base is None
+            else next(spec.num_strings for spec in self.base.layout.strings if spec.name == name)
+        )
         return [before, *(len(part.table.strings[name].text) for part in self.files)]
 
     def rows_of_strings(self, name: str) -> np.ndarray:
@@ -78,10 +89,14 @@ class Parts:
             yield from row_blocks(part.table, data, part.dealt, targets, num_rows)
 
 
-def read_parts(data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig, base: Cache | None) -> Parts:
-    """Return the files that `base` does not have, or all of them where there is none, dealt to splits.
+def read_parts(
+    data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig, base: Cache | None
+) -> Parts:
+    """Return the files that `base` does not have, or all of them where there is none, dealt to
+    splits.
 
-    Raises TableError for the first file that breaks the config, SplitError where the outcome is unusable.
+    Raises TableError for the first file that breaks the config, SplitError where the outcome is
+    unusable.
     """
     known, tally, done = NOTHING, SplitTally((), 0, {}, (), ()), 0
     if base is not None:
@@ -96,7 +111,9 @@ def read_parts(data: DataConfig, targets: tuple[TargetColumn, ...], split: Split
         dealt = deal(table, data, split, tally)
         count(tally, table, dealt)
         files.append(Part(table, dealt))
-    tally.check(split.strategy, left_out(data, split) if split.strategy == "leave_strings_out" else None)
+    tally.check(
+        split.strategy, left_out(data, split) if split.strategy == "leave_strings_out" else None
+    )
     return Parts(base, tuple(files), tally)
 
 
@@ -123,10 +140,14 @@ def tally_of(cache: Cache) -> SplitTally:
     """Return what the splits of a cache hold, counted row by row."""
     layout = cache.layout
     num_strings = {spec.name: spec.num_strings for spec in layout.strings}
-    tally = SplitTally((), 0, {}, (), ()).grown(layout.strata, len(layout.groups), num_strings, layout.targets)
+    tally = SplitTally((), 0, {}, (), ()).grown(
+        layout.strata, len(layout.groups), num_strings, layout.targets
+    )
     for block in _blocks_of(cache):
         stratum = np.maximum(block.stratum, 0)
-        strings = {spec.name: block.string_id[:, column] for column, spec in enumerate(layout.strings)}
+        strings = {
+            spec.name: block.string_id[:, column] for column, spec in enumerate(layout.strings)
+        }
         tally.add(block.split, stratum, block.group, strings, block.targets)
     return tally
 

@@ -1,4 +1,6 @@
-"""The phases of one build, table -> splits -> distinct strings -> vectors -> rows and scaling, which leave a sealed store in the partial folder."""
+"""The phases of one build, table -> splits -> distinct strings -> vectors -> rows and scaling,
+which leave a sealed store in the partial folder.
+"""
 
 import os
 import sys
@@ -18,7 +20,14 @@ import torch
 from tqdm import tqdm
 
 from embedcache import manifest
-from embedcache.config import CacheConfig, DataConfig, EncoderConfig, SplitConfig, StringColumn, TargetColumn
+from embedcache.config import (
+    CacheConfig,
+    DataConfig,
+    EncoderConfig,
+    SplitConfig,
+    StringColumn,
+    TargetColumn,
+)
 from embedcache.encoder import StringEncoder, load_encoder
 from embedcache.errors import TableError
 from embedcache.fingerprint import FORMAT_VERSION, Identity, encoding_key
@@ -81,7 +90,9 @@ class Build:
             writer.finish(self._write_rows(writer, parts, strings))
         for file, stamp in zip(self._new_files, stamps, strict=True):
             if _stamp(file) != stamp:
-                raise TableError(f"{file} was changed while it was being read; run the same command again")
+                raise TableError(
+                    f"{file} was changed while it was being read; run the same command again"
+                )
         manifest.seal(self.places.store, self._attributes(layout, parts))
 
     @property
@@ -89,7 +100,9 @@ class Build:
         return self.data.files[0 if self.base is None else len(self.base.identity.files) :]
 
     def _strings(self, parts: Parts) -> tuple[tuple[StringSpec, ...], dict[str, StringTable]]:
-        """Return the tokens and vectors of all string columns; columns of one encoder share it and its vectors."""
+        """Return the tokens and vectors of all string columns; columns of one encoder share it and
+        its vectors.
+        """
         specs: dict[str, StringSpec] = {}
         tables: dict[str, StringTable] = {}
         columns_of: dict[str, list[StringColumn]] = {}
@@ -102,29 +115,58 @@ class Build:
             tokens: dict[str, TokenTable] = {}
             for name, text in texts.items():
                 tokens[name], self.unknown[name] = tokenize(tokenizer, text, model.max_length)
-            vectors = VectorStore(config, model, self.places.vectors / encoding, cached_vectors(self.old, encoding), self.ranks)
+            vectors = VectorStore(
+                config,
+                model,
+                self.places.vectors / encoding,
+                cached_vectors(self.old, encoding),
+                self.ranks,
+            )
             self._encode(parts, texts, tokens, vectors)
             for column in columns:
                 name, found = column.name, tokens[column.name]
                 if config.prefix_layer is not None:
                     check_layers(model.model, config.prefix_layer)
-                    found = replace(found, states=self._states(parts, name, found, model, config.prefix_layer))
-                embeddings, num_rows = torch.from_numpy(vectors.of(texts[name])), torch.from_numpy(parts.rows_of_strings(name))
+                    found = replace(
+                        found, states=self._states(parts, name, found, model, config.prefix_layer)
+                    )
+                embeddings, num_rows = (
+                    torch.from_numpy(vectors.of(texts[name])),
+                    torch.from_numpy(parts.rows_of_strings(name)),
+                )
                 tables[name] = StringTable(list(texts[name]), found, embeddings, num_rows)
                 specs[name] = self._spec(column, tables[name], encoding)
         return tuple(specs[column.name] for column in self.data.strings), tables
 
-    def _encode(self, parts: Parts, texts: dict[str, tuple[str, ...]], tokens: dict[str, TokenTable], vectors: VectorStore) -> None:
-        """Encode what is not known yet; the strings of one file apart from those of the next, so that a batch does not depend on what is appended later."""
+    def _encode(
+        self,
+        parts: Parts,
+        texts: dict[str, tuple[str, ...]],
+        tokens: dict[str, TokenTable],
+        vectors: VectorStore,
+    ) -> None:
+        """Encode what is not known yet; the strings of one file apart from those of the next, so
+        that a batch does not depend on what is appended later.
+        """
         for k in range(len(parts.files)):
             for name, text in texts.items():
                 first, last = parts.num_strings(name)[k : k + 2]
-                vectors.encode_missing(text[first:last], tokens[name].take(torch.arange(first, last)), self.encoded)
+                vectors.encode_missing(
+                    text[first:last], tokens[name].take(torch.arange(first, last)), self.encoded
+                )
 
-    def _states(self, parts: Parts, name: str, tokens: TokenTable, model: StringEncoder, layer: int) -> torch.Tensor:
-        """Return the hidden states of all tokens that enter a layer, file by file as the vectors; those of the cache that is appended to are its own."""
+    def _states(
+        self, parts: Parts, name: str, tokens: TokenTable, model: StringEncoder, layer: int
+    ) -> torch.Tensor:
+        """Return the hidden states of all tokens that enter a layer, file by file as the vectors;
+        those of the cache that is appended to are its own.
+        """
         num_strings = parts.num_strings(name)
-        spec = None if parts.base is None else next(spec for spec in parts.base.layout.strings if spec.name == name)
+        spec = (
+            None
+            if parts.base is None
+            else next(spec for spec in parts.base.layout.strings if spec.name == name)
+        )
         states = []
         if spec is not None and spec.prefix_layer == layer:
             states.append(parts.base.strings(name, with_states=True).tokens.states)
@@ -132,7 +174,11 @@ class Build:
             num_strings = [0, *num_strings]
         for first, last in pairwise(num_strings):
             if last > first:
-                states.append(model.states(tokens.take(torch.arange(first, last)).to(self.ranks.device), layer).cpu())
+                states.append(
+                    model.states(
+                        tokens.take(torch.arange(first, last)).to(self.ranks.device), layer
+                    ).cpu()
+                )
         return torch.cat(states)
 
     def _spec(self, column: StringColumn, strings: StringTable, encoding: str) -> StringSpec:
@@ -151,11 +197,23 @@ class Build:
             prefix_layer=config.prefix_layer,
         )
 
-    def _write_rows(self, writer: StoreWriter, parts: Parts, strings: dict[str, StringTable]) -> Scaling:
-        """Stream all rows into the store and return the statistics of those that train, and of their strings' vectors."""
-        trained = [np.zeros(len(strings[column.name].text), dtype=bool) for column in self.data.strings]
-        fit = ScalingFit([column.column for column in self.data.numeric], [column.transform for column in self.data.numeric], parts.last.targets)
-        bar = tqdm(total=parts.num_rows, desc="writing rows", unit="row", unit_scale=True, disable=None)
+    def _write_rows(
+        self, writer: StoreWriter, parts: Parts, strings: dict[str, StringTable]
+    ) -> Scaling:
+        """Stream all rows into the store and return the statistics of those that train, and of
+        their strings' vectors.
+        """
+        trained = [
+            np.zeros(len(strings[column.name].text), dtype=bool) for column in self.data.strings
+        ]
+        fit = ScalingFit(
+            [column.column for column in self.data.numeric],
+            [column.transform for column in self.data.numeric],
+            parts.last.targets,
+        )
+        bar = tqdm(
+            total=parts.num_rows, desc="writing rows", unit="row", unit_scale=True, disable=None
+        )
         with bar:
             for block in parts.rows(self.data, writer.rows_per_block):
                 writer.add_rows(block)
@@ -164,12 +222,20 @@ class Build:
                 for seen, string_id in zip(trained, block.string_id[train].T, strict=True):
                     seen[string_id] = True
                 bar.update(len(block.weight))
-        return fit.result({column.name: strings[column.name].embeddings.numpy()[seen] for column, seen in zip(self.data.strings, trained, strict=True)})
+        return fit.result(
+            {
+                column.name: strings[column.name].embeddings.numpy()[seen]
+                for column, seen in zip(self.data.strings, trained, strict=True)
+            }
+        )
 
     def _attributes(self, layout: Layout, parts: Parts) -> dict[str, Any]:
         """Return the root attributes of the new cache."""
         config = {
-            "data": {**self.data.model_dump(mode="json"), "path": [Path(file).name for file in self.data.files]},
+            "data": {
+                **self.data.model_dump(mode="json"),
+                "path": [Path(file).name for file in self.data.files],
+            },
             "targets": [target.model_dump(mode="json") for target in self.targets],
             "split": self.split.model_dump(mode="json"),
             "encoder": self.encoder.model_dump(mode="json"),
@@ -182,7 +248,12 @@ class Build:
             "format_version": FORMAT_VERSION,
             "identity": dict(self.wanted.parts),
             "layout": layout.model_dump(mode="json", exclude={"groups"}),
-            "provenance": {"config": config, "versions": versions, "built": built, "rows_of_files": rows_of_files},
+            "provenance": {
+                "config": config,
+                "versions": versions,
+                "built": built,
+                "rows_of_files": rows_of_files,
+            },
             "report": self._report(parts),
         }
 
@@ -192,15 +263,22 @@ class Build:
         merged: dict[str, dict[str, set[str]]] = {}
         for column in self.data.strings:
             spellings = merged.setdefault(column.name, defaultdict(set))
-            for found in (before["merged"].get(column.name, {}), *(part.table.strings[column.name].merged for part in parts.files)):
+            for found in (
+                before["merged"].get(column.name, {}),
+                *(part.table.strings[column.name].merged for part in parts.files),
+            ):
                 for text, ways in found.items():
                     spellings[text].update(ways)
         return {
             "num_encoded": self.encoded.num_strings,
             "encoding": {"seconds": round(self.encoded.seconds, 3), "ranks": self.ranks.size},
-            "num_excluded": before["num_excluded"] + sum(part.table.num_excluded for part in parts.files),
+            "num_excluded": before["num_excluded"]
+            + sum(part.table.num_excluded for part in parts.files),
             "unknown": self.unknown,
-            "merged": {name: {text: sorted(ways) for text, ways in found.items()} for name, found in merged.items()},
+            "merged": {
+                name: {text: sorted(ways) for text, ways in found.items()}
+                for name, found in merged.items()
+            },
             "split": asdict(parts.tally.report()),
             "seconds": [(phase, round(seconds, 3)) for phase, seconds in self.seconds.items()],
         }

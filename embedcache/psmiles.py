@@ -1,7 +1,9 @@
-"""Polymer strings: one spelling for the endpoints, and a reason for every string that is not a repeat unit.
+"""Polymer strings: one spelling for the endpoints, and a reason for every string that is not a
+repeat unit.
 
-A PSMILES is the SMILES of a repeat unit with two endpoints `[*]`, each bound once. `*` without brackets is the same atom in SMILES but an unknown token to
-polyBERT, so it is written `[*]`. RDKit decides what parses; its own log is silenced while it does, and its reason becomes ours.
+A PSMILES is the SMILES of a repeat unit with two endpoints `[*]`, each bound once. `*` without
+brackets is the same atom in SMILES but an unknown token to polyBERT, so it is written `[*]`. RDKit
+decides what parses; its own log is silenced while it does, and its reason becomes ours.
 """
 
 import re
@@ -11,14 +13,17 @@ from rdkit import Chem, rdBase
 from embedcache.config import StringColumn
 
 _BRACKETS_OR_STAR = re.compile(r"\[[^\]]*\]|\*")
-_NOT_SMILES = re.compile(r"[^!-~]")  # white space and non-ASCII: RDKit reads up to it and ignores the rest, a tokenizer does not
+# white space and non-ASCII: RDKit reads up to it and ignores the rest, a tokenizer does not
+_NOT_SMILES = re.compile(r"[^!-~]")
 _NUM_ENDPOINTS = 2
 
 
 def prepare_string(text: str, column: StringColumn) -> str:
-    """Return the string as it is tokenised: replacements made, `*` written `[*]`, canonical if the column asks for it.
+    """Return the string as it is tokenised: replacements made, `*` written `[*]`, canonical if the
+    column asks for it.
 
-    Raises ValueError with a reason if the column's kind is `psmiles` or `smiles` and the string is not one.
+    Raises ValueError with a reason if the column's kind is `psmiles` or `smiles` and the string is
+    not one.
     """
     for old, new in column.replace.items():
         text = text.replace(old, new)
@@ -29,8 +34,13 @@ def prepare_string(text: str, column: StringColumn) -> str:
         molecule = _parse(text)
         if column.kind == "psmiles":
             _check_repeat_unit(molecule)
-        # A second parse: RDKit's canonical form is that of its default reader, which also drops explicit hydrogens.
-        return bracket_stars(Chem.MolToSmiles(Chem.MolFromSmiles(text))) if column.canonicalize else text
+        # A second parse: RDKit's canonical form is that of its default reader, which also drops
+        # explicit hydrogens.
+        return (
+            bracket_stars(Chem.MolToSmiles(Chem.MolFromSmiles(text)))
+            if column.canonicalize
+            else text
+        )
 
 
 def bracket_stars(text: str) -> str:

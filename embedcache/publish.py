@@ -1,14 +1,15 @@
-"""Where a cache is built, and how it takes its place: under a lock, beside its final name, by rename.
+"""Where a cache is built, and how it is published: under a lock, beside its final name, by rename.
 
-    cache.zarr                 the published cache; only ever a complete one
-    cache.zarr.lock            held by the one process that builds
-    cache.zarr.partial/        builder.json   who builds
-                               vectors/       embeddings so far; survive a kill and serve the next build (see `vectors`)
-                               store/         the new cache, complete once it has a root zarr.json
-                               replaced/      the old cache, for the instant between the two renames that replace it
+    cache.zarr             the published cache; only ever a complete one
+    cache.zarr.lock        held by the one process that builds
+    cache.zarr.partial/    builder.json  who builds
+                           vectors/      embeddings so far; they survive a kill (see `vectors`)
+                           store/        the new cache, complete once it has a root zarr.json
+                           replaced/     the old cache, between the two renames that replace it
 
-A kill leaves the old cache, or none, or (between the two renames) the old one in `replaced/` with the new one complete in `store/`; `recover` puts
-it back. Nothing is ever deleted but what lies in `.partial` under these names.
+A kill leaves the old cache, or none, or (between the two renames) the old one in `replaced/` with
+the new one complete in `store/`; `recover` puts it back. Nothing is ever deleted but what lies in
+`.partial` under these names.
 """
 
 import errno
@@ -39,7 +40,9 @@ class Places:
 
     @staticmethod
     def of(path: str | Path) -> "Places":
-        """Return the places of a cache; a link is followed, so that all of them share one file system."""
+        """Return the places of a cache; a link is followed, so that all of them share one file
+        system.
+        """
         return Places(Path(os.path.realpath(path)))
 
     @property
@@ -75,17 +78,26 @@ class Places:
 
 @contextmanager
 def builder_lock(places: Places) -> Iterator[None]:
-    """Hold the lock of a cache while building it; raises BusyCacheError naming the holder if it is not free in time."""
+    """Hold the lock of a cache while building it; raises BusyCacheError naming the holder if it is
+    not free in time.
+    """
     with errors_named(places):
         places.path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(places.lock)
         try:
             lock.acquire(timeout=WAIT_S)
         except filelock.Timeout:
-            raise BusyCacheError(f"{places.path} is being built by {_holder(places)}; wait for that, or give this build another cache.path") from None
+            raise BusyCacheError(
+                f"{places.path} is being built by {_holder(places)}; wait for that, or give this"
+                " build another cache.path"
+            ) from None
         try:
             places.partial.mkdir(exist_ok=True)
-            who = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+            who = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
             manifest.write_atomically(places.builder, json.dumps(who).encode())
             yield
         except UserError:
@@ -98,17 +110,24 @@ def builder_lock(places: Places) -> Iterator[None]:
 
 @contextmanager
 def errors_named(places: Places) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder into a CacheError that says so; the published cache is untouched by either."""
+    """Turn a full disk or a forbidden folder into a CacheError that says so; the published cache is
+    untouched by either.
+    """
     try:
         yield
     except OSError as error:
-        kept = "the cache that was there is intact" if places.path.exists() else "nothing was published"
+        kept = (
+            "the cache that was there is intact"
+            if places.path.exists()
+            else "nothing was published"
+        )
         if error.errno in NO_SPACE:
             discard_store(places)
             free = shutil.disk_usage(places.path.parent).free
             raise CacheError(
-                f"no space left for {places.path} ({free / 1e6:,.1f} MB free after cleaning up); {kept}. "
-                f"Free some space or set cache.path elsewhere, then run the same command again: strings already encoded are kept"
+                f"no space left for {places.path} ({free / 1e6:,.1f} MB free after cleaning up);"
+                f" {kept}. Free some space or set cache.path elsewhere, then run the same command"
+                " again: strings already encoded are kept"
             ) from error
         raise CacheError(f"cannot write {places.path}: {error}; {kept}") from error
 
@@ -130,7 +149,9 @@ def discard_store(places: Places) -> None:
 
 
 def publish(places: Places) -> None:
-    """Move the sealed store to its final name, and the old cache, if any, out of it; then clean up."""
+    """Move the sealed store to its final name, and the old cache, if any, out of it; then clean
+    up.
+    """
     if places.path.exists():
         places.path.rename(places.replaced)
     places.store.rename(places.path)
@@ -146,7 +167,9 @@ def clean_up(places: Places) -> None:
 
 
 def _leave(places: Places) -> None:
-    """Take the builder's name away, and the partial folder too if it holds nothing that a later build could use."""
+    """Take the builder's name away, and the partial folder too if it holds nothing that a later
+    build could use.
+    """
     places.builder.unlink(missing_ok=True)
     if places.partial.exists() and not any(places.partial.iterdir()):
         places.partial.rmdir()

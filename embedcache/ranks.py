@@ -1,7 +1,9 @@
-"""Several processes that build one cache: one does everything that is done once, all share the encoding.
+"""Several processes that build one cache: one does everything that is done once, all share the
+encoding.
 
-`torchrun` and `deepspeed` announce the ranks in the environment; plain python is one rank. Only small objects and tokens travel, so gloo serves CPUs and
-GPUs alike. A rank that dies closes its connections, which ends the others at their next exchange: nobody waits for the dead.
+`torchrun` and `deepspeed` announce the ranks in the environment; plain python is one rank. Only
+small objects and tokens travel, so gloo serves CPUs and GPUs alike. A rank that dies closes its
+connections, which ends the others at their next exchange: nobody waits for the dead.
 """
 
 import os
@@ -18,7 +20,8 @@ from torch.distributed.rendezvous import rendezvous
 from embedcache.errors import RankError
 
 JOINING = timedelta(minutes=3)
-LONGEST_WAIT = timedelta(days=7)  # for the slowest share of the encoding; a dead rank is noticed at once
+# for the slowest share of the encoding; a dead rank is noticed at once
+LONGEST_WAIT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -53,22 +56,37 @@ ALONE = Ranks()
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """Join the ranks that the launcher announced, and leave them at the end; each computes on a GPU of its own where there is one."""
+    """Join the ranks that the launcher announced, and leave them at the end; each computes on a GPU
+    of its own where there is one.
+    """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
-    device = f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    local_rank, local_size = (
+        int(os.environ.get("LOCAL_RANK", "0")),
+        int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
+    )
+    device = (
+        f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    )
     if size == 1:
         yield Ranks(device=device)
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // local_size))  # torchrun says one thread, deepspeed all of them to each rank
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    # torchrun says one thread, deepspeed all of them to each rank
+    torch.set_num_threads(max(1, cores // local_size))
     try:
         store, rank, size = next(rendezvous("env://", rank, size, timeout=JOINING))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise RankError(f"rank {rank} of {size} does not find the others at MASTER_ADDR and MASTER_PORT of the environment: {reason:.200}") from error
+        raise RankError(
+            f"rank {rank} of {size} does not find the others at MASTER_ADDR and MASTER_PORT of the"
+            f" environment: {reason:.200}"
+        ) from error
     with _losses_named():
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT)
+        dist.init_process_group(
+            "gloo", store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT
+        )
     yield Ranks(rank, size, device)
     dist.destroy_process_group()
 
@@ -80,4 +98,7 @@ def _losses_named() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise RankError(f"another rank of this build ended, so this one ends too ({reason:.200}); strings already encoded are kept, run it again") from error
+        raise RankError(
+            f"another rank of this build ended, so this one ends too ({reason:.200}); strings"
+            " already encoded are kept, run it again"
+        ) from error

@@ -1,8 +1,11 @@
-"""Encoders with relative positions (DeBERTa-v2 and v3 checkpoints): no more rows of the position table than the strings at hand can reach.
+"""Encoders with relative positions (DeBERTa-v2 and v3 checkpoints): no more rows of the position
+table than the strings at hand can reach.
 
-Every layer projects the whole table (512 rows in base models) in every pass, and multiplies every query and key with all of it, although the tokens of a
-string of L are at most L - 1 apart. The model is lent the middle of its table for the time of one call, in the manner of `prefix`; rows that are read are
-the same rows, so the vectors are the same bit for bit, and rows that nothing reads had a gradient of zero anyway.
+Every layer projects the whole table (512 rows in base models) in every pass, and multiplies every
+query and key with all of it, although the tokens of a string of L are at most L - 1 apart. The
+model is lent the middle of its table for the time of one call, in the manner of `prefix`; rows that
+are read are the same rows, so the vectors are the same bit for bit, and rows that nothing reads had
+a gradient of zero anyway.
 """
 
 from collections.abc import Iterator
@@ -14,7 +17,8 @@ from torch import Tensor, nn
 from transformers import DebertaV2Model
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
-# The cut table has a multiple of this many distances: matrix products of odd sizes may sum in another order.
+# The cut table has a multiple of this many distances: matrix products of odd sizes may sum in
+# another order.
 _MULTIPLE = 16
 
 
@@ -28,7 +32,9 @@ class _Rows(nn.Module):
 
 @contextmanager
 def needed_positions(base: nn.Module, longest: int) -> Iterator[None]:
-    """Let the model's table of relative positions consist of those within strings of `longest` tokens while the context lasts; other models are left alone."""
+    """Let the model's table of relative positions consist of those within strings of `longest`
+    tokens while the context lasts; other models are left alone.
+    """
     if not isinstance(base, DebertaV2Model) or not base.encoder.relative_attention:
         yield
         return
@@ -48,10 +54,11 @@ def needed_positions(base: nn.Module, longest: int) -> Iterator[None]:
 
 
 def needed_span(longest: int, span: int, buckets: int, max_positions: int) -> int:
-    """Return how many of the table's `span` distances to either side are enough for strings of `longest` tokens.
+    """Return how many of the table's `span` distances to either side are enough for strings of
+    `longest` tokens.
 
-    Row `span + d` stands for distance d, so distances -R to R need R + 1 to either side. One more is kept: on another device the logarithm behind a bucket
-    may be rounded otherwise.
+    Row `span + d` stands for distance d, so distances -R to R need R + 1 to either side. One more
+    is kept: on another device the logarithm behind a bucket may be rounded otherwise.
     """
     reach = torch.tensor(longest - 1)
     if buckets > 0:

@@ -13,10 +13,18 @@ from embedcache.store import RowBlock
 from embedcache.table import Table
 
 
-def row_blocks(table: Table, data: DataConfig, dealt: Deal, targets: tuple[TargetColumn, ...], num_rows: int) -> Iterator[RowBlock]:
-    """Yield one file in order, `num_rows` rows at a time; `targets` are those of the cache, of which the file may lack some."""
-    columns = [f"string:{column.name}" for column in data.strings] + [f"numeric:{column.column}" for column in data.numeric]
-    columns += [f"category:{name}" for name, _ in table.categories] + [f"target:{target.name}" for target in targets]
+def row_blocks(
+    table: Table, data: DataConfig, dealt: Deal, targets: tuple[TargetColumn, ...], num_rows: int
+) -> Iterator[RowBlock]:
+    """Yield one file in order, `num_rows` rows at a time; `targets` are those of the cache, of
+    which the file may lack some.
+    """
+    columns = [f"string:{column.name}" for column in data.strings] + [
+        f"numeric:{column.column}" for column in data.numeric
+    ]
+    columns += [f"category:{name}" for name, _ in table.categories] + [
+        f"target:{target.name}" for target in targets
+    ]
     columns += [f"facet:{name}" for name, _ in table.facets] + ["group", "stratum", "weight"]
     columns = [name for name in columns if name in table.columns]
     columns += [dealt.key] if dealt.key is not None and dealt.key not in columns else []
@@ -27,7 +35,9 @@ def row_blocks(table: Table, data: DataConfig, dealt: Deal, targets: tuple[Targe
 
 
 def reblocked(blocks: Iterable[RowBlock], num_rows: int) -> Iterator[RowBlock]:
-    """Yield the same rows in blocks of `num_rows`, the last perhaps smaller: what fills a shard is written once."""
+    """Yield the same rows in blocks of `num_rows`, the last perhaps smaller: what fills a shard is
+    written once.
+    """
     held: list[RowBlock] = []
     for block in blocks:
         held.append(block)
@@ -42,25 +52,50 @@ def reblocked(blocks: Iterable[RowBlock], num_rows: int) -> Iterator[RowBlock]:
 def _joined(blocks: list[RowBlock]) -> RowBlock:
     if len(blocks) == 1:
         return blocks[0]
-    return RowBlock(**{field.name: np.concatenate([getattr(block, field.name) for block in blocks]) for field in fields(RowBlock)})
+    return RowBlock(
+        **{
+            field.name: np.concatenate([getattr(block, field.name) for block in blocks])
+            for field in fields(RowBlock)
+        }
+    )
 
 
 def _part(block: RowBlock, start: int, stop: int) -> RowBlock:
-    return RowBlock(**{field.name: getattr(block, field.name)[start:stop] for field in fields(RowBlock)})
+    return RowBlock(
+        **{field.name: getattr(block, field.name)[start:stop] for field in fields(RowBlock)}
+    )
 
 
-def _row_block(frame: pl.DataFrame, table: Table, data: DataConfig, targets: tuple[TargetColumn, ...], split: Int8[np.ndarray, " N"]) -> RowBlock:
+def _row_block(
+    frame: pl.DataFrame,
+    table: Table,
+    data: DataConfig,
+    targets: tuple[TargetColumn, ...],
+    split: Int8[np.ndarray, " N"],
+) -> RowBlock:
     spelling = _stacked(frame, [f"string:{column.name}" for column in data.strings], np.int32)
     strings = [table.strings[column.name] for column in data.strings]
     return RowBlock(
-        string_id=np.stack([found.id_of_spelling[spelling[:, c]] for c, found in enumerate(strings)], axis=1),
-        string_hash=np.stack([found.hash_of_spelling[spelling[:, c]] for c, found in enumerate(strings)], axis=1),
-        numeric=_stacked(frame, [f"numeric:{column.column}" for column in data.numeric], np.float32),
+        string_id=np.stack(
+            [found.id_of_spelling[spelling[:, c]] for c, found in enumerate(strings)], axis=1
+        ),
+        string_hash=np.stack(
+            [found.hash_of_spelling[spelling[:, c]] for c, found in enumerate(strings)], axis=1
+        ),
+        numeric=_stacked(
+            frame, [f"numeric:{column.column}" for column in data.numeric], np.float32
+        ),
         category=_stacked(frame, [f"category:{name}" for name, _ in table.categories], np.int32),
         targets=labels_of(frame, targets),
-        weight=frame["weight"].to_numpy() if data.row_weight is not None else np.ones(frame.height, dtype=np.float32),
-        group=frame["group"].to_numpy() if table.groups is not None else np.full(frame.height, -1, dtype=np.int32),
-        stratum=frame["stratum"].to_numpy() if table.strata else np.full(frame.height, -1, dtype=np.int32),
+        weight=frame["weight"].to_numpy()
+        if data.row_weight is not None
+        else np.ones(frame.height, dtype=np.float32),
+        group=frame["group"].to_numpy()
+        if table.groups is not None
+        else np.full(frame.height, -1, dtype=np.int32),
+        stratum=frame["stratum"].to_numpy()
+        if table.strata
+        else np.full(frame.height, -1, dtype=np.int32),
         split=split,
         facets=_stacked(frame, [f"facet:{name}" for name, _ in table.facets], np.int32),
     )

@@ -1,11 +1,14 @@
-"""Transforms and standardisation of numeric features, string vectors and targets: statistics of train rows only, gathered while the rows stream by.
+"""Transforms and standardisation of numeric features, string vectors and targets: statistics of
+train rows only, gathered while the rows stream by.
 
-The cache holds raw values in their own units; scaling is applied when rows are read, so that a cache can be inspected in the units of its table and
-a checkpoint carries what it needs to predict from raw values. Validation and test rows never enter a statistic, hence changing them changes nothing
-here.
+The cache holds raw values in their own units; scaling is applied when rows are read, so that a
+cache can be inspected in the units of its table and a checkpoint carries what it needs to predict
+from raw values. Validation and test rows never enter a statistic, hence changing them changes
+nothing here.
 
-Sums are float64 and merged block by block (Chan, Golub, LeVeque 1979): the textbook sum of squares loses all digits when a feature's mean is large
-beside its spread (a year, a temperature in kelvin), and two passes would read the table twice.
+Sums are float64 and merged block by block (Chan, Golub, LeVeque 1979): the textbook sum of squares
+loses all digits when a feature's mean is large beside its spread (a year, a temperature in kelvin),
+and two passes would read the table twice.
 """
 
 import json
@@ -21,30 +24,47 @@ from torch import Tensor
 from embedcache.config import TargetColumn, Transform
 
 CELSIUS_ZERO_K = 273.15
-DOMAIN_LOW: dict[Transform, float] = {"log10": 0.0, "log1p": -1.0, "inverse_kelvin": -CELSIUS_ZERO_K}  # values must lie above, not on
+# values must lie above, not on
+DOMAIN_LOW: dict[Transform, float] = {
+    "log10": 0.0,
+    "log1p": -1.0,
+    "inverse_kelvin": -CELSIUS_ZERO_K,
+}
 
-SPREAD_FLOOR = 0.01  # of the mean spread over dimensions: a dimension in which strings hardly differ is not blown up to the size of the others
+# of the mean spread over dimensions: a dimension in which strings hardly differ is not blown up to
+# the size of the others
+SPREAD_FLOOR = 0.01
 
 ROWS_AT_ONCE = 1 << 15  # in float64, with some temporaries
 
 
-def transformed(numeric: Float[Tensor, "B F"], transforms: Sequence[Transform]) -> Float[Tensor, "B F"]:
-    """Return the features with their transforms applied; `inverse_kelvin` is 1000 / T, for T given in degrees Celsius."""
+def transformed(
+    numeric: Float[Tensor, "B F"], transforms: Sequence[Transform]
+) -> Float[Tensor, "B F"]:
+    """Return the features with their transforms applied; `inverse_kelvin` is 1000 / T, for T given
+    in degrees Celsius.
+    """
     result = numeric.clone()
     for name in ("log10", "log1p", "inverse_kelvin"):
         columns = [f for f, transform in enumerate(transforms) if transform == name]
         if columns:
             values = numeric[:, columns]
-            result[:, columns] = 1000.0 / (values + CELSIUS_ZERO_K) if name == "inverse_kelvin" else getattr(torch, name)(values)
+            result[:, columns] = (
+                1000.0 / (values + CELSIUS_ZERO_K)
+                if name == "inverse_kelvin"
+                else getattr(torch, name)(values)
+            )
     return result
 
 
 @dataclass(frozen=True)
 class VectorScaling:
-    """What standardises the vectors of one string column: mean and spread per dimension, over the distinct strings that have train rows.
+    """What standardises the vectors of one string column: mean and spread per dimension, over the
+    distinct strings that have train rows.
 
-    Vectors of one encoder have most of their length in common, whatever the string (measured on polyBERT's architecture: see benchmarks/results/LOG.md);
-    without this a network must learn small differences on top of a large constant.
+    Vectors of one encoder have most of their length in common, whatever the string (measured on
+    polyBERT's architecture: see benchmarks/results/LOG.md); without this a network must learn small
+    differences on top of a large constant.
     """
 
     mean: tuple[float, ...]
@@ -62,15 +82,20 @@ class Scaling:
     target_mean: tuple[float, ...]  # per target of the cache, over observed train labels; binary: 0
     target_std: tuple[float, ...]  # binary: 1
     positive_rate: dict[str, float]  # by name of each binary target, over observed train labels
-    vectors: dict[str, VectorScaling] = field(default_factory=dict)  # by string column, of the vectors that the cache holds
+    # by string column, of the vectors that the cache holds
+    vectors: dict[str, VectorScaling] = field(default_factory=dict)
 
     def apply(self, numeric: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """Return raw features as standardised float32, on the same device; differentiable.
 
-        Computed in float64 where the device has it: a mean that is large beside the spread would cost float32 its digits.
+        Computed in float64 where the device has it: a mean that is large beside the spread would
+        cost float32 its digits.
         """
         wide = torch.float32 if numeric.device.type == "mps" else torch.float64
-        mean, std = (torch.tensor(values, dtype=wide, device=numeric.device) for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, dtype=wide, device=numeric.device)
+            for values in (self.mean, self.std)
+        )
         return ((transformed(numeric.to(wide), self.transforms) - mean) / std).float()
 
     def to_json(self) -> str:
@@ -81,12 +106,17 @@ class Scaling:
     def from_json(text: str) -> "Scaling":
         """Return what `to_json` wrote."""
         values = json.loads(text)
-        vectors = {name: VectorScaling(**_as_tuples(statistics)) for name, statistics in values.pop("vectors").items()}
+        vectors = {
+            name: VectorScaling(**_as_tuples(statistics))
+            for name, statistics in values.pop("vectors").items()
+        }
         return Scaling(**_as_tuples(values), vectors=vectors)
 
 
 class Moments:
-    """Count, mean, spread and extremes of W columns, merged over blocks of rows; NaN does not count."""
+    """Count, mean, spread and extremes of W columns, merged over blocks of rows; NaN does not
+    count.
+    """
 
     def __init__(self, width: int) -> None:
         """Start with no rows."""
@@ -121,41 +151,64 @@ class Moments:
 
     @property
     def spread(self) -> Float[np.ndarray, " W"]:
-        """Population standard deviation; 0 where all observed values are equal (what is computed there is rounding)."""
-        return np.where(self._high > self._low, np.sqrt(self._squares / np.maximum(self.count, 1)), 0.0)
+        """Population standard deviation; 0 where all observed values are equal (what is computed
+        there is rounding).
+        """
+        return np.where(
+            self._high > self._low, np.sqrt(self._squares / np.maximum(self.count, 1)), 0.0
+        )
 
 
 def vector_scaling(vectors: Float[np.ndarray, "S E"]) -> VectorScaling:
-    """Return mean and spread of vectors, each dimension's spread at least SPREAD_FLOOR of their root mean square; 1 where the vectors are all equal."""
+    """Return mean and spread of vectors, each dimension's spread at least SPREAD_FLOOR of their
+    root mean square; 1 where the vectors are all equal.
+    """
     moments = Moments(vectors.shape[1])
     for first in range(0, len(vectors), ROWS_AT_ONCE):
         moments.add(vectors[first : first + ROWS_AT_ONCE])
     floor = SPREAD_FLOOR * float(np.sqrt(np.mean(moments.spread**2)))
     std = np.maximum(moments.spread, floor) if floor > 0 else np.ones_like(moments.spread)
-    return VectorScaling(tuple(float(value) for value in moments.mean), tuple(float(value) for value in std))
+    return VectorScaling(
+        tuple(float(value) for value in moments.mean), tuple(float(value) for value in std)
+    )
 
 
 def _as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
 
 
 class ScalingFit:
     """Gathers a Scaling from blocks of train rows."""
 
-    def __init__(self, columns: Sequence[str], transforms: Sequence[Transform], targets: Sequence[TargetColumn]) -> None:
+    def __init__(
+        self,
+        columns: Sequence[str],
+        transforms: Sequence[Transform],
+        targets: Sequence[TargetColumn],
+    ) -> None:
         """Start with no rows."""
-        self._columns, self._transforms, self._targets = tuple(columns), tuple(transforms), tuple(targets)
+        self._columns, self._transforms, self._targets = (
+            tuple(columns),
+            tuple(transforms),
+            tuple(targets),
+        )
         self._features, self._labels = Moments(len(self._columns)), Moments(len(self._targets))
 
     def add(self, numeric: Float[np.ndarray, "N F"], targets: Float[np.ndarray, "N T"]) -> None:
         """Merge train rows: raw features and labels, NaN where unobserved."""
         for first in range(0, len(numeric), ROWS_AT_ONCE):
             rows = slice(first, first + ROWS_AT_ONCE)
-            self._features.add(transformed(torch.from_numpy(numeric[rows]).double(), self._transforms).numpy())
+            self._features.add(
+                transformed(torch.from_numpy(numeric[rows]).double(), self._transforms).numpy()
+            )
             self._labels.add(targets[rows])
 
     def result(self, vectors: Mapping[str, Float[np.ndarray, "_ _"]] | None = None) -> Scaling:
-        """Return the statistics of all rows added so far; `vectors` are those of the distinct strings that train, by string column."""
+        """Return the statistics of all rows added so far; `vectors` are those of the distinct
+        strings that train, by string column.
+        """
         regression = [target.kind == "regression" for target in self._targets]
         label_mean = [float(value) for value in self._labels.mean]
         return Scaling(
@@ -163,8 +216,17 @@ class ScalingFit:
             transforms=self._transforms,
             mean=tuple(float(value) for value in self._features.mean),
             std=tuple(float(value) for value in self._features.std),
-            target_mean=tuple(mean if real else 0.0 for mean, real in zip(label_mean, regression, strict=True)),
-            target_std=tuple(float(std) if real else 1.0 for std, real in zip(self._labels.std, regression, strict=True)),
-            positive_rate={target.name: mean for target, mean, real in zip(self._targets, label_mean, regression, strict=True) if not real},
+            target_mean=tuple(
+                mean if real else 0.0 for mean, real in zip(label_mean, regression, strict=True)
+            ),
+            target_std=tuple(
+                float(std) if real else 1.0
+                for std, real in zip(self._labels.std, regression, strict=True)
+            ),
+            positive_rate={
+                target.name: mean
+                for target, mean, real in zip(self._targets, label_mean, regression, strict=True)
+                if not real
+            },
             vectors={name: vector_scaling(values) for name, values in (vectors or {}).items()},
         )

@@ -1,7 +1,9 @@
-"""The user's file as a lazy polars frame: its header as written, its types, and how values of each type are read.
+"""The user's file as a lazy polars frame: its header as written, its types, and how values of each
+type are read.
 
-CSV columns are read as text and parsed here, never by inference: a guess from the first hundred rows would end in an error at row 100,000, or turn
-a column of codes into numbers. So every value that is not what the config says is found, counted and located like any other violation.
+CSV columns are read as text and parsed here, never by inference: a guess from the first hundred
+rows would end in an error at row 100,000, or turn a column of codes into numbers. So every value
+that is not what the config says is found, counted and located like any other violation.
 """
 
 import csv
@@ -33,7 +35,9 @@ class Source:
         return pl.col(column).cast(pl.String)
 
     def number(self, column: str) -> pl.Expr:
-        """Return a column as float64; booleans are 0 and 1, text is parsed and null where that fails."""
+        """Return a column as float64; booleans are 0 and 1, text is parsed and null where that
+        fails.
+        """
         if self.is_csv:
             return pl.col(PARSED + column)
         return _parsed(column) if self.is_text(column) else pl.col(column).cast(pl.Float64)
@@ -48,13 +52,17 @@ class Source:
         return self.columns[column] in (pl.String, pl.Categorical, pl.Enum)
 
     def is_key(self, column: str) -> bool:
-        """Whether the column can name groups or categories: text, integers or booleans, whose spelling is unambiguous."""
+        """Whether the column can name groups or categories: text, integers or booleans, whose
+        spelling is unambiguous.
+        """
         dtype = self.columns[column]
         return self.is_text(column) or dtype.is_integer() or dtype == pl.Boolean
 
 
 def open_source(path: str | Path) -> Source:
-    """Return the table at `path`; raises TableError where there is none, or no table that polars can read."""
+    """Return the table at `path`; raises TableError where there is none, or no table that polars
+    can read.
+    """
     file = Path(path)
     if not file.is_file():
         raise TableError(f"there is no table {file}; data.path must name a Parquet or CSV file")
@@ -68,7 +76,11 @@ def open_source(path: str | Path) -> Source:
         else:
             header = []
             frame = pl.scan_parquet(file, glob=False, hive_partitioning=False)
-        schema = {name: dtype for name, dtype in frame.collect_schema().items() if not (kind == ".csv" and name.startswith(PARSED))}
+        schema = {
+            name: dtype
+            for name, dtype in frame.collect_schema().items()
+            if not (kind == ".csv" and name.startswith(PARSED))
+        }
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
         raise TableError(f"{file} cannot be read as {kind[1:]}: {error}") from None
     twice = tuple(name for name, count in Counter(header).items() if count > 1)
@@ -76,14 +88,18 @@ def open_source(path: str | Path) -> Source:
 
 
 def _scan_csv(file: Path) -> pl.LazyFrame:
-    """Return a CSV as text without surrounding blanks, empty cells null (quoted or not), and beside each column what it is as a number.
+    """Return a CSV as text without surrounding blanks, empty cells null (quoted or not), and beside
+    each column what it is as a number.
 
-    Both are columns of the frame, not expressions repeated in every check: each cell is parsed once per pass, and not at all where nobody asks.
+    Both are columns of the frame, not expressions repeated in every check: each cell is parsed once
+    per pass, and not at all where nobody asks.
     """
     cells = pl.scan_csv(file, infer_schema=False, glob=False)
     names = cells.collect_schema().names()
     stripped = [pl.col(name).str.strip_chars() for name in names]
-    cleaned = cells.with_columns(stripped).with_columns(pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in names)
+    cleaned = cells.with_columns(stripped).with_columns(
+        pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in names
+    )
     return cleaned.with_columns(_parsed(name).alias(PARSED + name) for name in names)
 
 
@@ -91,7 +107,9 @@ def _parsed(column: str) -> pl.Expr:
     """Return a text column as float64; null where it is no number."""
     text = pl.col(column).cast(pl.String)
     number = text.cast(pl.Float64, strict=False)
-    truth = text.str.to_lowercase().replace_strict({"true": 1.0, "false": 0.0}, default=None, return_dtype=pl.Float64)
+    truth = text.str.to_lowercase().replace_strict(
+        {"true": 1.0, "false": 0.0}, default=None, return_dtype=pl.Float64
+    )
     return pl.coalesce(number, truth)
 
 
@@ -100,5 +118,7 @@ def _csv_header(file: Path) -> list[str]:
     with file.open(newline="", encoding="utf-8-sig") as stream:
         names = next(csv.reader(stream), [])
     if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
-        raise TableError(f"{file}: the header is a single name, '{names[0][:80]}'; separate columns by commas")
+        raise TableError(
+            f"{file}: the header is a single name, '{names[0][:80]}'; separate columns by commas"
+        )
     return names

@@ -1,9 +1,11 @@
-"""Where the vectors of a minibatch's rows come from: one protocol, a cached implementation, and two live ones that serve as yardsticks.
+"""Where the vectors of a minibatch's rows come from: one protocol, a cached implementation, and two
+live ones that serve as yardsticks.
 
     string ids [B] -> vectors [U, E] and each row's place among them [B]
 
-`CachedVectors` reads what the cache holds. `PerRow` and `PerMicrobatch` encode as everybody's code does, per row or per micro-batch; `live.LiveEncoder`
-encodes once per optimizer step. All four give the same numbers with dropout off and fresh adapters.
+`CachedVectors` reads what the cache holds. `PerRow` and `PerMicrobatch` encode as everybody's code
+does, per row or per micro-batch; `live.LiveEncoder` encodes once per optimizer step. All four give
+the same numbers with dropout off and fresh adapters.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -31,10 +33,14 @@ class VectorSource(Protocol):
         """Announce the rows of the next optimizer step: all micro-batches of all ranks."""
 
     def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:
-        """Return the vectors of one micro-batch; called `num_micro_batches` times a step, each time before that micro-batch's backward."""
+        """Return the vectors of one micro-batch; called `num_micro_batches` times a step, each time
+        before that micro-batch's backward.
+        """
 
     def end_step(self) -> None:
-        """Check, after the last backward, that the whole step's gradient has reached the encoder."""
+        """Check, after the last backward, that the whole step's gradient has reached the
+        encoder.
+        """
 
     def table(self) -> Float[Tensor, "S E"]:
         """Return the present vectors of all strings, without graph (evaluation)."""
@@ -86,9 +92,13 @@ class EncoderSource:
 
 
 class PerRow(EncoderSource):
-    """The yardstick: tokenised string after tokenised string, each row encoded alone, padded to `pad_to` (None: to the longest of the micro-batch)."""
+    """The yardstick: tokenised string after tokenised string, each row encoded alone, padded to
+    `pad_to` (None: to the longest of the micro-batch).
+    """
 
-    def __init__(self, encoder: StringEncoder, tokens: TokenTable, pad_to: int | None = None) -> None:
+    def __init__(
+        self, encoder: StringEncoder, tokens: TokenTable, pad_to: int | None = None
+    ) -> None:
         super().__init__(encoder, tokens)
         self._pad_to = pad_to
 
@@ -101,7 +111,9 @@ class PerRow(EncoderSource):
 
 
 class PerMicrobatch(EncoderSource):
-    """Distinct strings of each micro-batch: `torch.unique`, one pass, gather. Exact, but it pays the encoder once per micro-batch and rank."""
+    """Distinct strings of each micro-batch: `torch.unique`, one pass, gather. Exact, but it pays
+    the encoder once per micro-batch and rank.
+    """
 
     def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:
         """Encode the micro-batch's U distinct strings."""

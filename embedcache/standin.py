@@ -1,8 +1,10 @@
-"""Stand-in encoders: polyBERT's architecture and tokenizer in a Hugging Face folder, with random weights.
+"""Stand-in encoders: polyBERT's architecture and tokenizer in a Hugging Face folder, with random
+weights.
 
-Published weights cannot be redistributed here, and a test must not need the network. A stand-in has the shapes, the parameter count, the token ids and the
-files of the real folder, so everything that loads, adapts, trains and caches an encoder runs on it unchanged. What it has not is chemistry: its folder is
-marked, and every result made with it says so.
+Published weights cannot be redistributed here, and a test must not need the network. A stand-in has
+the shapes, the parameter count, the token ids and the files of the real folder, so everything that
+loads, adapts, trains and caches an encoder runs on it unchanged. What it has not is chemistry: its
+folder is marked, and every result made with it says so.
 """
 
 import json
@@ -22,21 +24,40 @@ from embedcache.tokens import PREFIX, UNKNOWN, build_tokenizer, wrap
 Size = Literal["polybert", "tiny"]
 MARK = "standin.json"
 SIZES: dict[Size, dict[str, int]] = {
-    "polybert": {"hidden_size": 600, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 512},
-    "tiny": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
+    "polybert": {
+        "hidden_size": 600,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 512,
+    },
+    "tiny": {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    },
 }
 _CONTROL, _NORMAL, _UNKNOWN, _USER_DEFINED = 3, 1, 2, 4  # SentencePiece's piece types
 
 
 def published_pieces() -> list[str]:
     """Return polyBERT's 265 SentencePiece pieces in the order of their ids."""
-    return resources.files("embedcache").joinpath("polybert_vocab.txt").read_text(encoding="utf-8").split("\n")[:265]
+    return (
+        resources.files("embedcache")
+        .joinpath("polybert_vocab.txt")
+        .read_text(encoding="utf-8")
+        .split("\n")[:265]
+    )
 
 
 def write_standin(folder: Path, size: Size, seed: int = 0) -> None:
-    """Write a stand-in encoder; an earlier stand-in in the folder is replaced, anything else is refused."""
+    """Write a stand-in encoder; an earlier stand-in in the folder is replaced, anything else is
+    refused.
+    """
     if folder.exists() and any(folder.iterdir()) and not is_standin(folder):
-        raise EncoderError(f"{folder} holds files that are not a stand-in encoder; choose another folder")
+        raise EncoderError(
+            f"{folder} holds files that are not a stand-in encoder; choose another folder"
+        )
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -47,7 +68,12 @@ def write_standin(folder: Path, size: Size, seed: int = 0) -> None:
     model.save_pretrained(partial)
     wrap(build_tokenizer(published_pieces())).save_pretrained(partial)
     (partial / "spm.model").write_bytes(sentencepiece_model())
-    mark = {"size": size, "seed": seed, "weights": "random", "note": "polyBERT's architecture and tokenizer without its weights"}
+    mark = {
+        "size": size,
+        "seed": seed,
+        "weights": "random",
+        "note": "polyBERT's architecture and tokenizer without its weights",
+    }
     (partial / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -65,10 +91,19 @@ def sentencepiece_model() -> bytes:
     pieces = published_pieces()
     for text in pieces:
         piece = proto.pieces.add()
-        piece.piece, piece.score, piece.type = text, -1.0 if text == PREFIX else 0.0, kinds.get(text, _USER_DEFINED)
+        piece.piece, piece.score, piece.type = (
+            text,
+            -1.0 if text == PREFIX else 0.0,
+            kinds.get(text, _USER_DEFINED),
+        )
     proto.trainer_spec.model_type = 1  # unigram
     proto.trainer_spec.vocab_size = len(pieces)
-    proto.trainer_spec.unk_id, proto.trainer_spec.bos_id, proto.trainer_spec.eos_id, proto.trainer_spec.pad_id = 0, 1, 2, -1
+    (
+        proto.trainer_spec.unk_id,
+        proto.trainer_spec.bos_id,
+        proto.trainer_spec.eos_id,
+        proto.trainer_spec.pad_id,
+    ) = 0, 1, 2, -1
     proto.normalizer_spec.name = "identity"
     proto.normalizer_spec.add_dummy_prefix = True
     return proto.SerializeToString()

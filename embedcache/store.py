@@ -1,16 +1,20 @@
 """The cache as its readers see it: `open_cache(path)` and what the opened cache gives.
 
-    /                 attributes: format_version, identity, layout, provenance, report, complete, files (see `manifest`)
-    /strings/<name>   text [S], token_ids [all tokens], token_offsets [S + 1], embeddings [S, E], num_rows [S], prefix [all tokens, E] (mode prefix)
+    /                 attributes: format_version, identity, layout, provenance, report, complete,
+                      files (see `manifest`)
+    /strings/<name>   text [S], token_ids [all tokens], token_offsets [S + 1], embeddings [S, E],
+                      num_rows [S], prefix [all tokens, E] (mode prefix),
                       text_hash [S], vector_hash [S], prefix_hash [S] (see `bonds`)
-    /rows             string_id [N, C], string_hash [N, C], numeric [N, F], category [N, K], targets [N, T], weight [N], group [N], stratum [N],
-                      split [N], facets [N, R]
-    /scaling          attributes: transforms, means and spreads of train rows and of their strings' vectors
+    /rows             string_id [N, C], string_hash [N, C], numeric [N, F], category [N, K],
+                      targets [N, T], weight [N], group [N], stratum [N], split [N], facets [N, R]
+    /scaling          attributes: transforms, means and spreads of train rows and of their strings'
+                      vectors
     /groups           name: the names of the groups, where the table has groups
 
-Everything is plain Zarr v3 with its core codecs and named dimensions: any Zarr reader can open it. Fill values are NaN and -1, never a plausible
-value, and nothing is read before its digest was checked, so what is damaged is an error that names the array and chunk. Other tools check less, but need
-nothing of ours:
+Everything is plain Zarr v3 with its core codecs and named dimensions: any Zarr reader can open it.
+Fill values are NaN and -1, never a plausible value, and nothing is read before its digest was
+checked, so what is damaged is an error that names the array and chunk. Other tools check less, but
+need nothing of ours:
 
     import zarr
     root = zarr.open_group("cache.zarr", mode="r")
@@ -62,7 +66,8 @@ class StringSpec(Config):
     encoder: EncoderConfig
     encoding: str  # key of encoder, tokenizer and pooling: equal keys give equal vectors
     standin: bool
-    prefix_layer: int | None = None  # the layer that the cached hidden states enter; None: there are none
+    # the layer that the cached hidden states enter; None: there are none
+    prefix_layer: int | None = None
 
 
 class Layout(Config):
@@ -77,7 +82,9 @@ class Layout(Config):
     groups: tuple[str, ...]
     strata: tuple[str, ...]
     facets: tuple[Names, ...]
-    splits: dict[str, int] = Field(default_factory=lambda: {name: code for code, name in enumerate(SPLITS)})
+    splits: dict[str, int] = Field(
+        default_factory=lambda: {name: code for code, name in enumerate(SPLITS)}
+    )
 
     def to_json(self) -> str:
         """Return the layout as JSON text."""
@@ -91,7 +98,9 @@ class Layout(Config):
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Consecutive rows of the table. Numeric features are raw, in their own units; NaN in targets is unobserved; group and stratum are -1 without."""
+    """Consecutive rows of the table. Numeric features are raw, in their own units; NaN in targets
+    is unobserved; group and stratum are -1 without.
+    """
 
     string_id: Int32[np.ndarray, "N C"]
     string_hash: Int64[np.ndarray, "N C"]  # of the row's own text (see `bonds`)
@@ -104,8 +113,12 @@ class RowBlock:
     split: Int8[np.ndarray, " N"]
     facets: Int32[np.ndarray, "N R"]
 
-    def with_targets(self, wanted: tuple[TargetColumn, ...], found: tuple[TargetColumn, ...]) -> "RowBlock":
-        """Return the same rows with the `wanted` targets, given that they have those that were `found`: the others are unobserved."""
+    def with_targets(
+        self, wanted: tuple[TargetColumn, ...], found: tuple[TargetColumn, ...]
+    ) -> "RowBlock":
+        """Return the same rows with the `wanted` targets, given that they have those that were
+        `found`: the others are unobserved.
+        """
         targets = np.full((len(self.weight), len(wanted)), np.nan, dtype=np.float32)
         names = [target.name for target in wanted]
         targets[:, [names.index(target.name) for target in found]] = self.targets
@@ -174,7 +187,9 @@ class Cache:
         self._hashes: dict[str, Int64[np.ndarray, " S"]] = {}
         self._check(name for name in self._files if name.endswith("/" + manifest.ROOT))
         self._group = zarr.open_group(path, mode="r")
-        groups = [str(name) for name in self._read("groups/name")] if "groups" in self._group else []
+        groups = (
+            [str(name) for name in self._read("groups/name")] if "groups" in self._group else []
+        )
         self.layout = Layout.model_validate({**attributes["layout"], "groups": groups})
         self.scaling = Scaling.from_json(json.dumps(self._group["scaling"].attrs.asdict()))
 
@@ -189,16 +204,27 @@ class Cache:
         return len(self._files)
 
     def strings(self, name: str, with_states: bool = False) -> StringTable:
-        """Return the strings of the column with this short name; `with_states` reads the cached hidden states too, if there are any."""
+        """Return the strings of the column with this short name; `with_states` reads the cached
+        hidden states too, if there are any.
+        """
         spec = next((spec for spec in self.layout.strings if spec.name == name), None)
         if spec is None:
-            raise KeyError(f"the cache has no string column '{name}'; it has {', '.join(spec.name for spec in self.layout.strings)}")
+            raise KeyError(
+                f"the cache has no string column '{name}'; it has"
+                f" {', '.join(spec.name for spec in self.layout.strings)}"
+            )
         where = f"strings/{name}"
         values, offsets = self._read(f"{where}/token_ids"), self._read(f"{where}/token_offsets")
-        states = None if spec.prefix_layer is None or not with_states else torch.from_numpy(self._read(f"{where}/prefix"))
+        states = (
+            None
+            if spec.prefix_layer is None or not with_states
+            else torch.from_numpy(self._read(f"{where}/prefix"))
+        )
         strings = StringTable(
             text=[str(text) for text in self._read(f"{where}/text")],
-            tokens=TokenTable(values=torch.from_numpy(values), offsets=torch.from_numpy(offsets), states=states),
+            tokens=TokenTable(
+                values=torch.from_numpy(values), offsets=torch.from_numpy(offsets), states=states
+            ),
             embeddings=torch.from_numpy(self._read(f"{where}/embeddings")),
             num_rows=torch.from_numpy(self._read(f"{where}/num_rows")),
         )
@@ -206,28 +232,48 @@ class Cache:
         return strings
 
     def rows(self, start: int = 0, stop: int | None = None) -> RowBlock:
-        """Return rows `start` to `stop` in table order; only the chunks that hold them are read, and every row's string is known to be its own."""
+        """Return rows `start` to `stop` in table order; only the chunks that hold them are read,
+        and every row's string is known to be its own.
+        """
         stop = self.layout.num_rows if stop is None else stop
         if not 0 <= start <= stop <= self.layout.num_rows:
             raise IndexError(f"rows {start} to {stop} of a cache of {self.layout.num_rows} rows")
         width = widths(self.layout)
-        block = RowBlock(**{array.name: self._read_rows(array, width.get(array.name), start, stop) for array in ROW_ARRAYS})
+        block = RowBlock(
+            **{
+                array.name: self._read_rows(array, width.get(array.name), start, stop)
+                for array in ROW_ARRAYS
+            }
+        )
         self._check_rows(block.string_id, block.string_hash, start)
         return block
 
     def array_sizes(self) -> dict[str, dict[str, Any]]:
-        """Return for each array its shape and type, its bytes on disk, and its bytes in memory (0 for text, whose size there is not fixed)."""
+        """Return for each array its shape and type, its bytes on disk, and its bytes in memory (0
+        for text, whose size there is not fixed).
+        """
         sizes = {}
         for name, array in self._group.members(max_depth=None):
             if isinstance(array, zarr.Array):
-                stored = sum(entry["bytes"] for file, entry in self._files.items() if file.startswith(f"{name}/c/"))
+                stored = sum(
+                    entry["bytes"]
+                    for file, entry in self._files.items()
+                    if file.startswith(f"{name}/c/")
+                )
                 memory = 0 if array.dtype.kind == "T" else array.nbytes
                 dtype = "text" if array.dtype.kind == "T" else str(array.dtype)
-                sizes[name] = {"shape": list(array.shape), "dtype": dtype, "bytes": stored, "memory_bytes": memory}
+                sizes[name] = {
+                    "shape": list(array.shape),
+                    "dtype": dtype,
+                    "bytes": stored,
+                    "memory_bytes": memory,
+                }
         return sizes
 
     def verify(self) -> None:
-        """Read every file and raise CorruptCacheError if one is not what was written, a vector not its string's, or a string not its row's."""
+        """Read every file and raise CorruptCacheError if one is not what was written, a vector not
+        its string's, or a string not its row's.
+        """
         self._checked.clear()
         self._check(self._files)
         for spec in self.layout.strings:
@@ -235,22 +281,51 @@ class Cache:
         arrays = [array for array in ROW_ARRAYS if array.name in ("string_id", "string_hash")]
         for start in range(0, self.layout.num_rows, ROWS_PER_CHECK):
             stop = min(start + ROWS_PER_CHECK, self.layout.num_rows)
-            string_id, string_hash = (self._read_rows(array, len(self.layout.strings), start, stop) for array in arrays)
+            string_id, string_hash = (
+                self._read_rows(array, len(self.layout.strings), start, stop) for array in arrays
+            )
             self._check_rows(string_id, string_hash, start)
 
     def _check_strings(self, spec: StringSpec, strings: StringTable) -> None:
         where = f"strings/{spec.name}"
-        check_strings(self.path, f"{where}/text_hash", strings.text, text_hashes(strings.text), self._read(f"{where}/text_hash"))
+        check_strings(
+            self.path,
+            f"{where}/text_hash",
+            strings.text,
+            text_hashes(strings.text),
+            self._read(f"{where}/text_hash"),
+        )
         found = vector_hashes(strings.text, strings.tokens, strings.embeddings)
-        check_strings(self.path, f"{where}: tokens or vectors", strings.text, found, self._read(f"{where}/vector_hash"))
+        check_strings(
+            self.path,
+            f"{where}: tokens or vectors",
+            strings.text,
+            found,
+            self._read(f"{where}/vector_hash"),
+        )
         if strings.tokens.states is not None:
-            check_strings(self.path, f"{where}/prefix", strings.text, state_hashes(strings.text, strings.tokens), self._read(f"{where}/prefix_hash"))
+            check_strings(
+                self.path,
+                f"{where}/prefix",
+                strings.text,
+                state_hashes(strings.text, strings.tokens),
+                self._read(f"{where}/prefix_hash"),
+            )
 
-    def _check_rows(self, string_id: Int32[np.ndarray, "N C"], string_hash: Int64[np.ndarray, "N C"], start: int) -> None:
+    def _check_rows(
+        self, string_id: Int32[np.ndarray, "N C"], string_hash: Int64[np.ndarray, "N C"], start: int
+    ) -> None:
         for column, spec in enumerate(self.layout.strings):
             if spec.name not in self._hashes:
                 self._hashes[spec.name] = self._read(f"strings/{spec.name}/text_hash")
-            check_rows(self.path, spec.name, self._hashes[spec.name], string_id[:, column], string_hash[:, column], start)
+            check_rows(
+                self.path,
+                spec.name,
+                self._hashes[spec.name],
+                string_id[:, column],
+                string_hash[:, column],
+                start,
+            )
 
     def _read_rows(self, spec: RowArray, width: int | None, start: int, stop: int) -> np.ndarray:
         if width == 0 or (start == stop and width is not None):
@@ -272,8 +347,11 @@ class Cache:
     def _decode(self, name: str, rows: slice) -> np.ndarray:
         try:
             return np.asarray(self._group[name][rows])
-        except (ValueError, RuntimeError, OSError) as error:  # what zarr's codecs raise on bytes that changed after their digest was checked
-            raise CorruptCacheError(f"{self.path}: array '{name}' cannot be decoded: {error}; {manifest.REBUILD}") from error
+        # what zarr's codecs raise on bytes that changed after their digest was checked
+        except (ValueError, RuntimeError, OSError) as error:
+            raise CorruptCacheError(
+                f"{self.path}: array '{name}' cannot be decoded: {error}; {manifest.REBUILD}"
+            ) from error
 
     def _check(self, names: Iterable[str]) -> None:
         """Check that files are still there, and the digests of those that were not checked yet."""
@@ -287,11 +365,15 @@ class Cache:
 def open_cache(path: str | Path) -> Cache:
     """Return the complete cache at `path`.
 
-    Raises MissingCacheError where there is none, CorruptCacheError where a file is missing or cut, StaleCacheError for another format version.
+    Raises MissingCacheError where there is none, CorruptCacheError where a file is missing or cut,
+    StaleCacheError for another format version.
     """
     folder = Path(path)
     attributes = manifest.read_root(folder)
     if attributes["format_version"] != FORMAT_VERSION:
-        raise StaleCacheError(f"{folder} has format {attributes['format_version']}, this version reads {FORMAT_VERSION}; {manifest.REBUILD}")
+        raise StaleCacheError(
+            f"{folder} has format {attributes['format_version']}, this version reads"
+            f" {FORMAT_VERSION}; {manifest.REBUILD}"
+        )
     manifest.check_presence(folder, attributes["files"])
     return Cache(folder, attributes)

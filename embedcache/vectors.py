@@ -1,12 +1,14 @@
 """Encoding distinct strings once, on one rank or several, and keeping what was encoded.
 
-Encoding is the dear part of a build with many strings: hours, where the rows take seconds. So vectors are written to the partial folder piece by
-piece, and are known by their text and their encoding key (encoder weights, tokenizer, pooling). A build that was killed goes on where it was, with as
-many ranks as it then has; a build of an edited table, of another split, or over an old cache finds the strings that it shares with it, and encodes only
-the new ones.
+Encoding is the dear part of a build with many strings: hours, where the rows take seconds. So
+vectors are written to the partial folder piece by piece, and are known by their text and their
+encoding key (encoder weights, tokenizer, pooling). A build that was killed goes on where it was,
+with as many ranks as it then has; a build of an edited table, of another split, or over an old
+cache finds the strings that it shares with it, and encodes only the new ones.
 
-Which strings share a batch decides the last bits of their vectors. Batches are planned over the strings that no cache has, before they are dealt to
-ranks, and a piece holds whole batches: so neither the number of ranks nor a kill changes a bit, on machines and thread counts that are alike.
+Which strings share a batch decides the last bits of their vectors. Batches are planned over the
+strings that no cache has, before they are dealt to ranks, and a piece holds whole batches: so
+neither the number of ranks nor a kill changes a bit, on machines and thread counts that are alike.
 """
 
 import os
@@ -23,7 +25,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from embedcache.config import EncoderConfig
-from embedcache.encoder import BATCH_OVERHEAD_TOKENS, MAX_BATCH_TOKENS, StringEncoder, encode_all, length_batches, load_encoder
+from embedcache.encoder import (
+    BATCH_OVERHEAD_TOKENS,
+    MAX_BATCH_TOKENS,
+    StringEncoder,
+    encode_all,
+    length_batches,
+    load_encoder,
+)
 from embedcache.errors import CacheError, EncoderError, RankError, UserError
 from embedcache.ranks import Ranks
 from embedcache.store import Cache
@@ -61,7 +70,9 @@ class Encoded:
 
 
 def saved_vectors(folder: Path) -> Known:
-    """Return the vectors that earlier builds left in a folder; a piece that is damaged is deleted, and encoded again."""
+    """Return the vectors that earlier builds left in a folder; a piece that is damaged is deleted,
+    and encoded again.
+    """
     known: Known = {}
     for file in sorted(folder.glob("*.npz")):
         try:
@@ -73,7 +84,9 @@ def saved_vectors(folder: Path) -> Known:
 
 
 def cached_vectors(cache: Cache | None, encoding: str) -> Known:
-    """Return the vectors in a cache that have this encoding key; none from a column that is damaged."""
+    """Return the vectors in a cache that have this encoding key; none from a column that is
+    damaged.
+    """
     known: Known = {}
     for spec in cache.layout.strings if cache is not None else ():
         if spec.encoding != encoding:
@@ -88,7 +101,9 @@ def cached_vectors(cache: Cache | None, encoding: str) -> Known:
 
 @dataclass
 class VectorStore:
-    """The vectors of one encoder: those of the old cache, and those that lie in the partial folder."""
+    """The vectors of one encoder: those of the old cache, and those that lie in the partial
+    folder.
+    """
 
     config: EncoderConfig
     encoder: StringEncoder
@@ -102,7 +117,9 @@ class VectorStore:
 
     def of(self, texts: Sequence[str]) -> Float32[np.ndarray, "S E"]:
         """Return the vectors of strings that are all known, in their order."""
-        return np.stack([self.cached[text] if text in self.cached else self._saved[text] for text in texts]).astype(np.float32)
+        return np.stack(
+            [self.cached[text] if text in self.cached else self._saved[text] for text in texts]
+        ).astype(np.float32)
 
     def encode_missing(self, texts: Sequence[str], tokens: TokenTable, encoded: Encoded) -> None:
         """Encode the strings whose vectors are not known yet, on all ranks."""
@@ -116,26 +133,45 @@ class VectorStore:
         work_tokens = tokens.take(wanted)
         places = torch.arange(len(wanted)).split([len(batch) for batch in batches])
         shares = dealt_batches(places, work_tokens.lengths, self.ranks.size)
-        work = self.ranks.broadcast(Work(self.config, self.folder, tuple(texts[s] for s in wanted.tolist()), work_tokens, shares))
+        work = self.ranks.broadcast(
+            Work(
+                self.config,
+                self.folder,
+                tuple(texts[s] for s in wanted.tolist()),
+                work_tokens,
+                shares,
+            )
+        )
         _raise_first(self.ranks.gather(_encode_share(work, self.encoder, self.ranks)))
         self._saved |= saved_vectors(self.folder)
         absent = [text for text in work.texts if text not in self._saved]
         if absent:
-            raise RankError(f"{len(absent)} strings that another rank encoded are not in {self.folder}; cache.path must lie on a disk that all ranks share")
+            raise RankError(
+                f"{len(absent)} strings that another rank encoded are not in {self.folder};"
+                " cache.path must lie on a disk that all ranks share"
+            )
         encoded.num_strings += num_missing
         encoded.seconds += time.perf_counter() - started
 
     def _missing_batches(self, texts: Sequence[str], tokens: TokenTable) -> list[list[int]]:
-        """Return what is missing of each batch of the strings that the old cache does not have: all of it, unless an interrupted build was of other strings."""
-        fresh = torch.tensor([s for s, text in enumerate(texts) if text not in self.cached], dtype=torch.int64)
+        """Return what is missing of each batch of the strings that the old cache does not have: all
+        of it, unless an interrupted build was of other strings.
+        """
+        fresh = torch.tensor(
+            [s for s, text in enumerate(texts) if text not in self.cached], dtype=torch.int64
+        )
         planned = length_batches(tokens.lengths[fresh], MAX_BATCH_TOKENS) if len(fresh) else []
         parts = [fresh[part].tolist() for batch in planned for part in batch.split(PIECE)]
         missing = ([s for s in part if texts[s] not in self._saved] for part in parts)
         return [part for part in missing if part]
 
 
-def dealt_batches(batches: Sequence[Int[Tensor, " _"]], lengths: Int[Tensor, " S"], size: int) -> tuple[tuple[Int[Tensor, " _"], ...], ...]:
-    """Return the batches of each of `size` ranks, of costs as equal as dealing the dearest first makes them, each rank's shortest strings first."""
+def dealt_batches(
+    batches: Sequence[Int[Tensor, " _"]], lengths: Int[Tensor, " S"], size: int
+) -> tuple[tuple[Int[Tensor, " _"], ...], ...]:
+    """Return the batches of each of `size` ranks, of costs as equal as dealing the dearest first
+    makes them, each rank's shortest strings first.
+    """
     costs = [len(batch) * int(lengths[batch].max()) + BATCH_OVERHEAD_TOKENS for batch in batches]
     load, mine = [0] * size, [[] for _ in range(size)]
     for number in sorted(range(len(batches)), key=lambda number: -costs[number]):
@@ -155,16 +191,25 @@ def serve(ranks: Ranks) -> int:
                 config, encoder = work.encoder, load_encoder(work.encoder).to(ranks.device)
         except UserError as error:
             failure = error
-        ranks.gather(failure or _encode_share(work, encoder, ranks))  # rank 0 says what went wrong, once
+        # rank 0 says what went wrong, once
+        ranks.gather(failure or _encode_share(work, encoder, ranks))
     return work.exit_code
 
 
 def _encode_share(work: Work, encoder: StringEncoder, ranks: Ranks) -> Exception | None:
-    """Encode this rank's batches and save them piece by piece; return what went wrong, for all ranks to know."""
+    """Encode this rank's batches and save them piece by piece; return what went wrong, for all
+    ranks to know.
+    """
     share = work.shares[ranks.rank]
     total = sum(len(batch) for batch in share)
-    name = "encoding strings" if ranks.size == 1 else f"encoding strings (rank {ranks.rank} of {ranks.size})"
-    bar = tqdm(total=total, desc=name, unit="string", disable=None if total and ranks.rank == 0 else True)
+    name = (
+        "encoding strings"
+        if ranks.size == 1
+        else f"encoding strings (rank {ranks.rank} of {ranks.size})"
+    )
+    bar = tqdm(
+        total=total, desc=name, unit="string", disable=None if total and ranks.rank == 0 else True
+    )
     piece: list[int] = []
     vectors: list[np.ndarray] = []
     try:
@@ -175,7 +220,11 @@ def _encode_share(work: Work, encoder: StringEncoder, ranks: Ranks) -> Exception
                 piece += batch.tolist()
                 vectors.append(found)
                 if len(piece) >= PIECE or number + 1 == len(share):
-                    _save_piece(_free_name(work.folder, ranks.rank), [work.texts[s] for s in piece], np.concatenate(vectors))
+                    _save_piece(
+                        _free_name(work.folder, ranks.rank),
+                        [work.texts[s] for s in piece],
+                        np.concatenate(vectors),
+                    )
                     piece, vectors = [], []
                 bar.update(len(batch))
     except (UserError, OSError) as error:
@@ -184,7 +233,9 @@ def _encode_share(work: Work, encoder: StringEncoder, ranks: Ranks) -> Exception
 
 
 def _raise_first(failures: list[Exception | None]) -> None:
-    """Raise the failure of the lowest rank that has one; a system error keeps its number, which says whether the disk is full."""
+    """Raise the failure of the lowest rank that has one; a system error keeps its number, which
+    says whether the disk is full.
+    """
     for rank, failure in enumerate(failures):
         if failure is not None and rank == 0:
             raise failure
@@ -212,4 +263,7 @@ def _save_piece(file: Path, texts: list[str], vectors: np.ndarray) -> None:
 def _refuse_non_finite(vectors: np.ndarray, texts: list[str]) -> None:
     broken = np.flatnonzero(~np.isfinite(vectors).all(1))
     if len(broken):
-        raise EncoderError(f"the encoder gives non-finite vectors for {len(broken)} strings, e.g. {texts[broken[0]]!r:.120}; its weights are damaged")
+        raise EncoderError(
+            f"the encoder gives non-finite vectors for {len(broken)} strings, e.g."
+            f" {texts[broken[0]]!r:.120}; its weights are damaged"
+        )

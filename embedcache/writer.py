@@ -1,11 +1,13 @@
 """Writing the Zarr arrays of a cache that is being built.
 
-A file is a shard: `chunks_per_shard` chunks, each compressed and checksummed on its own, so that a table of 100 million rows is hundreds of files,
-not tens of thousands, and a reader can still fetch one chunk. A block of rows that fills a shard is encoded once; that is the unit in which rows
+A file is a shard: `chunks_per_shard` chunks, each compressed and checksummed on its own, so that a
+table of 100 million rows is hundreds of files, not tens of thousands, and a reader can still fetch
+one chunk. A block of rows that fills a shard is encoded once; that is the unit in which rows
 stream.
 
-Chunks of two-dimensional row arrays are transposed before compression: a column's values lie together, and columns of few distinct values, of which
-these tables are made, shrink to almost nothing.
+Chunks of two-dimensional row arrays are transposed before compression: a column's values lie
+together, and columns of few distinct values, of which these tables are made, shrink to almost
+nothing.
 """
 
 import json
@@ -23,13 +25,19 @@ from embedcache.scaling import Scaling
 from embedcache.store import ROW_ARRAYS, Layout, RowBlock, StringTable, widths
 
 COMPRESSORS = (ZstdCodec(level=3), Crc32cCodec())
-MOST_BLOCK_BYTES = 64 << 20  # of rows in a shard; a build holds several copies of that: measured below 1 GB at 28 features and any number of rows
+# of rows in a shard; a build holds several copies of that: measured below 1 GB at 28 features and
+# any number of rows
+MOST_BLOCK_BYTES = 64 << 20
 CHUNK_VALUES = 1 << 20  # of arrays that are not rows
 
 
 def rows_per_block(layout: Layout, cache: CacheConfig) -> int:
-    """Return how many rows make a shard: as configured, less where rows are so wide that a shard would not fit in bounded memory."""
-    row_bytes = sum(np.dtype(array.dtype).itemsize * widths(layout).get(array.name, 1) for array in ROW_ARRAYS)
+    """Return how many rows make a shard: as configured, less where rows are so wide that a shard
+    would not fit in bounded memory.
+    """
+    row_bytes = sum(
+        np.dtype(array.dtype).itemsize * widths(layout).get(array.name, 1) for array in ROW_ARRAYS
+    )
     chunk = min(cache.rows_per_chunk, layout.num_rows)
     affordable = max(1, MOST_BLOCK_BYTES // (row_bytes * chunk))
     needed = -(-layout.num_rows // chunk)
@@ -37,7 +45,9 @@ def rows_per_block(layout: Layout, cache: CacheConfig) -> int:
 
 
 class StoreWriter:
-    """Fills a folder with the groups and arrays of a cache; it becomes a Zarr hierarchy when `manifest.seal` writes the root."""
+    """Fills a folder with the groups and arrays of a cache; it becomes a Zarr hierarchy when
+    `manifest.seal` writes the root.
+    """
 
     def __init__(self, folder: Path, layout: Layout, cache: CacheConfig) -> None:
         """Create the folder, which must not exist, and in it the row arrays."""
@@ -80,7 +90,9 @@ class StoreWriter:
             )
 
     def add_rows(self, block: RowBlock) -> None:
-        """Append rows in table order; blocks of `rows_per_block` rows are written without reading anything back."""
+        """Append rows in table order; blocks of `rows_per_block` rows are written without reading
+        anything back.
+        """
         stop = self._written + len(block.weight)
         for name, array in self._rows.items():
             array[self._written : stop] = getattr(block, name)
@@ -95,16 +107,25 @@ class StoreWriter:
         _write(group, "embeddings", strings.embeddings.numpy(), ("string", "embedding"))
         _write(group, "num_rows", strings.num_rows.numpy(), ("string",))
         _write(group, "text_hash", text_hashes(strings.text), ("string",))
-        _write(group, "vector_hash", vector_hashes(strings.text, strings.tokens, strings.embeddings), ("string",))
+        _write(
+            group,
+            "vector_hash",
+            vector_hashes(strings.text, strings.tokens, strings.embeddings),
+            ("string",),
+        )
         if strings.tokens.states is not None:
             _write(group, "prefix", strings.tokens.states.numpy(), ("token", "embedding"))
             _write(group, "prefix_hash", state_hashes(strings.text, strings.tokens), ("string",))
 
     def finish(self, scaling: Scaling) -> None:
         """Write the names of groups and the scaling; all rows must have been added."""
-        assert self._written == self._layout.num_rows, f"{self._written} of {self._layout.num_rows} rows were written"
+        assert self._written == self._layout.num_rows, (
+            f"{self._written} of {self._layout.num_rows} rows were written"
+        )
         if self._layout.groups:
-            _write_text(zarr.create_group(self._folder / "groups"), "name", self._layout.groups, "group")
+            _write_text(
+                zarr.create_group(self._folder / "groups"), "name", self._layout.groups, "group"
+            )
         zarr.create_group(self._folder / "scaling", attributes=json.loads(scaling.to_json()))
 
 

@@ -1,4 +1,5 @@
-"""From configs and a cache's layout to a model and the sources of its vectors: the one place where the parts are joined.
+"""From configs and a cache's layout to a model and the sources of its vectors: the one place where
+the parts are joined.
 
 Columns whose encoder configs are equal share one encoder, hence one set of LoRA weights.
 """
@@ -23,7 +24,8 @@ from fusionnet.loss import MultiTaskLoss
 from fusionnet.model.joint import JointModel
 from fusionnet.model.network import FusionNetwork
 
-AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": None}  # fp16 casts the whole module, inside the engine
+# fp16 casts the whole module, inside the engine
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": None}
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,29 @@ def observed_tasks(tasks: Sequence[Task], layout: Layout) -> tuple[Task, ...]:
     return tuple(by_column[target.column] for target in layout.targets)
 
 
-def build_model(recipe: Recipe, layout: Layout, scaling: Scaling, device: torch.device | str = "cpu", live: bool | None = None) -> JointModel:
-    """Return a freshly initialised model: seeded by `train.seed`, encoders with LoRA unless frozen (`live=False` leaves the encoders out).
+def build_model(
+    recipe: Recipe,
+    layout: Layout,
+    scaling: Scaling,
+    device: torch.device | str = "cpu",
+    live: bool | None = None,
+) -> JointModel:
+    """Return a freshly initialised model: seeded by `train.seed`, encoders with LoRA unless frozen
+    (`live=False` leaves the encoders out).
 
-    Raises ConfigError where `train.precision` is still `auto`: ranks settle it together (`make_trainer` does).
+    Raises ConfigError where `train.precision` is still `auto`: ranks settle it together
+    (`make_trainer` does).
     """
     if recipe.train.precision == "auto":
-        raise ConfigError("train.precision is still auto, which ranks settle together before the model is built: give fp32 or bf16, or use make_trainer")
+        raise ConfigError(
+            "train.precision is still auto, which ranks settle together before the model is built:"
+            " give fp32 or bf16, or use make_trainer"
+        )
     torch.manual_seed(recipe.train.seed)
     live = recipe.mode != "frozen" if live is None else live
-    encoders = _load_encoders(recipe.encoders, [spec.name for spec in layout.strings]) if live else {}
+    encoders = (
+        _load_encoders(recipe.encoders, [spec.name for spec in layout.strings]) if live else {}
+    )
     network = FusionNetwork(
         recipe.model,
         recipe.tasks,
@@ -72,15 +87,27 @@ def build_model(recipe: Recipe, layout: Layout, scaling: Scaling, device: torch.
 
 
 def encoder_of_column(recipe: Recipe, names: Sequence[str]) -> list[str]:
-    """Return for each string column the name of the column under which its (possibly shared) encoder is kept."""
+    """Return for each string column the name of the column under which its (possibly shared)
+    encoder is kept.
+    """
     return [names[recipe.encoders.index(config)] for config in recipe.encoders]
 
 
-def make_sources(model: JointModel, recipe: Recipe, cache: Cache, device: torch.device | str = "cpu", pad_to: int | None = None) -> list[VectorSource]:
-    """Return one source of vectors per string column, as the encoding mode says; `pad_to` concerns `naive` alone."""
+def make_sources(
+    model: JointModel,
+    recipe: Recipe,
+    cache: Cache,
+    device: torch.device | str = "cpu",
+    pad_to: int | None = None,
+) -> list[VectorSource]:
+    """Return one source of vectors per string column, as the encoding mode says; `pad_to` concerns
+    `naive` alone.
+    """
     names = [spec.name for spec in cache.layout.strings]
     sources: list[VectorSource] = []
-    for name, key, config in zip(names, encoder_of_column(recipe, names), recipe.encoders, strict=True):
+    for name, key, config in zip(
+        names, encoder_of_column(recipe, names), recipe.encoders, strict=True
+    ):
         table = cache.strings(name, with_states=recipe.mode == "prefix")
         if recipe.mode == "frozen":
             sources.append(CachedVectors(table.embeddings.to(device)))
@@ -95,13 +122,23 @@ def make_sources(model: JointModel, recipe: Recipe, cache: Cache, device: torch.
             case "per_step" | "prefix":
                 shared = config.encode_sharding == "shard" and dist.is_initialized()
                 sources.append(
-                    LiveEncoder(encoder, tokens, "shard" if shared else "replicate", dist.group.WORLD if shared else None, config.memory_budget_bytes)
+                    LiveEncoder(
+                        encoder,
+                        tokens,
+                        "shard" if shared else "replicate",
+                        dist.group.WORLD if shared else None,
+                        config.memory_budget_bytes,
+                    )
                 )
     return sources
 
 
-def _load_encoders(configs: Sequence[EncoderConfig], names: Sequence[str]) -> dict[str, StringEncoder]:
-    """Return the distinct encoders with fresh LoRA, by the name of the first column that each reads."""
+def _load_encoders(
+    configs: Sequence[EncoderConfig], names: Sequence[str]
+) -> dict[str, StringEncoder]:
+    """Return the distinct encoders with fresh LoRA, by the name of the first column that each
+    reads.
+    """
     encoders: dict[str, StringEncoder] = {}
     for name, config in zip(names, configs, strict=True):
         if configs.index(config) == names.index(name):

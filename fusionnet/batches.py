@@ -1,8 +1,11 @@
-"""Rows of the cache as tensors, the plan of which optimizer step has how many of them, and the rows of a split held in memory.
+"""Rows of the cache as tensors, the plan of which optimizer step has how many of them, and the rows
+of a split held in memory.
 
-A step is a `RowTable` of all its rows, those of every rank: each rank then knows the step's distinct strings and loss denominators without communication, and
-reads its own micro-batches. Where the rows come from is a `RowSource`: `ResidentRows` here, `StreamingRows` (in `streaming`) where they do not fit. Either way
-the order of an epoch is a function of (seed, epoch) alone, the same on every rank, and an epoch can be entered at any step by counting.
+A step is a `RowTable` of all its rows, those of every rank: each rank then knows the step's
+distinct strings and loss denominators without communication, and reads its own micro-batches. Where
+the rows come from is a `RowSource`: `ResidentRows` here, `StreamingRows` (in `streaming`) where
+they do not fit. Either way the order of an epoch is a function of (seed, epoch) alone, the same on
+every rank, and an epoch can be entered at any step by counting.
 """
 
 from collections.abc import Iterator
@@ -23,7 +26,9 @@ _CHUNKS_PER_READ = 4
 
 @dataclass(frozen=True)
 class RowTable:
-    """N rows on one device: features standardised, targets in raw units with NaN where unobserved."""
+    """N rows on one device: features standardised, targets in raw units with NaN where
+    unobserved.
+    """
 
     string_id: Int[Tensor, "N C"]
     numeric: Float[Tensor, "N F"]
@@ -39,11 +44,15 @@ class RowTable:
 
     def take(self, rows: Int[Tensor, " B"]) -> "RowTable":
         """Return the rows at these positions."""
-        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return replace(
+            self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)}
+        )
 
     def to(self, device: torch.device | str) -> "RowTable":
         """Return the rows on a device."""
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return replace(
+            self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)}
+        )
 
     def put(self, start: int, rows: "RowTable") -> None:
         """Overwrite the rows from position `start` on."""
@@ -65,7 +74,9 @@ class RowSource(Protocol):
 
     @property
     def order(self) -> str:
-        """What decides the order of an epoch beside seed and epoch; a run resumes inside an epoch only where it is the same."""
+        """What decides the order of an epoch beside seed and epoch; a run resumes inside an epoch
+        only where it is the same.
+        """
 
     def steps(self, plan: "StepPlan", epoch: int, first: int = 0) -> Iterator[RowTable]:
         """Yield all rows of each step of an epoch (numbered from 0), from step `first` on."""
@@ -74,7 +85,9 @@ class RowSource(Protocol):
         """Start reading what the epoch's first step needs."""
 
     def blocks(self, rank: int, world_size: int) -> Iterator[RowTable]:
-        """Yield one rank's share of the rows, in table order; the ranks' shares follow one another."""
+        """Yield one rank's share of the rows, in table order; the ranks' shares follow one
+        another.
+        """
 
     def shares(self, world_size: int) -> list[int]:
         """Return how many rows each rank's share has."""
@@ -82,10 +95,12 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How N rows are dealt to optimizer steps of at most `batch_rows` rows, and each step to ranks x micro-batches.
+    """How N rows are dealt to optimizer steps of at most `batch_rows` rows, and each step to ranks
+    x micro-batches.
 
-    The steps of an epoch are of equal size (within one row): an epoch of 313,236 rows at 8,192 is 39 steps of 8,031 or 8,032 rows, not 38 full ones and
-    a small one that would get the same learning rate.
+    The steps of an epoch are of equal size (within one row): an epoch of 313,236 rows at 8,192 is
+    39 steps of 8,031 or 8,032 rows, not 38 full ones and a small one that would get the same
+    learning rate.
     """
 
     num_rows: int
@@ -106,13 +121,17 @@ class StepPlan:
         return [each + (step < larger) for step in range(self.steps_per_epoch)]
 
     def steps(self, epoch: int, first: int = 0) -> Iterator[Int[Tensor, " R"]]:
-        """Yield the row positions of each step of an epoch (numbered from 0), from step `first` on."""
+        """Yield the row positions of each step of an epoch (numbered from 0), from step `first`
+        on.
+        """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(self.num_rows, generator=generator)
         yield from order.split(self.step_sizes)[first:]
 
     def micro_batches(self, step_rows: Int[Tensor, " R"], rank: int) -> list[Int[Tensor, " B"]]:
-        """Return the parts of a step that one rank reads; sizes differ by at most one row, and may be zero."""
+        """Return the parts of a step that one rank reads; sizes differ by at most one row, and may
+        be zero.
+        """
         parts = step_rows.tensor_split(self.num_micro_batches * self.world_size)
         return list(parts[rank :: self.world_size])
 
@@ -153,12 +172,21 @@ class ResidentRows:
 
 
 def load_rows(cache: Cache, split: str, device: torch.device | str = "cpu") -> RowTable:
-    """Return the rows of one split ("train", "validation" or "test") in table order, read a few chunks at a time: the peak is about twice their memory."""
+    """Return the rows of one split ("train", "validation" or "test") in table order, read a few
+    chunks at a time: the peak is about twice their memory.
+    """
     num_rows, block = cache.layout.num_rows, _CHUNKS_PER_READ * rows_per_chunk(cache)
-    parts = [rows_of(cache, cache.rows(start, min(start + block, num_rows)), split, start) for start in range(0, num_rows, block)]
-    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(RowTable)}
+    parts = [
+        rows_of(cache, cache.rows(start, min(start + block, num_rows)), split, start)
+        for start in range(0, num_rows, block)
+    ]
+    columns = {
+        field.name: [getattr(part, field.name) for part in parts] for field in fields(RowTable)
+    }
     del parts  # a column's parts are freed as soon as it is whole
-    return RowTable(**{field.name: torch.cat(columns.pop(field.name)) for field in fields(RowTable)}).to(device)
+    return RowTable(
+        **{field.name: torch.cat(columns.pop(field.name)) for field in fields(RowTable)}
+    ).to(device)
 
 
 def rows_per_chunk(cache: Cache) -> int:

@@ -1,6 +1,7 @@
 """The configuration of phase 2: tasks, model, loss, optimisation, run and reward.
 
-`embedcache.config` holds phase 1 and the base that refuses unknown keys; `jobs.experiment` composes both.
+`embedcache.config` holds phase 1 and the base that refuses unknown keys; `jobs.experiment` composes
+both.
 """
 
 from typing import Annotated, Literal
@@ -11,26 +12,55 @@ from embedcache.config import Config, TargetColumn
 
 LossName = Literal["smooth_l1", "mse", "bce", "focal"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
-_LOSSES_OF: dict[str, tuple[LossName, ...]] = {"regression": ("smooth_l1", "mse"), "binary": ("focal", "bce")}
+_LOSSES_OF: dict[str, tuple[LossName, ...]] = {
+    "regression": ("smooth_l1", "mse"),
+    "binary": ("focal", "bce"),
+}
 
 
 class Task(TargetColumn):
     """One target column, its loss and its head."""
 
-    loss: LossName | None = Field(default=None, description="unset: smooth_l1 for regression, focal for binary")
-    weight: float = Field(default=1.0, ge=0, description="factor on the whole of the task's term (the specification's 0.3 for auxiliary tasks)")
+    loss: LossName | None = Field(
+        default=None, description="unset: smooth_l1 for regression, focal for binary"
+    )
+    weight: float = Field(
+        default=1.0,
+        ge=0,
+        description=(
+            "factor on the whole of the task's term (the specification's 0.3 for auxiliary tasks)"
+        ),
+    )
     head: tuple[int, ...] = Field(default=(128,), min_length=1, description="hidden widths")
-    head_dropout: float = Field(default=0.1, ge=0, lt=1, description="after the head's first hidden layer")
-    beta: float = Field(default=1.0, gt=0, description="smooth_l1: where the quadratic part ends, in the target's unit")
+    head_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="after the head's first hidden layer"
+    )
+    beta: float = Field(
+        default=1.0,
+        gt=0,
+        description="smooth_l1: where the quadratic part ends, in the target's unit",
+    )
     gamma: float = Field(default=2.0, ge=0, description="focal: exponent of 1 - p_t")
-    pos_weight: float | Literal["auto"] = Field(default="auto", description="class weight of positives; auto: negatives / positives of the train rows")
-    reduction: Literal["row", "batch"] = Field(default="row", description="focal: per row (Lin et al. 2017), or from the micro-batch's mean as specified")
-    goals: dict[str, float] = Field(default_factory=dict, description="metric: value to reach, shown as pass or fail by evaluate_model")
+    pos_weight: float | Literal["auto"] = Field(
+        default="auto",
+        description="class weight of positives; auto: negatives / positives of the train rows",
+    )
+    reduction: Literal["row", "batch"] = Field(
+        default="row",
+        description="focal: per row (Lin et al. 2017), or from the micro-batch's mean as specified",
+    )
+    goals: dict[str, float] = Field(
+        default_factory=dict,
+        description="metric: value to reach, shown as pass or fail by evaluate_model",
+    )
 
     @model_validator(mode="after")
     def _loss_fits_the_kind(self) -> "Task":
         if self.loss is not None and self.loss not in _LOSSES_OF[self.kind]:
-            raise ValueError(f"task '{self.name}' is {self.kind}, which takes the losses {' or '.join(_LOSSES_OF[self.kind])}, not {self.loss}")
+            raise ValueError(
+                f"task '{self.name}' is {self.kind}, which takes the losses"
+                f" {' or '.join(_LOSSES_OF[self.kind])}, not {self.loss}"
+            )
         return self
 
     @property
@@ -44,11 +74,18 @@ class ModelConfig(Config):
 
     fusion: Literal["joint", "modality", "mlp"] = Field(
         default="joint",
-        description="joint: a transformer over one token of all parts, as specified; modality: over [CLS] and a token per string column, group of numeric "
-        "features (data.numeric.part) and category column; mlp: a residual MLP with as many parameters as joint",
+        description=(
+            "joint: a transformer over one token of all parts, as specified; modality: over [CLS]"
+            " and a token per string column, group of numeric features (data.numeric.part) and"
+            " category column; mlp: a residual MLP with as many parameters as joint"
+        ),
     )
     standardize_vectors: bool = Field(
-        default=True, description="string vectors enter standardised by the mean and spread of the train strings' cached vectors; off: as they are"
+        default=True,
+        description=(
+            "string vectors enter standardised by the mean and spread of the train strings' cached"
+            " vectors; off: as they are"
+        ),
     )
     adapter_hidden: int = Field(default=384, ge=1)
     adapter_width: int = Field(default=256, ge=1)
@@ -62,21 +99,34 @@ class ModelConfig(Config):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     linear_skip: bool = Field(
         default=False,
-        description="a linear function of the numeric features is added to each task's output (wide and deep, Cheng et al. 2016): beyond the features that it "
-        "was trained on the network levels off, a linear function goes on; for groups such as patients, of which new ones lie outside of the known",
+        description=(
+            "a linear function of the numeric features is added to each task's output (wide and"
+            " deep, Cheng et al. 2016): beyond the features that it was trained on the network"
+            " levels off, a linear function goes on; for groups such as patients, of which new ones"
+            " lie outside of the known"
+        ),
     )
     feature_noise: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict,
-        description="by data.numeric.part: standard deviation of Gaussian noise that training adds to the standardised features of each row (Bishop 1995: it "
-        "smooths the model along them); for features of which there are few distinct values, as a patient's",
+        description=(
+            "by data.numeric.part: standard deviation of Gaussian noise that training adds to the"
+            " standardised features of each row (Bishop 1995: it smooths the model along them); for"
+            " features of which there are few distinct values, as a patient's"
+        ),
     )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ModelConfig":
         if self.fusion_width % self.num_heads:
-            raise ValueError(f"num_heads must divide fusion_width, found {self.num_heads} and {self.fusion_width}")
+            raise ValueError(
+                f"num_heads must divide fusion_width, found {self.num_heads} and"
+                f" {self.fusion_width}"
+            )
         if self.fusion == "modality" and self.num_layers == 0:
-            raise ValueError("fusion 'modality' needs num_layers of at least 1: without attention [CLS] knows nothing of its row")
+            raise ValueError(
+                "fusion 'modality' needs num_layers of at least 1: without attention [CLS] knows"
+                " nothing of its row"
+            )
         return self
 
 
@@ -84,23 +134,37 @@ class LossConfig(Config):
     """How the tasks' losses are weighed against each other."""
 
     uncertainty: Literal["specification", "kendall", "none"] = Field(
-        default="specification", description="specification: exp(-s) L + s; kendall: the same with 1/2 where Kendall et al. (2018) has it; none: L"
+        default="specification",
+        description=(
+            "specification: exp(-s) L + s; kendall: the same with 1/2 where Kendall et al. (2018)"
+            " has it; none: L"
+        ),
     )
 
 
 class OptimConfig(Config):
     """AdamW, one learning rate per parameter group, warm-up and cosine."""
 
-    lr: float = Field(default=1e-3, gt=0, description="peak rate of the fresh weights (adapter, fusion, heads)")
-    lr_encoder: float = Field(default=2e-5, gt=0, description="peak rate of the LoRA weights, as specified")
-    lr_log_variance: float = Field(default=1e-2, gt=0, description="peak rate of the loss's log-variances")
+    lr: float = Field(
+        default=1e-3, gt=0, description="peak rate of the fresh weights (adapter, fusion, heads)"
+    )
+    lr_encoder: float = Field(
+        default=2e-5, gt=0, description="peak rate of the LoRA weights, as specified"
+    )
+    lr_log_variance: float = Field(
+        default=1e-2, gt=0, description="peak rate of the loss's log-variances"
+    )
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     clip: float = Field(default=1.0, gt=0, description="global gradient norm")
     warmup_epochs: float = Field(default=2.0, ge=0)
-    warmup_steps: int | None = Field(default=None, ge=0, description="optimizer steps; wins over warmup_epochs")
-    total_steps: int | None = Field(default=None, ge=1, description="optimizer steps of the cosine; unset: all steps of the run")
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="optimizer steps; wins over warmup_epochs"
+    )
+    total_steps: int | None = Field(
+        default=None, ge=1, description="optimizer steps of the cosine; unset: all steps of the run"
+    )
     final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
 
 
@@ -108,41 +172,81 @@ class TrainConfig(Config):
     """Epochs, batches, precision, processes, and where the rows are kept."""
 
     epochs: int = Field(default=15, ge=1)
-    batch_rows: int = Field(default=8192, ge=1, description="rows per optimizer step, all ranks together")
-    micro_batch_rows: int | None = Field(default=None, ge=1, description="rows per forward pass and rank; unset: chosen by device")
+    batch_rows: int = Field(
+        default=8192, ge=1, description="rows per optimizer step, all ranks together"
+    )
+    micro_batch_rows: int | None = Field(
+        default=None, ge=1, description="rows per forward pass and rank; unset: chosen by device"
+    )
     eval_batch_rows: int = Field(default=8192, ge=1)
-    rows: Literal["auto", "resident", "streaming"] = Field(default="auto", description="auto: resident if the whole table fits into rows_memory_mib")
+    rows: Literal["auto", "resident", "streaming"] = Field(
+        default="auto", description="auto: resident if the whole table fits into rows_memory_mib"
+    )
     rows_memory_mib: int = Field(default=4096, ge=1, description="memory for rows, per rank")
-    checkpoint_steps: int | None = Field(default=None, ge=1, description="optimizer steps between checkpoints inside an epoch; unset: one after each epoch")
-    compile: bool | Literal["auto"] = Field(default="auto", description="torch.compile of the network; auto: on GPUs (slower on the CPUs measured)")
+    checkpoint_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description=(
+            "optimizer steps between checkpoints inside an epoch; unset: one after each epoch"
+        ),
+    )
+    compile: bool | Literal["auto"] = Field(
+        default="auto",
+        description="torch.compile of the network; auto: on GPUs (slower on the CPUs measured)",
+    )
     precision: PrecisionName = Field(
-        default="fp32", description="auto: bf16 where every rank's device has instructions for it, else fp32 (CPUs without them emulate bf16 and are slower)"
+        default="fp32",
+        description=(
+            "auto: bf16 where every rank's device has instructions for it, else fp32 (CPUs without"
+            " them emulate bf16 and are slower)"
+        ),
     )
     zero_stage: Literal[0, 1, 2, 3] | None = Field(
         default=None,
-        description="0: gradients are averaged, nothing is partitioned; 1: Adam's moments are; 2: gradients too. Unset: 2, but 0 where a rank is alone",
+        description=(
+            "0: gradients are averaged, nothing is partitioned; 1: Adam's moments are; 2: gradients"
+            " too. Unset: 2, but 0 where a rank is alone"
+        ),
     )
-    offload: Literal["none", "cpu"] = Field(default="none", description="cpu: Adam's moments and the update on the host")
-    deepspeed_config: str | None = Field(default=None, description="a DeepSpeed JSON file laid over the derived config; it may not contradict it")
+    offload: Literal["none", "cpu"] = Field(
+        default="none", description="cpu: Adam's moments and the update on the host"
+    )
+    deepspeed_config: str | None = Field(
+        default=None,
+        description="a DeepSpeed JSON file laid over the derived config; it may not contradict it",
+    )
     seed: int = Field(default=0, ge=0)
-    cpu_threads: int | None = Field(default=None, ge=1, description="threads per rank on a CPU; unset: cores / ranks")
+    cpu_threads: int | None = Field(
+        default=None, ge=1, description="threads per rank on a CPU; unset: cores / ranks"
+    )
 
     @model_validator(mode="after")
     def _deepspeed_can_do_it(self) -> "TrainConfig":
         if self.zero_stage == 3:
             raise ValueError(
-                "zero_stage 3 is not supported: it partitions the weights, so every forward pass becomes collective, while here ranks validate different "
-                "numbers of rows and rank 0 alone writes vectors; and DeepSpeed 0.19 adds the last step's gradient to weights that get none in a step's first "
-                "micro-batch, as LoRA's in mode per_step (measured: half of their motion is wrong). The weights of a whole Stage 1 are 150 MB: use zero_stage 2"
+                "zero_stage 3 is not supported: it partitions the weights, so every forward pass"
+                " becomes collective, while here ranks validate different numbers of rows and rank"
+                " 0 alone writes vectors; and DeepSpeed 0.19 adds the last step's gradient to"
+                " weights that get none in a step's first micro-batch, as LoRA's in mode per_step"
+                " (measured: half of their motion is wrong). The weights of a whole Stage 1 are 150"
+                " MB: use zero_stage 2"
             )
         if self.zero_stage == 0 and self.precision == "fp16":
-            raise ValueError("precision fp16 needs zero_stage 1 or 2: without ZeRO, DeepSpeed keeps its fp32 weights where no checkpoint of ours can read them")
+            raise ValueError(
+                "precision fp16 needs zero_stage 1 or 2: without ZeRO, DeepSpeed keeps its fp32"
+                " weights where no checkpoint of ours can read them"
+            )
         if self.zero_stage == 0 and self.offload == "cpu":
-            raise ValueError("offload cpu needs zero_stage 1 or 2, which give each rank its own part of Adam's moments to keep on the host")
+            raise ValueError(
+                "offload cpu needs zero_stage 1 or 2, which give each rank its own part of Adam's"
+                " moments to keep on the host"
+            )
         return self
 
     def zero_stage_of(self, num_ranks: int) -> int:
-        """Return the stage that so many ranks use: a single one has nothing to partition, and ZeRO would copy every micro-batch's gradients twice."""
+        """Return the stage that so many ranks use: a single one has nothing to partition, and ZeRO
+        would copy every micro-batch's gradients twice.
+        """
         if self.zero_stage is not None:
             return self.zero_stage
         return 0 if num_ranks == 1 and self.precision != "fp16" and self.offload == "none" else 2
@@ -152,8 +256,18 @@ class RunConfig(Config):
     """Where a run is written."""
 
     dir: str = "runs/run"
-    name: str = Field(default="model", pattern=r"^[A-Za-z0-9_-]+$", description="first part of the checkpoints' names")
-    note: str = Field(default="", description="what a reader of the results must know, such as that the table is synthetic; heads every report")
+    name: str = Field(
+        default="model",
+        pattern=r"^[A-Za-z0-9_-]+$",
+        description="first part of the checkpoints' names",
+    )
+    note: str = Field(
+        default="",
+        description=(
+            "what a reader of the results must know, such as that the table is synthetic; heads"
+            " every report"
+        ),
+    )
 
 
 class RewardTerm(Config):
@@ -170,7 +284,13 @@ class RewardPenalty(Config):
     above: float | None = None
     below: float | None = None
     penalty: float = Field(ge=0)
-    width: float | None = Field(default=None, gt=0, description="of the sigmoid that stands for the threshold where gradients are wanted; unset: none")
+    width: float | None = Field(
+        default=None,
+        gt=0,
+        description=(
+            "of the sigmoid that stands for the threshold where gradients are wanted; unset: none"
+        ),
+    )
 
     @model_validator(mode="after")
     def _one_side(self) -> "RewardPenalty":
@@ -180,7 +300,9 @@ class RewardPenalty(Config):
 
 
 class RewardConfig(Config):
-    """The reward that a later reinforcement-learning stage maximises (specification, section 10)."""
+    """The reward that a later reinforcement-learning stage maximises (specification, section
+    10).
+    """
 
     terms: tuple[RewardTerm, ...] = ()
     penalties: tuple[RewardPenalty, ...] = ()

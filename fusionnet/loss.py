@@ -1,14 +1,19 @@
-"""The multi-task loss with learned uncertainty weights (specification, section 5; Kendall et al. 2018).
+"""The multi-task loss with learned uncertainty weights (specification, section 5; Kendall et al.
+2018).
 
-Sums and counts. A task's loss over one optimizer step is a weighted sum over its observed rows divided by the sum of their weights, over all ranks and
-micro-batches: the caller passes that denominator, and each micro-batch contributes its numerator. Nothing depends on how the step is cut.
+Sums and counts. A task's loss over one optimizer step is a weighted sum over its observed rows
+divided by the sum of their weights, over all ranks and micro-batches: the caller passes that
+denominator, and each micro-batch contributes its numerator. Nothing depends on how the step is cut.
 
-Standardised residuals. Heads predict (y - mean) / std with the train rows' statistics, and regression losses are taken there, with smooth-L1's beta
-divided by std. Smooth-L1 in raw units is std times that, MSE std^2 times; and exp(-s) (c L) + s = exp(-(s - log c)) L + (s - log c) + log c. So this is the
-specification's objective up to a constant, with log-variances that start at log std or log std^2 instead of 0: tasks of all units start alike.
+Standardised residuals. Heads predict (y - mean) / std with the train rows' statistics, and
+regression losses are taken there, with smooth-L1's beta divided by std. Smooth-L1 in raw units is
+std times that, MSE std^2 times; and exp(-s) (c L) + s = exp(-(s - log c)) L + (s - log c) + log c.
+So this is the specification's objective up to a constant, with log-variances that start at log std
+or log std^2 instead of 0: tasks of all units start alike.
 
-Focal loss. Per row (Lin et al. 2017): (1 - p_t)^gamma times cross-entropy, p_t from the plain logit, class weight outside. The specification computes the
-focal weight once from the mean of the weighted cross-entropy; that form, which depends on the micro-batch, is `reduction: batch`.
+Focal loss. Per row (Lin et al. 2017): (1 - p_t)^gamma times cross-entropy, p_t from the plain
+logit, class weight outside. The specification computes the focal weight once from the mean of the
+weighted cross-entropy; that form, which depends on the micro-batch, is `reduction: batch`.
 
 The arithmetic is in `fusionnet.kernels`; here it is decided what a task's constants are.
 """
@@ -39,13 +44,16 @@ class MultiTaskLoss(nn.Module):
         """`scaling` has the train rows' target statistics, in the order of `tasks`."""
         super().__init__()
         self.uncertainty = config.uncertainty
-        self.log_variance = nn.Parameter(torch.zeros(len(tasks)), requires_grad=config.uncertainty != "none")
+        self.log_variance = nn.Parameter(
+            torch.zeros(len(tasks)), requires_grad=config.uncertainty != "none"
+        )
         statistics = zip(scaling.target_mean, scaling.target_std, strict=True)
-        # Plain numbers, not buffers: fp16 training rounds a module's buffers, and a target's mean may not fit.
+        # Plain numbers, not buffers: fp16 training rounds a module's buffers, and a target's mean
+        # may not fit.
         self._terms = tuple(
             _term(task, float(mean), float(std), scaling.positive_rate.get(task.name), config)
             for task, (mean, std) in zip(tasks, statistics, strict=True)
-        )  # fmt: skip
+        )
 
     def forward(
         self,
@@ -57,17 +65,23 @@ class MultiTaskLoss(nn.Module):
     ) -> LossParts:
         """Return this micro-batch's part of the step's loss.
 
-        `targets` are in raw units, NaN where unobserved; `denominators` are the sums of the weights of observed rows over the whole step; `share` is this
-        micro-batch's part of the terms that do not depend on rows. Parts add up to sum_t weight_t (exp(-s_t) L_t + s_t) in the specification's form.
-        A task without labels in the step adds nothing and does not move its s.
+        `targets` are in raw units, NaN where unobserved; `denominators` are the sums of the weights
+        of observed rows over the whole step; `share` is this micro-batch's part of the terms that
+        do not depend on rows. Parts add up to sum_t weight_t (exp(-s_t) L_t + s_t) in the
+        specification's form. A task without labels in the step adds nothing and does not move its
+        s.
         """
         s = torch.zeros_like(self.log_variance) if self.uncertainty == "none" else self.log_variance
         total, sums = multitask_loss(outputs, targets, weight, denominators, s, self._terms, share)
         return LossParts(total, sums.detach())
 
 
-def _term(task: Task, mean: float, std: float, positive_rate: float | None, config: LossConfig) -> TaskTerm:
-    """Return one task's constants; with uncertainty none, s is held at 0, where exp(-s) L is L and nothing regularises."""
+def _term(
+    task: Task, mean: float, std: float, positive_rate: float | None, config: LossConfig
+) -> TaskTerm:
+    """Return one task's constants; with uncertainty none, s is held at 0, where exp(-s) L is L and
+    nothing regularises.
+    """
     name, gamma = task.loss_name, task.gamma
     if name == "focal" and task.reduction == "batch":
         name = "batch_focal"
@@ -77,7 +91,16 @@ def _term(task: Task, mean: float, std: float, positive_rate: float | None, conf
     half = 0.5 if kendall and task.kind != "binary" else 1.0
     regulariser = {"specification": 1.0, "kendall": 0.5, "none": 0.0}[config.uncertainty]
     pos_weight = _pos_weight(task, positive_rate)
-    return TaskTerm(name, mean, std, task.beta / std, gamma, pos_weight, half * task.weight, regulariser * task.weight)
+    return TaskTerm(
+        name,
+        mean,
+        std,
+        task.beta / std,
+        gamma,
+        pos_weight,
+        half * task.weight,
+        regulariser * task.weight,
+    )
 
 
 def _pos_weight(task: Task, positive_rate: float | None) -> float:

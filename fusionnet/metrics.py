@@ -1,4 +1,6 @@
-"""Metrics of the specification's 7.1 and 7.2, by scikit-learn, in the targets' own units; what is undefined is None, never a number."""
+"""Metrics of the specification's 7.1 and 7.2, by scikit-learn, in the targets' own units; what is
+undefined is None, never a number.
+"""
 
 from collections.abc import Sequence
 
@@ -13,10 +15,17 @@ REGRESSION_METRICS = ("mae", "rmse", "r2")
 BINARY_METRICS = ("accuracy", "auroc", "f1", "recall", "precision")
 
 
-def regression_metrics(target: Float[np.ndarray, " N"], prediction: Float[np.ndarray, " N"]) -> Metrics:
-    """Return mean absolute error, root mean squared error (both in the target's unit) and R2 over observed (not NaN) targets."""
+def regression_metrics(
+    target: Float[np.ndarray, " N"], prediction: Float[np.ndarray, " N"]
+) -> Metrics:
+    """Return mean absolute error, root mean squared error (both in the target's unit) and R2 over
+    observed (not NaN) targets.
+    """
     observed = ~np.isnan(target)
-    target, prediction = target[observed].astype(np.float64), prediction[observed].astype(np.float64)
+    target, prediction = (
+        target[observed].astype(np.float64),
+        prediction[observed].astype(np.float64),
+    )
     if len(target) == 0:
         return dict.fromkeys(REGRESSION_METRICS)
     return {
@@ -26,7 +35,9 @@ def regression_metrics(target: Float[np.ndarray, " N"], prediction: Float[np.nda
     }
 
 
-def binary_metrics(target: Float[np.ndarray, " N"], probability: Float[np.ndarray, " N"]) -> Metrics:
+def binary_metrics(
+    target: Float[np.ndarray, " N"], probability: Float[np.ndarray, " N"]
+) -> Metrics:
     """Return accuracy, AUROC, F1, recall and precision at 0.5 over observed targets (0 or 1)."""
     observed = ~np.isnan(target)
     label, probability = target[observed] > 0.5, probability[observed].astype(np.float64)
@@ -35,21 +46,32 @@ def binary_metrics(target: Float[np.ndarray, " N"], probability: Float[np.ndarra
     chosen = probability > 0.5
     return {
         "accuracy": float(metrics.accuracy_score(label, chosen)),
-        "auroc": float(metrics.roc_auc_score(label, probability)) if 0 < label.sum() < len(label) else None,
+        "auroc": float(metrics.roc_auc_score(label, probability))
+        if 0 < label.sum() < len(label)
+        else None,
         "f1": float(metrics.f1_score(label, chosen)) if (label | chosen).any() else None,
         "recall": float(metrics.recall_score(label, chosen)) if label.any() else None,
         "precision": float(metrics.precision_score(label, chosen)) if chosen.any() else None,
     }
 
 
-def task_metrics(tasks: Sequence[Task], targets: Float[np.ndarray, "N T"], predictions: Float[np.ndarray, "N T"]) -> dict[str, Metrics]:
-    """Return each task's metrics by its column; predictions are in raw units, probabilities for binary tasks."""
+def task_metrics(
+    tasks: Sequence[Task], targets: Float[np.ndarray, "N T"], predictions: Float[np.ndarray, "N T"]
+) -> dict[str, Metrics]:
+    """Return each task's metrics by its column; predictions are in raw units, probabilities for
+    binary tasks.
+    """
     of_kind = {"regression": regression_metrics, "binary": binary_metrics}
-    return {task.column: of_kind[task.kind](targets[:, number], predictions[:, number]) for number, task in enumerate(tasks)}
+    return {
+        task.column: of_kind[task.kind](targets[:, number], predictions[:, number])
+        for number, task in enumerate(tasks)
+    }
 
 
 def reaches(metric: str, value: float | None, goal: float) -> bool | None:
-    """Return whether a metric is better than its goal (errors below, scores above); None where the metric is undefined."""
+    """Return whether a metric is better than its goal (errors below, scores above); None where the
+    metric is undefined.
+    """
     if value is None:
         return None
     return value < goal if metric in ("mae", "rmse") else value > goal

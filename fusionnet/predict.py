@@ -15,10 +15,18 @@ from fusionnet.model.joint import JointModel
 
 
 @torch.no_grad()
-def forward_rows(model: JointModel, tables: Sequence[Float[Tensor, "_ _"]], rows: RowTable, batch_rows: int, progress: bool = False) -> Float[Tensor, "N T"]:
-    """Return the heads' outputs for all rows, dropout off; `tables` hold the vectors of all strings, one table per string column.
+def forward_rows(
+    model: JointModel,
+    tables: Sequence[Float[Tensor, "_ _"]],
+    rows: RowTable,
+    batch_rows: int,
+    progress: bool = False,
+) -> Float[Tensor, "N T"]:
+    """Return the heads' outputs for all rows, dropout off; `tables` hold the vectors of all
+    strings, one table per string column.
 
-    The strings' and categories' parts of the input projection are computed here once, not for every batch.
+    The strings' and categories' parts of the input projection are computed here once, not for every
+    batch.
     """
     training = model.training
     model.eval()
@@ -26,17 +34,28 @@ def forward_rows(model: JointModel, tables: Sequence[Float[Tensor, "_ _"]], rows
     projected = evaluate.tables(tables)
     outputs = rows.weight.new_empty(rows.num_rows, len(model.network.heads))
     try:
-        with tqdm(total=rows.num_rows, unit="rows", unit_scale=True, desc="predict", leave=False, disable=None if progress else True) as bar:
+        with tqdm(
+            total=rows.num_rows,
+            unit="rows",
+            unit_scale=True,
+            desc="predict",
+            leave=False,
+            disable=None if progress else True,
+        ) as bar:
             for start in range(0, rows.num_rows, batch_rows):
                 batch = slice(start, start + batch_rows)
-                outputs[batch] = evaluate(projected, rows.string_id[batch], rows.numeric[batch], rows.category[batch])
+                outputs[batch] = evaluate(
+                    projected, rows.string_id[batch], rows.numeric[batch], rows.category[batch]
+                )
                 bar.update(len(outputs[batch]))
     finally:
         model.train(training)
     return outputs
 
 
-def to_units(outputs: Float[Tensor, "N T"], tasks: Sequence[Task], scaling: Scaling) -> Float[Tensor, "N T"]:
+def to_units(
+    outputs: Float[Tensor, "N T"], tasks: Sequence[Task], scaling: Scaling
+) -> Float[Tensor, "N T"]:
     """Return predictions in the targets' own units, probabilities for binary tasks."""
     binary = torch.tensor([task.kind == "binary" for task in tasks], device=outputs.device)
     mean = torch.as_tensor(scaling.target_mean, dtype=outputs.dtype, device=outputs.device)

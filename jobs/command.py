@@ -14,7 +14,9 @@ from embedcache.errors import ConfigError, UserError
 
 
 def run_job(main: Callable[[], None]) -> NoReturn:
-    """Run a job's main and exit with its code; a UserError prints its message, without a traceback."""
+    """Run a job's main and exit with its code; a UserError prints its message, without a
+    traceback.
+    """
     try:
         main()
     except UserError as error:
@@ -28,14 +30,27 @@ def run_job(main: Callable[[], None]) -> NoReturn:
 
 def config_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the two arguments that every configured job takes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file such as configs/stage1.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override one value, e.g. --set train.epochs=3")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a YAML file such as configs/stage1.yaml"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override one value, e.g. --set train.epochs=3",
+    )
     return parser
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return the nested mapping with every `a.b.c=value` set; values are read as YAML, list items are addressed by their index."""
+    """Return the nested mapping with every `a.b.c=value` set; values are read as YAML, list items
+    are addressed by their index.
+    """
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -51,14 +66,20 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
 def _set_at(values: Any, path: list[str], value: Any, override: str) -> None:
     """Set one value inside nested mappings and lists, creating mappings on the way."""
     for step in path[:-1]:
-        values = values.setdefault(step, {}) if isinstance(values, dict) else _item(values, step, override)
+        values = (
+            values.setdefault(step, {})
+            if isinstance(values, dict)
+            else _item(values, step, override)
+        )
     if isinstance(values, dict):
         values[path[-1]] = value
     elif isinstance(values, list):
         _item(values, path[-1], override)
         values[int(path[-1])] = value
     else:
-        raise ConfigError(f"--set {override}: '{'.'.join(path[:-1])}' holds a single value, not a mapping or list")
+        raise ConfigError(
+            f"--set {override}: '{'.'.join(path[:-1])}' holds a single value, not a mapping or list"
+        )
 
 
 def _item(values: Any, step: str, override: str) -> Any:

@@ -11,7 +11,9 @@ from jobs.command import run_job
 
 def main() -> None:
     """Print a summary of the cache that the arguments name."""
-    parser = argparse.ArgumentParser(description="Show what a cache holds and what it was built from.")
+    parser = argparse.ArgumentParser(
+        description="Show what a cache holds and what it was built from."
+    )
     parser.add_argument("cache", type=Path, help="a cache folder, such as cache.zarr")
     parser.add_argument("--json", action="store_true", help="everything, for scripts")
     arguments = parser.parse_args()
@@ -35,18 +37,31 @@ def as_json(cache: Cache) -> dict[str, object]:
 
 def as_text(cache: Cache) -> str:
     """Return a cache's report, its features in their units, and its origin."""
-    lines = [BuildReport.of(cache, "complete").summary(), "features (mean and spread of train rows, after the transform):"]
+    lines = [
+        BuildReport.of(cache, "complete").summary(),
+        "features (mean and spread of train rows, after the transform):",
+    ]
     scaling = cache.scaling
     for column, mean, std in zip(cache.layout.numeric, scaling.mean, scaling.std, strict=True):
         unit = f" [{column.unit}]" if column.unit else ""
-        lines.append(f"  {column.column + unit:<40} {column.transform:<14} {mean:>12.5g} {std:>12.5g}")
+        lines.append(
+            f"  {column.column + unit:<40} {column.transform:<14} {mean:>12.5g} {std:>12.5g}"
+        )
     lines.append("arrays, largest first (stored bytes, and how many times smaller than in memory):")
     sizes = sorted(cache.array_sizes().items(), key=lambda item: -item[1]["bytes"])
     for name, size in sizes:
         ratio = f"{size['memory_bytes'] / size['bytes']:.1f} x" if size["memory_bytes"] else "-"
-        lines.append(f"  {name:<36} {'x'.join(map(str, size['shape'])):>16} {size['dtype']:<8} {size['bytes']:>14,} {ratio:>10}")
-    versions = ", ".join(f"{name} {number}" for name, number in cache.provenance["versions"].items())
-    lines.append(f"built {cache.provenance['built']} from {', '.join(cache.provenance['config']['data']['path'])} with {versions}")
+        lines.append(
+            f"  {name:<36} {'x'.join(map(str, size['shape'])):>16} {size['dtype']:<8}"
+            f" {size['bytes']:>14,} {ratio:>10}"
+        )
+    versions = ", ".join(
+        f"{name} {number}" for name, number in cache.provenance["versions"].items()
+    )
+    lines.append(
+        f"built {cache.provenance['built']} from"
+        f" {', '.join(cache.provenance['config']['data']['path'])} with {versions}"
+    )
     return "\n".join(lines)
 
 

@@ -1,4 +1,6 @@
-"""Predict, and optionally reward, the rows of a table in raw units; input columns are kept, predictions added as predicted_<column>."""
+"""Predict, and optionally reward, the rows of a table in raw units; input columns are kept,
+predictions added as predicted_<column>.
+"""
 
 import argparse
 import shutil
@@ -16,15 +18,23 @@ def main() -> None:
     """Check the whole input, predict it batch by batch, and publish the output by rename."""
     arguments = parse_arguments()
     started = time.perf_counter()
-    model = RewardModel.load(arguments.run, arguments.device, arguments.checkpoint, arguments.precision)
+    model = RewardModel.load(
+        arguments.run, arguments.device, arguments.checkpoint, arguments.precision
+    )
     added = [f"predicted_{task.column}" for task in model.run.tasks] + ["reward"] * arguments.reward
     means = write_scores(model, arguments.input, arguments.output, added, arguments.reward)
     num_rows = means.pop("rows")
     seconds = time.perf_counter() - started
-    print(f"{arguments.output}: {num_rows:,} rows in {seconds:.1f} s; means: " + ", ".join(f"{name} {mean:.4g}" for name, mean in means.items()))
+    print(
+        f"{arguments.output}: {num_rows:,} rows in {seconds:.1f} s; means: "
+        + ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
+    )
     for column, new in model.run.memory.vectors.items():
         if new:
-            print(f"{len(new):,} distinct '{column}' strings were in no training row; their predictions extrapolate")
+            print(
+                f"{len(new):,} distinct '{column}' strings were in no training row; their"
+                " predictions extrapolate"
+            )
     for text, parts in list(model.run.memory.unknown.items())[:10]:
         print(f"the tokenizer does not know {', '.join(parts)} in {text:.120}")
 
@@ -33,10 +43,26 @@ def parse_arguments() -> argparse.Namespace:
     """Return the command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="the run folder")
-    parser.add_argument("--input", required=True, type=Path, metavar="FILE", help="rows to predict, .parquet or .csv")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the table to write, .parquet or .csv")
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="rows to predict, .parquet or .csv",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="the table to write, .parquet or .csv",
+    )
     parser.add_argument("--checkpoint", choices=["best", "final", "last"], default="best")
-    parser.add_argument("--reward", action="store_true", help="add the column reward (the run's config says what it is)")
+    parser.add_argument(
+        "--reward",
+        action="store_true",
+        help="add the column reward (the run's config says what it is)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument(
         "--precision",
@@ -50,10 +76,16 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def write_scores(model: RewardModel, source: Path, target: Path, added: list[str], reward: bool) -> dict[str, float]:
-    """Write the source's columns and the added ones, through parts on disk so that memory does not grow; return the added columns' means and `rows`."""
+def write_scores(
+    model: RewardModel, source: Path, target: Path, added: list[str], reward: bool
+) -> dict[str, float]:
+    """Write the source's columns and the added ones, through parts on disk so that memory does not
+    grow; return the added columns' means and `rows`.
+    """
     as_csv = target.suffix.lower() == ".csv"
-    batches = model.batches(source, reward, keep=_source_rows(source, added, as_text=as_csv), progress=True)
+    batches = model.batches(
+        source, reward, keep=_source_rows(source, added, as_text=as_csv), progress=True
+    )
     parts = target.with_name(target.name + ".parts")
     try:
         first = next(batches)  # the whole input is checked before anything is written
@@ -68,7 +100,11 @@ def write_scores(model: RewardModel, source: Path, target: Path, added: list[str
         else:
             rows.sink_parquet(whole)
         whole.replace(target)
-        return rows.select(pl.len().alias("rows"), *(pl.col(name).mean() for name in added)).collect(engine="streaming").row(0, named=True)
+        return (
+            rows.select(pl.len().alias("rows"), *(pl.col(name).mean() for name in added))
+            .collect(engine="streaming")
+            .row(0, named=True)
+        )
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error}") from None
     finally:
@@ -81,14 +117,18 @@ def _source_rows(source: Path, added: list[str], as_text: bool) -> pl.LazyFrame 
         return None  # the check that follows says what is wrong
     try:
         if source.suffix.lower() == ".csv":
-            rows = pl.scan_csv(source, infer_schema=not as_text, infer_schema_length=None, glob=False)
+            rows = pl.scan_csv(
+                source, infer_schema=not as_text, infer_schema_length=None, glob=False
+            )
         else:
             rows = pl.scan_parquet(source, glob=False, hive_partitioning=False)
         clash = sorted(set(rows.collect_schema().names()) & set(added))
     except (pl.exceptions.PolarsError, UnicodeDecodeError):
         return None
     if clash:
-        raise TableError(f"{source} already has the columns {', '.join(clash)}; rename or drop them")
+        raise TableError(
+            f"{source} already has the columns {', '.join(clash)}; rename or drop them"
+        )
     return rows
 
 

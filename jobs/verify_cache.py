@@ -1,4 +1,5 @@
-"""Read every byte of a cache and compare it with what was written: `python -m jobs.verify_cache cache.zarr`.
+"""Read every byte of a cache and compare it with what was written: `python -m jobs.verify_cache
+cache.zarr`.
 
 Exit code 0: the cache is whole. Exit code 2: it is not; the message names the arrays and chunks.
 """
@@ -16,7 +17,10 @@ def main() -> None:
     parser.add_argument("cache", type=Path, help="a cache folder, such as cache.zarr")
     cache = open_cache(parser.parse_args().cache)
     cache.verify()
-    print(f"{cache.path} is whole: {cache.num_files} files, {cache.num_bytes / 1e6:,.1f} MB, identity {cache.identity.short}")
+    print(
+        f"{cache.path} is whole: {cache.num_files} files, {cache.num_bytes / 1e6:,.1f} MB, identity"
+        f" {cache.identity.short}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Shared fixtures: everything runs offline, on the CPU, on a few threads; EMBEDCACHE_GPU=1 leaves a GPU to the tests marked gpu."""
+"""Shared fixtures: everything runs offline, on the CPU, on a few threads; EMBEDCACHE_GPU=1 leaves a
+GPU to the tests marked gpu.
+"""
 
 import jobs  # noqa: F401  # isort: skip  (before torch: it says how threads wait)
 import os
@@ -44,7 +46,9 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real public tables, which lies beside the checkout on development machines only."""
+    """The folder of real public tables, which lies beside the checkout on development machines
+    only.
+    """
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the real public tables (../shared/data) are not on this machine")
@@ -70,12 +74,16 @@ TINY_STRINGS = [
 
 
 def tiny_frame(num_rows: int = 420, num_groups: int = 12, seed: int = 0) -> pl.DataFrame:
-    """Return a table with two string columns, three features, a category, and three targets, one with gaps."""
+    """Return a table with two string columns, three features, a category, and three targets, one
+    with gaps.
+    """
     rng = np.random.default_rng(seed)
     string = rng.integers(0, len(TINY_STRINGS), num_rows)
     x = rng.normal(size=(num_rows, 3))
     group = np.arange(num_rows) % num_groups
-    outcome = 0.5 * string + x[:, 0] - 0.5 * x[:, 1] * (string % 2) + 0.1 * rng.normal(size=num_rows)
+    outcome = (
+        0.5 * string + x[:, 0] - 0.5 * x[:, 1] * (string % 2) + 0.1 * rng.normal(size=num_rows)
+    )
     gappy = np.where(rng.random(num_rows) < 0.3, np.nan, 10 + 3 * x[:, 2])
     return pl.DataFrame(
         {
@@ -99,8 +107,15 @@ def tiny_config(folder: Path, encoder: Path) -> dict[str, Any]:
     return {
         "data": {
             "path": str(folder / "table.parquet"),
-            "strings": [{"name": "polymer", "column": "smiles"}, {"name": "partner", "column": "other"}],
-            "numeric": [{"column": "x0", "part": "first"}, {"column": "x1", "low": 0, "high": 100}, {"column": "x2", "transform": "log10"}],
+            "strings": [
+                {"name": "polymer", "column": "smiles"},
+                {"name": "partner", "column": "other"},
+            ],
+            "numeric": [
+                {"column": "x0", "part": "first"},
+                {"column": "x1", "low": 0, "high": 100},
+                {"column": "x2", "transform": "log10"},
+            ],
             "categories": [{"column": "kind"}],
             "group": "patient",
             "stratum": "real",
@@ -115,11 +130,20 @@ def tiny_config(folder: Path, encoder: Path) -> dict[str, Any]:
             {"name": "opt", "column": "good", "kind": "binary", "head": [8]},
             {"name": "aux", "column": "gappy", "loss": "mse", "weight": 0.3, "head": [8]},
         ],
-        "model": {"adapter_hidden": 24, "adapter_width": 16, "numeric_hidden": 8, "numeric_width": 8, "category_width": 4, "fusion_width": 32,
-                  "num_layers": 2, "num_heads": 4, "feedforward": 48},
+        "model": {
+            "adapter_hidden": 24,
+            "adapter_width": 16,
+            "numeric_hidden": 8,
+            "numeric_width": 8,
+            "category_width": 4,
+            "fusion_width": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "feedforward": 48,
+        },
         "train": {"epochs": 2, "batch_rows": 64},
         "run": {"dir": str(folder / "run"), "name": "tiny"},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +154,9 @@ def tiny_experiment(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folde
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump(tiny_config(folder, tiny_encoder_folder)))
     experiment = load_experiment(config)
-    build_cache(experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache)
+    build_cache(
+        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
+    )
     return config
 
 
@@ -139,7 +165,9 @@ RunMaker = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_run(tiny_experiment: Path) -> RunMaker:
-    """Make run folders as training leaves them, in a second and without DeepSpeed; all weights are moved, LoRA's B too, so that none is the base model's."""
+    """Make run folders as training leaves them, in a second and without DeepSpeed; all weights are
+    moved, LoRA's B too, so that none is the base model's.
+    """
 
     def make(folder: Path, seed: int = 7, **changes: Any) -> Path:
         folder.mkdir(parents=True)
@@ -148,16 +176,28 @@ def make_run(tiny_experiment: Path) -> RunMaker:
         experiment = load_experiment(config, [f"run.dir={folder}"])
         cache = open_cache(experiment.cache.path)
         encoders = tuple(column.encoder or experiment.encoder for column in experiment.data.strings)
-        recipe = Recipe(observed_tasks(experiment.tasks, cache.layout), encoders, experiment.model, experiment.loss, experiment.train)
+        recipe = Recipe(
+            observed_tasks(experiment.tasks, cache.layout),
+            encoders,
+            experiment.model,
+            experiment.loss,
+            experiment.train,
+        )
         model = build_model(recipe, cache.layout, cache.scaling)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1 if "lora_" in name else 0.2)
+                    parameter.add_(
+                        torch.randn(parameter.shape, generator=generator),
+                        alpha=0.1 if "lora_" in name else 0.2,
+                    )
         names = [spec.name for spec in cache.layout.strings]
         with model.autocast():
-            vectors = {name: source.table().float() for name, source in zip(names, make_sources(model, recipe, cache), strict=True)}
+            vectors = {
+                name: source.table().float()
+                for name, source in zip(names, make_sources(model, recipe, cache), strict=True)
+            }
         records = [made_record(epoch) for epoch in (1, 2)]
         content = {
             "epoch": 2,
@@ -191,11 +231,31 @@ def make_run(tiny_experiment: Path) -> RunMaker:
 def made_record(epoch: int) -> dict[str, Any]:
     """Return a log record of an epoch with the keys that training writes."""
     scores = {"mae": 1.0 / epoch, "rmse": 1.5 / epoch, "r2": 1 - 0.5 / epoch}
-    binary = {"accuracy": 0.9, "auroc": 1 - 0.2 / epoch, "f1": None, "recall": 0.5, "precision": None}
-    named = {f"{task}_{metric}": value for task, found in (("ef", scores), ("opt", binary), ("aux", scores)) for metric, value in found.items()}
+    binary = {
+        "accuracy": 0.9,
+        "auroc": 1 - 0.2 / epoch,
+        "f1": None,
+        "recall": 0.5,
+        "precision": None,
+    }
+    named = {
+        f"{task}_{metric}": value
+        for task, found in (("ef", scores), ("opt", binary), ("aux", scores))
+        for metric, value in found.items()
+    }
     costs = {"seconds": 2.5, "rows_per_s": 1234.5, "gradient_norm": 1.0, "peak_rss_bytes": 1}
-    per_task = {f"{key}_{task}": 1.0 for key in ("train_loss", "sigma") for task in ("ef", "opt", "aux")}
-    return {"epoch": epoch, "train_loss": 2.0 / epoch, "val_loss": 2.5 / epoch, **named, **per_task, **costs, "learning_rates": {"network": 1e-3}}
+    per_task = {
+        f"{key}_{task}": 1.0 for key in ("train_loss", "sigma") for task in ("ef", "opt", "aux")
+    }
+    return {
+        "epoch": epoch,
+        "train_loss": 2.0 / epoch,
+        "val_loss": 2.5 / epoch,
+        **named,
+        **per_task,
+        **costs,
+        "learning_rates": {"network": 1e-3},
+    }
 
 
 @pytest.fixture(scope="session")

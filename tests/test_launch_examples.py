@@ -1,4 +1,6 @@
-"""The launch examples are what a user copies: they parse, and every command in them, commented ones too, uses options that exist."""
+"""The launch examples are what a user copies: they parse, and every command in them, commented ones
+too, uses options that exist.
+"""
 
 import json
 import re
@@ -18,19 +20,42 @@ OF_SLURM = {"--nodes", "--ntasks", "--kill-on-bad-exit"}
 
 
 def commands(script: Path) -> list[str]:
-    """Return the commands of a script that start ranks or a job, with continued lines joined and commented ones uncovered."""
+    """Return the commands of a script that start ranks or a job, with continued lines joined and
+    commented ones uncovered.
+    """
     text = script.read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [re.sub(r"^#\s+", "", line) for line in text.splitlines()]
-    return [line for line in lines if re.match(r"(DS_ACCELERATOR=cpu )?(deepspeed|torchrun|srun|python -m) .*(jobs/train.py|jobs\.)", line)]
+    return [
+        line
+        for line in lines
+        if re.match(
+            r"(DS_ACCELERATOR=cpu )?(deepspeed|torchrun|srun|python -m) .*(jobs/train.py|jobs\.)",
+            line,
+        )
+    ]
 
 
 @pytest.fixture(scope="module")
 def known() -> dict[str, set[str]]:
     """The options of each launcher."""
     torchrun = {option for action in get_args_parser()._actions for option in action.option_strings}
-    code = "import sys; from deepspeed.launcher.runner import parse_args; sys.argv[1:] = ['--help']; parse_args()"
-    shown = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
-    return {"torchrun": torchrun, "deepspeed": set(re.findall(r"--[a-z_]+", shown)), "srun": OF_SLURM, "python": set()}
+    code = (
+        "import sys; from deepspeed.launcher.runner import parse_args; sys.argv[1:] = ['--help'];"
+        " parse_args()"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    return {
+        "torchrun": torchrun,
+        "deepspeed": set(re.findall(r"--[a-z_]+", shown)),
+        "srun": OF_SLURM,
+        "python": set(),
+    }
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -43,7 +68,12 @@ def test_every_option_exists(name: str, repository: Path, known: dict[str, set[s
     found = commands(repository / "configs" / "launch" / name)
     assert len(found) >= 3
     for command in found:
-        launchers = [word for word in re.findall(r"^(?:DS_ACCELERATOR=cpu )?(\w+)|\b(torchrun)\b", command) for word in word if word]
+        launchers = [
+            word
+            for word in re.findall(r"^(?:DS_ACCELERATOR=cpu )?(\w+)|\b(torchrun)\b", command)
+            for word in word
+            if word
+        ]
         allowed = OF_OUR_JOBS.union(*(known[launcher] for launcher in launchers))
         options = {option.partition("=")[0] for option in re.findall(r"(?<=\s)--[\w-]+", command)}
         assert options <= allowed, f"{command}: {options - allowed}"
@@ -63,9 +93,23 @@ def test_slurm_asks_for_the_16_gpus_of_the_specification(repository: Path) -> No
 def test_the_deepspeed_file_and_the_hostfile_are_accepted(repository: Path) -> None:
     folder = repository / "configs" / "launch"
     plain, found = (
-        deepspeed_config(TrainConfig(deepspeed_config=file), OptimConfig(), world_size=8, on_gpu=True, num_micro_batches=1)
+        deepspeed_config(
+            TrainConfig(deepspeed_config=file),
+            OptimConfig(),
+            world_size=8,
+            on_gpu=True,
+            num_micro_batches=1,
+        )
         for file in (None, str(folder / "deepspeed.json"))
     )
-    bucket = json.loads((folder / "deepspeed.json").read_text())["zero_optimization"]["reduce_bucket_size"]
-    assert found["zero_optimization"] == {**plain["zero_optimization"], "reduce_bucket_size": bucket}
-    assert all(re.fullmatch(r"\S+ slots=\d+", line) for line in (folder / "hostfile").read_text().splitlines())
+    bucket = json.loads((folder / "deepspeed.json").read_text())["zero_optimization"][
+        "reduce_bucket_size"
+    ]
+    assert found["zero_optimization"] == {
+        **plain["zero_optimization"],
+        "reduce_bucket_size": bucket,
+    }
+    assert all(
+        re.fullmatch(r"\S+ slots=\d+", line)
+        for line in (folder / "hostfile").read_text().splitlines()
+    )

@@ -1,4 +1,6 @@
-"""Imports run one way: jobs and benchmarks -> fusionnet -> embedcache; kernels import torch and triton alone; one file imports deepspeed."""
+"""Imports run one way: jobs and benchmarks -> fusionnet -> embedcache; kernels import torch and
+triton alone; one file imports deepspeed.
+"""
 
 import ast
 import sys
@@ -13,7 +15,11 @@ MAY_IMPORT = {
     "jobs": {"embedcache", "fusionnet", "jobs"},
     "benchmarks": set(PACKAGES),
 }
-FILES = [path for package in PACKAGES for path in sorted((Path(__file__).resolve().parents[1] / package).rglob("*.py"))]
+FILES = [
+    path
+    for package in PACKAGES
+    for path in sorted((Path(__file__).resolve().parents[1] / package).rglob("*.py"))
+]
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -40,24 +46,47 @@ def test_there_is_something_to_check() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(path.parts[-3:]))
 def test_imports_run_one_way(path: Path) -> None:
     ours = {name.split(".")[0] for name in imported_modules(path)} & {*PACKAGES, "tests"}
-    assert ours <= MAY_IMPORT[package_of(path)], f"{path} imports {ours - MAY_IMPORT[package_of(path)]}"
+    assert ours <= MAY_IMPORT[package_of(path)], (
+        f"{path} imports {ours - MAY_IMPORT[package_of(path)]}"
+    )
 
 
 def test_kernels_import_torch_and_triton_alone() -> None:
     for path in FILES:
         if "kernels" in path.parts:
             tops = {name.split(".")[0] for name in imported_modules(path)}
-            assert tops <= {"torch", "triton", "fusionnet", "jaxtyping", *sys.stdlib_module_names}, path
+            assert tops <= {
+                "torch",
+                "triton",
+                "fusionnet",
+                "jaxtyping",
+                *sys.stdlib_module_names,
+            }, path
 
 
 def test_one_file_imports_deepspeed() -> None:
-    importers = [path.name for path in FILES if any(name.split(".")[0] == "deepspeed" for name in imported_modules(path))]
+    importers = [
+        path.name
+        for path in FILES
+        if any(name.split(".")[0] == "deepspeed" for name in imported_modules(path))
+    ]
     assert importers == ["engine.py"]
 
 
 def test_no_job_bears_the_name_of_an_importable_package() -> None:
-    # The deepspeed launcher puts jobs/ first on the path, where jobs/evaluate.py would hide the package `evaluate`.
-    taken = set(sys.stdlib_module_names) | {"evaluate", "datasets", "config", "tests", "torch", "transformers", "peft", "zarr", "polars"}
+    # The deepspeed launcher puts jobs/ first on the path, where jobs/evaluate.py would hide the
+    # package `evaluate`.
+    taken = set(sys.stdlib_module_names) | {
+        "evaluate",
+        "datasets",
+        "config",
+        "tests",
+        "torch",
+        "transformers",
+        "peft",
+        "zarr",
+        "polars",
+    }
     jobs = {path.stem for path in FILES if path.parent.name == "jobs"} - {"__init__"}
     assert jobs
     assert not jobs & taken

@@ -1,15 +1,21 @@
-"""Rows from vectors of distinct strings, fused with what follows, and a backward pass without atomics.
+"""Rows from vectors of distinct strings, fused with what follows, and a backward pass without
+atomics.
 
-PyTorch's backward of a gather adds B rows into U places with atomics: with few distinct strings they queue for the same addresses, and the order of the
-additions, hence the last bits, changes from run to run (pytorch issue 20655). Here dV [U, D] = onehot(index)^T [U, B] @ dG [B, D]: one-hot is exact in
-every type, so this is a sum with fp32 accumulators, on tensor cores for bf16 and fp16. B is cut into a number of parts that depends on B alone, each part
-is summed in order, and so are the parts. For many segments the one-hot product would be mostly zeros: rows are sorted by segment instead (stable) and each
-segment is summed in order. Both are bitwise repeatable. A gradient that is not finite spreads over its column of dV in the product (0 x inf = NaN).
+PyTorch's backward of a gather adds B rows into U places with atomics: with few distinct strings
+they queue for the same addresses, and the order of the additions, hence the last bits, changes from
+run to run (pytorch issue 20655). Here dV [U, D] = onehot(index)^T [U, B] @ dG [B, D]: one-hot is
+exact in every type, so this is a sum with fp32 accumulators, on tensor cores for bf16 and fp16. B
+is cut into a number of parts that depends on B alone, each part is summed in order, and so are the
+parts. For many segments the one-hot product would be mostly zeros: rows are sorted by segment
+instead (stable) and each segment is summed in order. Both are bitwise repeatable. A gradient that
+is not finite spreads over its column of dV in the product (0 x inf = NaN).
 
-Dropout's mask is a function of (seed, row, column) by Philox, so backward draws it again instead of reading it.
+Dropout's mask is a function of (seed, row, column) by Philox, so backward draws it again instead of
+reading it.
 
-These are opaque `custom_op`s, not `triton_op`s: inductor has nothing to gain from looking into a kernel that is already fused, and a `triton_op`'s body
-must be traceable, which the interpreter that the tests run on is not.
+These are opaque `custom_op`s, not `triton_op`s: inductor has nothing to gain from looking into a
+kernel that is already fused, and a `triton_op`'s body must be traceable, which the interpreter that
+the tests run on is not.
 """
 
 from typing import Any, no_type_check
@@ -22,17 +28,23 @@ from torch import Tensor
 from fusionnet.kernels.reference import KEEP_BITS
 
 ONEHOT_MAX_SEGMENTS = 256  # above, rows are sorted: the product costs B x U x D
-INTERPRETED = triton.knobs.runtime.interpret  # the interpreter's bf16 is cut, not rounded, and its tl.dot multiplies bit patterns (triton issue 11584): fp32
+# the interpreter's bf16 is cut, not rounded, and its tl.dot multiplies bit patterns (triton issue
+# 11584): fp32
+INTERPRETED = triton.knobs.runtime.interpret
 _MAX_PARTS = 32  # parts of B; with 4 blocks of columns they fill an H100's 132 multiprocessors
 
 
 @triton.jit
 @no_type_check  # or the tests' shape checks would wrap what Triton compiles
 def _keep(seed_ptr, rows, first_column, threshold, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Return the mask [BLOCK_B, BLOCK_D] of `reference.keep_mask`: one Philox call makes four neighbours."""
+    """Return the mask [BLOCK_B, BLOCK_D] of `reference.keep_mask`: one Philox call makes four
+    neighbours.
+    """
     quads = first_column // 4 + tl.arange(0, BLOCK_D // 4)
     zero = tl.zeros([BLOCK_B, BLOCK_D // 4], tl.int32)
-    w0, w1, w2, w3 = tl.philox(tl.load(seed_ptr), quads[None, :] + zero, rows[:, None] + zero, zero, zero)
+    w0, w1, w2, w3 = tl.philox(
+        tl.load(seed_ptr), quads[None, :] + zero, rows[:, None] + zero, zero, zero
+    )
     words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [BLOCK_B, BLOCK_D])
     return (words >> 8).to(tl.int32) >= threshold
 
@@ -60,7 +72,9 @@ def _gather_add_kernel(
         total += tl.load(dense_ptr + place, mask=inside, other=0.0).to(tl.float32)
     for column in tl.static_range(NUM_COLUMNS):
         segment = tl.load(index_ptr + rows * NUM_COLUMNS + column, mask=rows < num_rows, other=0)
-        total += tl.load(table_ptr + segment[:, None] * width + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+        total += tl.load(
+            table_ptr + segment[:, None] * width + columns[None, :], mask=inside, other=0.0
+        ).to(tl.float32)
     tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -83,8 +97,17 @@ def _gather_dropout_kernel(
     inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
     keep = _keep(seed_ptr, rows, tl.program_id(1) * BLOCK_D, threshold, BLOCK_B, BLOCK_D)
     segment = tl.load(index_ptr + rows, mask=rows < num_rows, other=0)
-    value = tl.load(hidden_ptr + segment[:, None] * width + columns[None, :], mask=inside & keep, other=0.0).to(tl.float32) * scale
-    tl.store(out_ptr + rows.to(tl.int64)[:, None] * width + columns[None, :], value.to(out_ptr.dtype.element_ty), mask=inside)
+    value = (
+        tl.load(
+            hidden_ptr + segment[:, None] * width + columns[None, :], mask=inside & keep, other=0.0
+        ).to(tl.float32)
+        * scale
+    )
+    tl.store(
+        out_ptr + rows.to(tl.int64)[:, None] * width + columns[None, :],
+        value.to(out_ptr.dtype.element_ty),
+        mask=inside,
+    )
 
 
 @triton.jit
@@ -116,16 +139,29 @@ def _onehot_kernel(
         inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
         if MASKED:
             inside &= _keep(seed_ptr, rows, tl.program_id(1) * BLOCK_D, threshold, BLOCK_B, BLOCK_D)
-        block = tl.load(gradient_ptr + rows.to(tl.int64)[:, None] * width + columns[None, :], mask=inside, other=0.0)
+        block = tl.load(
+            gradient_ptr + rows.to(tl.int64)[:, None] * width + columns[None, :],
+            mask=inside,
+            other=0.0,
+        )
         if WIDE:
             block = block.to(tl.float32)
         hits = tl.zeros([BLOCK_U, BLOCK_B], tl.float32)
         for column in tl.static_range(NUM_COLUMNS):
-            segment = tl.load(index_ptr + rows.to(tl.int64) * NUM_COLUMNS + column, mask=rows < num_rows, other=-1)
+            segment = tl.load(
+                index_ptr + rows.to(tl.int64) * NUM_COLUMNS + column, mask=rows < num_rows, other=-1
+            )
             hits += (segment[None, :] == segments[:, None]).to(tl.float32)
-        total = tl.dot(hits.to(block.dtype), block, total, input_precision="ieee")  # tf32 would round fp32 gradients
-    place = (tl.program_id(0).to(tl.int64) * num_segments + segments[:, None]) * width + columns[None, :]
-    tl.store(partial_ptr + place, total * scale, mask=(segments < num_segments)[:, None] & (columns < width)[None, :])
+        # tf32 would round fp32 gradients
+        total = tl.dot(hits.to(block.dtype), block, total, input_precision="ieee")
+    place = (tl.program_id(0).to(tl.int64) * num_segments + segments[:, None]) * width + columns[
+        None, :
+    ]
+    tl.store(
+        partial_ptr + place,
+        total * scale,
+        mask=(segments < num_segments)[:, None] & (columns < width)[None, :],
+    )
 
 
 @triton.jit
@@ -165,14 +201,24 @@ def _sorted_kernel(
         rows = tl.load(order_ptr + places, mask=places < end, other=0) // NUM_COLUMNS
         inside = (places < end)[:, None] & (columns < width)[None, :]
         if MASKED:
-            inside &= _keep(seed_ptr, rows.to(tl.int32), tl.program_id(1) * BLOCK_D, threshold, BLOCK_B, BLOCK_D)
-        total += tl.load(gradient_ptr + rows[:, None] * width + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + segment.to(tl.int64) * width + columns, tl.sum(total, 0) * scale, mask=columns < width)
+            inside &= _keep(
+                seed_ptr, rows.to(tl.int32), tl.program_id(1) * BLOCK_D, threshold, BLOCK_B, BLOCK_D
+            )
+        total += tl.load(
+            gradient_ptr + rows[:, None] * width + columns[None, :], mask=inside, other=0.0
+        ).to(tl.float32)
+    tl.store(
+        out_ptr + segment.to(tl.int64) * width + columns,
+        tl.sum(total, 0) * scale,
+        mask=columns < width,
+    )
 
 
 @torch.library.custom_op("fusionnet::gather_add", mutates_args=())
 def gather_add(table: Tensor, index: Tensor, dense: Tensor | None) -> Tensor:
-    """Return dense [B, D] + sum over c of table [U, D] at index [B, C], added in fp32, in the wider of the two types."""
+    """Return dense [B, D] + sum over c of table [U, D] at index [B, C], added in fp32, in the wider
+    of the two types.
+    """
     table, index = table.contiguous(), index.contiguous()
     (num_rows, num_columns), width = index.shape, table.shape[1]
     dtype = _wider(table, dense)
@@ -181,26 +227,45 @@ def gather_add(table: Tensor, index: Tensor, dense: Tensor | None) -> Tensor:
         given = table if dense is None else dense.contiguous()
         block_b, block_d = 32, min(128, triton.next_power_of_2(width))
         grid = (triton.cdiv(num_rows, block_b), triton.cdiv(width, block_d))
-        _gather_add_kernel[grid](table, index, given, out, num_rows, width, num_columns, dense is not None, block_b, block_d)
+        _gather_add_kernel[grid](
+            table,
+            index,
+            given,
+            out,
+            num_rows,
+            width,
+            num_columns,
+            dense is not None,
+            block_b,
+            block_d,
+        )
     return out.to(dtype)
 
 
 @torch.library.custom_op("fusionnet::gather_dropout", mutates_args=())
 def gather_dropout(hidden: Tensor, index: Tensor, p: float, seed: Tensor) -> Tensor:
-    """Return hidden [U, H] at index [B], each element zeroed with probability p and the others scaled by 1 / (1 - p)."""
+    """Return hidden [U, H] at index [B], each element zeroed with probability p and the others
+    scaled by 1 / (1 - p).
+    """
     hidden, index = hidden.contiguous(), index.contiguous()
     num_rows, width = len(index), hidden.shape[1]
     out = hidden.new_empty((num_rows, width), dtype=torch.float32 if INTERPRETED else hidden.dtype)
     if out.numel():
         block_b, block_d = 32, max(4, min(128, triton.next_power_of_2(width)))
         grid = (triton.cdiv(num_rows, block_b), triton.cdiv(width, block_d))
-        _gather_dropout_kernel[grid](hidden, index, seed, out, num_rows, width, _threshold(p), 1 / (1 - p), block_b, block_d)
+        _gather_dropout_kernel[grid](
+            hidden, index, seed, out, num_rows, width, _threshold(p), 1 / (1 - p), block_b, block_d
+        )
     return out.to(hidden.dtype)
 
 
 @torch.library.custom_op("fusionnet::segment_sum", mutates_args=())
-def segment_sum(gradient: Tensor, index: Tensor, num_segments: int, p: float, seed: Tensor | None) -> Tensor:
-    """Return in fp32 per segment the sum of the rows of gradient [B, D] that index [B, C] sends there, after dropout's mask where there is a seed."""
+def segment_sum(
+    gradient: Tensor, index: Tensor, num_segments: int, p: float, seed: Tensor | None
+) -> Tensor:
+    """Return in fp32 per segment the sum of the rows of gradient [B, D] that index [B, C] sends
+    there, after dropout's mask where there is a seed.
+    """
     gradient, index = gradient.contiguous(), index.contiguous()
     if gradient.numel() == 0:
         return gradient.new_zeros((num_segments, gradient.shape[1]), dtype=torch.float32)
@@ -208,18 +273,33 @@ def segment_sum(gradient: Tensor, index: Tensor, num_segments: int, p: float, se
     return summed(gradient, index, num_segments, p, seed)
 
 
-def _sum_onehot(gradient: Tensor, index: Tensor, num_segments: int, p: float, seed: Tensor | None) -> Tensor:
+def _sum_onehot(
+    gradient: Tensor, index: Tensor, num_segments: int, p: float, seed: Tensor | None
+) -> Tensor:
     num_rows, width = gradient.shape
-    block_b, block_u = 64, min(64, max(16, triton.next_power_of_2(num_segments)))  # tl.dot takes 16 at least
-    block_d = max(16, min(128 if gradient.element_size() == 2 else 64, triton.next_power_of_2(width)))
+    # tl.dot takes 16 at least
+    block_b, block_u = 64, min(64, max(16, triton.next_power_of_2(num_segments)))
+    block_d = max(
+        16, min(128 if gradient.element_size() == 2 else 64, triton.next_power_of_2(width))
+    )
     rows_per_part = triton.cdiv(triton.cdiv(num_rows, _MAX_PARTS), block_b) * block_b
     num_parts = triton.cdiv(num_rows, rows_per_part)
     partial = gradient.new_empty((num_parts, num_segments, width), dtype=torch.float32)
     grid = (num_parts, triton.cdiv(width, block_d), triton.cdiv(num_segments, block_u))
     sizes = (num_rows, width, num_segments, rows_per_part, _threshold(p), 1 / (1 - p))
     _onehot_kernel[grid](
-        gradient, index, gradient if seed is None else seed, partial, *sizes, index.shape[1], seed is not None, INTERPRETED, block_b, block_d, block_u
-    )  # fmt: skip
+        gradient,
+        index,
+        gradient if seed is None else seed,
+        partial,
+        *sizes,
+        index.shape[1],
+        seed is not None,
+        INTERPRETED,
+        block_b,
+        block_d,
+        block_u,
+    )
     if num_parts == 1:
         return partial[0]
     out = torch.empty_like(partial[0])
@@ -227,7 +307,9 @@ def _sum_onehot(gradient: Tensor, index: Tensor, num_segments: int, p: float, se
     return out
 
 
-def _sum_sorted(gradient: Tensor, index: Tensor, num_segments: int, p: float, seed: Tensor | None) -> Tensor:
+def _sum_sorted(
+    gradient: Tensor, index: Tensor, num_segments: int, p: float, seed: Tensor | None
+) -> Tensor:
     width = gradient.shape[1]
     ordered = index.flatten().sort(stable=True)
     bound = torch.searchsorted(ordered.values, torch.arange(num_segments + 1, device=index.device))
@@ -235,9 +317,19 @@ def _sum_sorted(gradient: Tensor, index: Tensor, num_segments: int, p: float, se
     block_d = max(4, min(128, triton.next_power_of_2(width)))
     grid = (num_segments, triton.cdiv(width, block_d))
     _sorted_kernel[grid](
-        gradient, ordered.indices, bound, gradient if seed is None else seed, out, width, _threshold(p), 1 / (1 - p),
-        index.shape[1], seed is not None, 16, block_d,
-    )  # fmt: skip
+        gradient,
+        ordered.indices,
+        bound,
+        gradient if seed is None else seed,
+        out,
+        width,
+        _threshold(p),
+        1 / (1 - p),
+        index.shape[1],
+        seed is not None,
+        16,
+        block_d,
+    )
     return out
 
 
@@ -268,13 +360,20 @@ def _(gradient: Tensor, index: Tensor, num_segments: int, p: float, seed: Tensor
 def _save_add(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
     table, index, dense = inputs
     ctx.save_for_backward(index)
-    ctx.num_segments, ctx.dtypes = table.shape[0], (table.dtype, None if dense is None else dense.dtype)
+    ctx.num_segments, ctx.dtypes = (
+        table.shape[0],
+        (table.dtype, None if dense is None else dense.dtype),
+    )
 
 
 def _add_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
     (index,) = ctx.saved_tensors
     table_dtype, dense_dtype = ctx.dtypes
-    to_table = segment_sum(gradient, index, ctx.num_segments, 0.0, None).to(table_dtype) if ctx.needs_input_grad[0] else None
+    to_table = (
+        segment_sum(gradient, index, ctx.num_segments, 0.0, None).to(table_dtype)
+        if ctx.needs_input_grad[0]
+        else None
+    )
     return to_table, None, None if dense_dtype is None else gradient.to(dense_dtype)
 
 
@@ -286,7 +385,12 @@ def _save_dropout(ctx: Any, inputs: tuple[Tensor, Tensor, float, Tensor], output
 
 def _dropout_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
     index, seed = ctx.saved_tensors
-    return segment_sum(gradient, index.unsqueeze(1), ctx.num_segments, ctx.p, seed).to(ctx.dtype), None, None, None
+    return (
+        segment_sum(gradient, index.unsqueeze(1), ctx.num_segments, ctx.p, seed).to(ctx.dtype),
+        None,
+        None,
+        None,
+    )
 
 
 gather_add.register_autograd(_add_backward, setup_context=_save_add)

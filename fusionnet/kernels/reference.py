@@ -1,6 +1,8 @@
-"""What the kernels compute, in plain PyTorch: readable, differentiable, of any floating type. It is what runs wherever there is no kernel.
+"""What the kernels compute, in plain PyTorch: readable, differentiable, of any floating type. It is
+what runs wherever there is no kernel.
 
-The kernels are held to these functions: at most twice their error, both against float64 (tests/fusionnet/kernels).
+The kernels are held to these functions: at most twice their error, both against float64
+(tests/fusionnet/kernels).
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,9 @@ _WORD = 0xFFFFFFFF
 
 
 class TaskTerm(NamedTuple):
-    """One task's part of the loss: factor * exp(-s) * L + regulariser * s, with L in standardised units of the target."""
+    """One task's part of the loss: factor * exp(-s) * L + regulariser * s, with L in standardised
+    units of the target.
+    """
 
     loss: Literal["smooth_l1", "mse", "focal", "batch_focal"]
     mean: float = 0.0
@@ -30,26 +34,35 @@ class TaskTerm(NamedTuple):
 
 
 def gather_add(
-    tables: Sequence[tuple[Float[Tensor, "_ D"], Int[Tensor, " B"]]], rows: Sequence[Float[Tensor, "B D"]], bias: Float[Tensor, " D"]
+    tables: Sequence[tuple[Float[Tensor, "_ D"], Int[Tensor, " B"]]],
+    rows: Sequence[Float[Tensor, "B D"]],
+    bias: Float[Tensor, " D"],
 ) -> Float[Tensor, "B D"]:
     """Return bias + sum of `table[index]` over (table, index) + sum of `rows`."""
     total = bias
     for table, index in tables:
-        total = total + table.index_select(0, index)  # whose backward takes an eighth of that of table[index] on a CPU
+        # whose backward takes an eighth of that of table[index] on a CPU
+        total = total + table.index_select(0, index)
     for part in rows:
         total = total + part
     return total
 
 
-def gather_dropout(hidden: Float[Tensor, "U H"], index: Int[Tensor, " B"], p: float, seed: Int[Tensor, " 1"]) -> Float[Tensor, "B H"]:
+def gather_dropout(
+    hidden: Float[Tensor, "U H"], index: Int[Tensor, " B"], p: float, seed: Int[Tensor, " 1"]
+) -> Float[Tensor, "B H"]:
     """Return dropout of `hidden[index]`, the mask drawn per row and element by `keep_mask`."""
     rows = hidden.index_select(0, index)
     keep = keep_mask(seed, rows.shape[0], rows.shape[1], p)
     return torch.where(keep, rows / (1 - p), 0.0)
 
 
-def keep_mask(seed: Int[Tensor, " 1"], num_rows: int, width: int, p: float) -> Bool[Tensor, "{num_rows} {width}"]:
-    """Return False with probability p: element (b, 4 q + j) is word j of Philox 4x32-10 (Salmon et al. 2011) with key `seed` at the counter (q, b, 0, 0)."""
+def keep_mask(
+    seed: Int[Tensor, " 1"], num_rows: int, width: int, p: float
+) -> Bool[Tensor, "{num_rows} {width}"]:
+    """Return False with probability p: element (b, 4 q + j) is word j of Philox 4x32-10 (Salmon et
+    al. 2011) with key `seed` at the counter (q, b, 0, 0).
+    """
     quads = torch.arange(-(-width // 4), device=seed.device)
     b = torch.arange(num_rows, device=seed.device).unsqueeze(1).expand(-1, len(quads))
     zero = torch.zeros_like(b)
@@ -59,7 +72,9 @@ def keep_mask(seed: Int[Tensor, " 1"], num_rows: int, width: int, p: float) -> B
 
 
 def _philox(counter: tuple[Tensor, ...], low_key: Tensor, high_key: Tensor) -> tuple[Tensor, ...]:
-    """Return four random 32-bit words (held in int64) per counter; int64 products wrap, which leaves both halves of the 64 bits right."""
+    """Return four random 32-bit words (held in int64) per counter; int64 products wrap, which
+    leaves both halves of the 64 bits right.
+    """
     c0, c1, c2, c3 = counter
     for _ in range(10):
         left, right = 0xCD9E8D57 * c2, 0xD2511F53 * c0
@@ -69,8 +84,12 @@ def _philox(counter: tuple[Tensor, ...], low_key: Tensor, high_key: Tensor) -> t
     return c0, c1, c2, c3
 
 
-def segment_sum(gradient: Float[Tensor, "B D"], index: Int[Tensor, "B C"], num_segments: int) -> Float[Tensor, "{num_segments} D"]:
-    """Return per segment u the sum of the rows b of `gradient`, once for each c with `index[b, c] == u`: the backward pass of a gather."""
+def segment_sum(
+    gradient: Float[Tensor, "B D"], index: Int[Tensor, "B C"], num_segments: int
+) -> Float[Tensor, "{num_segments} D"]:
+    """Return per segment u the sum of the rows b of `gradient`, once for each c with `index[b, c]
+    == u`: the backward pass of a gather.
+    """
     total = gradient.new_zeros(num_segments, gradient.shape[1])
     for column in index.unbind(1):
         total = total.index_add(0, column, gradient)
@@ -86,26 +105,49 @@ def multitask_loss(
     terms: Sequence[TaskTerm],
     share: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " T"]]:
-    """Return this micro-batch's part of the loss and the tasks' weighted sums; a task with denominator 0 (no labels in the step) adds nothing."""
+    """Return this micro-batch's part of the loss and the tasks' weighted sums; a task with
+    denominator 0 (no labels in the step) adds nothing.
+    """
     dtype = torch.promote_types(outputs.dtype, torch.float32)  # fp32 whatever the model computes in
     outputs, targets, weight = outputs.to(dtype), targets.to(dtype), weight.to(dtype)
     observed = ~targets.isnan()
-    sums = torch.stack([
-        _task_sum(term, outputs[:, t], torch.where(observed[:, t], (targets[:, t] - term.mean) / term.std, 0.0), weight * observed[:, t])
-        for t, term in enumerate(terms)
-    ])  # fmt: skip
+    sums = torch.stack(
+        [
+            _task_sum(
+                term,
+                outputs[:, t],
+                torch.where(observed[:, t], (targets[:, t] - term.mean) / term.std, 0.0),
+                weight * observed[:, t],
+            )
+            for t, term in enumerate(terms)
+        ]
+    )
     present = denominators > 0
     means = sums / torch.where(present, denominators, 1.0).to(dtype)
     s = log_variance.to(dtype).clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
-    factor, regulariser = means.new_tensor([term.factor for term in terms]), means.new_tensor([term.regulariser for term in terms])
-    return (factor * (-s).exp() * means + share * regulariser * torch.where(present, s, 0.0)).sum(), sums
+    factor, regulariser = (
+        means.new_tensor([term.factor for term in terms]),
+        means.new_tensor([term.regulariser for term in terms]),
+    )
+    return (
+        factor * (-s).exp() * means + share * regulariser * torch.where(present, s, 0.0)
+    ).sum(), sums
 
 
-def _task_sum(term: TaskTerm, output: Float[Tensor, " B"], target: Float[Tensor, " B"], weight: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-    """Return the weighted sum of one task's row losses; `target` is standardised (binary: 0 or 1)."""
+def _task_sum(
+    term: TaskTerm,
+    output: Float[Tensor, " B"],
+    target: Float[Tensor, " B"],
+    weight: Float[Tensor, " B"],
+) -> Float[Tensor, ""]:
+    """Return the weighted sum of one task's row losses; `target` is standardised (binary: 0 or
+    1).
+    """
     match term.loss:
         case "smooth_l1":
-            return (weight * F.smooth_l1_loss(output, target, reduction="none", beta=term.beta)).sum()
+            return (
+                weight * F.smooth_l1_loss(output, target, reduction="none", beta=term.beta)
+            ).sum()
         case "mse":
             return (weight * (output - target).square()).sum()
         case "focal":
@@ -114,18 +156,33 @@ def _task_sum(term: TaskTerm, output: Float[Tensor, " B"], target: Float[Tensor,
             return batch_focal(output, target, weight, term.gamma, term.pos_weight)
 
 
-def focal(logit: Float[Tensor, " B"], target: Float[Tensor, " B"], gamma: float, pos_weight: float) -> Float[Tensor, " B"]:
-    """Return per row -class weight * (1 - p_t)^gamma * log p_t (Lin et al. 2017, eq. 5), stable at both ends."""
+def focal(
+    logit: Float[Tensor, " B"], target: Float[Tensor, " B"], gamma: float, pos_weight: float
+) -> Float[Tensor, " B"]:
+    """Return per row -class weight * (1 - p_t)^gamma * log p_t (Lin et al. 2017, eq. 5), stable at
+    both ends.
+    """
     log_p = F.logsigmoid(torch.where(target > 0.5, logit, -logit))
     class_weight = torch.where(target > 0.5, pos_weight, 1.0)
     if gamma == 0:
         return -class_weight * log_p
-    miss = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)  # pow has no gradient at 0 for gamma < 1
+    # pow has no gradient at 0 for gamma < 1
+    miss = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
     return -class_weight * miss.pow(gamma) * log_p
 
 
-def batch_focal(logit: Float[Tensor, " B"], target: Float[Tensor, " B"], weight: Float[Tensor, " B"], gamma: float, pos_weight: float) -> Float[Tensor, ""]:
-    """Return the specification's form as a weighted sum: one focal weight (1 - exp(-L))^gamma from the micro-batch's mean weighted cross-entropy L."""
+def batch_focal(
+    logit: Float[Tensor, " B"],
+    target: Float[Tensor, " B"],
+    weight: Float[Tensor, " B"],
+    gamma: float,
+    pos_weight: float,
+) -> Float[Tensor, ""]:
+    """Return the specification's form as a weighted sum: one focal weight (1 - exp(-L))^gamma from
+    the micro-batch's mean weighted cross-entropy L.
+    """
     total = weight.sum()
-    mean = (weight * focal(logit, target, 0.0, pos_weight)).sum() / torch.where(total > 0, total, 1.0)
+    mean = (weight * focal(logit, target, 0.0, pos_weight)).sum() / torch.where(
+        total > 0, total, 1.0
+    )
     return total * (-torch.expm1(-mean)).pow(gamma) * mean

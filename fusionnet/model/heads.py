@@ -11,7 +11,9 @@ from fusionnet.config import Task
 
 
 def make_head(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
-    """Return Linear and ReLU for each hidden width, dropout after the first, and a last Linear to one number."""
+    """Return Linear and ReLU for each hidden width, dropout after the first, and a last Linear to
+    one number.
+    """
     layers: list[nn.Module] = []
     for place, (wide, narrow) in enumerate(zip([width, *hidden], hidden, strict=False)):
         layers += [nn.Linear(wide, narrow), nn.ReLU()]
@@ -24,8 +26,12 @@ class Heads(nn.ModuleDict):
     """One head per task, in the tasks' order."""
 
     def __init__(self, width: int, tasks: Sequence[Task]) -> None:
-        super().__init__({task.name: make_head(width, task.head, task.head_dropout) for task in tasks})
+        super().__init__(
+            {task.name: make_head(width, task.head, task.head_dropout) for task in tasks}
+        )
 
     def forward(self, fused: Float[Tensor, "B D"]) -> Float[Tensor, "B T"]:
-        """Return one number per row and task: standardised for regression, a logit for binary tasks."""
+        """Return one number per row and task: standardised for regression, a logit for binary
+        tasks.
+        """
         return torch.cat([head(fused) for head in self.values()], dim=1)

@@ -1,7 +1,8 @@
 """The module that the engine trains: encoders, fusion network and loss together.
 
-The loss is part of it because its log-variances are learned. The encoders are part of it so that their LoRA weights are optimised and reduced with the
-rest, but `forward` starts at the vectors: who encodes, and how often, is decided outside (`embedcache.live`).
+The loss is part of it because its log-variances are learned. The encoders are part of it so that
+their LoRA weights are optimised and reduced with the rest, but `forward` starts at the vectors: who
+encodes, and how often, is decided outside (`embedcache.live`).
 """
 
 from collections.abc import Sequence
@@ -18,9 +19,17 @@ from fusionnet.model.network import FusionNetwork
 
 
 class JointModel(nn.Module):
-    """Encoders (by the name of the first string column that they read), fusion network and multi-task loss."""
+    """Encoders (by the name of the first string column that they read), fusion network and
+    multi-task loss.
+    """
 
-    def __init__(self, encoders: dict[str, StringEncoder], network: FusionNetwork, loss: MultiTaskLoss, autocast_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        encoders: dict[str, StringEncoder],
+        network: FusionNetwork,
+        loss: MultiTaskLoss,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
         self.network = network
@@ -38,13 +47,27 @@ class JointModel(nn.Module):
         denominators: Float[Tensor, " T"],
         share: float,
     ) -> LossParts:
-        """Return one micro-batch's part of the step's loss; `string_id` indexes `vectors`, one matrix per string column."""
-        return self.loss(self.outputs(vectors, string_id, numeric, category), targets, weight, denominators, share)
+        """Return one micro-batch's part of the step's loss; `string_id` indexes `vectors`, one
+        matrix per string column.
+        """
+        return self.loss(
+            self.outputs(vectors, string_id, numeric, category),
+            targets,
+            weight,
+            denominators,
+            share,
+        )
 
     def outputs(
-        self, vectors: Sequence[Float[Tensor, "_ _"]], string_id: Int[Tensor, "B C"], numeric: Float[Tensor, "B F"], category: Int[Tensor, "B K"]
+        self,
+        vectors: Sequence[Float[Tensor, "_ _"]],
+        string_id: Int[Tensor, "B C"],
+        numeric: Float[Tensor, "B F"],
+        category: Int[Tensor, "B K"],
     ) -> Float[Tensor, "B T"]:
-        """Return the heads' outputs in fp32: standardised for regression, logits for binary tasks."""
+        """Return the heads' outputs in fp32: standardised for regression, logits for binary
+        tasks.
+        """
         with self.autocast():
             return self.network(vectors, string_id, numeric, category).float()
 
@@ -56,32 +79,71 @@ class JointModel(nn.Module):
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context in which forward passes of encoders and network run."""
         device = next(self.network.parameters()).device.type
-        return torch.autocast(device, dtype=self._autocast_dtype or torch.bfloat16, enabled=self._autocast_dtype is not None)
+        return torch.autocast(
+            device,
+            dtype=self._autocast_dtype or torch.bfloat16,
+            enabled=self._autocast_dtype is not None,
+        )
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, object]]:
-        """Return AdamW groups: LoRA, fresh weights, and log-variances, which have no weight decay."""
+        """Return AdamW groups: LoRA, fresh weights, and log-variances, which have no weight
+        decay.
+        """
         return [
             {"name": "encoder", "params": _trainable(self.encoders), "lr": optim.lr_encoder},
             {"name": "network", "params": _trainable(self.network), "lr": optim.lr},
-            {"name": "log_variance", "params": _trainable(self.loss), "lr": optim.lr_log_variance, "weight_decay": 0.0},
+            {
+                "name": "log_variance",
+                "params": _trainable(self.loss),
+                "lr": optim.lr_log_variance,
+                "weight_decay": 0.0,
+            },
         ]
 
     def parameter_table(self) -> list[tuple[str, int, int, str | None]]:
-        """Return (component, parameters, trainable, the specification's trainable number) in the order of the data."""
+        """Return (component, parameters, trainable, the specification's trainable number) in the
+        order of the data.
+        """
         rows: list[tuple[str, int, int, str | None]] = []
         for name, encoder in self.encoders.items():
             adapters = sum(parameter.numel() for parameter in _trainable(encoder))
-            rows.append((f"encoder {name} (frozen)", sum(parameter.numel() for parameter in encoder.parameters()) - adapters, 0, "86M, 0"))
+            rows.append(
+                (
+                    f"encoder {name} (frozen)",
+                    sum(parameter.numel() for parameter in encoder.parameters()) - adapters,
+                    0,
+                    "86M, 0",
+                )
+            )
             rows.append((f"encoder {name} LoRA", adapters, adapters, "1.2M"))
-        rows += [(component, number, number, specified) for component, number, specified in self.network.parameter_table()]
-        return [*rows, ("loss log-variances", self.loss.log_variance.numel(), len(_trainable(self.loss)) and self.loss.log_variance.numel(), None)]
+        rows += [
+            (component, number, number, specified)
+            for component, number, specified in self.network.parameter_table()
+        ]
+        return [
+            *rows,
+            (
+                "loss log-variances",
+                self.loss.log_variance.numel(),
+                len(_trainable(self.loss)) and self.loss.log_variance.numel(),
+                None,
+            ),
+        ]
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """Return the trainable parameters by name; the frozen base encoder is named by its digest instead."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self.named_parameters() if parameter.requires_grad}
+        """Return the trainable parameters by name; the frozen base encoder is named by its digest
+        instead.
+        """
+        return {
+            name: parameter.detach().cpu().clone()
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Load parameters by name, such as `trainable_state` returned; each must exist, with the same shape."""
+        """Load parameters by name, such as `trainable_state` returned; each must exist, with the
+        same shape.
+        """
         own = dict(self.named_parameters())
         with torch.no_grad():
             for name, value in state.items():

@@ -1,7 +1,9 @@
-"""Adapters from each modality to the fusion: strings, numbers, categories (specification, 4.2.2 to 4.2.4).
+"""Adapters from each modality to the fusion: strings, numbers, categories (specification, 4.2.2 to
+4.2.4).
 
-Rows of one string are identical until the first dropout that is drawn per row. What comes before it is computed on the U distinct strings and gathered
-afterwards; in evaluation nothing is drawn, and the gather comes last.
+Rows of one string are identical until the first dropout that is drawn per row. What comes before it
+is computed on the U distinct strings and gathered afterwards; in evaluation nothing is drawn, and
+the gather comes last.
 """
 
 import torch
@@ -14,15 +16,28 @@ from fusionnet.kernels import gather_dropout, has_kernels
 
 
 class StringAdapter(nn.Module):
-    """E -> hidden -> width, each with LayerNorm and GELU, one dropout between them; `scaling` standardises the vectors before, by constants."""
+    """E -> hidden -> width, each with LayerNorm and GELU, one dropout between them; `scaling`
+    standardises the vectors before, by constants.
+    """
 
     mean: Tensor
     inverse_std: Tensor
 
-    def __init__(self, vector_width: int, hidden: int, width: int, dropout: float, scaling: VectorScaling | None = None) -> None:
+    def __init__(
+        self,
+        vector_width: int,
+        hidden: int,
+        width: int,
+        dropout: float,
+        scaling: VectorScaling | None = None,
+    ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(scaling.mean) if scaling else torch.zeros(vector_width))
-        self.register_buffer("inverse_std", 1 / torch.tensor(scaling.std) if scaling else torch.ones(vector_width))
+        self.register_buffer(
+            "mean", torch.tensor(scaling.mean) if scaling else torch.zeros(vector_width)
+        )
+        self.register_buffer(
+            "inverse_std", 1 / torch.tensor(scaling.std) if scaling else torch.ones(vector_width)
+        )
         self.first = nn.Sequential(nn.Linear(vector_width, hidden), nn.LayerNorm(hidden), nn.GELU())
         self.dropout = Dropout(dropout)
         self.second = nn.Sequential(nn.Linear(hidden, width), nn.LayerNorm(width), nn.GELU())
@@ -32,11 +47,17 @@ class StringAdapter(nn.Module):
         """Whether rows of one string differ after this adapter."""
         return self.training and self.dropout.p > 0
 
-    def forward(self, vectors: Float[Tensor, "U E"], string_id: Int[Tensor, " B"]) -> Float[Tensor, "B W"]:
+    def forward(
+        self, vectors: Float[Tensor, "U E"], string_id: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B W"]:
         """Return one adapted vector per row, gathered as late as dropout allows."""
         hidden = self._first_hidden(vectors)
         if self.draws_per_row:
-            return self.second(gather_dropout(hidden, string_id, self.dropout.p) if has_kernels(hidden) else self.dropout(hidden.index_select(0, string_id)))
+            return self.second(
+                gather_dropout(hidden, string_id, self.dropout.p)
+                if has_kernels(hidden)
+                else self.dropout(hidden.index_select(0, string_id))
+            )
         return self.second(hidden).index_select(0, string_id)
 
     def distinct(self, vectors: Float[Tensor, "U E"]) -> Float[Tensor, "U W"]:
@@ -46,7 +67,8 @@ class StringAdapter(nn.Module):
 
     def _first_hidden(self, vectors: Float[Tensor, "U E"]) -> Float[Tensor, "U H"]:
         standardised = (vectors.float() - self.mean) * self.inverse_std
-        return self.first(standardised.to(self.first[0].weight.dtype))  # fp16 training casts weights, and leaves buffers as they are
+        # fp16 training casts weights, and leaves buffers as they are
+        return self.first(standardised.to(self.first[0].weight.dtype))
 
 
 class NumericEncoder(nn.Sequential):
@@ -77,6 +99,12 @@ class LinearSkip(nn.Linear):
 
 
 def drop_heads(hidden: Float[Tensor, "B D"], num_heads: int, p: float) -> Float[Tensor, "B D"]:
-    """Drop whole heads of each row with probability p and scale the others by 1 / (1 - p): attention dropout over a single key."""
-    keep = torch.empty(len(hidden), num_heads, 1, dtype=hidden.dtype, device=hidden.device).bernoulli_(1 - p).div_(1 - p)
+    """Drop whole heads of each row with probability p and scale the others by 1 / (1 - p):
+    attention dropout over a single key.
+    """
+    keep = (
+        torch.empty(len(hidden), num_heads, 1, dtype=hidden.dtype, device=hidden.device)
+        .bernoulli_(1 - p)
+        .div_(1 - p)
+    )
     return (hidden.unflatten(1, (num_heads, -1)) * keep).flatten(1)

@@ -1,8 +1,10 @@
-"""The fusion transformer over one token per modality, in which attention has something to attend to.
+"""The fusion transformer over one token per modality, in which attention has something to attend
+to.
 
-A row is [CLS], a token per string column, per group of numeric features and per category column; the transformer is the specified one (post-norm, GELU),
-and [CLS] is read out. Nothing but a row's [CLS] leaves the last layer, so there only [CLS] asks, and only it goes on: the other tokens give keys and
-values. That is a quarter of all products less with four layers, and the same function.
+A row is [CLS], a token per string column, per group of numeric features and per category column;
+the transformer is the specified one (post-norm, GELU), and [CLS] is read out. Nothing but a row's
+[CLS] leaves the last layer, so there only [CLS] asks, and only it goes on: the other tokens give
+keys and values. That is a quarter of all products less with four layers, and the same function.
 """
 
 from collections.abc import Sequence
@@ -17,10 +19,11 @@ from fusionnet.model.fusion import JointFusionLayer, init_attention
 
 
 class ModalityFusionLayer(JointFusionLayer):
-    """`nn.TransformerEncoderLayer` (post-norm, GELU): the joint layer, with the queries and keys that several tokens need.
+    """`nn.TransformerEncoderLayer` (post-norm, GELU): the joint layer, with the queries and keys
+    that several tokens need.
 
-    A bias of the keys would add the same to all of a query's scores, which softmax does not see; its gradient would be rounding, which Adam turns into
-    motion. So there is none.
+    A bias of the keys would add the same to all of a query's scores, which softmax does not see;
+    its gradient would be rounding, which Adam turns into motion. So there is none.
     """
 
     def __init__(self, width: int, num_heads: int, feedforward: int, dropout: float) -> None:
@@ -30,11 +33,18 @@ class ModalityFusionLayer(JointFusionLayer):
         init_attention(self.query)
         init_attention(self.key)
 
-    def forward(self, x: Float[Tensor, "B M D"], num_asking: int | None = None) -> Float[Tensor, "B Q D"]:
+    def forward(
+        self, x: Float[Tensor, "B M D"], num_asking: int | None = None
+    ) -> Float[Tensor, "B Q D"]:
         """Return the first `num_asking` tokens (unset: all) after attending to all M."""
         asking = x[:, :num_asking]
-        query, key, value = (rearrange(each, "b m (h d) -> b h m d", h=self.num_heads) for each in (self.query(asking), self.key(x), self.value(x)))
-        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=self.p if self.training else 0.0)
+        query, key, value = (
+            rearrange(each, "b m (h d) -> b h m d", h=self.num_heads)
+            for each in (self.query(asking), self.key(x), self.value(x))
+        )
+        attended = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=self.p if self.training else 0.0
+        )
         return self.after_attention(asking, rearrange(attended, "b h m d -> b m (h d)"))
 
     @torch.no_grad()
@@ -48,7 +58,9 @@ class ModalityFusionLayer(JointFusionLayer):
 
     @torch.no_grad()
     def store_transformer(self, layer: nn.TransformerEncoderLayer) -> None:
-        """Write the weights into a layer of the same sizes; its keys' bias is left as it is, since it does not matter."""
+        """Write the weights into a layer of the same sizes; its keys' bias is left as it is, since
+        it does not matter.
+        """
         super().store_transformer(layer)
         query, key, _ = layer.self_attn.in_proj_weight.chunk(3)
         query.copy_(self.query.weight)
@@ -57,13 +69,26 @@ class ModalityFusionLayer(JointFusionLayer):
 
 
 class ModalityFusion(nn.Module):
-    """[CLS] and one token per part of the row through `nn.TransformerEncoder`, [CLS] read out, then LayerNorm."""
+    """[CLS] and one token per part of the row through `nn.TransformerEncoder`, [CLS] read out, then
+    LayerNorm.
+    """
 
-    def __init__(self, num_parts: int, width: int, num_heads: int, feedforward: int, num_layers: int, dropout: float) -> None:
+    def __init__(
+        self,
+        num_parts: int,
+        width: int,
+        num_heads: int,
+        feedforward: int,
+        num_layers: int,
+        dropout: float,
+    ) -> None:
         super().__init__()
         self.cls = nn.Parameter(torch.empty(width).normal_(std=0.02))
-        self.kinds = nn.Parameter(torch.empty(num_parts, width).normal_(std=0.02))  # tell the tokens apart: attention knows no order
-        self.layers = nn.ModuleList(ModalityFusionLayer(width, num_heads, feedforward, dropout) for _ in range(num_layers))
+        # tell the tokens apart: attention knows no order
+        self.kinds = nn.Parameter(torch.empty(num_parts, width).normal_(std=0.02))
+        self.layers = nn.ModuleList(
+            ModalityFusionLayer(width, num_heads, feedforward, dropout) for _ in range(num_layers)
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, parts: Sequence[Float[Tensor, "B D"]]) -> Float[Tensor, "B D"]:

@@ -1,8 +1,11 @@
-"""Checkpoints: plain dicts of tensors, strings and numbers, written atomically, loaded with `weights_only=True`.
+"""Checkpoints: plain dicts of tensors, strings and numbers, written atomically, loaded with
+`weights_only=True`.
 
-One file per moment holds everything: trained weights, optimizer and schedule, the loss's log-variances, metrics, config, and what turns raw units into
-predictions (columns, scaling, tasks, the trained vectors of the known strings). `best` and `final` are links to such files, so each can be resumed from,
-evaluated and shared. The frozen base encoder is not in it; it is named by source and digest.
+One file per moment holds everything: trained weights, optimizer and schedule, the loss's
+log-variances, metrics, config, and what turns raw units into predictions (columns, scaling, tasks,
+the trained vectors of the known strings). `best` and `final` are links to such files, so each can
+be resumed from, evaluated and shared. The frozen base encoder is not in it; it is named by source
+and digest.
 """
 
 import os
@@ -18,9 +21,18 @@ import torch
 from embedcache.errors import RunError
 
 FORMAT_VERSION = 3
-# What zipfile raises on bytes that changed: in the directory, in a local header (struct, EOF), in a flag (compressed: zlib, unknown method: NotImplemented,
+# What zipfile raises on bytes that changed: in the directory, in a local header (struct, EOF), in a
+# flag (compressed: zlib, unknown method: NotImplemented,
 # encrypted: Runtime), in a name or offset (Value).
-_DAMAGE = (zipfile.BadZipFile, struct.error, EOFError, zlib.error, NotImplementedError, RuntimeError, ValueError)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    struct.error,
+    EOFError,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -34,7 +46,9 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def link_checkpoint(source: Path, target: Path) -> None:
-    """Publish the present content of `source` under a second name, atomically; a link where the file system has them, else a copy."""
+    """Publish the present content of `source` under a second name, atomically; a link where the
+    file system has them, else a copy.
+    """
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)
     try:
@@ -47,21 +61,36 @@ def link_checkpoint(source: Path, target: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return a checkpoint's content; executes no code from the file.
 
-    Raises RunError where it is missing, of another version, or damaged: torch writes a checksum of every tensor, but does not read it.
+    Raises RunError where it is missing, of another version, or damaged: torch writes a checksum of
+    every tensor, but does not read it.
     """
     if not path.is_file():
-        raise RunError(f"there is no checkpoint {path}; train first with: deepspeed jobs/train.py --config ...")
+        raise RunError(
+            f"there is no checkpoint {path}; train first with: deepspeed jobs/train.py --config ..."
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except _DAMAGE as error:
         damaged = str(error)
     if damaged is not None:
-        raise RunError(f"{path} is not a readable checkpoint: its bytes changed since it was written ({damaged}); restore it, or train again")
+        raise RunError(
+            f"{path} is not a readable checkpoint: its bytes changed since it was written"
+            f" ({damaged}); restore it, or train again"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, torch.serialization.pickle.UnpicklingError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+        torch.serialization.pickle.UnpicklingError,
+    ) as error:
         raise RunError(f"{path} is not a readable checkpoint: {error}") from None
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise RunError(f"{path} is not a checkpoint of format {FORMAT_VERSION}; it was written by another version")
+        raise RunError(
+            f"{path} is not a checkpoint of format {FORMAT_VERSION}; it was written by another"
+            " version"
+        )
     return content

@@ -1,7 +1,10 @@
-"""DeepSpeed's config: every number derived from ours, and a user's own file laid over it where the two do not contradict each other.
+"""DeepSpeed's config: every number derived from ours, and a user's own file laid over it where the
+two do not contradict each other.
 
-A DeepSpeed file tunes buckets, communication, logging, profiling. What decides the result (batch, precision, optimizer, schedule, clipping, ZeRO stage) has one
-home, which is this project's config; a file that says otherwise is refused with all contradictions at once. "auto" means ours, as in Hugging Face's files.
+A DeepSpeed file tunes buckets, communication, logging, profiling. What decides the result (batch,
+precision, optimizer, schedule, clipping, ZeRO stage) has one home, which is this project's config;
+a file that says otherwise is refused with all contradictions at once. "auto" means ours, as in
+Hugging Face's files.
 """
 
 import json
@@ -14,9 +17,17 @@ from fusionnet.config import OptimConfig, TrainConfig
 _MISSING = object()
 
 
-def deepspeed_config(train: TrainConfig, optim: OptimConfig, world_size: int, on_gpu: bool, num_micro_batches: int) -> dict[str, Any]:
-    """Return DeepSpeed's config of a run; raises ConfigError if `train.deepspeed_config` cannot be read or contradicts ours."""
-    zero: dict[str, Any] = {"stage": train.zero_stage_of(world_size), "contiguous_gradients": True, "overlap_comm": on_gpu and world_size > 1}
+def deepspeed_config(
+    train: TrainConfig, optim: OptimConfig, world_size: int, on_gpu: bool, num_micro_batches: int
+) -> dict[str, Any]:
+    """Return DeepSpeed's config of a run; raises ConfigError if `train.deepspeed_config` cannot be
+    read or contradicts ours.
+    """
+    zero: dict[str, Any] = {
+        "stage": train.zero_stage_of(world_size),
+        "contiguous_gradients": True,
+        "overlap_comm": on_gpu and world_size > 1,
+    }
     if train.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     ours: dict[str, Any] = {
@@ -25,7 +36,8 @@ def deepspeed_config(train: TrainConfig, optim: OptimConfig, world_size: int, on
         "gradient_clipping": optim.clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW runs on a CPU as well, and needs no compiler
+        # torch's fused AdamW runs on a CPU as well, and needs no compiler
+        "zero_force_ds_cpu_optimizer": False,
         "fp16": {"enabled": train.precision == "fp16", "loss_scale": 0, "loss_scale_window": 1000},
         "steps_per_print": 2**31,
     }
@@ -35,10 +47,12 @@ def deepspeed_config(train: TrainConfig, optim: OptimConfig, world_size: int, on
     wrong = _contradictions(theirs, ours, train, optim)
     if wrong:
         raise ConfigError(
-            f"{train.deepspeed_config} contradicts this run's config; take these keys out of it, set them to \"auto\", or change the run's:\n"
+            f"{train.deepspeed_config} contradicts this run's config; take these keys out of it,"
+            ' set them to "auto", or change the run\'s:\n'
             + "\n".join(f"  - {line}" for line in wrong)
         )
-    for settled in ("train_batch_size", "optimizer", "bf16"):  # they agree, and are carried out here: bf16 is torch.autocast, the optimizer torch's
+    # they agree, and are carried out here: bf16 is torch.autocast, the optimizer torch's
+    for settled in ("train_batch_size", "optimizer", "bf16"):
         theirs.pop(settled, None)
     return _laid_over(ours, theirs)
 
@@ -52,16 +66,31 @@ def _read(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"train.deepspeed_config: {path} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f'train.deepspeed_config: {path} must hold an object, such as {{"zero_optimization": {{"reduce_bucket_size": 5e8}}}}')
+        raise ConfigError(
+            f'train.deepspeed_config: {path} must hold an object, such as {{"zero_optimization":'
+            ' {"reduce_bucket_size": 5e8}}'
+        )
     return values
 
 
-def _contradictions(theirs: dict[str, Any], ours: dict[str, Any], train: TrainConfig, optim: OptimConfig) -> list[str]:
-    """Return one line per value of the file that differs from the one that this run's config gives."""
+def _contradictions(
+    theirs: dict[str, Any], ours: dict[str, Any], train: TrainConfig, optim: OptimConfig
+) -> list[str]:
+    """Return one line per value of the file that differs from the one that this run's config
+    gives.
+    """
     fixed: list[tuple[str, Any, str]] = [
         ("train_batch_size", train.batch_rows, "train.batch_rows"),
-        ("train_micro_batch_size_per_gpu", ours["train_micro_batch_size_per_gpu"], "train.batch_rows / ranks / micro-batches"),
-        ("gradient_accumulation_steps", ours["gradient_accumulation_steps"], "train.micro_batch_rows"),
+        (
+            "train_micro_batch_size_per_gpu",
+            ours["train_micro_batch_size_per_gpu"],
+            "train.batch_rows / ranks / micro-batches",
+        ),
+        (
+            "gradient_accumulation_steps",
+            ours["gradient_accumulation_steps"],
+            "train.micro_batch_rows",
+        ),
         ("gradient_clipping", optim.clip, "optim.clip"),
         ("fp16.enabled", train.precision == "fp16", "train.precision"),
         ("bf16.enabled", train.precision == "bf16", "train.precision"),
@@ -80,7 +109,11 @@ def _contradictions(theirs: dict[str, Any], ours: dict[str, Any], train: TrainCo
         ("scheduler.type", "none", "optim.warmup_epochs, then a cosine"),
     ]
     found = ((key, _at(theirs, key), wanted, origin) for key, wanted, origin in fixed)
-    return [f"{key}: {value} in the file, {wanted} here ({origin})" for key, value, wanted, origin in found if value is not _MISSING and value != wanted]
+    return [
+        f"{key}: {value} in the file, {wanted} here ({origin})"
+        for key, value, wanted, origin in found
+        if value is not _MISSING and value != wanted
+    ]
 
 
 def _at(values: Any, key: str) -> Any:
@@ -94,11 +127,21 @@ def _at(values: Any, key: str) -> Any:
 
 def _without_auto(values: dict[str, Any]) -> dict[str, Any]:
     """Return the mapping without values that are "auto" (ours) or null, at any depth."""
-    kept = {key: _without_auto(value) if isinstance(value, dict) else value for key, value in values.items()}
+    kept = {
+        key: _without_auto(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
     return {key: value for key, value in kept.items() if value is not None and value != "auto"}
 
 
 def _laid_over(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     """Return `ours` with `theirs` laid over it, mapping by mapping."""
-    both = {key: _laid_over(ours[key], value) if isinstance(value, dict) and isinstance(ours.get(key), dict) else value for key, value in theirs.items()}
+    both = {
+        key: (
+            _laid_over(ours[key], value)
+            if isinstance(value, dict) and isinstance(ours.get(key), dict)
+            else value
+        )
+        for key, value in theirs.items()
+    }
     return {**ours, **both}

@@ -1,14 +1,19 @@
-"""The only file that knows DeepSpeed: distributed start, its config derived from ours, backward, update, and a state that any number of ranks can load.
+"""The only file that knows DeepSpeed: distributed start, its config derived from ours, backward,
+update, and a state that any number of ranks can load.
 
-Stages. ZeRO 1 and 2 partition Adam's moments and the gradients, and may keep the moments on the host; stage 0 averages gradients and leaves AdamW as it is.
-There DeepSpeed would update with a gradient that is not finite, so its norm is looked at here first. Stage 3 is refused (see `TrainConfig`).
+Stages. ZeRO 1 and 2 partition Adam's moments and the gradients, and may keep the moments on the
+host; stage 0 averages gradients and leaves AdamW as it is. There DeepSpeed would update with a
+gradient that is not finite, so its norm is looked at here first. Stage 3 is refused (see
+`TrainConfig`).
 
-Precision. fp32 and bf16 (`sizing` has settled which of them `auto` is) keep fp32 parameters and gradients; bf16 is torch.autocast around the forward passes,
-entered by the model and not through DeepSpeed's `torch_autocast`, which would also reduce gradients in bf16. fp16 is DeepSpeed's own, with its dynamic loss
-scale: there is one scaler.
+Precision. fp32 and bf16 (`sizing` has settled which of them `auto` is) keep fp32 parameters and
+gradients; bf16 is torch.autocast around the forward passes, entered by the model and not through
+DeepSpeed's `torch_autocast`, which would also reduce gradients in bf16. fp16 is DeepSpeed's own,
+with its dynamic loss scale: there is one scaler.
 
-State. DeepSpeed's checkpoints are pickles written in place, bound to one number of ranks. We gather fp32 parameters and Adam moments by parameter name
-instead, so that a checkpoint is a plain dict of tensors (`weights_only=True`), written atomically elsewhere and resumable on any number of ranks.
+State. DeepSpeed's checkpoints are pickles written in place, bound to one number of ranks. We gather
+fp32 parameters and Adam moments by parameter name instead, so that a checkpoint is a plain dict of
+tensors (`weights_only=True`), written atomically elsewhere and resumable on any number of ranks.
 """
 
 import logging
@@ -42,21 +47,31 @@ class World:
     """This process's place among the ranks, and the device that it computes on."""
 
     def __init__(self) -> None:
-        """Join the process group that `deepspeed`, `torchrun` or `srun` announced in the environment, or make one of a single process."""
+        """Join the process group that `deepspeed`, `torchrun` or `srun` announced in the
+        environment, or make one of a single process.
+        """
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         os.environ.update(rank_environment(os.environ))
         accelerator = get_accelerator()
         local_rank = int(os.environ["LOCAL_RANK"])
         if accelerator.device_name() != "cpu":
             accelerator.set_device(local_rank)
-        # On CPUs DeepSpeed would compile collectives that only its inference uses, under a lock in the user's home: minutes at the first start, and a process
-        # that is killed meanwhile leaves the lock behind, on which every later start waits for ever.
+        # On CPUs DeepSpeed would compile collectives that only its inference uses, under a lock in
+        # the user's home: minutes at the first start, and a process
+        # that is killed meanwhile leaves the lock behind, on which every later start waits for
+        # ever.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, verbose=False)
+        deepspeed.init_distributed(
+            dist_backend=accelerator.communication_backend_name(),
+            auto_mpi_discovery=False,
+            verbose=False,
+        )
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self.local_size = int(os.environ["LOCAL_WORLD_SIZE"])
-        self.device = torch.device(accelerator.device_name(local_rank) if accelerator.device_name() != "cpu" else "cpu")
+        self.device = torch.device(
+            accelerator.device_name(local_rank) if accelerator.device_name() != "cpu" else "cpu"
+        )
 
     @property
     def is_main(self) -> bool:
@@ -104,8 +119,18 @@ class World:
 class Engine:
     """A model under DeepSpeed: forward, backward, update, and its state by parameter name."""
 
-    def __init__(self, model: nn.Module, groups: list[dict[str, Any]], world: World, train: TrainConfig, optim: OptimConfig, num_micro_batches: int) -> None:
-        """`groups` are AdamW parameter groups with a `name` each; empty ones are left out, since ZeRO refuses them."""
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: list[dict[str, Any]],
+        world: World,
+        train: TrainConfig,
+        optim: OptimConfig,
+        num_micro_batches: int,
+    ) -> None:
+        """`groups` are AdamW parameter groups with a `name` each; empty ones are left out, since
+        ZeRO refuses them.
+        """
         check_precision(train.precision, world.device.type)
         self.world = world
         self.model = model
@@ -114,11 +139,18 @@ class Engine:
         self._offloaded = train.offload == "cpu"
         self._plain_norm: Tensor | None = None
         groups = [group for group in groups if group["params"]]
-        self._adam = torch.optim.AdamW(groups, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True)
-        config = deepspeed_config(train, optim, world.size, world.device.type != "cpu", num_micro_batches)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=self._adam, config=config, dist_init_required=False)
+        self._adam = torch.optim.AdamW(
+            groups, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
+        )
+        config = deepspeed_config(
+            train, optim, world.size, world.device.type != "cpu", num_micro_batches
+        )
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=self._adam, config=config, dist_init_required=False
+        )
         if self._stage == 0 and world.size == 1:
-            self._engine.enable_backward_allreduce = False  # it would copy all gradients together and apart again, to average them with nobody's
+            # it would copy all gradients together and apart again, to average them with nobody's
+            self._engine.enable_backward_allreduce = False
         self._make_moments(step=0)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
@@ -128,31 +160,48 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Back-propagate one micro-batch's share of the step's loss.
 
-        Shares add up over micro-batches; DeepSpeed averages over ranks, so the caller multiplies by the number of ranks.
+        Shares add up over micro-batches; DeepSpeed averages over ranks, so the caller multiplies by
+        the number of ranks.
         """
-        if self._offloaded and self._engine.micro_steps % self._engine.gradient_accumulation_steps() == 0:
-            # Where moments are offloaded, DeepSpeed 0.19 starts a step's sum with the first micro-batch's gradient; a parameter that has none there, as LoRA's
+        if (
+            self._offloaded
+            and self._engine.micro_steps % self._engine.gradient_accumulation_steps() == 0
+        ):
+            # Where moments are offloaded, DeepSpeed 0.19 starts a step's sum with the first
+            # micro-batch's gradient; a parameter that has none there, as LoRA's
             # in mode per_step, would start with the last step's sum.
             loss = loss + 0.0 * sum(parameter.sum() for _, parameter in self._trainable())
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> None:
-        """Count one micro-batch; after the last one of a step, clip and update, unless a gradient is not finite."""
+        """Count one micro-batch; after the last one of a step, clip and update, unless a gradient
+        is not finite.
+        """
         if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
-            self._plain_norm = nn.utils.get_total_norm([parameter.grad for _, parameter in self._trainable() if parameter.grad is not None])
+            self._plain_norm = nn.utils.get_total_norm(
+                [parameter.grad for _, parameter in self._trainable() if parameter.grad is not None]
+            )
             if self.overflowed:
                 return
         self._engine.step()
 
     @property
     def overflowed(self) -> bool:
-        """Whether the last update was skipped on every rank because a gradient was not finite. ZeRO has looked already: reading its flag costs nothing."""
-        return bool(self._optimizer.overflow) if self._plain_norm is None else not bool(self._plain_norm.isfinite())
+        """Whether the last update was skipped on every rank because a gradient was not finite. ZeRO
+        has looked already: reading its flag costs nothing.
+        """
+        return (
+            bool(self._optimizer.overflow)
+            if self._plain_norm is None
+            else not bool(self._plain_norm.isfinite())
+        )
 
     @property
     def gradient_norm(self) -> float:
         """The global gradient norm of the last update, before clipping."""
-        return float(self._engine.get_global_grad_norm() if self._plain_norm is None else self._plain_norm)
+        return float(
+            self._engine.get_global_grad_norm() if self._plain_norm is None else self._plain_norm
+        )
 
     @property
     def tolerates_overflow(self) -> bool:
@@ -165,8 +214,13 @@ class Engine:
             group["lr"] = rates[group["name"]]
 
     def state(self) -> dict[str, Any]:
-        """Return fp32 parameters, Adam moments and step as plain tensors by parameter name, gathered from all ranks (collective)."""
-        tensors: dict[str, dict[str, Tensor]] = {"parameters": {}, **{moment: {} for moment in _MOMENTS}}
+        """Return fp32 parameters, Adam moments and step as plain tensors by parameter name,
+        gathered from all ranks (collective).
+        """
+        tensors: dict[str, dict[str, Tensor]] = {
+            "parameters": {},
+            **{moment: {} for moment in _MOMENTS},
+        }
         for name, parameter in self._trainable():
             tensors["parameters"][name] = self._read(parameter).detach().cpu().clone()
             for moment in _MOMENTS:
@@ -190,7 +244,11 @@ class Engine:
         """Return a parameter in fp32, or one of its moments, whole."""
         if self._stage == 0:
             return parameter if moment is None else self._adam.state[parameter][moment]
-        return safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
+        return (
+            safe_get_full_fp32_param(parameter)
+            if moment is None
+            else safe_get_full_optimizer_state(parameter, moment)
+        )
 
     def _write_moment(self, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
         if self._stage == 0:
@@ -199,20 +257,33 @@ class Engine:
             safe_set_full_optimizer_state(parameter, value, moment)
 
     def _make_moments(self, step: int) -> None:
-        """Give every parameter or flat partition zero Adam moments, and link the partitions' to the parameters.
+        """Give every parameter or flat partition zero Adam moments, and link the partitions' to the
+        parameters.
 
-        DeepSpeed 0.19 links them after the first parameter group's first update, when the other groups have none yet, and never again.
+        DeepSpeed 0.19 links them after the first parameter group's first update, when the other
+        groups have none yet, and never again.
         """
-        owners = [parameter for _, parameter in self._trainable()] if self._stage == 0 else self._optimizer.single_partition_of_fp32_groups
+        owners = (
+            [parameter for _, parameter in self._trainable()]
+            if self._stage == 0
+            else self._optimizer.single_partition_of_fp32_groups
+        )
         for owner in owners:
             moments = {moment: torch.zeros_like(owner, requires_grad=False) for moment in _MOMENTS}
-            self._adam.state[owner] = {"step": torch.tensor(float(step), device=owner.device), **moments}
+            self._adam.state[owner] = {
+                "step": torch.tensor(float(step), device=owner.device),
+                **moments,
+            }
         if self._stage > 0:
             self._optimizer._hp_optimizer_states_linked = False
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+        return (
+            (name, parameter)
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        )
 
     def _adam_step(self) -> int:
         steps = {int(entry["step"]) for entry in self._adam.state.values()}
@@ -222,10 +293,16 @@ class Engine:
     def _scaler_state(self) -> dict[str, float]:
         if not self._fp16:
             return {}
-        return {key: value for key, value in vars(self._optimizer.loss_scaler).items() if type(value) in (int, float, bool)}
+        return {
+            key: value
+            for key, value in vars(self._optimizer.loss_scaler).items()
+            if type(value) in (int, float, bool)
+        }
 
 
 def check_precision(precision: str, device: str) -> None:
     """Raise ConfigError if the accelerator cannot compute in this precision."""
     if precision == "fp16" and not get_accelerator().is_fp16_supported():
-        raise ConfigError(f"train.precision fp16 is not supported on this machine's {device}; use bf16 or fp32")
+        raise ConfigError(
+            f"train.precision fp16 is not supported on this machine's {device}; use bf16 or fp32"
+        )

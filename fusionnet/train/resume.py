@@ -1,8 +1,10 @@
 """Where a run stands, kept in its checkpoints, and how it goes on from there.
 
-`<name>_last.pt` is written after every epoch; with `train.checkpoint_steps` also `<name>_step.pt` inside an epoch, so that a long epoch is not lost. The two
-hold the same things; the one that is further on wins. All randomness of a step is a function of (seed, step, rank) and the rows of a step one of (seed, epoch,
-step), so counting is enough: a run killed at any moment ends with the same weights, bitwise on a CPU.
+`<name>_last.pt` is written after every epoch; with `train.checkpoint_steps` also `<name>_step.pt`
+inside an epoch, so that a long epoch is not lost. The two hold the same things; the one that is
+further on wins. All randomness of a step is a function of (seed, step, rank) and the rows of a step
+one of (seed, epoch, step), so counting is enough: a run killed at any moment ends with the same
+weights, bitwise on a CPU.
 """
 
 from dataclasses import dataclass, field
@@ -20,25 +22,41 @@ from fusionnet.train.runlog import Record
 
 # What a resumed run may change: where things lie, who computes, and what is done with the result.
 MAY_CHANGE = (
-    "run.", "reward.", "cache.", "data.path", "encoder.source", "train.cpu_threads", "train.eval_batch_rows", "train.micro_batch_rows", "train.zero_stage",
-    "encoder.memory_budget_gib", "train.offload", "train.deepspeed_config", "train.checkpoint_steps",
-)  # fmt: skip
+    "run.",
+    "reward.",
+    "cache.",
+    "data.path",
+    "encoder.source",
+    "train.cpu_threads",
+    "train.eval_batch_rows",
+    "train.micro_batch_rows",
+    "train.zero_stage",
+    "encoder.memory_budget_gib",
+    "train.offload",
+    "train.deepspeed_config",
+    "train.checkpoint_steps",
+)
 
 
 @dataclass
 class Position:
-    """What a run has behind it: whole epochs with their records, and steps of the present one with their summed losses and seconds."""
+    """What a run has behind it: whole epochs with their records, and steps of the present one with
+    their summed losses and seconds.
+    """
 
     epoch: int = 0
     step: int = 0
     records: list[Record] = field(default_factory=list)
     best: float = float("inf")
-    totals: Float[Tensor, "W one_plus_T"] | None = None  # each rank's part, of the steps of the present epoch
+    # each rank's part, of the steps of the present epoch
+    totals: Float[Tensor, "W one_plus_T"] | None = None
     seconds: float = 0.0
 
 
 def own_totals(position: Position, world: World, num_losses: int) -> Float[Tensor, " one_plus_T"]:
-    """Return this rank's summed losses of the present epoch; where the number of ranks has changed, rank 0 takes over all of them."""
+    """Return this rank's summed losses of the present epoch; where the number of ranks has changed,
+    rank 0 takes over all of them.
+    """
     if position.totals is None:
         return torch.zeros(num_losses, device=world.device)
     if len(position.totals) == world.size:
@@ -47,8 +65,12 @@ def own_totals(position: Position, world: World, num_losses: int) -> Float[Tenso
     return whole if world.is_main else torch.zeros_like(whole)
 
 
-def checkpoint_content(engine: Engine, position: Position, steps_per_epoch: int, order: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Return what continuing needs, under the specification's names (collective: the optimizer's state is gathered)."""
+def checkpoint_content(
+    engine: Engine, position: Position, steps_per_epoch: int, order: str, config: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what continuing needs, under the specification's names (collective: the optimizer's
+    state is gathered).
+    """
     state = engine.state()
     loss = engine.model.get_submodule("loss").state_dict()
     return {
@@ -68,18 +90,38 @@ def checkpoint_content(engine: Engine, position: Position, steps_per_epoch: int,
     }
 
 
-def resumed(engine: Engine, folder: Path, name: str, config: dict[str, Any], order: str) -> Position:
-    """Load the run's furthest checkpoint into the engine and return where it stands; the beginning, if there is none. Refuses another config's."""
-    found = [(path, load_checkpoint(path)) for moment in ("last", "step") if (path := folder / f"{name}_{moment}.pt").is_file()]
+def resumed(
+    engine: Engine, folder: Path, name: str, config: dict[str, Any], order: str
+) -> Position:
+    """Load the run's furthest checkpoint into the engine and return where it stands; the beginning,
+    if there is none. Refuses another config's.
+    """
+    found = [
+        (path, load_checkpoint(path))
+        for moment in ("last", "step")
+        if (path := folder / f"{name}_{moment}.pt").is_file()
+    ]
     if not found:
         return Position()
     path, checkpoint = max(found, key=lambda item: (item[1]["epoch"], item[1]["step"]))
-    changed = [line for line in differences(checkpoint["config"], config) if not line.startswith(MAY_CHANGE)]
+    changed = [
+        line
+        for line in differences(checkpoint["config"], config)
+        if not line.startswith(MAY_CHANGE)
+    ]
     if checkpoint["step"] > 0 and checkpoint["order"] != order:
-        changed.append(f"order of rows: {checkpoint['order']} -> {order} (it may change after a whole epoch only)")
+        changed.append(
+            f"order of rows: {checkpoint['order']} -> {order} (it may change after a whole epoch"
+            " only)"
+        )
     if changed:
-        raise RunError(f"{path} was trained with another config, so it cannot be resumed:\n" + "\n".join(f"  - {line}" for line in changed))
-    engine.load_state({"parameters": checkpoint["model_state_dict"], **checkpoint["optimizer_state_dict"]})
+        raise RunError(
+            f"{path} was trained with another config, so it cannot be resumed:\n"
+            + "\n".join(f"  - {line}" for line in changed)
+        )
+    engine.load_state(
+        {"parameters": checkpoint["model_state_dict"], **checkpoint["optimizer_state_dict"]}
+    )
     return Position(
         epoch=checkpoint["epoch"],
         step=checkpoint["step"],
@@ -94,5 +136,9 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Return one line per value that differs between two nested configs."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
-        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+        ]
     return [] if old == new else [f"{path}: {old!r} -> {new!r}"]

@@ -1,4 +1,6 @@
-"""What a run leaves to read: training_log.json, TensorBoard events, and an epoch table on the terminal."""
+"""What a run leaves to read: training_log.json, TensorBoard events, and an epoch table on the
+terminal.
+"""
 
 import json
 import re
@@ -19,10 +21,15 @@ _SHOWN = {"regression": ("mae", "r2"), "binary": ("auroc", "f1")}
 def peak_rss_bytes() -> int:
     """Return the largest resident size that this program has had, in bytes.
 
-    Linux: getrusage also counts what the process was before it became this program, which is its parent, so a small child of a large one would look large.
+    Linux: getrusage also counts what the process was before it became this program, which is its
+    parent, so a small child of a large one would look large.
     """
     status = Path("/proc/self/status")
-    known = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    known = (
+        re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if status.is_file()
+        else None
+    )
     if known is not None:
         return 1024 * int(known[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -50,7 +57,10 @@ class RunLog:
 
     def header(self) -> str:
         """Return the head of the epoch table."""
-        return "  ".join(f"{title:>{max(9, len(title))}}" for title in ("epoch", "train_loss", "val_loss", *self._shown, "seconds", "rows_per_s"))
+        return "  ".join(
+            f"{title:>{max(9, len(title))}}"
+            for title in ("epoch", "train_loss", "val_loss", *self._shown, "seconds", "rows_per_s")
+        )
 
     def line(self, record: Record) -> str:
         """Return one line of the epoch table."""
@@ -72,7 +82,12 @@ def write_json(path: Path, value: Any) -> None:
 def _shown_columns(tasks: Sequence[Task]) -> list[str]:
     """Return the log keys of the primary tasks: those of the largest weight."""
     heaviest = max(task.weight for task in tasks)
-    return [f"{task.name}_{metric}" for task in tasks if task.weight == heaviest for metric in _SHOWN[task.kind]]
+    return [
+        f"{task.name}_{metric}"
+        for task in tasks
+        if task.weight == heaviest
+        for metric in _SHOWN[task.kind]
+    ]
 
 
 def _cell(value: Any) -> str:

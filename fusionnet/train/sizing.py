@@ -1,4 +1,6 @@
-"""How much of a step one forward pass takes, in which precision, compiled or not, and on how many threads: decided from the device, once, at the start."""
+"""How much of a step one forward pass takes, in which precision, compiled or not, and on how many
+threads: decided from the device, once, at the start.
+"""
 
 import os
 
@@ -9,12 +11,17 @@ from fusionnet.config import ModelConfig, PrecisionName, Task, TrainConfig
 from fusionnet.precision import multiplies_bf16
 from fusionnet.train.engine import World
 
-CPU_MICRO_BATCH_ROWS = 1024  # activations of one layer stay near the caches; measured in benchmarks/results
-GPU_SHARE = 0.5  # of the free memory for a micro-batch's activations; the rest is for the encoder's, gradients, and the allocator's gaps
+# activations of one layer stay near the caches; measured in benchmarks/results
+CPU_MICRO_BATCH_ROWS = 1024
+# of the free memory for a micro-batch's activations; the rest is for the encoder's, gradients, and
+# the allocator's gaps
+GPU_SHARE = 0.5
 
 
 def settled_precision(precision: PrecisionName, world: World) -> PrecisionName:
-    """Return the precision that all ranks compute in (collective): `auto` becomes bf16 if each has instructions for it, else fp32."""
+    """Return the precision that all ranks compute in (collective): `auto` becomes bf16 if each has
+    instructions for it, else fp32.
+    """
     if precision != "auto":
         return precision
     return "bf16" if world.least(int(multiplies_bf16(world.device))) else "fp32"
@@ -25,8 +32,12 @@ def is_compiled(train: TrainConfig, device: torch.device) -> bool:
     return device.type != "cpu" if train.compile == "auto" else train.compile
 
 
-def micro_batches_per_rank(train: TrainConfig, model: ModelConfig, tasks: tuple[Task, ...], layout: Layout, world: World) -> int:
-    """Return how many micro-batches each rank reads per optimizer step: on a GPU as few as memory allows, the same number on every rank."""
+def micro_batches_per_rank(
+    train: TrainConfig, model: ModelConfig, tasks: tuple[Task, ...], layout: Layout, world: World
+) -> int:
+    """Return how many micro-batches each rank reads per optimizer step: on a GPU as few as memory
+    allows, the same number on every rank.
+    """
     rows = train.micro_batch_rows
     if rows is None and world.device.type == "cpu":
         rows = CPU_MICRO_BATCH_ROWS
@@ -37,21 +48,31 @@ def micro_batches_per_rank(train: TrainConfig, model: ModelConfig, tasks: tuple[
 
 
 def rows_that_fit(free_bytes: int, bytes_per_row: int) -> int:
-    """Return a micro-batch for this much free memory: a power of two, so that small differences between two starts do not change a run's random numbers."""
+    """Return a micro-batch for this much free memory: a power of two, so that small differences
+    between two starts do not change a run's random numbers.
+    """
     return 1 << max(0, int(GPU_SHARE * free_bytes / bytes_per_row).bit_length() - 1)
 
 
 def activation_bytes(model: ModelConfig, tasks: tuple[Task, ...], layout: Layout) -> int:
-    """Return a bound of what autograd keeps of one row in the network, in fp32: per layer its input and what norms, activations and dropouts remember of it.
+    """Return a bound of what autograd keeps of one row in the network, in fp32: per layer its input
+    and what norms, activations and dropouts remember of it.
 
-    Counted by layer: a product keeps its input; a norm, an activation or a dropout its input or mask; a residual nothing. Under autocast a product's input
-    is kept in half the bytes, beside the fp32 one of its norm, which together is no more than what is counted here.
+    Counted by layer: a product keeps its input; a norm, an activation or a dropout its input or
+    mask; a residual nothing. Under autocast a product's input is kept in half the bytes, beside the
+    fp32 one of its norm, which together is no more than what is counted here.
     """
-    width, wide, num_strings, num_groups = model.fusion_width, model.feedforward, len(layout.strings), 1
+    width, wide, num_strings, num_groups = (
+        model.fusion_width,
+        model.feedforward,
+        len(layout.strings),
+        1,
+    )
     layer = 12 * width + 4 * wide
     if model.fusion == "modality":
         num_groups = len({column.part for column in layout.numeric})
-        layer = (1 + num_strings + num_groups + len(layout.categories)) * (layer + 3 * width)  # tokens, and their queries, keys and values
+        # tokens, and their queries, keys and values
+        layer = (1 + num_strings + num_groups + len(layout.categories)) * (layer + 3 * width)
     strings = num_strings * (3 * model.adapter_hidden + 6 * model.adapter_width)
     numbers = num_groups * 6 * (model.numeric_hidden + model.numeric_width) + len(layout.numeric)
     heads = sum(4 * sum(task.head) + width for task in tasks)
@@ -59,7 +80,13 @@ def activation_bytes(model: ModelConfig, tasks: tuple[Task, ...], layout: Layout
 
 
 def set_threads(asked: int | None, world: World) -> None:
-    """Share this machine's cores among its ranks; torchrun would leave one thread each, which is far too few for few ranks."""
+    """Share this machine's cores among its ranks; torchrun would leave one thread each, which is
+    far too few for few ranks.
+    """
     if world.device.type == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
         torch.set_num_threads(asked or max(1, cores // world.local_size))

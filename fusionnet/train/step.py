@@ -1,7 +1,8 @@
 """One optimizer step: every distinct string encoded once, every row read once, one update.
 
-All randomness of a step is a function of (seed, step, rank), so that a run resumes bitwise by counting. The encoder's is the same on all ranks: a string
-has one dropout mask per step, whichever rank reads it.
+All randomness of a step is a function of (seed, step, rank), so that a run resumes bitwise by
+counting. The encoder's is the same on all ranks: a string has one dropout mask per step, whichever
+rank reads it.
 """
 
 from collections.abc import Sequence
@@ -19,12 +20,19 @@ from fusionnet.train.engine import Engine
 
 
 def optimizer_step(
-    engine: Engine, sources: Sequence[VectorSource], rows: RowTable, micro_batches: Sequence[Int[Tensor, " B"]], seed: int, step: int
+    engine: Engine,
+    sources: Sequence[VectorSource],
+    rows: RowTable,
+    micro_batches: Sequence[Int[Tensor, " B"]],
+    seed: int,
+    step: int,
 ) -> Float[Tensor, " 1+T"]:
-    """Update the model once and return this rank's part of the total loss and of each task's mean loss (all ranks' parts add up to the step's).
+    """Update the model once and return this rank's part of the total loss and of each task's mean
+    loss (all ranks' parts add up to the step's).
 
-    `rows` are all rows of the step, of all ranks; `micro_batches` are the positions among them that this rank reads.
-    Raises NonFiniteLossError on every rank, before the update, if a gradient is not finite (except in fp16, which skips the step and rescales).
+    `rows` are all rows of the step, of all ranks; `micro_batches` are the positions among them that
+    this rank reads. Raises NonFiniteLossError on every rank, before the update, if a gradient is
+    not finite (except in fp16, which skips the step and rescales).
     """
     model, world = engine.model, engine.world
     assert isinstance(model, JointModel)
@@ -36,7 +44,14 @@ def optimizer_step(
     torch.manual_seed(_step_seed(seed, step, 1 + world.rank))
     losses = denominators.new_zeros(1 + len(denominators))
     for positions in micro_batches:
-        loss, parts = _micro_batch_loss(engine, model, sources, rows.take(positions), denominators, 1 / (world.size * len(micro_batches)))
+        loss, parts = _micro_batch_loss(
+            engine,
+            model,
+            sources,
+            rows.take(positions),
+            denominators,
+            1 / (world.size * len(micro_batches)),
+        )
         engine.backward(loss)
         engine.step()
         losses[0] += parts.total.detach()
@@ -49,7 +64,12 @@ def optimizer_step(
 
 
 def _micro_batch_loss(
-    engine: Engine, model: JointModel, sources: Sequence[VectorSource], batch: RowTable, denominators: Float[Tensor, " T"], share: float
+    engine: Engine,
+    model: JointModel,
+    sources: Sequence[VectorSource],
+    batch: RowTable,
+    denominators: Float[Tensor, " T"],
+    share: float,
 ) -> tuple[Float[Tensor, ""], LossParts]:
     """Return the loss to back-propagate for one micro-batch, and its parts."""
     with model.autocast():
@@ -68,16 +88,23 @@ def _micro_batch_loss(
 
 
 def _blame(model: JointModel, sources: Sequence[VectorSource], rows: RowTable, step: int) -> str:
-    """Return a message naming the rows whose outputs are not finite, as far as they can be told apart."""
+    """Return a message naming the rows whose outputs are not finite, as far as they can be told
+    apart.
+    """
     with torch.no_grad():
-        outputs = model.outputs([source.table() for source in sources], rows.string_id, rows.numeric, rows.category)
+        outputs = model.outputs(
+            [source.table() for source in sources], rows.string_id, rows.numeric, rows.category
+        )
     bad = rows.row[~outputs.isfinite().all(dim=1)]
     found = (
-        f"{len(bad)} of {rows.num_rows} rows give non-finite outputs, the first are table rows {bad[:8].tolist()}" if len(bad) else "each row alone is finite"
+        f"{len(bad)} of {rows.num_rows} rows give non-finite outputs, the first are table rows"
+        f" {bad[:8].tolist()}"
+        if len(bad)
+        else "each row alone is finite"
     )
     return (
-        f"step {step}: the loss or a gradient became NaN or infinite; nothing was updated. In this step {found}. "
-        "Check these rows' features, or lower optim.lr, or use train.precision=fp32"
+        f"step {step}: the loss or a gradient became NaN or infinite; nothing was updated. In this"
+        f" step {found}. Check these rows' features, or lower optim.lr, or use train.precision=fp32"
     )
 
 

@@ -1,6 +1,7 @@
 """Rows of the cohort, patient by patient, with memory that does not grow with their number.
 
-Patient i of a seed has the same rows however many patients are made: every random draw comes from a generator named by (seed, patient, polymer).
+Patient i of a seed has the same rows however many patients are made: every random draw comes from a
+generator named by (seed, patient, polymer).
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,14 @@ import numpy as np
 import polars as pl
 from scipy.stats import qmc
 
-from jobs.cohort.outcomes import COVERAGES, Calibration, Columns, latent_effects, noise_free, observed
+from jobs.cohort.outcomes import (
+    COVERAGES,
+    Calibration,
+    Columns,
+    latent_effects,
+    noise_free,
+    observed,
+)
 from jobs.cohort.patients import Patients, draw_patients
 from jobs.cohort.polymers import Polymer, load_polymers
 
@@ -27,17 +35,36 @@ PATIENT_COLUMNS = (
     "transmurality",
     "wall_thickness_mm",
 )
-FORMULATION_COLUMNS = ("hydrogel_E_kPa", "hydrogel_t50_days", "hydrogel_conductivity_S_m", "patch_thickness_mm", *COVERAGES)
-OUTCOME_COLUMNS = ("delta_EF_pct", "is_optimal", "delta_BZ_stress_reduction_pct", "strain_normalization_pct", "safety", "toxicity", "integrity")
+FORMULATION_COLUMNS = (
+    "hydrogel_E_kPa",
+    "hydrogel_t50_days",
+    "hydrogel_conductivity_S_m",
+    "patch_thickness_mm",
+    *COVERAGES,
+)
+OUTCOME_COLUMNS = (
+    "delta_EF_pct",
+    "is_optimal",
+    "delta_BZ_stress_reduction_pct",
+    "strain_normalization_pct",
+    "safety",
+    "toxicity",
+    "integrity",
+)
 PATCH_THICKNESS_MM = (1.0, 5.0)
-NOISE_SHARE = 0.08  # of the variance of each outcome in percent, so that the noise-free outcome has R2 near 0.92
+# of the variance of each outcome in percent, so that the noise-free outcome has R2 near 0.92
+NOISE_SHARE = 0.08
 REFERENCE_SEED = 20_240_229  # the reference population's; no cohort uses it
 REFERENCE_PATIENTS, REFERENCE_ROWS = 512, 192
 EF_MEAN_PCT, EF_SD_PCT, STRAIN_SD_PCT, OPTIMAL_RATE = 7.6, 4.2, 6.0, 0.24
 
 
-def cohort_frames(num_patients: int, rows_per_patient: int, seed: int, with_noise: bool) -> Iterator[pl.DataFrame]:
-    """Yield one frame per patient: the table's columns, or with `with_noise=False` the noise-free outcomes of the same rows alone."""
+def cohort_frames(
+    num_patients: int, rows_per_patient: int, seed: int, with_noise: bool
+) -> Iterator[pl.DataFrame]:
+    """Yield one frame per patient: the table's columns, or with `with_noise=False` the noise-free
+    outcomes of the same rows alone.
+    """
     patients, calibration = draw_patients(num_patients, seed), calibrate()
     for number in range(num_patients):
         labels, features = patient_rows(patients, number, rows_per_patient, seed)
@@ -47,21 +74,45 @@ def cohort_frames(num_patients: int, rows_per_patient: int, seed: int, with_nois
             continue
         outcomes = observed(oracle, calibration, np.random.default_rng([seed, 3, number]))
         numbers = {name: features[name] for name in (*PATIENT_COLUMNS, *FORMULATION_COLUMNS)}
-        yield labels.with_columns(**{name: pl.Series(values) for name, values in {**numbers, **{name: outcomes[name] for name in OUTCOME_COLUMNS}}.items()})
+        yield labels.with_columns(
+            **{
+                name: pl.Series(values)
+                for name, values in {
+                    **numbers,
+                    **{name: outcomes[name] for name in OUTCOME_COLUMNS},
+                }.items()
+            }
+        )
 
 
-def patient_rows(patients: Patients, number: int, num_rows: int, seed: int) -> tuple[pl.DataFrame, Columns]:
-    """Return one patient's label columns, and its features with the chemistry of each row's polymer."""
+def patient_rows(
+    patients: Patients, number: int, num_rows: int, seed: int
+) -> tuple[pl.DataFrame, Columns]:
+    """Return one patient's label columns, and its features with the chemistry of each row's
+    polymer.
+    """
     polymers = load_polymers()
     counts = [len(part) for part in np.array_split(np.arange(num_rows), len(polymers))]
     blocks = [
-        formulations(polymer, count, [seed, 2, number, place], number + place) for place, (polymer, count) in enumerate(zip(polymers, counts, strict=True))
+        formulations(polymer, count, [seed, 2, number, place], number + place)
+        for place, (polymer, count) in enumerate(zip(polymers, counts, strict=True))
     ]
-    features = {name: np.concatenate([block[name] for block in blocks]) for name in FORMULATION_COLUMNS}
-    features |= {name: np.full(num_rows, patients.features[name][number]) for name in PATIENT_COLUMNS}
+    features = {
+        name: np.concatenate([block[name] for block in blocks]) for name in FORMULATION_COLUMNS
+    }
+    features |= {
+        name: np.full(num_rows, patients.features[name][number]) for name in PATIENT_COLUMNS
+    }
     for effect in ("bioactivity", "adhesion", "irritation"):
-        features[effect] = np.repeat([getattr(polymer.chemistry, effect) for polymer in polymers], counts)
-    labels = pl.DataFrame({"patient_id": [patients.ids[number]] * num_rows, "is_real": [patients.is_real[number]] * num_rows}).with_columns(
+        features[effect] = np.repeat(
+            [getattr(polymer.chemistry, effect) for polymer in polymers], counts
+        )
+    labels = pl.DataFrame(
+        {
+            "patient_id": [patients.ids[number]] * num_rows,
+            "is_real": [patients.is_real[number]] * num_rows,
+        }
+    ).with_columns(
         polymer_name=pl.Series(np.repeat([polymer.name for polymer in polymers], counts)),
         polymer_SMILES=pl.Series(np.repeat([polymer.psmiles for polymer in polymers], counts)),
         polymer_category=pl.Series(np.repeat([polymer.category for polymer in polymers], counts)),
@@ -70,9 +121,11 @@ def patient_rows(patients: Patients, number: int, num_rows: int, seed: int) -> t
 
 
 def formulations(polymer: Polymer, count: int, seed: list[int], first_coverage: int) -> Columns:
-    """Return `count` formulations of a hydrogel: a Latin hypercube over modulus, half-life (both in logarithms), conductivity and thickness.
+    """Return `count` formulations of a hydrogel: a Latin hypercube over modulus, half-life (both in
+    logarithms), conductivity and thickness.
 
-    The coverages come in turn, from `first_coverage` on (modulo their number), so that tables of few rows have all of them too.
+    The coverages come in turn, from `first_coverage` on (modulo their number), so that tables of
+    few rows have all of them too.
     """
     unit = qmc.LatinHypercube(4, rng=np.random.default_rng(seed)).random(count)
     turns = (first_coverage + np.arange(count)) % len(COVERAGES)
@@ -87,12 +140,17 @@ def formulations(polymer: Polymer, count: int, seed: list[int], first_coverage: 
 
 @cache
 def calibrate() -> Calibration:
-    """Return the constants that give the reference population the published mean and spread of delta_EF_pct and the published rate of is_optimal.
+    """Return the constants that give the reference population the published mean and spread of
+    delta_EF_pct and the published rate of is_optimal.
 
-    Clipping, noise and the two thresholds interact, so they are iterated to a fixed point; the stress scale is found by bisection.
+    Clipping, noise and the two thresholds interact, so they are iterated to a fixed point; the
+    stress scale is found by bisection.
     """
     patients = draw_patients(REFERENCE_PATIENTS, REFERENCE_SEED)
-    parts = [patient_rows(patients, number, REFERENCE_ROWS, REFERENCE_SEED)[1] for number in range(REFERENCE_PATIENTS)]
+    parts = [
+        patient_rows(patients, number, REFERENCE_ROWS, REFERENCE_SEED)[1]
+        for number in range(REFERENCE_PATIENTS)
+    ]
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     latent = latent_effects(rows)
     scale, noise = EF_SD_PCT / latent.ef.std(), EF_SD_PCT * np.sqrt(NOISE_SHARE)
@@ -101,7 +159,15 @@ def calibrate() -> Calibration:
 
     def of(stress_scale: float) -> Calibration:
         stress_noise = stress_scale * float(latent.stress.std()) * np.sqrt(NOISE_SHARE)
-        return Calibration(offset, scale, noise, stress_scale, stress_noise, strain_scale, STRAIN_SD_PCT * np.sqrt(NOISE_SHARE))
+        return Calibration(
+            offset,
+            scale,
+            noise,
+            stress_scale,
+            stress_noise,
+            strain_scale,
+            STRAIN_SD_PCT * np.sqrt(NOISE_SHARE),
+        )
 
     for _ in range(20):
         oracle = noise_free(latent, of(1.0))

@@ -1,12 +1,15 @@
 """Virtual patients: eleven correlated features with the published means, spreads and ranges.
 
-A Gaussian copula on a scrambled Sobol sequence, with beta marginals that have the published range, mean and spread by construction; patients are rejected
-until the derived features are in range too. The sequence is even over any prefix, so that 60 patients already show the marginals, and patient i of a seed
-is the same however many are drawn. Every sixth patient is labelled real, beginning with the first, as in the published table (10 of 60), so that any
-number of patients has a real one; real and synthetic ones come from the same distribution.
+A Gaussian copula on a scrambled Sobol sequence, with beta marginals that have the published range,
+mean and spread by construction; patients are rejected until the derived features are in range too.
+The sequence is even over any prefix, so that 60 patients already show the marginals, and patient i
+of a seed is the same however many are drawn. Every sixth patient is labelled real, beginning with
+the first, as in the published table (10 of 60), so that any number of patients has a real one; real
+and synthetic ones come from the same distribution.
 
-Marginals: the published summary of the original table; where it gives a range alone, mean and spread are ours. Correlations are ours, with the signs that
-cardiology expects: dilation with a low ejection fraction, a larger and more transmural scar with both, thinner walls in dilated hearts.
+Marginals: the published summary of the original table; where it gives a range alone, mean and
+spread are ours. Correlations are ours, with the signs that cardiology expects: dilation with a low
+ejection fraction, a larger and more transmural scar with both, thinner walls in dilated hearts.
 """
 
 from dataclasses import dataclass
@@ -42,7 +45,10 @@ DRAWN = (
     Marginal("transmurality", 0.58, 0.18, 0.2, 1.0),
     Marginal("wall_thickness_mm", 9.0, 2.0, 4, 15),
 )
-DERIVED = (Marginal("baseline_ESV_mL", 134.2, 38.7, 50, 250), Marginal("bz_stress_kPa", 36.4, 12.0, 10, 80))
+DERIVED = (
+    Marginal("baseline_ESV_mL", 134.2, 38.7, 50, 250),
+    Marginal("bz_stress_kPa", 36.4, 12.0, 10, 80),
+)
 _LVEF, _GLS, _EDV, _SCAR, _BZ, _HEALTHY, _CONCENTRATION, _TRANSMURALITY, _WALL = range(len(DRAWN))
 _CORRELATIONS = {
     (_LVEF, _GLS): -0.6,
@@ -88,10 +94,14 @@ def draw_patients(num_patients: int, seed: int) -> Patients:
 
 
 def _accepted(uniform: Float[np.ndarray, "P D"]) -> Float[np.ndarray, "P M"]:
-    """Return the patients among these points whose every range and relation holds, drawn features first, then derived ones."""
+    """Return the patients among these points whose every range and relation holds, drawn features
+    first, then derived ones.
+    """
     gaussian = norm.ppf(np.clip(uniform, 1e-9, 1 - 1e-9))
     correlated = norm.cdf(gaussian[:, :-1] @ np.linalg.cholesky(_correlation()).T)
-    drawn = np.column_stack([_quantile(marginal, correlated[:, column]) for column, marginal in enumerate(DRAWN)])
+    drawn = np.column_stack(
+        [_quantile(marginal, correlated[:, column]) for column, marginal in enumerate(DRAWN)]
+    )
     ejection_pct = drawn[:, _LVEF] + _LVEF_READING_SD_PCT * gaussian[:, -1]
     esv = drawn[:, _EDV] * (1 - ejection_pct / 100)
     bz_stress = drawn[:, _HEALTHY] * drawn[:, _CONCENTRATION]
@@ -103,11 +113,15 @@ def _accepted(uniform: Float[np.ndarray, "P D"]) -> Float[np.ndarray, "P M"]:
 
 
 def _quantile(marginal: Marginal, uniform: Float[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
-    """Return the quantiles of the beta distribution on the marginal's range that has its mean and standard deviation (method of moments)."""
+    """Return the quantiles of the beta distribution on the marginal's range that has its mean and
+    standard deviation (method of moments).
+    """
     width = marginal.high - marginal.low
     mean = (marginal.mean - marginal.low) / width
     concentration = mean * (1 - mean) / (marginal.sd / width) ** 2 - 1
-    return marginal.low + width * beta.ppf(uniform, mean * concentration, (1 - mean) * concentration)
+    return marginal.low + width * beta.ppf(
+        uniform, mean * concentration, (1 - mean) * concentration
+    )
 
 
 def _correlation() -> Float[np.ndarray, "D D"]:

@@ -1,9 +1,13 @@
-"""The 24 hydrogels: names, categories, property ranges, proxy repeat units, and what their chemistry does.
+"""The 24 hydrogels: names, categories, property ranges, proxy repeat units, and what their
+chemistry does.
 
-Some hydrogels have no single repeat unit, and two published strings do not parse: `polymers.csv` holds our proxy PSMILES, one per hydrogel, 21 of them
-distinct (four GelMA concentrations share one). Chemical effects are functions of RDKit descriptors of the repeat unit, not of its name, so that polymers
-of like structure act alike and an unseen one is predictable in principle. Their signs follow what is known (hydrogen bonds and charge bind tissue and
-cells, polyethylene glycol does neither, quaternary ammonium, conjugated chains and acrylates irritate); their sizes are ours, not measurements.
+Some hydrogels have no single repeat unit, and two published strings do not parse: `polymers.csv`
+holds our proxy PSMILES, one per hydrogel, 21 of them distinct (four GelMA concentrations share
+one). Chemical effects are functions of RDKit descriptors of the repeat unit, not of its name, so
+that polymers of like structure act alike and an unseen one is predictable in principle. Their signs
+follow what is known (hydrogen bonds and charge bind tissue and cells, polyethylene glycol does
+neither, quaternary ammonium, conjugated chains and acrylates irritate); their sizes are ours, not
+measurements.
 """
 
 from dataclasses import dataclass
@@ -27,7 +31,9 @@ class Chemistry:
 
 @dataclass(frozen=True)
 class Polymer:
-    """One hydrogel: ranges are (low, high) of modulus in kPa, degradation half-life in days, conductivity in S/m."""
+    """One hydrogel: ranges are (low, high) of modulus in kPa, degradation half-life in days,
+    conductivity in S/m.
+    """
 
     name: str
     category: str
@@ -58,7 +64,9 @@ def load_polymers() -> tuple[Polymer, ...]:
 
 
 def chemistry_of(psmiles: str) -> Chemistry:
-    """Return the chemical effects of a repeat unit, from descriptors per heavy atom, so that they do not grow with its size."""
+    """Return the chemical effects of a repeat unit, from descriptors per heavy atom, so that they
+    do not grow with its size.
+    """
     molecule = Chem.MolFromSmiles(psmiles)
     heavy = max(1, sum(atom.GetAtomicNum() > 1 for atom in molecule.GetAtoms()))
     polarity = rdMolDescriptors.CalcTPSA(molecule) / heavy  # A^2 per heavy atom, 0 to 8
@@ -72,5 +80,7 @@ def chemistry_of(psmiles: str) -> Chemistry:
     return Chemistry(
         bioactivity=float(np.tanh(3.6 * (donors - 0.13) + 0.2 * (polarity - 4.2) - 0.7 * aromatic)),
         adhesion=float(np.tanh(-0.6 + 8.0 * donors * (0.5 + flexibility) + 9.0 * charged)),
-        irritation=float(np.tanh(-0.6 + 9.0 * cationic + 1.2 * aromatic + 9.0 * acrylate + 1.5 * oily)),
+        irritation=float(
+            np.tanh(-0.6 + 9.0 * cationic + 1.2 * aromatic + 9.0 * acrylate + 1.5 * oily)
+        ),
     )

@@ -5,7 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.costmodel import GPU, TERMS, Architecture, distinct_expected, features, fit, project, relative_errors
+from benchmarks.costmodel import (
+    GPU,
+    TERMS,
+    Architecture,
+    distinct_expected,
+    features,
+    fit,
+    project,
+    relative_errors,
+)
 from benchmarks.scaling import as_markdown, check, draw, projections
 
 FULL = Architecture(600, 12, 512, 13_000_000, 14_000_000)
@@ -15,7 +24,15 @@ RATES = np.array([2e-11, 1e-11, 0.01, 0.02, 0.05])
 def steps(num: int, seed: int = 0) -> list[list[float]]:
     rng = np.random.default_rng(seed)
     return [
-        features(FULL, rng.integers(64, 8192), tokens := rng.integers(0, 4000), tokens * rng.integers(8, 90), rng.integers(0, 9), rng.integers(1, 9), 12)
+        features(
+            FULL,
+            rng.integers(64, 8192),
+            tokens := rng.integers(0, 4000),
+            tokens * rng.integers(8, 90),
+            rng.integers(0, 9),
+            rng.integers(1, 9),
+            12,
+        )
         for _ in range(num)
     ]
 
@@ -36,8 +53,15 @@ def test_noise_on_steps_of_all_sizes_moves_the_rates_little_and_none_turns_negat
 
 def test_a_third_is_held_out_and_judged_by_rates_that_never_saw_it() -> None:
     work = np.array(steps(30))
-    cases = [{"name": str(number), "mode": "per_step", "work": list(row), "seconds": dict.fromkeys(("median", "p20", "p80"), float(row @ RATES))}
-             for number, row in enumerate(work)]  # fmt: skip
+    cases = [
+        {
+            "name": str(number),
+            "mode": "per_step",
+            "work": list(row),
+            "seconds": dict.fromkeys(("median", "p20", "p80"), float(row @ RATES)),
+        }
+        for number, row in enumerate(work)
+    ]
     found = check(FULL, cases)
     assert sum(case["held_out"] for case in found["cases"]) == 10
     assert found["held_out_error"]["largest"] < 1e-6
@@ -52,25 +76,31 @@ def test_expected_distinct_strings() -> None:
     assert distinct_expected(1, 100) == 1
     assert distinct_expected(1e7, 1) == pytest.approx(1)
     assert distinct_expected(21, 8192) == pytest.approx(21)
-    drawn = [len(set(np.random.default_rng(seed).integers(0, 1000, 700).tolist())) for seed in range(50)]
+    drawn = [
+        len(set(np.random.default_rng(seed).integers(0, 1000, 700).tolist())) for seed in range(50)
+    ]
     assert distinct_expected(1000, 700) == pytest.approx(np.mean(drawn), rel=0.01)
 
 
 def test_projections_obey_counting() -> None:
     for gpus in (1, 64):
         naive = [project(FULL, 1e8, strings, gpus, True) for strings in (10, 1e7)]
-        assert naive[0].hours == naive[1].hours  # a per-row loop does not know how many strings there are
+        # a per-row loop does not know how many strings there are
+        assert naive[0].hours == naive[1].hours
         ours = [project(FULL, 1e8, strings, gpus, False).hours for strings in (10, 1e3, 1e5, 1e7)]
         assert ours == sorted(ours)
         assert ours[0] < naive[0].hours / 5
         assert ours[-1] <= naive[0].hours * 1.000001
-        assert project(FULL, 1e10, 1e3, gpus, False).hours == pytest.approx(100 * project(FULL, 1e8, 1e3, gpus, False).hours, rel=0.01)
+        assert project(FULL, 1e10, 1e3, gpus, False).hours == pytest.approx(
+            100 * project(FULL, 1e8, 1e3, gpus, False).hours, rel=0.01
+        )
     assert project(FULL, 1e10, 1e5, 64, False).hours < project(FULL, 1e10, 1e5, 8, False).hours
 
 
 def test_a_per_row_step_is_counted_by_hand() -> None:
     weights, tokens = 12 * (4 * 600**2 + 2 * 600 * 512), 40
-    forward = 2 * weights * tokens + 12 * 2 * (2 * 600 * tokens**2)  # products with weights; scores and mixtures of all pairs of tokens
+    # products with weights; scores and mixtures of all pairs of tokens
+    forward = 2 * weights * tokens + 12 * 2 * (2 * 600 * tokens**2)
     step = project(FULL, 1e8, 10, 1, True).step_s
     assert step["encoder arithmetic"] == pytest.approx(8192 * 2 * forward / (0.25 * 989e12))
 
@@ -78,20 +108,44 @@ def test_a_per_row_step_is_counted_by_hand() -> None:
 def test_the_limit_moves_with_what_grows() -> None:
     assert project(FULL, 1e8, 1e7, 1, False).limit == "encoder arithmetic"
     assert project(FULL, 1e8, 10, 1, False).limit != "encoder arithmetic"
-    assert project(FULL, 1e12, 10, 1024, False, {"storage_bytes_per_s": 1e4}).limit == "reading rows"
+    assert (
+        project(FULL, 1e12, 10, 1024, False, {"storage_bytes_per_s": 1e4}).limit == "reading rows"
+    )
     wide = replace(FULL, fusion_parameters=100 * FULL.fusion_parameters)
     assert project(wide, 1e8, 10, 1, False).limit == "fusion arithmetic"
 
 
 def test_the_text_says_what_is_measured_and_what_is_not(tmp_path) -> None:
     work = np.array(steps(12))
-    cases = [{"name": f"step {number}", "mode": "m", "work": list(row), "seconds": dict.fromkeys(("median", "p20", "p80"), float(row @ RATES))}
-             for number, row in enumerate(work)]  # fmt: skip
-    found = {"encoder": "polybert", "precision": "bf16", "command": "c", "commit": "d", "date": "e", "hardware": {"processor": "p", "cores": 2},
-             "versions": {"torch": "2"}, **check(FULL, cases), "projected": projections(FULL),
-             "assumed": {name: {"value": a.value, "unit": a.unit, "source": a.source} for name, a in GPU.items()}}  # fmt: skip
+    cases = [
+        {
+            "name": f"step {number}",
+            "mode": "m",
+            "work": list(row),
+            "seconds": dict.fromkeys(("median", "p20", "p80"), float(row @ RATES)),
+        }
+        for number, row in enumerate(work)
+    ]
+    found = {
+        "encoder": "polybert",
+        "precision": "bf16",
+        "command": "c",
+        "commit": "d",
+        "date": "e",
+        "hardware": {"processor": "p", "cores": 2},
+        "versions": {"torch": "2"},
+        **check(FULL, cases),
+        "projected": projections(FULL),
+        "assumed": {
+            name: {"value": a.value, "unit": a.unit, "source": a.source} for name, a in GPU.items()
+        },
+    }
     text = as_markdown(found)
-    assert text.index("## Measured here") < text.index("## Projected, not measured") < text.index("1,024 GPUs")
+    assert (
+        text.index("## Measured here")
+        < text.index("## Projected, not measured")
+        < text.index("1,024 GPUs")
+    )
     assert all(name in text for name in (*GPU, *TERMS))
     draw(found, tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").stat().st_size > 5000

@@ -1,4 +1,6 @@
-"""An operation is counted once, in the phase that started it; what is left of a phase is Python's; the text says it, with the launches of a GPU."""
+"""An operation is counted once, in the phase that started it; what is left of a phase is Python's;
+the text says it, with the launches of a GPU.
+"""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,12 +10,31 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.profile import COMPILED, IN_PLACE, KINDS, MARK, OUTSIDE, PRODUCTS, PYTHON, RANDOM, REST, as_markdown, by_kind, by_phase, draw
+from benchmarks.profile import (
+    COMPILED,
+    IN_PLACE,
+    KINDS,
+    MARK,
+    OUTSIDE,
+    PRODUCTS,
+    PYTHON,
+    RANDOM,
+    REST,
+    as_markdown,
+    by_kind,
+    by_phase,
+    draw,
+)
 from benchmarks.timing import PHASES
 
 
 def event(name: str, start: float, micros: float = 0.0, on_device: float = 0.0) -> SimpleNamespace:
-    return SimpleNamespace(name=name, time_range=SimpleNamespace(start=start), self_cpu_time_total=micros, self_device_time_total=on_device)
+    return SimpleNamespace(
+        name=name,
+        time_range=SimpleNamespace(start=start),
+        self_cpu_time_total=micros,
+        self_device_time_total=on_device,
+    )
 
 
 EVENTS = [
@@ -34,8 +55,14 @@ EVENTS = [
 def test_an_operation_belongs_to_the_phase_that_started_it() -> None:
     phases, asked = by_phase(EVENTS[::-1], on_gpu=False)
     assert set(phases) == set(PHASES)
-    assert phases["encode"] == {"mm": {"calls": 2, "seconds": pytest.approx(65e-6)}, PYTHON: {"calls": 0, "seconds": pytest.approx(15e-6)}}
-    assert phases["rest"] == {"add": {"calls": 1, "seconds": pytest.approx(4e-6)}, PYTHON: {"calls": 0, "seconds": pytest.approx(36e-6)}}
+    assert phases["encode"] == {
+        "mm": {"calls": 2, "seconds": pytest.approx(65e-6)},
+        PYTHON: {"calls": 0, "seconds": pytest.approx(15e-6)},
+    }
+    assert phases["rest"] == {
+        "add": {"calls": 1, "seconds": pytest.approx(4e-6)},
+        PYTHON: {"calls": 0, "seconds": pytest.approx(36e-6)},
+    }
     assert asked == {"cudaLaunchKernel": {"calls": 1}, "cudaStreamSynchronize": {"calls": 1}}
 
 
@@ -52,14 +79,38 @@ def made() -> dict[str, Any]:
         return {"calls": calls, "seconds": seconds}
 
     phases = {phase: {} for phase in PHASES}
-    phases["encode"] = {"mm": op(30, 0.10), "copy_": op(50, 0.02), "some_new_operation": op(7, 0.03), RANDOM: op(3, 0.01)}
+    phases["encode"] = {
+        "mm": op(30, 0.10),
+        "copy_": op(50, 0.02),
+        "some_new_operation": op(7, 0.03),
+        RANDOM: op(3, 0.01),
+    }
     phases["backward: encoder"] = {"mm": op(10, 0.15), "copy_": op(5, 0.09)}
     phases["fusion forward"] = {"mm": op(60, 0.80), "triton_poi_fused_add_0": op(2, 0.01)}
-    spread = {mode: {"median": seconds, "p20": seconds, "p80": seconds} for mode, seconds in (("per_step", 2.4), ("frozen", 2.0))}
-    return {"batch_rows": 8192, "precision": "bf16", "encoder": "tiny", "command": "c", "commit": "d", "date": "e", "steps": 3, "rounds": 9, "step_s": spread,
-            "per_step_to_frozen": {"median": 1.2, "p20": 1.19, "p80": 1.21}, "hardware": {"processor": "p", "cores": 2, "gpu": "g"},
-            "versions": {"torch": "2"}, "profiled_s": 2.5, "encoder_gflop": 125.0, "other_gflop": 600.0, "phases": phases, "launches": 1234.0,
-            "waits": 5.0}  # fmt: skip
+    spread = {
+        mode: {"median": seconds, "p20": seconds, "p80": seconds}
+        for mode, seconds in (("per_step", 2.4), ("frozen", 2.0))
+    }
+    return {
+        "batch_rows": 8192,
+        "precision": "bf16",
+        "encoder": "tiny",
+        "command": "c",
+        "commit": "d",
+        "date": "e",
+        "steps": 3,
+        "rounds": 9,
+        "step_s": spread,
+        "per_step_to_frozen": {"median": 1.2, "p20": 1.19, "p80": 1.21},
+        "hardware": {"processor": "p", "cores": 2, "gpu": "g"},
+        "versions": {"torch": "2"},
+        "profiled_s": 2.5,
+        "encoder_gflop": 125.0,
+        "other_gflop": 600.0,
+        "phases": phases,
+        "launches": 1234.0,
+        "waits": 5.0,
+    }
 
 
 def test_every_operation_is_of_one_kind(made: dict[str, Any]) -> None:
@@ -75,8 +126,14 @@ def test_every_operation_is_of_one_kind(made: dict[str, Any]) -> None:
 def test_the_text_and_the_picture_say_it(made: dict[str, Any], tmp_path: Path) -> None:
     text = as_markdown(made)
     assert "1.20 x the time of frozen (1.19 to 1.21, within rounds)" in text
-    assert "two passes take 400 ms: 250 ms are matrix products, at 500 GFLOP/s (all others run at 750), the rest are 65 other operations." in text
-    assert "A step asks for 1,234 launches and 5 waits of the host; the GPU works in 50% of it." in text
+    assert (
+        "two passes take 400 ms: 250 ms are matrix products, at 500 GFLOP/s (all others run at"
+        " 750), the rest are 65 other operations." in text
+    )
+    assert (
+        "A step asks for 1,234 launches and 5 waits of the host; the GPU works in 50% of it."
+        in text
+    )
     assert "| matrix products | 0 | 100 | 800 | 0 | 0 | 150 | 0 | 0 | 1,050 | 100 |" in text
     assert "| `copy_` | 110 | 55 |" in text
     assert "norms, softmax" not in text, "there were none"

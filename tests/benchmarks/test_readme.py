@@ -1,4 +1,6 @@
-"""The README holds what the results say, whatever has been measured; quick runs never come there, and never over what was published."""
+"""The README holds what the results say, whatever has been measured; quick runs never come there,
+and never over what was published.
+"""
 
 import json
 import subprocess
@@ -28,13 +30,31 @@ def written(folder: Path) -> str:
 
 
 def quality() -> dict[str, Any]:
-    scores = {"delta_EF_pct mae": [1.0, 1.2], "delta_EF_pct r2": [0.5, 0.7], "is_optimal auroc": [0.9, None], "seconds": [1.0, 2.0]}
-    oracle = {"delta_EF_pct mae": [0.9, 0.9], "delta_EF_pct r2": [0.9, 0.9], "is_optimal auroc": [0.99, 0.99]}
+    scores = {
+        "delta_EF_pct mae": [1.0, 1.2],
+        "delta_EF_pct r2": [0.5, 0.7],
+        "is_optimal auroc": [0.9, None],
+        "seconds": [1.0, 2.0],
+    }
+    oracle = {
+        "delta_EF_pct mae": [0.9, 0.9],
+        "delta_EF_pct r2": [0.9, 0.9],
+        "is_optimal auroc": [0.99, 0.99],
+    }
     better = {**scores, "delta_EF_pct mae": [0.95, 1.05], "delta_EF_pct r2": [0.6, 0.8]}
     models = {REFERENCE: scores, "boosting, strings one-hot": better, ORACLE: oracle}
     split = {"rows": [{"train": 7, "validation": 2, "test": 1}], "models": models}
-    return {"seeds": 2, "epochs": 1, "encoder": "tiny", "splits": {"patients left out": split}, "command": "c", "commit": "d", "date": "e",
-            "hardware": {"processor": "p", "cores": 2}, "versions": {"torch": "2"}}  # fmt: skip
+    return {
+        "seeds": 2,
+        "epochs": 1,
+        "encoder": "tiny",
+        "splits": {"patients left out": split},
+        "command": "c",
+        "commit": "d",
+        "date": "e",
+        "hardware": {"processor": "p", "cores": 2},
+        "versions": {"torch": "2"},
+    }
 
 
 def test_what_was_not_measured_is_said(folder: Path) -> None:
@@ -53,7 +73,8 @@ def test_numbers_come_from_the_json_and_writing_twice_changes_nothing(folder: Pa
     (folder / "quality_quick.json").write_text("{}")
     text = written(folder)
     assert "1.100 ± 0.141" in text
-    assert "| best model | boosting, strings one-hot |" in text  # the least error; the oracle is no model
+    # the least error; the oracle is no model
+    assert "| best model | boosting, strings one-hot |" in text
     assert "![Error" in text
     assert "Also measured: [kernels](benchmarks/results/kernels.md)." in text
     assert "quick" not in text
@@ -75,7 +96,11 @@ def test_every_published_result_can_be_shown() -> None:
     for file in RESULTS.glob("throughput_*.json"):
         if not file.stem.endswith("_quick"):
             found = json.loads(file.read_text())
-            line = next(line for line in text.splitlines() if line.startswith("| [") and f"/{file.stem}.md)" in line)
+            line = next(
+                line
+                for line in text.splitlines()
+                if line.startswith("| [") and f"/{file.stem}.md)" in line
+            )
             rate, padded, longest, frozen = line.strip("| ").split(" | ")[1:]
             speedup = found["speedup"]
             assert rate == number(found["modes"]["per_step"]["rows_per_s"])
@@ -91,10 +116,26 @@ def test_a_quick_run_writes_beside_the_published_result() -> None:
 
 
 def test_the_list_and_a_wrong_name(repository: Path) -> None:
-    listed = subprocess.run([sys.executable, "-m", "benchmarks"], cwd=repository, capture_output=True, text=True, timeout=120, check=True)
+    listed = subprocess.run(
+        [sys.executable, "-m", "benchmarks"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     for name in ("throughput", "sweeps", "peers", "scaling", "quality", "electrolyte", "readme"):
         assert f"  {name} " in listed.stdout
-    assert subprocess.run([sys.executable, "-m", "benchmarks", "speed"], cwd=repository, capture_output=True, timeout=120, check=False).returncode == 2
+    assert (
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks", "speed"],
+            cwd=repository,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        ).returncode
+        == 2
+    )
 
 
 def test_quality_says_differences_seed_by_seed(tmp_path: Path) -> None:
@@ -111,18 +152,40 @@ def test_every_kind_of_fusion_takes_part() -> None:
     made = variants()
     assert len(set(made.values())) == len(made) >= 4
     varied = {change.split("=")[0] for changes in made.values() for change in changes}
-    assert varied <= {"encoder.mode", "encoder.pooling", "model.fusion", "model.linear_skip", "model.feature_noise"}
+    assert varied <= {
+        "encoder.mode",
+        "encoder.pooling",
+        "model.fusion",
+        "model.linear_skip",
+        "model.feature_noise",
+    }
     assert any("modality" in name for name in made)
 
 
 def test_electrolyte_gives_mean_and_spread_over_seeds() -> None:
-    runs = [{"model": {"mae": 1.0, "rmse": 2.0, "r2": 0.5, "seconds": 3.0}}, {"model": {"mae": 3.0, "rmse": 2.0, "r2": 0.7, "seconds": 3.0}}]
+    runs = [
+        {"model": {"mae": 1.0, "rmse": 2.0, "r2": 0.5, "seconds": 3.0}},
+        {"model": {"mae": 3.0, "rmse": 2.0, "r2": 0.7, "seconds": 3.0}},
+    ]
     both, one = electrolyte._over_seeds(runs)["model"], electrolyte._over_seeds(runs[:1])["model"]
     assert (both["mae"], both["mae_sd"], both["rmse_sd"]) == (2.0, pytest.approx(2**0.5), 0.0)
     assert "mae_sd" not in one
     made = {"command": "c", "commit": "d", "date": "e"}
-    split = {"rows": {"train": 1, "validation": 1, "test": 1}, "distinct": {"polymer": 2}, "standin": True, "seeds": 2, "models": {"model": both}, **made}
-    found = {**quality(), "splits": {"whole polymers left out": {**split, "models": {"model": both, "other": one}}, "random rows": split}}
+    split = {
+        "rows": {"train": 1, "validation": 1, "test": 1},
+        "distinct": {"polymer": 2},
+        "standin": True,
+        "seeds": 2,
+        "models": {"model": both},
+        **made,
+    }
+    found = {
+        **quality(),
+        "splits": {
+            "whole polymers left out": {**split, "models": {"model": both, "other": one}},
+            "random rows": split,
+        },
+    }
     text = electrolyte.as_markdown(found)
     assert "| model | 2.000 ± 1.414 | 2.000 ± 0.000 | 0.600 ± 0.141 | 3 |" in text
     assert "`c` at d, e; 2 seed(s)." in text

@@ -19,18 +19,48 @@ from benchmarks.timing import PHASES
 def made_turns(mode: str, step: float, tokens: int) -> list[dict[str, Any]]:
     phases = {**dict.fromkeys(PHASES, 0.0), "encode": step}
     if MODES[mode].is_naive:
-        return [{"seconds": {str(rows): factor * step * rows / TINY.batch_rows for rows in TINY.naive_rows}, "phases": phases,
-                 "tokens": tokens * TINY.naive_rows[-1] // TINY.batch_rows} for factor in (1, 1.5)]  # fmt: skip
-    return [{"seconds": {str(TINY.batch_rows): factor * step}, "phases": phases, "tokens": tokens} for factor in (1, 1.5)]
+        return [
+            {
+                "seconds": {
+                    str(rows): factor * step * rows / TINY.batch_rows for rows in TINY.naive_rows
+                },
+                "phases": phases,
+                "tokens": tokens * TINY.naive_rows[-1] // TINY.batch_rows,
+            }
+            for factor in (1, 1.5)
+        ]
+    return [
+        {"seconds": {str(TINY.batch_rows): factor * step}, "phases": phases, "tokens": tokens}
+        for factor in (1, 1.5)
+    ]
 
 
 @pytest.fixture
 def made() -> dict[str, Any]:
     """Two rounds; in the second the whole machine is half as fast again."""
-    steps = {"naive_128": (100.0, 64 * 128), "naive_longest": (50.0, 64 * 64), "per_microbatch": (4.0, 512), "per_step": (2.0, 128), "frozen": (1.0, 0)}
-    found = {"batch_rows": TINY.batch_rows, "precision": "fp32", "encoder": "tiny", "command": "c", "commit": "d", "date": "e", "quick": True,
-             "gradient_error": {"per_step": 1e-7}, "hardware": {"processor": "p", "cores": 2, "gpu": None}, "versions": {"torch": "2"}}  # fmt: skip
-    found["modes"] = {mode: summary(mode, made_turns(mode, *numbers), 2**30, TINY) for mode, numbers in steps.items()}
+    steps = {
+        "naive_128": (100.0, 64 * 128),
+        "naive_longest": (50.0, 64 * 64),
+        "per_microbatch": (4.0, 512),
+        "per_step": (2.0, 128),
+        "frozen": (1.0, 0),
+    }
+    found = {
+        "batch_rows": TINY.batch_rows,
+        "precision": "fp32",
+        "encoder": "tiny",
+        "command": "c",
+        "commit": "d",
+        "date": "e",
+        "quick": True,
+        "gradient_error": {"per_step": 1e-7},
+        "hardware": {"processor": "p", "cores": 2, "gpu": None},
+        "versions": {"torch": "2"},
+    }
+    found["modes"] = {
+        mode: summary(mode, made_turns(mode, *numbers), 2**30, TINY)
+        for mode, numbers in steps.items()
+    }
     derive(found)
     return found
 
@@ -38,23 +68,33 @@ def made() -> dict[str, Any]:
 def test_the_bound_is_amdahls(made: dict[str, Any]) -> None:
     bound = made["bound"]["naive_128"]
     assert (bound["f"], bound["r"]) == (pytest.approx(0.99), pytest.approx(64))
-    assert bound["bound"] == pytest.approx(1 / (0.01 + 0.99 / 64))  # a saving of all other tokens cannot give more
+    # a saving of all other tokens cannot give more
+    assert bound["bound"] == pytest.approx(1 / (0.01 + 0.99 / 64))
     assert bound["share_reached"] == pytest.approx(50 / bound["bound"])
     assert amdahl(1.0, 7.0) == pytest.approx(7)
     assert amdahl(0.0, 7.0) == 1
 
 
 def test_ratios_are_taken_within_rounds(made: dict[str, Any]) -> None:
-    assert made["speedup_spread"]["per_step_vs_naive_128"] == {key: pytest.approx(50) for key in ("median", "p20", "p80")}
-    assert made["modes"]["naive_128"]["spread_s"]["p80"] > 1.2 * made["modes"]["naive_128"]["spread_s"]["p20"]
+    assert made["speedup_spread"]["per_step_vs_naive_128"] == {
+        key: pytest.approx(50) for key in ("median", "p20", "p80")
+    }
+    assert (
+        made["modes"]["naive_128"]["spread_s"]["p80"]
+        > 1.2 * made["modes"]["naive_128"]["spread_s"]["p20"]
+    )
 
 
 def test_the_contract_of_the_json_holds(made: dict[str, Any]) -> None:
     for mode in ("naive_128", "naive_longest", "per_microbatch", "per_step", "frozen"):
-        assert {"rows_per_s", "encoder_tokens_per_step", "peak_rss_bytes"} <= made["modes"][mode].keys()
+        assert {"rows_per_s", "encoder_tokens_per_step", "peak_rss_bytes"} <= made["modes"][
+            mode
+        ].keys()
     assert made["modes"]["naive_128"]["encoder_tokens_per_step"] == 64 * 128
     assert made["modes"]["naive_128"]["rows_per_s"] == pytest.approx(64 / 125)
-    assert {"per_step_vs_naive_128", "per_step_vs_naive_longest", "per_step_vs_frozen"} <= made["speedup"].keys()
+    assert {"per_step_vs_naive_128", "per_step_vs_naive_longest", "per_step_vs_frozen"} <= made[
+        "speedup"
+    ].keys()
     json.dumps(made, allow_nan=False)
 
 
@@ -77,11 +117,24 @@ def test_losses_that_differ_stop_the_comparison() -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict[str, Any]:
-    """What one process measured of a tiny step, in a process of its own, since it joins a process group."""
+    """What one process measured of a tiny step, in a process of its own, since it joins a process
+    group.
+    """
     worker = Path(__file__).with_name("tiny_steps.py")
-    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(repository),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "HF_HUB_OFFLINE": "1",
+    }
     done = subprocess.run(
-        [sys.executable, str(worker), str(tmp_path_factory.mktemp("setting"))], env=environment, capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, str(worker), str(tmp_path_factory.mktemp("setting"))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -90,22 +143,36 @@ def measured(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict
 @pytest.mark.slow
 def test_a_tiny_step_is_measured_as_it_is(measured: dict[str, Any]) -> None:
     assert all(error < 1e-5 for error in measured["gradient_error"].values())
-    assert set(measured["gradient_error"]) == {"naive_128", "naive_bucketed", "per_microbatch", "per_step", "prefix"}
+    assert set(measured["gradient_error"]) == {
+        "naive_128",
+        "naive_bucketed",
+        "per_microbatch",
+        "per_step",
+        "prefix",
+    }
     turns = measured["turns"]
     assert turns["naive_128"]["tokens"] == 128 * TINY.naive_rows[-1]
-    assert turns["per_step"]["tokens"] == turns["prefix"]["tokens"] < turns["per_microbatch"]["tokens"]
+    assert (
+        turns["per_step"]["tokens"] == turns["prefix"]["tokens"] < turns["per_microbatch"]["tokens"]
+    )
     assert turns["frozen"]["tokens"] == 0
     for mode, turn in turns.items():
         (seconds,) = list(turn["seconds"].values())[-1:]
         assert sum(turn["phases"].values()) == pytest.approx(seconds, rel=0.02), mode
-        assert (turn["phases"]["encode"] > 0) == (turn["phases"]["backward: encoder"] > 0) == (mode != "frozen"), mode
+        assert (
+            (turn["phases"]["encode"] > 0)
+            == (turn["phases"]["backward: encoder"] > 0)
+            == (mode != "frozen")
+        ), mode
 
 
 @pytest.mark.slow
 def test_a_tiny_step_is_profiled_whole(measured: dict[str, Any]) -> None:
     found = measured["profile"]
     phases = found["phases"]
-    assert sum(op["seconds"] for ops in phases.values() for op in ops.values()) == pytest.approx(found["profiled_s"], rel=0.1)
+    assert sum(op["seconds"] for ops in phases.values() for op in ops.values()) == pytest.approx(
+        found["profiled_s"], rel=0.1
+    )
     for phase in ("encode", "fusion forward", "backward: fusion", "backward: encoder"):
         assert profile.by_kind(phases, [phase])[profile.PRODUCTS]["calls"] > 4, phase
     assert phases["encode"][profile.RANDOM]["calls"] > 0

@@ -18,7 +18,9 @@ def test_all_modes_take_part_in_every_round_and_none_follows_itself() -> None:
     rounds = ["".join(order[start : start + 4]) for start in range(0, 160, 4)]
     assert all(sorted(each) == list("abcd") for each in rounds)
     assert all(before != after for before, after in pairwise(order))
-    assert found == {name: [place + 1 for place, ran in enumerate(order) if ran == name] for name in "abcd"}
+    assert found == {
+        name: [place + 1 for place, ran in enumerate(order) if ran == name] for name in "abcd"
+    }
     followed = Counter(pairwise(order))
     assert len(followed) == 12  # each follows each other one
     assert max(followed.values()) < 3 * min(followed.values())

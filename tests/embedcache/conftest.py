@@ -10,11 +10,26 @@ import polars as pl
 import pytest
 
 from embedcache.build import Existing, build_cache
-from embedcache.config import CacheConfig, DataConfig, EncoderConfig, SplitConfig, TargetColumn, parse_config
+from embedcache.config import (
+    CacheConfig,
+    DataConfig,
+    EncoderConfig,
+    SplitConfig,
+    TargetColumn,
+    parse_config,
+)
 from embedcache.report import BuildReport
 from embedcache.store import Cache, open_cache
 
-STRINGS = ["[*]CC[*]", "*CC*", "[*]CCO[*]", "[*]CC([*])C", "[*]CC([*])c1ccccc1", "[*]c1ccc([*])[nH]1"]  # the first two are one string
+# the first two are one string
+STRINGS = [
+    "[*]CC[*]",
+    "*CC*",
+    "[*]CCO[*]",
+    "[*]CC([*])C",
+    "[*]CC([*])c1ccccc1",
+    "[*]c1ccc([*])[nH]1",
+]
 
 DATA: dict[str, Any] = {
     "strings": [{"name": "polymer", "column": "smiles"}],
@@ -92,13 +107,20 @@ class Study:
     def arguments(self) -> tuple[Any, ...]:
         return (self.data, self.targets, self.split, self.encoder, self.cache)
 
-    def but(self, split: dict[str, Any] | None = None, encoder: dict[str, Any] | None = None, **data: Any) -> "Study":
+    def but(
+        self,
+        split: dict[str, Any] | None = None,
+        encoder: dict[str, Any] | None = None,
+        **data: Any,
+    ) -> "Study":
         """Return the study with other settings."""
         return replace(
             self,
             data=parse_config(DataConfig, {**self.data.model_dump(), **data}, "test"),
             split=parse_config(SplitConfig, {**self.split.model_dump(), **(split or {})}, "test"),
-            encoder=parse_config(EncoderConfig, {**self.encoder.model_dump(), **(encoder or {})}, "test"),
+            encoder=parse_config(
+                EncoderConfig, {**self.encoder.model_dump(), **(encoder or {})}, "test"
+            ),
         )
 
 
@@ -112,14 +134,24 @@ def frame_of() -> Callable[..., pl.DataFrame]:
 
 @pytest.fixture(scope="session")
 def make_study(tiny_encoder_folder: Path) -> StudyMaker:
-    def make(folder: Path, frame: pl.DataFrame | None = None, file: str = "table.parquet", targets: list[dict[str, Any]] | None = None, **data: Any) -> Study:
+    def make(
+        folder: Path,
+        frame: pl.DataFrame | None = None,
+        file: str = "table.parquet",
+        targets: list[dict[str, Any]] | None = None,
+        **data: Any,
+    ) -> Study:
         path = write_table(small_frame() if frame is None else frame, folder / file)
         return Study(
             data=parse_config(DataConfig, {"path": str(path), **DATA, **data}, "test"),
-            targets=tuple(parse_config(TargetColumn, target, "test") for target in targets or TARGETS),
+            targets=tuple(
+                parse_config(TargetColumn, target, "test") for target in targets or TARGETS
+            ),
             split=SPLIT,
             encoder=EncoderConfig(source=str(tiny_encoder_folder)),
-            cache=CacheConfig(path=str(folder / "cache.zarr"), rows_per_chunk=28, chunks_per_shard=4),
+            cache=CacheConfig(
+                path=str(folder / "cache.zarr"), rows_per_chunk=28, chunks_per_shard=4
+            ),
         )
 
     return make

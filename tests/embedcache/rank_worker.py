@@ -1,4 +1,6 @@
-"""Run by test_ranks.py (through runpy, which sets the upper-case names) in one process per rank: the build job, with a fault on some rank."""
+"""Run by test_ranks.py (through runpy, which sets the upper-case names) in one process per rank:
+the build job, with a fault on some rank.
+"""
 
 import errno
 import os
@@ -30,7 +32,13 @@ def main() -> None:
     sys.stdout = sys.stderr = stream
     torch.set_num_threads(1)
     if SIZE > 1:
-        os.environ |= {"RANK": str(RANK), "LOCAL_RANK": str(RANK), "WORLD_SIZE": str(SIZE), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(PORT)}
+        os.environ |= {
+            "RANK": str(RANK),
+            "LOCAL_RANK": str(RANK),
+            "WORLD_SIZE": str(SIZE),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(PORT),
+        }
     if FAULT is not None and FAULT[0] == RANK:
         _inject(*FAULT[1:])
     sys.argv = ["build_cache", *ARGUMENTS]
@@ -46,7 +54,11 @@ def _inject(batch: int, what: str) -> None:
         if calls[0] == batch:
             if what == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise OSError(errno.ENOSPC, "No space left on device") if what == "disk" else EncoderError("its weights are damaged")
+            raise (
+                OSError(errno.ENOSPC, "No space left on device")
+                if what == "disk"
+                else EncoderError("its weights are damaged")
+            )
         return plain(*arguments, **keywords)
 
     vectors.encode_all = failing

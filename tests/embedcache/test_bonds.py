@@ -1,4 +1,6 @@
-"""Rows, strings and vectors that do not belong together are refused, though every digest and checksum of the cache is right."""
+"""Rows, strings and vectors that do not belong together are refused, though every digest and
+checksum of the cache is right.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -20,7 +22,9 @@ Fault = Callable[[zarr.Group], None]
 
 @pytest.fixture(scope="module")
 def with_states(make_study: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    study = make_study(tmp_path_factory.mktemp("bonds")).but(encoder={"mode": "prefix", "lora": {"first_layer": 1}})
+    study = make_study(tmp_path_factory.mktemp("bonds")).but(
+        encoder={"mode": "prefix", "lora": {"first_layer": 1}}
+    )
     study.build()
     return Path(study.cache.path)
 
@@ -31,7 +35,10 @@ def resealed(cache: Path, copy: Path, fault: Fault) -> Path:
     attributes = manifest.read_root(copy)
     fault(zarr.open_group(copy, mode="r+"))
     (copy / manifest.ROOT).unlink()
-    manifest.seal(copy, {name: value for name, value in attributes.items() if name not in ("files", "complete")})
+    manifest.seal(
+        copy,
+        {name: value for name, value in attributes.items() if name not in ("files", "complete")},
+    )
     return copy
 
 
@@ -51,7 +58,9 @@ def permuted(*names: str) -> Fault:
 
 
 def all_strings_in_another_order(root: zarr.Group) -> None:
-    """As a writer that sorts in another way would leave them: each string is whole, every number means another."""
+    """As a writer that sorts in another way would leave them: each string is whole, every number
+    means another.
+    """
     group, order = root["strings/polymer"], [4, 2, 0, 1, 3]
     offsets = group["token_offsets"][:]
     parts = [slice(*offsets[s : s + 2]) for s in order]
@@ -87,21 +96,44 @@ def swapped_states(root: zarr.Group) -> None:
 
 
 FAULTS = {
-    "vectors permuted": (permuted("embeddings"), "tokens or vectors of 2 of 5 strings belong to other strings: 0 "),
-    "vectors permuted with their hashes": (permuted("embeddings", "vector_hash"), "tokens or vectors of 2 of 5 strings"),
+    "vectors permuted": (
+        permuted("embeddings"),
+        "tokens or vectors of 2 of 5 strings belong to other strings: 0 ",
+    ),
+    "vectors permuted with their hashes": (
+        permuted("embeddings", "vector_hash"),
+        "tokens or vectors of 2 of 5 strings",
+    ),
     "texts permuted": (permuted("text"), "text_hash of 2 of 5 strings"),
-    "texts permuted with their hashes": (permuted("text", "text_hash"), "tokens or vectors of 2 of 5 strings"),
-    "strings in another order": (all_strings_in_another_order, "rows name another string of 'polymer' than their own: rows 0, 1, 2, 3, 4, ..."),
-    "ids shifted by a row": (shifted_ids, "rows name another string of 'polymer' than their own: rows "),
-    "an id too large": (set_id(5), r"1 rows name no string of 'polymer', which has 5: rows 117 \(string 5\)"),
-    "an id that is a fill value": (set_id(-1), r"1 rows name no string of 'polymer', which has 5: rows 117 \(string -1\)"),
+    "texts permuted with their hashes": (
+        permuted("text", "text_hash"),
+        "tokens or vectors of 2 of 5 strings",
+    ),
+    "strings in another order": (
+        all_strings_in_another_order,
+        "rows name another string of 'polymer' than their own: rows 0, 1, 2, 3, 4, ...",
+    ),
+    "ids shifted by a row": (
+        shifted_ids,
+        "rows name another string of 'polymer' than their own: rows ",
+    ),
+    "an id too large": (
+        set_id(5),
+        r"1 rows name no string of 'polymer', which has 5: rows 117 \(string 5\)",
+    ),
+    "an id that is a fill value": (
+        set_id(-1),
+        r"1 rows name no string of 'polymer', which has 5: rows 117 \(string -1\)",
+    ),
     "tokens of a string reversed": (swapped_tokens, "tokens or vectors of 1 of 5 strings"),
     "states shifted by a token": (swapped_states, "prefix of 5 of 5 strings"),
 }
 
 
 @pytest.mark.parametrize(("fault", "message"), FAULTS.values(), ids=FAULTS)
-def test_what_does_not_belong_together_is_refused(with_states: Path, tmp_path: Path, fault: Fault, message: str) -> None:
+def test_what_does_not_belong_together_is_refused(
+    with_states: Path, tmp_path: Path, fault: Fault, message: str
+) -> None:
     cache = open_cache(resealed(with_states, tmp_path / "copy.zarr", fault))
     for read in (everything, Cache.verify):
         with pytest.raises(CorruptCacheError, match=message) as caught:
@@ -122,7 +154,12 @@ def test_rows_that_are_read_are_checked_and_no_others(with_states: Path, tmp_pat
         cache.rows(100, 130)
 
 
-def test_the_job_that_verifies_reads_all_rows(with_states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_that_verifies_reads_all_rows(
+    with_states: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     path = resealed(with_states, tmp_path / "copy.zarr", shifted_ids)
     monkeypatch.setattr("sys.argv", ["verify_cache", str(path)])
     monkeypatch.setattr("embedcache.store.ROWS_PER_CHECK", 100)
@@ -135,5 +172,11 @@ def test_the_job_that_verifies_reads_all_rows(with_states: Path, tmp_path: Path,
 def test_a_rows_hash_comes_from_its_text(with_states: Path) -> None:
     cache = open_cache(with_states)
     texts, rows = cache.strings("polymer").text, cache.rows()
-    assert rows.string_hash[:, 0].tolist() == text_hashes([texts[k] for k in rows.string_id[:, 0]]).tolist()
-    assert text_hashes(["abc"]).tolist() == [int.from_bytes(bytes.fromhex("ba7816bf8f01cfea"), "little", signed=True)]  # FIPS 180-2, B.1
+    assert (
+        rows.string_hash[:, 0].tolist()
+        == text_hashes([texts[k] for k in rows.string_id[:, 0]]).tolist()
+    )
+    # FIPS 180-2, B.1
+    assert text_hashes(["abc"]).tolist() == [
+        int.from_bytes(bytes.fromhex("ba7816bf8f01cfea"), "little", signed=True)
+    ]

@@ -1,4 +1,6 @@
-"""Encoding in two passes of bounded memory gives the vectors and gradients of one pass, with dropout too, for any number of strings."""
+"""Encoding in two passes of bounded memory gives the vectors and gradients of one pass, with
+dropout too, for any number of strings.
+"""
 
 import subprocess
 import sys
@@ -50,11 +52,14 @@ def backward(encoder: StringEncoder, vectors: torch.Tensor) -> list[torch.Tensor
 
 @settings(max_examples=12, deadline=None)
 @given(num_strings=st.integers(1, 60), max_tokens=st.integers(1, 400), seed=st.integers(0, 99))
-def test_both_passes_see_the_same_masks(encoder: StringEncoder, num_strings: int, max_tokens: int, seed: int) -> None:
+def test_both_passes_see_the_same_masks(
+    encoder: StringEncoder, num_strings: int, max_tokens: int, seed: int
+) -> None:
     tokens = random_strings(num_strings, seed=seed)
     batches = length_batches(tokens.lengths, max_tokens)
     torch.manual_seed(seed)
-    kept = torch.cat([encoder(tokens.take(ids)) for ids in batches])[torch.cat(batches).argsort()]  # the same batches, all activations kept
+    # the same batches, all activations kept
+    kept = torch.cat([encoder(tokens.take(ids)) for ids in batches])[torch.cat(batches).argsort()]
     wanted = backward(encoder, kept)
     torch.manual_seed(seed)
     bounded = encode_bounded(encoder, tokens, max_tokens)
@@ -70,21 +75,30 @@ def test_both_passes_see_the_same_masks(encoder: StringEncoder, num_strings: int
 
 @pytest.mark.parametrize("num_strings", [5, 500, 20_000])
 def test_exact_for_any_number_of_strings(tiny_encoder_folder: Path, num_strings: int) -> None:
-    encoder, tokens = adapted(tiny_encoder_folder, dropout=0.0), random_strings(num_strings, longest=40 if num_strings < 1_000 else 8)
+    encoder, tokens = (
+        adapted(tiny_encoder_folder, dropout=0.0),
+        random_strings(num_strings, longest=40 if num_strings < 1_000 else 8),
+    )
     string_id = torch.cat([torch.arange(num_strings), torch.arange(0, num_strings, 3)])
-    readout = torch.randn(len(string_id), encoder.width)  # smooth in E it would be almost orthogonal to what LayerNorm lets through
+    # smooth in E it would be almost orthogonal to what LayerNorm lets through
+    readout = torch.randn(len(string_id), encoder.width)
     parts = torch.arange(len(string_id)).tensor_split(-(-len(string_id) // 2_000))
     encoder.zero_grad()
     for part in parts:
-        (encoder(tokens.take(string_id[part])) * readout[part]).sum().backward()  # every row encoded
-    wanted = torch.cat([parameter.grad.flatten() for parameter in encoder.parameters() if parameter.requires_grad])
+        # every row encoded
+        (encoder(tokens.take(string_id[part])) * readout[part]).sum().backward()
+    wanted = torch.cat(
+        [parameter.grad.flatten() for parameter in encoder.parameters() if parameter.requires_grad]
+    )
     encoder.zero_grad()
     live = LiveEncoder(encoder, tokens, memory_bytes=8 << 20)
     calls = count_calls(encoder)
     with live.step(string_id):
         for part in parts:
             (live.vectors(string_id[part]) * readout[part]).sum().backward()
-    found = torch.cat([parameter.grad.flatten() for parameter in encoder.parameters() if parameter.requires_grad])
+    found = torch.cat(
+        [parameter.grad.flatten() for parameter in encoder.parameters() if parameter.requires_grad]
+    )
     assert (found - wanted).norm() <= 1e-5 * wanted.norm()
     num_batches = len(length_batches(tokens.lengths, live.budget.max_tokens))
     is_many = padded_tokens(tokens, live.budget.max_tokens) > live.budget.max_tokens
@@ -94,7 +108,8 @@ def test_exact_for_any_number_of_strings(tiny_encoder_folder: Path, num_strings:
 
 def count_calls(encoder: StringEncoder) -> list[int]:
     calls: list[int] = []
-    encoder.register_forward_pre_hook(lambda *_: calls.append(1))  # a forward that is replayed stops when all it is asked for is there
+    # a forward that is replayed stops when all it is asked for is there
+    encoder.register_forward_pre_hook(lambda *_: calls.append(1))
     return calls
 
 
@@ -105,8 +120,13 @@ def test_the_budget_is_measured_and_leaves_no_trace(encoder: StringEncoder) -> N
     drawn = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(1))
-    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in encoder.parameters())
-    assert measure_budget(encoder, tokens, 20 << 20).max_tokens == pytest.approx(2 * first.max_tokens, abs=1)
+    assert all(
+        parameter.grad is None or parameter.grad.isfinite().all()
+        for parameter in encoder.parameters()
+    )
+    assert measure_budget(encoder, tokens, 20 << 20).max_tokens == pytest.approx(
+        2 * first.max_tokens, abs=1
+    )
     # At least the inputs and outputs of two layers' products are kept, in fp32.
     assert first.bytes_per_token > 2 * 6 * encoder.width * 4
 
@@ -129,10 +149,18 @@ MEMORY = """
 
 @pytest.mark.slow
 def test_memory_is_bounded(tiny_encoder_folder: Path) -> None:
-    script = textwrap.dedent(MEMORY).format(tests=str(Path(__file__).parent), folder=str(tiny_encoder_folder))
+    script = textwrap.dedent(MEMORY).format(
+        tests=str(Path(__file__).parent), folder=str(tiny_encoder_folder)
+    )
 
     def growth(max_tokens: int) -> int:
-        done = subprocess.run([sys.executable, "-c", script, str(max_tokens)], capture_output=True, text=True, timeout=300, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(max_tokens)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        )
         return int(done.stdout.split()[-1])
 
     assert 0 < growth(4_000) < 0.35 * growth(10**9)

@@ -1,4 +1,6 @@
-"""Dropout by bits has dropout's distribution, its expectation, and a gradient through the very mask of the forward pass."""
+"""Dropout by bits has dropout's distribution, its expectation, and a gradient through the very mask
+of the forward pass.
+"""
 
 import pytest
 import torch
@@ -10,18 +12,27 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(0,), (1,), (7, 3), (257, 1023), (4, 5, 6)])
-def test_elements_are_zeroed_or_scaled_and_the_gradient_uses_the_same_mask(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_elements_are_zeroed_or_scaled_and_the_gradient_uses_the_same_mask(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
     x = (torch.rand(shape) + 1).to(dtype).requires_grad_()
     y = dropout(x, 0.1, training=True)
     kept = y != 0
-    torch.testing.assert_close(y[kept], (x / 0.9).to(dtype)[kept], rtol=1e-2 if dtype != torch.float32 else 1e-6, atol=0)
+    torch.testing.assert_close(
+        y[kept], (x / 0.9).to(dtype)[kept], rtol=1e-2 if dtype != torch.float32 else 1e-6, atol=0
+    )
     y.backward(torch.ones_like(y))
-    torch.testing.assert_close(x.grad, torch.where(kept, torch.tensor(1 / 0.9), torch.tensor(0.0)).to(dtype))
+    torch.testing.assert_close(
+        x.grad, torch.where(kept, torch.tensor(1 / 0.9), torch.tensor(0.0)).to(dtype)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_dropped_is_zero_whatever_it_was(dtype: torch.dtype) -> None:
-    x = torch.tensor([torch.nan, torch.inf, -torch.inf, -1.0, torch.nan, torch.inf, -torch.inf, -0.0], dtype=dtype)
+    x = torch.tensor(
+        [torch.nan, torch.inf, -torch.inf, -1.0, torch.nan, torch.inf, -torch.inf, -0.0],
+        dtype=dtype,
+    )
     keep = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1], dtype=torch.int16)
     y = masked(x, keep)
     assert torch.equal(y[:4], torch.zeros(4, dtype=dtype))
@@ -35,7 +46,8 @@ def test_the_rate_is_p_everywhere(p: float) -> None:
     dropped = keep_mask(torch.Size((2000, 512)), p) == 0
     error = (p * (1 - p) / dropped.numel()) ** 0.5
     assert abs(dropped.float().mean() - p) < 4 * error
-    by_place = dropped.float().mean(0)  # every place of a word's four numbers is as likely as any other
+    # every place of a word's four numbers is as likely as any other
+    by_place = dropped.float().mean(0)
     assert (by_place - p).abs().max() < 5 * (p * (1 - p) / 2000) ** 0.5
     neighbours = (dropped[:, 1:] & dropped[:, :-1]).float().mean()
     assert abs(neighbours - p * p) < 5 * (p * p / dropped.numel()) ** 0.5

@@ -1,4 +1,6 @@
-"""Identity: it changes with everything that the cache's content depends on, says what changed, and with nothing else."""
+"""Identity: it changes with everything that the cache's content depends on, says what changed, and
+with nothing else.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +26,16 @@ def study(make_study: Callable, tmp_path: Path) -> Any:
 CHANGES = [
     ({"split": {"seed": 1}}, ["split.seed: 0 -> 1"]),
     ({"encoder": {"pooling": "cls"}}, ["encoder.pooling: mean -> cls"]),
-    ({"numeric": [{"column": "x", "unit": "cm"}, {"column": "y"}]}, ["data.numeric: x, y, t, flag, same -> x, y", "data.numeric[x].unit: mm -> cm"]),
+    (
+        {"numeric": [{"column": "x", "unit": "cm"}, {"column": "y"}]},
+        ["data.numeric: x, y, t, flag, same -> x, y", "data.numeric[x].unit: mm -> cm"],
+    ),
     ({"report_by": ["site"]}, ['data.report_by: ["real", "site"] -> ["site"]']),
     ({"group": "site"}, ["data.group: patient -> site"]),
-    ({"row_weight": None}, ["data.row_weight: (none) -> null", "data.row_weight.weight: 5.0 -> (none)"]),
+    (
+        {"row_weight": None},
+        ["data.row_weight: (none) -> null", "data.row_weight.weight: 5.0 -> (none)"],
+    ),
 ]
 
 
@@ -43,7 +51,9 @@ def test_a_change_is_named(study: Any, change: dict[str, Any], lines: list[str])
 
 def test_an_item_that_one_side_lacks_is_one_line_not_one_per_field(study: Any) -> None:
     fewer = study.but(numeric=[column.model_dump() for column in study.data.numeric[:-1]])
-    assert identity_of(study).difference(identity_of(fewer)) == ["data.numeric: x, y, t, flag, same -> x, y, t, flag"]
+    assert identity_of(study).difference(identity_of(fewer)) == [
+        "data.numeric: x, y, t, flag, same -> x, y, t, flag"
+    ]
 
 
 def test_nothing_differs_from_itself(study: Any) -> None:
@@ -62,7 +72,9 @@ def test_an_edited_table_is_another_and_a_moved_one_is_not(study: Any, tmp_path:
     assert line.count("..") == 2
 
 
-def test_another_encoder_is_another_whatever_its_folder_is_called(study: Any, tmp_path: Path) -> None:
+def test_another_encoder_is_another_whatever_its_folder_is_called(
+    study: Any, tmp_path: Path
+) -> None:
     folder, copy = tmp_path / "other", tmp_path / "copy"
     write_standin(folder, "tiny", seed=1)
     write_standin(copy, "tiny", seed=0)
@@ -77,13 +89,29 @@ def test_how_a_run_trains_is_no_part_of_it(study: Any, change: dict[str, Any]) -
     changed = study.but(encoder=change)
     assert identity_of(changed) == identity_of(study)
     assert encoding_key(changed.encoder) == encoding_key(study.encoder)
-    assert encoding_key(study.but(encoder={"pooling": "cls"}).encoder) != encoding_key(study.encoder)
+    assert encoding_key(study.but(encoder={"pooling": "cls"}).encoder) != encoding_key(
+        study.encoder
+    )
 
 
 def test_a_columns_own_encoder_is_named_with_the_column(study: Any) -> None:
-    own = study.but(strings=[{"name": "polymer", "column": "smiles", "encoder": {"source": study.encoder.source, "pooling": "cls"}}])
-    other = study.but(strings=[{"name": "polymer", "column": "smiles", "encoder": {"source": study.encoder.source}}])
-    assert identity_of(own).difference(identity_of(other)) == ["data.strings[polymer].encoder.pooling: cls -> mean"]
+    own = study.but(
+        strings=[
+            {
+                "name": "polymer",
+                "column": "smiles",
+                "encoder": {"source": study.encoder.source, "pooling": "cls"},
+            }
+        ]
+    )
+    other = study.but(
+        strings=[
+            {"name": "polymer", "column": "smiles", "encoder": {"source": study.encoder.source}}
+        ]
+    )
+    assert identity_of(own).difference(identity_of(other)) == [
+        "data.strings[polymer].encoder.pooling: cls -> mean"
+    ]
 
 
 def test_json_round_trip(study: Any) -> None:
@@ -106,4 +134,8 @@ def test_a_table_that_is_there_is_hashed_whatever_is_known(study: Any) -> None:
 
 def test_a_file_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
-    assert file_digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    # FIPS 180-2, B.1
+    assert (
+        file_digest(tmp_path / "a")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )

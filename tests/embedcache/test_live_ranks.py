@@ -1,4 +1,6 @@
-"""Plain loops on several ranks: whoever encodes a string, and whichever rank has its rows, the weights move as on one rank."""
+"""Plain loops on several ranks: whoever encodes a string, and whichever rank has its rows, the
+weights move as on one rank.
+"""
 
 import json
 import os
@@ -18,15 +20,29 @@ WORKER = Path(__file__).with_name("live_worker.py")
 sys.path.insert(0, str(WORKER.parent))
 from live_worker import train  # noqa: E402
 
-# Fewer strings than ranks; strings that one rank alone has; a number of strings that no number of ranks divides; all of them.
-STEPS = [[0, 1, 0, 1, 1, 0, 0], [4, 2, 2, 2, 2, 2, 4], [0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 0], [3, 3, 3, 3, 3, 3, 3]]
+# Fewer strings than ranks; strings that one rank alone has; a number of strings that no number of
+# ranks divides; all of them.
+STEPS = [
+    [0, 1, 0, 1, 1, 0, 0],
+    [4, 2, 2, 2, 2, 2, 4],
+    [0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 0],
+    [3, 3, 3, 3, 3, 3, 3],
+]
 
 
-def run_ranks(folder: Path, output: Path, num_ranks: int, cases: list[tuple[str, list[list[int]], str, float]]) -> dict[str, dict[str, torch.Tensor]]:
+def run_ranks(
+    folder: Path, output: Path, num_ranks: int, cases: list[tuple[str, list[list[int]], str, float]]
+) -> dict[str, dict[str, torch.Tensor]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    common = {**os.environ, "WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    common = {
+        **os.environ,
+        "WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(folder), str(output), json.dumps(cases)],
@@ -44,9 +60,16 @@ def run_ranks(folder: Path, output: Path, num_ranks: int, cases: list[tuple[str,
 
 @pytest.mark.dist
 @pytest.mark.parametrize("num_ranks", [2, 3])
-def test_weights_move_as_on_one_rank(num_ranks: int, tiny_encoder_folder: Path, tmp_path: Path) -> None:
+def test_weights_move_as_on_one_rank(
+    num_ranks: int, tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
     cases = [(sharding, STEPS, sharding, 0.0) for sharding in ("replicate", "shard")]
-    results = run_ranks(tiny_encoder_folder, tmp_path / "weights.pt", num_ranks, [*cases, ("masks", STEPS, "shard", 0.5)])
+    results = run_ranks(
+        tiny_encoder_folder,
+        tmp_path / "weights.pt",
+        num_ranks,
+        [*cases, ("masks", STEPS, "shard", 0.5)],
+    )
     wanted = train(str(tiny_encoder_folder), STEPS, "replicate", 0.0)
     start = train(str(tiny_encoder_folder), [], "replicate", 0.0)
     for sharding in ("replicate", "shard"):
@@ -54,7 +77,8 @@ def test_weights_move_as_on_one_rank(num_ranks: int, tiny_encoder_folder: Path, 
             moved = (value - start[name]).norm()
             assert moved > 0
             assert (results[sharding][name] - value).norm() <= 1e-4 * moved, f"{sharding} {name}"
-    assert not torch.equal(results["masks"]["0.weight"], results["shard"]["0.weight"])  # with dropout the ranks still agree, and it is on
+    # with dropout the ranks still agree, and it is on
+    assert not torch.equal(results["masks"]["0.weight"], results["shard"]["0.weight"])
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,4 +1,6 @@
-"""Without padding, and with a last layer for [CLS] alone, the encoder is the plain Hugging Face model: exact in float64, as autocast rounds in bf16."""
+"""Without padding, and with a last layer for [CLS] alone, the encoder is the plain Hugging Face
+model: exact in float64, as autocast rounds in bf16.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,39 +23,65 @@ from embedcache.tokens import TokenTable
 
 def table(lengths: list[int]) -> TokenTable:
     generator = torch.Generator().manual_seed(1)
-    return TokenTable(torch.randint(5, 260, (sum(lengths),), generator=generator), torch.tensor([0, *lengths]).cumsum(0))
+    return TokenTable(
+        torch.randint(5, 260, (sum(lengths),), generator=generator),
+        torch.tensor([0, *lengths]).cumsum(0),
+    )
 
 
 @pytest.fixture(scope="module")
 def encoder(tiny_encoder_folder: Path) -> StringEncoder:
     made = load_encoder(EncoderConfig(source=str(tiny_encoder_folder)))
     torch.manual_seed(0)
-    add_lora(made, LoraConfig(r=4, dropout=0.0, target_modules=("query_proj", "key_proj", "value_proj", "dense")))
+    add_lora(
+        made,
+        LoraConfig(
+            r=4, dropout=0.0, target_modules=("query_proj", "key_proj", "value_proj", "dense")
+        ),
+    )
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if "embeddings" not in name:
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)  # biases of the stand-in are zero
+                # biases of the stand-in are zero
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return made.train()
 
 
-def outcome(encoder: StringEncoder, tokens: TokenTable, pad_to: int | None) -> dict[str, torch.Tensor]:
-    """Return vectors and all gradients of a linear readout, whose own gradient does not depend on the vectors."""
+def outcome(
+    encoder: StringEncoder, tokens: TokenTable, pad_to: int | None
+) -> dict[str, torch.Tensor]:
+    """Return vectors and all gradients of a linear readout, whose own gradient does not depend on
+    the vectors.
+    """
     encoder.zero_grad()
     vectors = encoder(tokens, pad_to)
     (vectors * torch.linspace(-1, 1, vectors.numel()).view_as(vectors)).sum().backward()
-    return {"vectors": vectors.detach(), **{name: parameter.grad.clone() for name, parameter in encoder.named_parameters() if parameter.requires_grad}}
+    return {
+        "vectors": vectors.detach(),
+        **{
+            name: parameter.grad.clone()
+            for name, parameter in encoder.named_parameters()
+            if parameter.requires_grad
+        },
+    }
 
 
 @settings(max_examples=25, deadline=None)
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9), pooling=st.sampled_from(["mean", "cls"]))
-def test_float64_vectors_and_gradients_are_those_of_the_plain_model(encoder: StringEncoder, lengths: list[int], pooling: str) -> None:
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9),
+    pooling=st.sampled_from(["mean", "cls"]),
+)
+def test_float64_vectors_and_gradients_are_those_of_the_plain_model(
+    encoder: StringEncoder, lengths: list[int], pooling: str
+) -> None:
     assert is_packable(base_of(encoder.model))
     encoder.pooling = pooling
     encoder.double()
     tokens = table(lengths)
     wanted, found = outcome(encoder, tokens, max(lengths) + 3), outcome(encoder, tokens, None)
     encoder.float()
-    torch.testing.assert_close(found.pop("vectors"), wanted.pop("vectors"), rtol=1e-6, atol=1e-7)  # vectors are handed on in fp32
+    # vectors are handed on in fp32
+    torch.testing.assert_close(found.pop("vectors"), wanted.pop("vectors"), rtol=1e-6, atol=1e-7)
     largest = max(gradient.abs().max() for gradient in wanted.values())
     assert largest > 0
     for name, gradient in wanted.items():
@@ -61,8 +89,14 @@ def test_float64_vectors_and_gradients_are_those_of_the_plain_model(encoder: Str
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_fp32_and_bf16_round_no_worse_than_the_plain_model(tiny_encoder_folder: Path, pooling: str) -> None:
-    squares = {(autocast, pad_to): torch.zeros(2, dtype=torch.float64) for autocast in (False, True) for pad_to in (None, 30)}
+def test_fp32_and_bf16_round_no_worse_than_the_plain_model(
+    tiny_encoder_folder: Path, pooling: str
+) -> None:
+    squares = {
+        (autocast, pad_to): torch.zeros(2, dtype=torch.float64)
+        for autocast in (False, True)
+        for pad_to in (None, 30)
+    }
     for seed in range(6):  # one draw's rounding errors differ by a factor either way
         encoder = load_encoder(EncoderConfig(source=str(tiny_encoder_folder), pooling=pooling))
         torch.manual_seed(seed)
@@ -75,10 +109,14 @@ def test_fp32_and_bf16_round_no_worse_than_the_plain_model(tiny_encoder_folder: 
         for (autocast, pad_to), square in squares.items():
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
                 found = outcome(encoder.float(), tokens, pad_to)
-            errors = {name: float((found[name] - exact[name]).double().norm() / exact[name].norm()) ** 2 for name in exact}
+            errors = {
+                name: float((found[name] - exact[name]).double().norm() / exact[name].norm()) ** 2
+                for name in exact
+            }
             square += torch.tensor([errors.pop("vectors"), sum(errors.values()) / len(errors)])
     for autocast in (False, True):
-        assert (squares[autocast, None] <= 4 * squares[autocast, 30]).all(), squares  # twice the error of the plain model
+        # twice the error of the plain model
+        assert (squares[autocast, None] <= 4 * squares[autocast, 30]).all(), squares
         assert squares[autocast, 30].max() < (0.1 if autocast else 1e-8)
 
 
@@ -87,25 +125,41 @@ def test_the_last_layer_is_run_for_cls_alone(encoder: StringEncoder) -> None:
     layers = base_of(encoder.model).encoder.layer
     for pooling, seen in rows.items():
         encoder.pooling = pooling
-        hooks = [layer.output.LayerNorm.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(len(inputs[0]))) for layer in layers]
+        hooks = [
+            layer.output.LayerNorm.register_forward_hook(
+                lambda _, inputs, __, seen=seen: seen.append(len(inputs[0]))
+            )
+            for layer in layers
+        ]
         encoder(table([4, 9, 9, 13]))
         for hook in hooks:
             hook.remove()
     assert rows == {"mean": [35, 35], "cls": [35, 4]}
 
 
-def test_cast_weights_are_what_autocast_gives_bit_for_bit_and_follow_the_originals(encoder: StringEncoder) -> None:
+def test_cast_weights_are_what_autocast_gives_bit_for_bit_and_follow_the_originals(
+    encoder: StringEncoder,
+) -> None:
     casts, x = CastWeights(), torch.randn(50, encoder.width)
     base = load_encoder_layers(encoder)
-    names, size = [name for name, _ in encoder.named_parameters()], sum(p.numel() for p in encoder.parameters())
+    names, size = (
+        [name for name, _ in encoder.named_parameters()],
+        sum(p.numel() for p in encoder.parameters()),
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for _ in range(2):
-            assert torch.equal(project(casts, x, base), torch.cat([linear(x) for linear in base], dim=1))
+            assert torch.equal(
+                project(casts, x, base), torch.cat([linear(x) for linear in base], dim=1)
+            )
         copies = casts.num_bytes
-        assert copies == 2 * sum(parameter.numel() for linear in base for parameter in linear.parameters())
+        assert copies == 2 * sum(
+            parameter.numel() for linear in base for parameter in linear.parameters()
+        )
         with torch.no_grad():
             base[1].weight.mul_(2)
-        assert torch.equal(project(casts, x, base), torch.cat([linear(x) for linear in base], dim=1))
+        assert torch.equal(
+            project(casts, x, base), torch.cat([linear(x) for linear in base], dim=1)
+        )
         with torch.no_grad():
             base[1].weight.div_(2)
     assert casts.num_bytes == copies
@@ -119,10 +173,15 @@ def test_cast_weights_are_what_autocast_gives_bit_for_bit_and_follow_the_origina
 
 def load_encoder_layers(encoder: StringEncoder) -> list[torch.nn.Linear]:
     attention = base_of(encoder.model).encoder.layer[0].attention.self
-    return [projection.base_layer for projection in (attention.query_proj, attention.key_proj, attention.value_proj)]
+    return [
+        projection.base_layer
+        for projection in (attention.query_proj, attention.key_proj, attention.value_proj)
+    ]
 
 
-def test_each_projection_has_a_mask_of_its_own_and_the_gradient_goes_through_it(tiny_encoder_folder: Path) -> None:
+def test_each_projection_has_a_mask_of_its_own_and_the_gradient_goes_through_it(
+    tiny_encoder_folder: Path,
+) -> None:
     encoder = load_encoder(EncoderConfig(source=str(tiny_encoder_folder)))
     torch.manual_seed(0)
     add_lora(encoder, LoraConfig(r=encoder.width, alpha=encoder.width, dropout=0.25))
@@ -130,7 +189,8 @@ def test_each_projection_has_a_mask_of_its_own_and_the_gradient_goes_through_it(
     attention = base_of(encoder.model).encoder.layer[0].attention.self
     modules = [attention.query_proj, attention.key_proj, attention.value_proj]
     with torch.no_grad():
-        for module in modules:  # A and B the identity, the projection itself zero: what comes out is the dropped input
+        # A and B the identity, the projection itself zero: what comes out is the dropped input
+        for module in modules:
             module.base_layer.weight.zero_()
             module.lora_A["default"].weight.copy_(torch.eye(encoder.width))
             module.lora_B["default"].weight.copy_(torch.eye(encoder.width))
@@ -168,13 +228,19 @@ def test_attention_has_the_gradient_of_its_own_differences(one_query: bool) -> N
     if query is None:
         assert torch.autograd.gradcheck(lambda both: attend(None, both, layout, 3), (stacked,))
     else:
-        assert torch.autograd.gradcheck(lambda one, both: attend(one, both, layout, 3), (query, stacked))
+        assert torch.autograd.gradcheck(
+            lambda one, both: attend(one, both, layout, 3), (query, stacked)
+        )
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("with_states", [False, True])
-def test_a_step_never_waits_for_the_device(tiny_encoder_folder: Path, pooling: str, with_states: bool) -> None:
-    """On the meta device every copy to the host raises, so what runs there asks a GPU for nothing."""
+def test_a_step_never_waits_for_the_device(
+    tiny_encoder_folder: Path, pooling: str, with_states: bool
+) -> None:
+    """On the meta device every copy to the host raises, so what runs there asks a GPU for
+    nothing.
+    """
     encoder = load_encoder(EncoderConfig(source=str(tiny_encoder_folder), pooling=pooling))
     add_lora(encoder, LoraConfig(r=4, dropout=0.1, first_layer=int(with_states)))
     tokens = table([4, 9, 30, 9])
@@ -192,6 +258,10 @@ class _NoSync(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         on_device = any(isinstance(arg, torch.Tensor) and arg.is_meta for arg in args)
-        waits = func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default)
+        waits = func in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+            torch.ops.aten.equal.default,
+        )
         assert not (on_device and waits), f"{func} waits for the device"
         return func(*args, **(kwargs or {}))

@@ -1,4 +1,6 @@
-"""Cached hidden states: the same vectors and gradients as running the whole encoder, stored once, refused where they are not there."""
+"""Cached hidden states: the same vectors and gradients as running the whole encoder, stored once,
+refused where they are not there.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +17,14 @@ from embedcache.errors import ConfigError, EncoderError
 from embedcache.lora import add_lora
 from embedcache.tokens import TokenTable, load_tokenizer, tokenize
 
-STRINGS = ["[*]CC[*]", "[*]NCC(=O)N1CCCC1C(=O)[*]", "[*]CCO[*]", "[*]CC([*])C(=O)OCC[N+](C)(C)C", "[*]c1ccc([*])[nH]1", "[*]CC([*])C"]
+STRINGS = [
+    "[*]CC[*]",
+    "[*]NCC(=O)N1CCCC1C(=O)[*]",
+    "[*]CCO[*]",
+    "[*]CC([*])C(=O)OCC[N+](C)(C)C",
+    "[*]c1ccc([*])[nH]1",
+    "[*]CC([*])C",
+]
 
 
 @pytest.fixture
@@ -33,12 +42,16 @@ def encoder(tiny_encoder_folder: Path) -> StringEncoder:
 
 @pytest.fixture
 def tokens(tiny_encoder_folder: Path) -> TokenTable:
-    return tokenize(load_tokenizer(EncoderConfig(source=str(tiny_encoder_folder))), STRINGS, 512).tokens
+    return tokenize(
+        load_tokenizer(EncoderConfig(source=str(tiny_encoder_folder))), STRINGS, 512
+    ).tokens
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("training", [False, True])
-def test_states_give_the_vectors_and_gradients_of_the_whole_encoder(encoder: StringEncoder, tokens: TokenTable, pooling: str, training: bool) -> None:
+def test_states_give_the_vectors_and_gradients_of_the_whole_encoder(
+    encoder: StringEncoder, tokens: TokenTable, pooling: str, training: bool
+) -> None:
     encoder.pooling = pooling
     cached = replace(tokens, states=encoder.states(tokens, 1))
     encoder.train(training)
@@ -48,12 +61,16 @@ def test_states_give_the_vectors_and_gradients_of_the_whole_encoder(encoder: Str
         torch.manual_seed(5)  # the same dropout masks
         vectors = encoder(table.take(torch.tensor([4, 0, 3, 3])))
         (vectors**2).sum().backward()
-        gradients.append([vectors.detach(), *(p.grad for p in encoder.parameters() if p.requires_grad)])
+        gradients.append(
+            [vectors.detach(), *(p.grad for p in encoder.parameters() if p.requires_grad)]
+        )
     for whole, top in zip(*gradients, strict=True):
         torch.testing.assert_close(top, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_only_layers_from_the_first_adapted_one_on_are_run_and_trained(encoder: StringEncoder, tokens: TokenTable) -> None:
+def test_only_layers_from_the_first_adapted_one_on_are_run_and_trained(
+    encoder: StringEncoder, tokens: TokenTable
+) -> None:
     trained = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
     assert trained
     assert all(".layer.1." in name for name in trained)
@@ -80,7 +97,9 @@ def test_impossible_layers_are_refused(tiny_encoder_folder: Path) -> None:
         parse_config(EncoderConfig, {"mode": "prefix"}, "test")
 
 
-def test_a_build_stores_states_once_and_other_modes_share_the_cache(make_study: Callable, tmp_path: Path) -> None:
+def test_a_build_stores_states_once_and_other_modes_share_the_cache(
+    make_study: Callable, tmp_path: Path
+) -> None:
     plain: Any = make_study(tmp_path)
     assert plain.build().status == "built"
     prefix = plain.but(encoder={"mode": "prefix", "lora": {"first_layer": 1}})
@@ -95,5 +114,8 @@ def test_a_build_stores_states_once_and_other_modes_share_the_cache(make_study: 
     encoder = load_encoder(prefix.encoder)
     add_lora(encoder, LoraConfig(first_layer=1))
     with torch.no_grad():
-        torch.testing.assert_close(encoder.eval()(table.tokens), table.embeddings, rtol=1e-5, atol=1e-6)  # fresh LoRA changes nothing
+        # fresh LoRA changes nothing
+        torch.testing.assert_close(
+            encoder.eval()(table.tokens), table.embeddings, rtol=1e-5, atol=1e-6
+        )
     cache.verify()

@@ -29,12 +29,19 @@ PARTS = [
     "C1CCC(CC1)",
     "C[N+](C)(C)C",
 ]
-repeat_units = st.lists(st.sampled_from(PARTS), min_size=1, max_size=7).map(lambda parts: f"[*]{''.join(parts)}[*]")
+repeat_units = st.lists(st.sampled_from(PARTS), min_size=1, max_size=7).map(
+    lambda parts: f"[*]{''.join(parts)}[*]"
+)
 
 
 @pytest.mark.parametrize(
     ("text", "prepared"),
-    [("*CC*", "[*]CC[*]"), (" [*]CCO[*] ", "[*]CCO[*]"), ("[*]C([*])C", "[*]C([*])C"), ("[*:1]CC[*:2]", "[*:1]CC[*:2]")],
+    [
+        ("*CC*", "[*]CC[*]"),
+        (" [*]CCO[*] ", "[*]CCO[*]"),
+        ("[*]C([*])C", "[*]C([*])C"),
+        ("[*:1]CC[*:2]", "[*:1]CC[*:2]"),
+    ],
 )
 def test_stars_are_bracketed_and_the_rest_is_kept(text: str, prepared: str) -> None:
     assert prepare_string(text, PSMILES) == prepared
@@ -88,7 +95,15 @@ def test_any_order_of_the_atoms_merges_into_one_string(text: str, data: st.DataO
     order = data.draw(st.permutations(range(molecule.GetNumAtoms())))
     renumbered = Chem.MolToSmiles(Chem.RenumberAtoms(molecule, order), canonical=False)
     randomised = Chem.MolToSmiles(molecule, doRandom=True)
-    assert len({prepare_string(spelling, CANONICAL) for spelling in (text, renumbered, randomised, randomised.replace("[*]", "*"))}) == 1
+    assert (
+        len(
+            {
+                prepare_string(spelling, CANONICAL)
+                for spelling in (text, renumbered, randomised, randomised.replace("[*]", "*"))
+            }
+        )
+        == 1
+    )
 
 
 @given(repeat_units)
@@ -98,7 +113,15 @@ def test_without_it_strings_are_kept_as_they_are_written(text: str) -> None:
 
 
 def test_different_repeat_units_stay_apart() -> None:
-    texts = ["[*]CC[*]", "[*]CCO[*]", "[*]CC([*])C", "[*]C/C=C/C[*]", "[*]C/C=C\\C[*]", "[*][C@H](C)O[*]", "[*][C@@H](C)O[*]"]
+    texts = [
+        "[*]CC[*]",
+        "[*]CCO[*]",
+        "[*]CC([*])C",
+        "[*]C/C=C/C[*]",
+        "[*]C/C=C\\C[*]",
+        "[*][C@H](C)O[*]",
+        "[*][C@@H](C)O[*]",
+    ]
     assert len({prepare_string(text, CANONICAL) for text in texts}) == len(texts)
 
 
@@ -109,9 +132,19 @@ def test_other_kinds() -> None:
         prepare_string("not a molecule", smiles)
     with pytest.raises(ValueError, match="not valid SMILES"):
         prepare_string("C1CC", smiles)
-    assert prepare_string("OCC", smiles.model_copy(update={"canonicalize": True})) == prepare_string("C(O)C", CANONICAL.model_copy(update={"kind": "smiles"}))
-    assert prepare_string(" any * text ", StringColumn(name="t", column="c", kind="text", canonicalize=True)) == " any * text "
-    assert prepare_string("any * text", StringColumn(name="t", column="c", kind="text")) == "any * text"
+    assert prepare_string(
+        "OCC", smiles.model_copy(update={"canonicalize": True})
+    ) == prepare_string("C(O)C", CANONICAL.model_copy(update={"kind": "smiles"}))
+    assert (
+        prepare_string(
+            " any * text ", StringColumn(name="t", column="c", kind="text", canonicalize=True)
+        )
+        == " any * text "
+    )
+    assert (
+        prepare_string("any * text", StringColumn(name="t", column="c", kind="text"))
+        == "any * text"
+    )
     assert prepare_string("", StringColumn(name="s", column="c", kind="smiles", if_null="")) == ""
 
 

@@ -1,6 +1,8 @@
-"""Several ranks build one cache: the same bits as one rank, every error ends all of them with one message, nobody waits for the dead, work is kept.
+"""Several ranks build one cache: the same bits as one rank, every error ends all of them with one
+message, nobody waits for the dead, work is kept.
 
-Ranks come from a server that has imported everything once; two tests start them by the real launchers.
+Ranks come from a server that has imported everything once; two tests start them by the real
+launchers.
 """
 
 import multiprocessing
@@ -50,11 +52,18 @@ def processes() -> Any:
 @pytest.fixture
 def config(tmp_path: Path, tiny_encoder_folder: Path) -> Path:
     rng = np.random.default_rng(0)
-    texts = sorted({"".join(rng.choice(list("CNOFS"), rng.integers(2, 16))) for _ in range(2 * NUM_STRINGS)})[:NUM_STRINGS]
-    pl.DataFrame({"text": texts, "y": rng.normal(size=len(texts))}).write_parquet(tmp_path / "table.parquet")
+    texts = sorted(
+        {"".join(rng.choice(list("CNOFS"), rng.integers(2, 16))) for _ in range(2 * NUM_STRINGS)}
+    )[:NUM_STRINGS]
+    pl.DataFrame({"text": texts, "y": rng.normal(size=len(texts))}).write_parquet(
+        tmp_path / "table.parquet"
+    )
     file = tmp_path / "config.yaml"
     values = {
-        "data": {"path": str(tmp_path / "table.parquet"), "strings": [{"name": "string", "column": "text", "kind": "text"}]},
+        "data": {
+            "path": str(tmp_path / "table.parquet"),
+            "strings": [{"name": "string", "column": "text", "kind": "text"}],
+        },
         "split": {"strategy": "random"},
         "encoder": {"source": str(tiny_encoder_folder)},
         "cache": {"path": str(tmp_path / "cache.zarr")},
@@ -65,17 +74,30 @@ def config(tmp_path: Path, tiny_encoder_folder: Path) -> Path:
 
 
 @pytest.fixture
-def build(processes: Any, config: Path, tmp_path: Path) -> Callable[..., tuple[list[int | None], list[str]]]:
+def build(
+    processes: Any, config: Path, tmp_path: Path
+) -> Callable[..., tuple[list[int | None], list[str]]]:
     """Run the job on some ranks; return their exit codes and what each printed."""
 
-    def run(size: int, *arguments: str, fault: tuple[int, int, str] | None = None) -> tuple[list[int | None], list[str]]:
+    def run(
+        size: int, *arguments: str, fault: tuple[int, int, str] | None = None
+    ) -> tuple[list[int | None], list[str]]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         started, outputs = [], [tmp_path / f"rank{rank}.txt" for rank in range(size)]
         for rank in range(size):
-            names = {"RANK": rank, "SIZE": size, "PORT": port, "FAULT": fault, "ARGUMENTS": ["--config", str(config), *arguments], "OUTPUT": str(outputs[rank])}
-            started.append(processes.Process(target=runpy.run_path, args=(str(WORKER), names, "__main__")))
+            names = {
+                "RANK": rank,
+                "SIZE": size,
+                "PORT": port,
+                "FAULT": fault,
+                "ARGUMENTS": ["--config", str(config), *arguments],
+                "OUTPUT": str(outputs[rank]),
+            }
+            started.append(
+                processes.Process(target=runpy.run_path, args=(str(WORKER), names, "__main__"))
+            )
             started[-1].start()
         for process in started:
             process.join(timeout=120)
@@ -94,13 +116,17 @@ def strings_of(config: Path, path: Path | None = None) -> Any:
     return cache.strings("string")
 
 
-def test_any_number_of_ranks_gives_the_same_bits(build: Callable, config: Path, tmp_path: Path) -> None:
+def test_any_number_of_ranks_gives_the_same_bits(
+    build: Callable, config: Path, tmp_path: Path
+) -> None:
     codes, printed = build(1)
     assert codes == [0], printed
     alone = strings_of(config)
     assert len(alone.text) == NUM_STRINGS
     for size in (2, 3):
-        codes, printed = build(size, "--set", f"cache.path={tmp_path / 'shared.zarr'}", "--overwrite")
+        codes, printed = build(
+            size, "--set", f"cache.path={tmp_path / 'shared.zarr'}", "--overwrite"
+        )
         assert codes == [0] * size, printed
         assert "1,300 strings encoded anew (" in printed[0]
         assert f"strings/s, {size} ranks)" in printed[0]
@@ -112,7 +138,11 @@ def test_any_number_of_ranks_gives_the_same_bits(build: Callable, config: Path, 
 
 
 FAULTS = {
-    "a bad table": (None, ("--set", "data.strings.0.column=nothing"), "string column 'nothing' is missing"),
+    "a bad table": (
+        None,
+        ("--set", "data.strings.0.column=nothing"),
+        "string column 'nothing' is missing",
+    ),
     "a bad config": (None, ("--set", "data.nothing=1"), "unknown key"),
     "damaged weights on rank 1": ((1, 1, "encoder"), (), "rank 1: its weights are damaged"),
     "damaged weights on rank 0": ((0, 1, "encoder"), (), "its weights are damaged"),
@@ -122,7 +152,11 @@ FAULTS = {
 
 @pytest.mark.parametrize(("fault", "arguments", "message"), FAULTS.values(), ids=FAULTS)
 def test_an_error_on_any_rank_ends_all_with_one_message(
-    build: Callable, config: Path, fault: tuple[int, int, str] | None, arguments: tuple[str, ...], message: str
+    build: Callable,
+    config: Path,
+    fault: tuple[int, int, str] | None,
+    arguments: tuple[str, ...],
+    message: str,
 ) -> None:
     codes, printed = build(2, *arguments, fault=fault)
     assert codes == [2, 2]
@@ -135,11 +169,17 @@ def test_an_error_on_any_rank_ends_all_with_one_message(
 
 
 @pytest.mark.parametrize("dies", [0, 1, 2])
-def test_a_rank_that_dies_ends_the_others_and_its_work_is_kept(build: Callable, config: Path, tmp_path: Path, dies: int) -> None:
+def test_a_rank_that_dies_ends_the_others_and_its_work_is_kept(
+    build: Callable, config: Path, tmp_path: Path, dies: int
+) -> None:
     codes, printed = build(3, fault=(dies, 1, "kill"))
     assert codes[dies] == -9
     assert [code for rank, code in enumerate(codes) if rank != dies] == [2, 2], printed
-    assert ["another rank of this build ended" in text for text in printed] == [dies != 0, False, False]
+    assert ["another rank of this build ended" in text for text in printed] == [
+        dies != 0,
+        False,
+        False,
+    ]
     pieces = list(Places.of(config.with_name("cache.zarr")).vectors.rglob("*.npz"))
     assert len(pieces) == 2, "those of the other ranks"
     codes, printed = build(2)
@@ -147,19 +187,30 @@ def test_a_rank_that_dies_ends_the_others_and_its_work_is_kept(build: Callable, 
     found = open_cache(config.with_name("cache.zarr"))
     assert 0 < found.report["num_encoded"] < NUM_STRINGS
     build(1, "--set", f"cache.path={tmp_path / 'other.zarr'}")
-    assert torch.equal(found.strings("string").embeddings, strings_of(config, tmp_path / "other.zarr").embeddings)
+    assert torch.equal(
+        found.strings("string").embeddings, strings_of(config, tmp_path / "other.zarr").embeddings
+    )
 
 
-def test_all_ranks_killed_at_any_moment_go_on_with_another_number(processes: Any, config: Path, build: Callable, tmp_path: Path) -> None:
+def test_all_ranks_killed_at_any_moment_go_on_with_another_number(
+    processes: Any, config: Path, build: Callable, tmp_path: Path
+) -> None:
     started = time.perf_counter()
     build(2, "--set", f"cache.path={tmp_path / 'whole.zarr'}")
     seconds, rng = time.perf_counter() - started, np.random.default_rng(0)
     for size in (2, 3):
-        names = {"SIZE": 2, "PORT": 29_000 + os.getpid() % 1000 + size, "FAULT": None, "ARGUMENTS": ["--config", str(config)]}
+        names = {
+            "SIZE": 2,
+            "PORT": 29_000 + os.getpid() % 1000 + size,
+            "FAULT": None,
+            "ARGUMENTS": ["--config", str(config)],
+        }
         builders = []
         for rank in range(2):
             own = {**names, "RANK": rank, "OUTPUT": str(tmp_path / f"killed{rank}.txt")}
-            builders.append(processes.Process(target=runpy.run_path, args=(str(WORKER), own, "__main__")))
+            builders.append(
+                processes.Process(target=runpy.run_path, args=(str(WORKER), own, "__main__"))
+            )
             builders[-1].start()
         time.sleep(rng.uniform(0.3, 0.9) * seconds)
         for process in builders:
@@ -167,7 +218,9 @@ def test_all_ranks_killed_at_any_moment_go_on_with_another_number(processes: Any
             process.join()
         codes, printed = build(size)
         assert codes == [0] * size, printed
-        assert torch.equal(strings_of(config).embeddings, strings_of(config, tmp_path / "whole.zarr").embeddings)
+        assert torch.equal(
+            strings_of(config).embeddings, strings_of(config, tmp_path / "whole.zarr").embeddings
+        )
 
 
 def test_batches_are_dealt_whole_once_and_evenly() -> None:
@@ -182,7 +235,9 @@ def test_batches_are_dealt_whole_once_and_evenly() -> None:
     assert dealt_batches([], lengths, 3) == ((), (), ())
 
 
-def test_after_a_kill_the_batches_are_those_of_before(tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_kill_the_batches_are_those_of_before(
+    tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Batches planned over what is left would differ, and with them the last bits of the vectors.
     config = EncoderConfig(source=str(tiny_encoder_folder))
     texts = sorted({"C" * n + "O" * m for n in range(1, 9) for m in range(1, 9)})
@@ -211,21 +266,60 @@ def test_after_a_kill_the_batches_are_those_of_before(tiny_encoder_folder: Path,
 
 
 LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "jobs.build_cache"],
-    "deepspeed": ["-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", "29431", "--module", "jobs.build_cache"],
+    "torchrun": [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "jobs.build_cache",
+    ],
+    "deepspeed": [
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_accelerators",
+        "2",
+        "--master_port",
+        "29431",
+        "--module",
+        "jobs.build_cache",
+    ],
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_launchers(config: Path, repository: Path, launcher: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(repository), "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(repository),
+        "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [sys.executable, *LAUNCHERS[launcher], "--config", str(config)]
-    done = subprocess.run(command, cwd=config.parent, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command,
+        cwd=config.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "strings/s, 2 ranks)" in done.stdout
     assert strings_of(config).embeddings.isfinite().all()
-    refused = subprocess.run([*command, "--set", "split.seed=9"], cwd=config.parent, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    refused = subprocess.run(
+        [*command, "--set", "split.seed=9"],
+        cwd=config.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert refused.returncode != 0
     assert (refused.stdout + refused.stderr).count("was built from something else") == 1
 
@@ -234,8 +328,16 @@ def test_a_rank_that_nobody_joins_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+    for name, value in {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(ranks, "JOINING", timedelta(seconds=1))
-    with pytest.raises(RankError, match="rank 1 of 2 does not find the others"), ranks.joined_ranks():
+    with (
+        pytest.raises(RankError, match="rank 1 of 2 does not find the others"),
+        ranks.joined_ranks(),
+    ):
         pytest.fail("joined whom?")

@@ -10,13 +10,26 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from embedcache.config import TargetColumn
-from embedcache.scaling import CELSIUS_ZERO_K, SPREAD_FLOOR, Moments, Scaling, ScalingFit, transformed, vector_scaling
+from embedcache.scaling import (
+    CELSIUS_ZERO_K,
+    SPREAD_FLOOR,
+    Moments,
+    Scaling,
+    ScalingFit,
+    transformed,
+    vector_scaling,
+)
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 
 
 @settings(max_examples=60, deadline=None)
-@given(values=hnp.arrays(np.float32, st.tuples(st.integers(1, 60), st.integers(1, 3)), elements=FINITE), cuts=st.lists(st.integers(0, 60), max_size=5))
+@given(
+    values=hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 60), st.integers(1, 3)), elements=FINITE
+    ),
+    cuts=st.lists(st.integers(0, 60), max_size=5),
+)
 def test_moments_are_those_of_all_rows_at_once(values: np.ndarray, cuts: list[int]) -> None:
     moments = Moments(values.shape[1])
     for block in np.split(values, sorted(min(cut, len(values)) for cut in cuts)):
@@ -62,7 +75,10 @@ def test_transforms_are_the_written_formulas() -> None:
 
 
 def fitted(numeric: np.ndarray, targets: np.ndarray) -> Scaling:
-    kinds = [TargetColumn(name="ef", column="ef"), TargetColumn(name="opt", column="opt", kind="binary")]
+    kinds = [
+        TargetColumn(name="ef", column="ef"),
+        TargetColumn(name="opt", column="opt", kind="binary"),
+    ]
     fit = ScalingFit(["a", "b", "c"], ["identity", "log10", "inverse_kelvin"], kinds)
     fit.add(numeric, targets)
     return fit.result({"polymer": np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)})
@@ -71,7 +87,10 @@ def fitted(numeric: np.ndarray, targets: np.ndarray) -> Scaling:
 @pytest.fixture
 def scaling() -> tuple[Scaling, np.ndarray]:
     rng = np.random.default_rng(0)
-    numeric = np.stack([2020 + rng.integers(0, 3, 500), 10 ** rng.normal(size=500), rng.uniform(-20, 80, 500)], axis=1).astype(np.float32)
+    numeric = np.stack(
+        [2020 + rng.integers(0, 3, 500), 10 ** rng.normal(size=500), rng.uniform(-20, 80, 500)],
+        axis=1,
+    ).astype(np.float32)
     targets = np.stack([rng.normal(7, 4, 500), rng.random(500) < 0.25], axis=1).astype(np.float32)
     targets[::5] = np.nan
     return fitted(numeric, targets), numeric
@@ -79,13 +98,17 @@ def scaling() -> tuple[Scaling, np.ndarray]:
 
 def test_vectors_are_standardised_dimension_by_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedcache.scaling.ROWS_AT_ONCE", 7)
-    vectors = (5 + np.random.default_rng(0).normal(size=(40, 6)) * [1, 0.5, 0.1, 2, 1e-6, 0]).astype(np.float32)
+    vectors = (
+        5 + np.random.default_rng(0).normal(size=(40, 6)) * [1, 0.5, 0.1, 2, 1e-6, 0]
+    ).astype(np.float32)
     found = vector_scaling(vectors)
     spread = vectors.astype(np.float64).std(0)
     np.testing.assert_allclose(found.mean, vectors.astype(np.float64).mean(0), rtol=1e-12)
     np.testing.assert_allclose(found.std[:4], spread[:4], rtol=1e-9)
     floor = SPREAD_FLOOR * np.sqrt(np.mean(spread**2))
-    np.testing.assert_allclose(found.std[4:], floor, rtol=1e-6, err_msg="what hardly differs must not be blown up")
+    np.testing.assert_allclose(
+        found.std[4:], floor, rtol=1e-6, err_msg="what hardly differs must not be blown up"
+    )
 
 
 @pytest.mark.parametrize("num_strings", [0, 1, 3])
@@ -95,14 +118,18 @@ def test_vectors_without_spread_are_only_centred(num_strings: int) -> None:
     assert found.mean == (float(np.float32(1 / 3)) if num_strings else 0.0,) * 4
 
 
-def test_applied_to_its_own_rows_it_gives_mean_zero_and_spread_one(scaling: tuple[Scaling, np.ndarray]) -> None:
+def test_applied_to_its_own_rows_it_gives_mean_zero_and_spread_one(
+    scaling: tuple[Scaling, np.ndarray],
+) -> None:
     result = scaling[0].apply(torch.from_numpy(scaling[1]))
     assert result.dtype == torch.float32
     np.testing.assert_allclose(result.double().mean(0).numpy(), 0.0, atol=1e-6)
     np.testing.assert_allclose(result.double().std(0, correction=0).numpy(), 1.0, rtol=1e-6)
 
 
-def test_regression_targets_are_standardised_and_binary_ones_are_not(scaling: tuple[Scaling, np.ndarray]) -> None:
+def test_regression_targets_are_standardised_and_binary_ones_are_not(
+    scaling: tuple[Scaling, np.ndarray],
+) -> None:
     result = scaling[0]
     assert result.target_mean[0] == pytest.approx(7, abs=0.6)
     assert result.target_std[0] == pytest.approx(4, abs=0.4)
@@ -115,7 +142,11 @@ def test_gradients_pass_through_to_raw_values(scaling: tuple[Scaling, np.ndarray
     raw = torch.tensor([[2021.0, 3.0, 25.0]], requires_grad=True)
     scaling[0].apply(raw).sum().backward()
     std = scaling[0].std
-    expected = [1 / std[0], 1 / (3.0 * np.log(10) * std[1]), -1000 / (25 + CELSIUS_ZERO_K) ** 2 / std[2]]
+    expected = [
+        1 / std[0],
+        1 / (3.0 * np.log(10) * std[1]),
+        -1000 / (25 + CELSIUS_ZERO_K) ** 2 / std[2],
+    ]
     np.testing.assert_allclose(raw.grad[0].numpy(), expected, rtol=1e-5)
 
 

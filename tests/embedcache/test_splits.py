@@ -1,4 +1,6 @@
-"""Splits: nobody straddles, shares are kept, rotation is cross-validation, and what is unusable is refused."""
+"""Splits: nobody straddles, shares are kept, rotation is cross-validation, and what is unusable is
+refused.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ TEN = SplitConfig()  # 7 + 2 + 1 of 10
 
 def cohort(num_groups: int, rows: int, seed: int) -> np.ndarray:
     """Return (negative, positive) counts of groups of equal size, about a quarter positive."""
-    positive = np.rint(rows * np.random.default_rng(seed).beta(2.4, 7.6, num_groups)).astype(np.int64)
+    positive = np.rint(rows * np.random.default_rng(seed).beta(2.4, 7.6, num_groups)).astype(
+        np.int64
+    )
     return np.stack([rows - positive, positive], axis=1)
 
 
@@ -31,7 +35,9 @@ def test_class_rates_are_closer_than_chance_gives() -> None:
     counts = cohort(100, 50, 0)
 
     def spread(split: np.ndarray) -> float:
-        return float(np.ptp([counts[split == s, 1].sum() / counts[split == s].sum() for s in range(3)]))
+        return float(
+            np.ptp([counts[split == s, 1].sum() / counts[split == s].sum() for s in range(3)])
+        )
 
     dealt = deal_groups(counts, np.zeros(100, dtype=int), TEN, "group", ())
     blind = [spread(np.random.default_rng(k).permutation(dealt)) for k in range(50)]
@@ -53,27 +59,38 @@ def test_every_stratum_reaches_every_split(sizes: list[int], seed: int, num_stra
     split = deal_groups(counts, stratum, config, "group", ("a", "b")[:num_strata])
     for value in range(num_strata):
         assert set(split[stratum == value].tolist()) == {0, 1, 2}
-    assert (split == deal_groups(counts, stratum, config, "group", ("a", "b")[:num_strata])).all(), "the same seed must deal the same"
+    assert (
+        split == deal_groups(counts, stratum, config, "group", ("a", "b")[:num_strata])
+    ).all(), "the same seed must deal the same"
 
 
 def test_folds_are_level_though_groups_are_not() -> None:
     sizes = np.rint(20 * np.random.default_rng(0).lognormal(sigma=1.0, size=120)).astype(np.int64)
     shares = []
     for rotation in range(10):
-        split = deal_groups(sizes[:, None], np.zeros(120, dtype=int), SplitConfig(rotation=rotation), "group", ())
+        split = deal_groups(
+            sizes[:, None], np.zeros(120, dtype=int), SplitConfig(rotation=rotation), "group", ()
+        )
         shares.append(sizes[split == 2].sum() / sizes.sum())
     assert max(shares) - min(shares) < 0.03, "every fold holds about a tenth of the rows"
 
 
 def test_the_seed_deals_otherwise() -> None:
-    counts = cohort(50, 746, 0)  # groups of distinct spread: scikit-learn's own seed would change nothing
-    deals = [deal_groups(counts, np.zeros(50, dtype=int), SplitConfig(seed=seed), "group", ()).tolist() for seed in range(4)]
+    # groups of distinct spread: scikit-learn's own seed would change nothing
+    counts = cohort(50, 746, 0)
+    deals = [
+        deal_groups(counts, np.zeros(50, dtype=int), SplitConfig(seed=seed), "group", ()).tolist()
+        for seed in range(4)
+    ]
     assert len({tuple(split) for split in deals}) == 4
 
 
 def test_rotating_over_all_folds_tests_every_group_once() -> None:
     counts = cohort(30, 50, 0)
-    splits = [deal_groups(counts, np.zeros(30, dtype=int), SplitConfig(rotation=r), "group", ()) for r in range(10)]
+    splits = [
+        deal_groups(counts, np.zeros(30, dtype=int), SplitConfig(rotation=r), "group", ())
+        for r in range(10)
+    ]
     assert (sum(split == 2 for split in splits) == 1).all()
     assert (sum(split == 0 for split in splits) == 7).all()
 
@@ -92,7 +109,10 @@ def test_rows_are_dealt_in_exact_proportions(num_rows: int, seed: int, rate: flo
     for value, folds in enumerate((7, 2, 1)):
         assert abs((split == value).sum() - folds * num_rows / 10) <= folds
         for kind in (0, 1):
-            assert abs(((split == value) & (label == kind)).sum() - folds * (label == kind).sum() / 10) <= folds + 1
+            assert (
+                abs(((split == value) & (label == kind)).sum() - folds * (label == kind).sum() / 10)
+                <= folds + 1
+            )
 
 
 def test_rows_are_not_dealt_in_order() -> None:
@@ -106,7 +126,10 @@ def test_counts_divided_by_a_common_factor_deal_the_same() -> None:
     small = compressed(counts, int(counts.sum()) // 10)
     assert (small * 10 == counts).all()
     stratum = np.zeros(40, dtype=int)
-    assert (deal_groups(counts, stratum, TEN, "group", ()) == deal_groups(small, stratum, TEN, "group", ())).all()
+    assert (
+        deal_groups(counts, stratum, TEN, "group", ())
+        == deal_groups(small, stratum, TEN, "group", ())
+    ).all()
 
 
 def test_compression_keeps_every_group_and_bounds_the_sum() -> None:
@@ -124,20 +147,41 @@ def test_folds_become_splits_in_order() -> None:
 
 def test_too_few_groups_are_refused_with_their_stratum() -> None:
     with pytest.raises(SplitError, match=r"3 groups with real, but split\.folds = 10"):
-        deal_groups(np.ones((23, 1), dtype=np.int64), np.repeat([0, 1], [20, 3]), TEN, "group", ("synthetic", "real"))
+        deal_groups(
+            np.ones((23, 1), dtype=np.int64),
+            np.repeat([0, 1], [20, 3]),
+            TEN,
+            "group",
+            ("synthetic", "real"),
+        )
 
 
-def tally(split: list[int], group: list[int], string: list[int], targets: list[list[float]]) -> SplitTally:
+def tally(
+    split: list[int], group: list[int], string: list[int], targets: list[list[float]]
+) -> SplitTally:
     """Return the tally of some rows with one regression and one binary target."""
-    result = SplitTally((), max(group) + 1, {"polymer": max(string) + 1}, ("ef", "opt"), (False, True))
+    result = SplitTally(
+        (), max(group) + 1, {"polymer": max(string) + 1}, ("ef", "opt"), (False, True)
+    )
     codes, labels = np.array(split, dtype=np.int8), np.array(targets, dtype=np.float32)
     for rows in np.array_split(np.arange(len(split)), 2):
-        result.add(codes[rows], np.zeros(len(rows), dtype=int), np.array(group)[rows], {"polymer": np.array(string)[rows]}, labels[rows])
+        result.add(
+            codes[rows],
+            np.zeros(len(rows), dtype=int),
+            np.array(group)[rows],
+            {"polymer": np.array(string)[rows]},
+            labels[rows],
+        )
     return result
 
 
 NAN = float("nan")
-GOOD = {"split": [0, 0, 0, 1, 2], "group": [0, 0, 1, 2, 3], "string": [0, 1, 0, 1, 0], "targets": [[1, 0], [NAN, 1], [2, NAN], [3, 1], [4, 0]]}
+GOOD = {
+    "split": [0, 0, 0, 1, 2],
+    "group": [0, 0, 1, 2, 3],
+    "string": [0, 1, 0, 1, 0],
+    "targets": [[1, 0], [NAN, 1], [2, NAN], [3, 1], [4, 0]],
+}
 
 
 def test_a_sound_split_passes_and_is_counted() -> None:
@@ -145,7 +189,15 @@ def test_a_sound_split_passes_and_is_counted() -> None:
     counted.check("group", None)
     report = counted.report()
     train = dict(zip(report.header, report.lines[0], strict=True))
-    assert train == {"split": "train", "stratum": "all", "groups": "2", "rows": "3", "share": "60.00%", "opt": "0.5000", "polymer strings": "2"}
+    assert train == {
+        "split": "train",
+        "stratum": "all",
+        "groups": "2",
+        "rows": "3",
+        "share": "60.00%",
+        "opt": "0.5000",
+        "polymer strings": "2",
+    }
     assert report.remarks == ()
     assert len(report.table().splitlines()) == 4
 
@@ -154,13 +206,35 @@ def test_a_sound_split_passes_and_is_counted() -> None:
     ("change", "strategy", "left_out", "message"),
     [
         ({"split": [0, 0, 0, 1, 1]}, "group", None, "no row is in test"),
-        ({"group": [0, 0, 1, 1, 3]}, "column", None, "1 of 4 groups of data.group have rows in more than one split"),
-        ({}, "leave_strings_out", "polymer", "distinct polymer strings have rows in more than one split"),
-        ({"targets": [[1, 0], [1, 0], [2, NAN], [3, 1], [4, 0]]}, "group", None, "only one class of 'opt'"),
-        ({"targets": [[NAN, 0], [NAN, 1], [NAN, NAN], [3, 1], [4, 0]]}, "group", None, "no train row has a label for 'ef'"),
+        (
+            {"group": [0, 0, 1, 1, 3]},
+            "column",
+            None,
+            "1 of 4 groups of data.group have rows in more than one split",
+        ),
+        (
+            {},
+            "leave_strings_out",
+            "polymer",
+            "distinct polymer strings have rows in more than one split",
+        ),
+        (
+            {"targets": [[1, 0], [1, 0], [2, NAN], [3, 1], [4, 0]]},
+            "group",
+            None,
+            "only one class of 'opt'",
+        ),
+        (
+            {"targets": [[NAN, 0], [NAN, 1], [NAN, NAN], [3, 1], [4, 0]]},
+            "group",
+            None,
+            "no train row has a label for 'ef'",
+        ),
     ],
 )
-def test_an_unusable_split_is_refused(change: dict[str, list], strategy: str, left_out: str | None, message: str) -> None:
+def test_an_unusable_split_is_refused(
+    change: dict[str, list], strategy: str, left_out: str | None, message: str
+) -> None:
     with pytest.raises(SplitError, match=message):
         tally(**{**GOOD, **change}).check(strategy, left_out)
 
@@ -175,10 +249,23 @@ def test_straddling_groups_and_unseen_strings_are_remarked_where_they_are_allowe
 
 def test_the_report_breaks_down_by_stratum() -> None:
     counted = SplitTally(("no", "yes"), 0, {}, ("ef",), (False,))
-    counted.add(np.array([0, 0, 1, 2], dtype=np.int8), np.array([0, 1, 1, 0]), np.zeros(4, dtype=int), {}, np.ones((4, 1), dtype=np.float32))
+    counted.add(
+        np.array([0, 0, 1, 2], dtype=np.int8),
+        np.array([0, 1, 1, 0]),
+        np.zeros(4, dtype=int),
+        {},
+        np.ones((4, 1), dtype=np.float32),
+    )
     lines = counted.report().lines
     assert [(line[0], line[1], line[3]) for line in lines] == [
-        ("train", "no", "1"), ("train", "yes", "1"), ("validation", "no", "0"), ("validation", "yes", "1"), ("test", "no", "1"), ("test", "yes", "0"),
-        ("train", "all", "2"), ("validation", "all", "1"), ("test", "all", "1"),
-    ]  # fmt: skip
+        ("train", "no", "1"),
+        ("train", "yes", "1"),
+        ("validation", "no", "0"),
+        ("validation", "yes", "1"),
+        ("test", "no", "1"),
+        ("test", "yes", "0"),
+        ("train", "all", "2"),
+        ("validation", "all", "1"),
+        ("test", "all", "1"),
+    ]
     assert len(counted.report().table(most_lines=5).splitlines()) == 4

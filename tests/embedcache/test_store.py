@@ -1,4 +1,6 @@
-"""The store: what was written comes back, any Zarr reader reads it, and no damaged byte is ever served."""
+"""The store: what was written comes back, any Zarr reader reads it, and no damaged byte is ever
+served.
+"""
 
 import json
 import shutil
@@ -24,7 +26,18 @@ from embedcache.splits import SPLITS
 from embedcache.store import Cache, Layout, RowBlock, open_cache
 from embedcache.writer import StoreWriter, rows_per_block
 
-FIELDS = ("string_id", "string_hash", "numeric", "category", "targets", "weight", "group", "stratum", "split", "facets")
+FIELDS = (
+    "string_id",
+    "string_hash",
+    "numeric",
+    "category",
+    "targets",
+    "weight",
+    "group",
+    "stratum",
+    "split",
+    "facets",
+)
 
 
 def everything(cache: Cache) -> None:
@@ -44,21 +57,38 @@ def copy(built_study: Any, tmp_path: Path) -> Path:
 def test_rows_are_those_of_the_table(built_study: Any) -> None:
     frame, cache = pl.read_parquet(built_study.data.path), built_study.open()
     rows, layout, text = cache.rows(), cache.layout, cache.strings("polymer").text
-    assert [text[k] for k in rows.string_id[:, 0]] == [smiles.replace("*CC*", "[*]CC[*]") if smiles == "*CC*" else smiles for smiles in frame["smiles"]]
-    expected = frame.select(column.column for column in layout.numeric).with_columns(pl.all().cast(pl.Float32)).to_numpy()
+    assert [text[k] for k in rows.string_id[:, 0]] == [
+        smiles.replace("*CC*", "[*]CC[*]") if smiles == "*CC*" else smiles
+        for smiles in frame["smiles"]
+    ]
+    expected = (
+        frame.select(column.column for column in layout.numeric)
+        .with_columns(pl.all().cast(pl.Float32))
+        .to_numpy()
+    )
     np.testing.assert_array_equal(rows.numeric, expected)
     ((column, values),) = layout.categories
     assert [values[k] for k in rows.category[:, 0]] == frame[column].to_list()
-    np.testing.assert_array_equal(rows.targets[:, 0], frame["outcome"].cast(pl.Float32).fill_null(float("nan")).to_numpy())
+    np.testing.assert_array_equal(
+        rows.targets[:, 0], frame["outcome"].cast(pl.Float32).fill_null(float("nan")).to_numpy()
+    )
     np.testing.assert_array_equal(rows.targets[:, 1], frame["good"].cast(pl.Float32).to_numpy())
     assert np.isnan(rows.targets[:, 0]).sum() == frame["outcome"].null_count() > 0
     np.testing.assert_array_equal(rows.weight, np.where(frame["real"], 5.0, 1.0))
     assert [layout.groups[k] for k in rows.group] == frame["patient"].to_list()
-    assert [layout.facets[1].values[k] for k in rows.facets[:, 1]] == frame["site"].cast(pl.String).to_list()
-    assert {name: (rows.split == code).sum() for name, code in layout.splits.items()} == {"train": 120, "validation": 60, "test": 60}
+    assert [layout.facets[1].values[k] for k in rows.facets[:, 1]] == frame["site"].cast(
+        pl.String
+    ).to_list()
+    assert {name: (rows.split == code).sum() for name, code in layout.splits.items()} == {
+        "train": 120,
+        "validation": 60,
+        "test": 60,
+    }
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(bounds=st.tuples(st.integers(0, 240), st.integers(0, 240)))
 def test_any_range_of_rows_is_a_slice_of_all(built_study: Any, bounds: tuple[int, int]) -> None:
     start, stop = sorted(bounds)
@@ -69,10 +99,22 @@ def test_any_range_of_rows_is_a_slice_of_all(built_study: Any, bounds: tuple[int
         assert getattr(part, field).dtype == getattr(whole, field).dtype
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(pieces=st.lists(st.integers(0, 40), min_size=1, max_size=6), chunk=st.integers(1, 50), shards=st.integers(1, 4), seed=st.integers(0, 99))
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    pieces=st.lists(st.integers(0, 40), min_size=1, max_size=6),
+    chunk=st.integers(1, 50),
+    shards=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
 def test_arbitrary_blocks_come_back_whatever_the_chunks(
-    built_study: Any, tmp_path_factory: pytest.TempPathFactory, pieces: list[int], chunk: int, shards: int, seed: int
+    built_study: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+    pieces: list[int],
+    chunk: int,
+    shards: int,
+    seed: int,
 ) -> None:
     num_rows, rng, source = sum(pieces), np.random.default_rng(seed), built_study.open()
     if num_rows == 0:
@@ -80,10 +122,16 @@ def test_arbitrary_blocks_come_back_whatever_the_chunks(
     rows, strings = source.rows(), source.strings("polymer")
     chosen = rng.integers(0, 240, num_rows)
     made = {field: getattr(rows, field)[chosen] for field in FIELDS}
-    made["numeric"] = rng.integers(0, 2**32, made["numeric"].shape, dtype=np.uint32).view(np.float32)  # any bits: NaN, infinities, subnormal numbers
+    # any bits: NaN, infinities, subnormal numbers
+    made["numeric"] = rng.integers(0, 2**32, made["numeric"].shape, dtype=np.uint32).view(
+        np.float32
+    )
     whole = RowBlock(**made)
     bounds = np.cumsum([0, *pieces]).tolist()
-    blocks = [RowBlock(**{field: getattr(whole, field)[first:last] for field in FIELDS}) for first, last in pairwise(bounds)]
+    blocks = [
+        RowBlock(**{field: getattr(whole, field)[first:last] for field in FIELDS})
+        for first, last in pairwise(bounds)
+    ]
     layout = source.layout.model_copy(update={"num_rows": num_rows})
     folder = tmp_path_factory.mktemp("made") / "cache.zarr"
     writer = StoreWriter(folder, layout, CacheConfig(rows_per_chunk=chunk, chunks_per_shard=shards))
@@ -103,7 +151,10 @@ def test_arbitrary_blocks_come_back_whatever_the_chunks(
     for start, stop in ((0, num_rows), (first, last)):
         found = cache.rows(start, stop)
         for field in FIELDS:
-            assert getattr(found, field).tobytes() == np.ascontiguousarray(getattr(whole, field)[start:stop]).tobytes(), field
+            assert (
+                getattr(found, field).tobytes()
+                == np.ascontiguousarray(getattr(whole, field)[start:stop]).tobytes()
+            ), field
 
 
 def test_rows_beyond_the_table_are_refused(built_study: Any) -> None:
@@ -114,7 +165,9 @@ def test_rows_beyond_the_table_are_refused(built_study: Any) -> None:
 def test_a_wrong_shape_cannot_become_a_row_block(built_study: Any) -> None:
     rows = built_study.open().rows()
     with pytest.raises(Exception, match=r"(?i)type"):  # jaxtyping's check is on
-        RowBlock(**{**{field: getattr(rows, field) for field in FIELDS}, "weight": rows.weight[:-1]})
+        RowBlock(
+            **{**{field: getattr(rows, field) for field in FIELDS}, "weight": rows.weight[:-1]}
+        )
 
 
 def test_strings_have_tokens_vectors_and_counts(built_study: Any) -> None:
@@ -123,7 +176,15 @@ def test_strings_have_tokens_vectors_and_counts(built_study: Any) -> None:
     assert len(strings.text) == 5
     assert strings.embeddings.shape == (5, 24)
     assert strings.tokens.num_strings == 5
-    assert strings.tokens.take(torch.tensor([strings.text.index("[*]CC[*]")])).values.tolist() == [265, 264, 5, 33, 33, 5, 266]
+    assert strings.tokens.take(torch.tensor([strings.text.index("[*]CC[*]")])).values.tolist() == [
+        265,
+        264,
+        5,
+        33,
+        33,
+        5,
+        266,
+    ]
     assert int(strings.num_rows.sum()) == 240
     with pytest.raises(KeyError, match="polymer"):
         built_study.open().strings("solvent")
@@ -132,7 +193,14 @@ def test_strings_have_tokens_vectors_and_counts(built_study: Any) -> None:
 def test_any_zarr_reader_reads_it(built_study: Any) -> None:
     group = zarr.open_group(built_study.cache.path, mode="r")
     names = {name for name, _ in group.members(max_depth=None)}
-    assert {"rows/numeric", "rows/split", "strings/polymer/embeddings", "strings/polymer/text", "groups/name", "scaling"} <= names
+    assert {
+        "rows/numeric",
+        "rows/split",
+        "strings/polymer/embeddings",
+        "strings/polymer/text",
+        "groups/name",
+        "scaling",
+    } <= names
     assert group["rows/numeric"].metadata.dimension_names == ("row", "feature")
     assert group["rows/numeric"].attrs["columns"] == ["x", "y", "t", "flag", "same"]
     np.testing.assert_array_equal(group["rows/numeric"][:], built_study.open().rows().numeric)
@@ -144,7 +212,9 @@ def test_any_zarr_reader_reads_it(built_study: Any) -> None:
 def test_no_fill_value_looks_like_data(built_study: Any) -> None:
     for name, array in zarr.open_group(built_study.cache.path, mode="r").members(max_depth=None):
         if isinstance(array, zarr.Array) and array.dtype.kind != "T":
-            assert np.isnan(array.fill_value) if array.dtype.kind == "f" else array.fill_value == -1, name
+            assert (
+                np.isnan(array.fill_value) if array.dtype.kind == "f" else array.fill_value == -1
+            ), name
 
 
 def test_every_path_in_the_cache_is_relative(built_study: Any) -> None:
@@ -260,11 +330,24 @@ def test_wide_rows_make_smaller_shards(built_study: Any) -> None:
 
 
 def test_a_study_without_options_has_empty_columns(make_study: Callable, tmp_path: Path) -> None:
-    plain = {"numeric": [], "categories": [], "group": None, "stratum": None, "row_weight": None, "report_by": []}
-    study = make_study(tmp_path, targets=[{"name": "ef", "column": "outcome"}], **plain).but(split={"strategy": "random", "stratify_by": None})
+    plain = {
+        "numeric": [],
+        "categories": [],
+        "group": None,
+        "stratum": None,
+        "row_weight": None,
+        "report_by": [],
+    }
+    study = make_study(tmp_path, targets=[{"name": "ef", "column": "outcome"}], **plain).but(
+        split={"strategy": "random", "stratify_by": None}
+    )
     study.build()
     rows = study.open().rows()
-    assert (rows.numeric.shape, rows.category.shape, rows.facets.shape) == ((240, 0), (240, 0), (240, 0))
+    assert (rows.numeric.shape, rows.category.shape, rows.facets.shape) == (
+        (240, 0),
+        (240, 0),
+        (240, 0),
+    )
     assert (rows.weight == 1).all()
     assert (rows.group == -1).all()
     assert study.open().layout.groups == ()

@@ -10,7 +10,9 @@ PLAIN = StringColumn(name="polymer", column="smiles")
 
 
 def test_spellings_that_prepare_to_one_text_share_its_id_and_add_up() -> None:
-    strings, refused = distinct_strings(PLAIN, ["*CC*", "[*]CC[*]", "[*]CCO[*]"], np.array([3, 4, 5]))
+    strings, refused = distinct_strings(
+        PLAIN, ["*CC*", "[*]CC[*]", "[*]CCO[*]"], np.array([3, 4, 5])
+    )
     assert not refused
     assert strings.text == ("[*]CCO[*]", "[*]CC[*]")
     assert strings.num_rows.tolist() == [5, 7]

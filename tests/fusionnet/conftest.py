@@ -8,10 +8,19 @@ from pathlib import Path
 import pytest
 
 
-def run_job(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_job(
+    *arguments: str, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run one of the jobs in a process of its own."""
     settings = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "2", **environment}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=settings, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env=settings,
+        timeout=300,
+        check=False,
+    )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 

@@ -1,4 +1,6 @@
-"""Baselines see the train rows alone, know strings only by what the table says, and are as good as they can be where that is known."""
+"""Baselines see the train rows alone, know strings only by what the table says, and are as good as
+they can be where that is known.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +10,15 @@ import pytest
 
 from embedcache.store import Cache, open_cache
 from fusionnet import baselines
-from fusionnet.baselines import BASELINES, boosting, fingerprints, numbers, one_hot, string_mean, train_mean
+from fusionnet.baselines import (
+    BASELINES,
+    boosting,
+    fingerprints,
+    numbers,
+    one_hot,
+    string_mean,
+    train_mean,
+)
 from jobs.experiment import load_experiment
 
 
@@ -25,13 +35,19 @@ def test_means_are_those_of_the_train_rows(cache: Cache) -> None:
     for pair in np.unique(rows.string_id, axis=0):
         same = (rows.string_id == pair).all(1)
         known = rows.targets[same & train, 0]
-        assert predicted[same] == pytest.approx(known.mean() if len(known) else rows.targets[train, 0].mean(), rel=1e-5)
+        assert predicted[same] == pytest.approx(
+            known.mean() if len(known) else rows.targets[train, 0].mean(), rel=1e-5
+        )
 
 
 def test_missing_labels_count_for_nothing(cache: Cache) -> None:
     gappy = [target.name for target in cache.layout.targets].index("aux")
     assert np.isnan(cache.rows().targets[:, gappy]).any()
-    for name in ("mean of the train rows", "mean of the string's train rows", "boosting, no strings"):
+    for name in (
+        "mean of the train rows",
+        "mean of the string's train rows",
+        "boosting, no strings",
+    ):
         assert np.isfinite(BASELINES[name](cache, gappy, 0)).all(), name
 
 
@@ -52,8 +68,14 @@ def test_features_see_the_same_rows_and_only_strings_that_train(cache: Cache) ->
 def test_boosting_finds_what_the_strings_say(cache: Cache) -> None:
     rows = cache.rows()
     test, target = rows.split == 2, rows.targets[:, 0]
-    blind, knowing = boosting(cache, numbers(cache)), boosting(cache, np.concatenate([numbers(cache), one_hot(cache)], axis=1))
-    errors = [np.abs(predicted[test] - target[test]).mean() for predicted in (train_mean(cache, 0), blind, knowing)]
+    blind, knowing = (
+        boosting(cache, numbers(cache)),
+        boosting(cache, np.concatenate([numbers(cache), one_hot(cache)], axis=1)),
+    )
+    errors = [
+        np.abs(predicted[test] - target[test]).mean()
+        for predicted in (train_mean(cache, 0), blind, knowing)
+    ]
     assert errors[2] < 0.8 * errors[1] < errors[0]
 
 

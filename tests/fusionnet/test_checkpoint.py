@@ -1,4 +1,6 @@
-"""Checkpoints are written atomically, linked under second names, and loaded without running code."""
+"""Checkpoints are written atomically, linked under second names, and loaded without running
+code.
+"""
 
 import os
 import pickle
@@ -15,13 +17,21 @@ from fusionnet.train.checkpoint import link_checkpoint, load_checkpoint, save_ch
 
 
 def test_round_trip_and_second_name(tmp_path: Path) -> None:
-    content = {"epoch": 3, "weights": {"a": torch.arange(5.0)}, "metrics": {"ef_mae": None, "ef_r2": 0.5}, "names": ["x", "y"]}
+    content = {
+        "epoch": 3,
+        "weights": {"a": torch.arange(5.0)},
+        "metrics": {"ef_mae": None, "ef_r2": 0.5},
+        "names": ["x", "y"],
+    }
     save_checkpoint(tmp_path / "last.pt", content)
     link_checkpoint(tmp_path / "last.pt", tmp_path / "best.pt")
     save_checkpoint(tmp_path / "last.pt", {**content, "epoch": 4})
-    assert load_checkpoint(tmp_path / "best.pt")["epoch"] == 3  # a later `last` does not write through the link
+    # a later `last` does not write through the link
+    assert load_checkpoint(tmp_path / "best.pt")["epoch"] == 3
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 4
-    torch.testing.assert_close(load_checkpoint(tmp_path / "best.pt")["weights"]["a"], torch.arange(5.0))
+    torch.testing.assert_close(
+        load_checkpoint(tmp_path / "best.pt")["weights"]["a"], torch.arange(5.0)
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
 
 
@@ -60,7 +70,8 @@ from pathlib import Path
 from fusionnet.train.checkpoint import save_checkpoint
 print("ready", flush=True)
 for number in range(10**6):
-    save_checkpoint(Path(sys.argv[1]), {"number": number, "weights": torch.full((2_000_000,), float(number))})
+    weights = torch.full((2_000_000,), float(number))
+    save_checkpoint(Path(sys.argv[1]), {"number": number, "weights": weights})
 """
 
 
@@ -68,7 +79,9 @@ for number in range(10**6):
 def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     for delay in (0.05, 0.11, 0.23):
-        with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
+        ) as process:
             assert process.stdout is not None
             process.stdout.readline()
             while not path.exists():

@@ -1,4 +1,6 @@
-"""The compiled network is the plain one: same outputs and gradients, and one graph for all sizes of a micro-batch."""
+"""The compiled network is the plain one: same outputs and gradients, and one graph for all sizes of
+a micro-batch.
+"""
 
 import json
 import subprocess
@@ -7,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-NO_DROPOUT = ["encoder.lora.dropout=0.0", "model.dropout=0.0", *(f"tasks.{task}.head_dropout=0.0" for task in range(3))]
+NO_DROPOUT = [
+    "encoder.lora.dropout=0.0",
+    "model.dropout=0.0",
+    *(f"tasks.{task}.head_dropout=0.0" for task in range(3)),
+]
 
 
 @pytest.mark.slow

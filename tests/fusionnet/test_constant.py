@@ -1,4 +1,6 @@
-"""Constant linear layers: the function of plain ones, whatever the layout, dtype and device library."""
+"""Constant linear layers: the function of plain ones, whatever the layout, dtype and device
+library.
+"""
 
 import pytest
 import torch
@@ -13,14 +15,19 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("shape", [(0,), (1,), (3,), (1025,), (4, 5)])
-def test_the_function_is_that_of_a_linear_layer(dtype: torch.dtype, has_bias: bool, shape: tuple[int, ...]) -> None:
+def test_the_function_is_that_of_a_linear_layer(
+    dtype: torch.dtype, has_bias: bool, shape: tuple[int, ...]
+) -> None:
     weight, x = torch.randn(37, 53).to(dtype), torch.randn(*shape, 53)
     bias = torch.randn(37).to(dtype) if has_bias else None
     found = ConstantLinear(weight, bias)(x)
     assert found.dtype == dtype
     assert found.shape == (*shape, 37)
     exact = F.linear(x.to(dtype).double(), weight.double(), None if bias is None else bias.double())
-    off, plain_off = ((each.double() - exact).abs().max() if exact.numel() else torch.zeros(()) for each in (found, F.linear(x.to(dtype), weight, bias)))
+    off, plain_off = (
+        (each.double() - exact).abs().max() if exact.numel() else torch.zeros(())
+        for each in (found, F.linear(x.to(dtype), weight, bias))
+    )
     assert off <= 2 * plain_off + 1e-6
 
 

@@ -1,4 +1,6 @@
-"""DeepSpeed's config is derived from ours; a user's file tunes it and cannot contradict it; what DeepSpeed cannot do is refused by name."""
+"""DeepSpeed's config is derived from ours; a user's file tunes it and cannot contradict it; what
+DeepSpeed cannot do is refused by name.
+"""
 
 import json
 from pathlib import Path
@@ -21,12 +23,22 @@ def derived(tmp_path: Path, theirs: Any = None, **train: Any) -> dict[str, Any]:
     if theirs is not None:
         (tmp_path / "ds.json").write_text(theirs if isinstance(theirs, str) else json.dumps(theirs))
         train["deepspeed_config"] = str(tmp_path / "ds.json")
-    return deepspeed_config(TrainConfig(batch_rows=1000, **train), OPTIM, world_size=2, on_gpu=False, num_micro_batches=4)
+    return deepspeed_config(
+        TrainConfig(batch_rows=1000, **train),
+        OPTIM,
+        world_size=2,
+        on_gpu=False,
+        num_micro_batches=4,
+    )
 
 
 def test_every_number_is_ours(tmp_path: Path) -> None:
     found = derived(tmp_path, zero_stage=1, offload="cpu", precision="bf16")
-    assert (found["train_micro_batch_size_per_gpu"], found["gradient_accumulation_steps"], found["gradient_clipping"]) == (125, 4, 0.5)
+    assert (
+        found["train_micro_batch_size_per_gpu"],
+        found["gradient_accumulation_steps"],
+        found["gradient_clipping"],
+    ) == (125, 4, 0.5)
     assert found["zero_optimization"]["stage"] == 1
     assert found["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
     assert found["fp16"]["enabled"] is False
@@ -36,20 +48,45 @@ def test_every_number_is_ours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("train", "num_ranks", "stage"),
-    [({}, 1, 0), ({}, 2, 2), ({"precision": "bf16"}, 1, 0), ({"precision": "fp16"}, 1, 2), ({"offload": "cpu"}, 1, 2), ({"zero_stage": 1}, 1, 1),
-     ({"zero_stage": 2}, 1, 2), ({"zero_stage": 0}, 3, 0)],
-)  # fmt: skip
-def test_a_rank_that_is_alone_partitions_nothing_unless_told_or_forced_to(train: dict[str, Any], num_ranks: int, stage: int) -> None:
-    found = deepspeed_config(TrainConfig(**train), OPTIM, num_ranks, on_gpu=False, num_micro_batches=1)
+    [
+        ({}, 1, 0),
+        ({}, 2, 2),
+        ({"precision": "bf16"}, 1, 0),
+        ({"precision": "fp16"}, 1, 2),
+        ({"offload": "cpu"}, 1, 2),
+        ({"zero_stage": 1}, 1, 1),
+        ({"zero_stage": 2}, 1, 2),
+        ({"zero_stage": 0}, 3, 0),
+    ],
+)
+def test_a_rank_that_is_alone_partitions_nothing_unless_told_or_forced_to(
+    train: dict[str, Any], num_ranks: int, stage: int
+) -> None:
+    found = deepspeed_config(
+        TrainConfig(**train), OPTIM, num_ranks, on_gpu=False, num_micro_batches=1
+    )
     assert found["zero_optimization"]["stage"] == stage
 
 
 def test_a_file_tunes_what_decides_nothing(tmp_path: Path) -> None:
-    theirs = {"zero_optimization": {"reduce_bucket_size": 1000, "overlap_comm": True}, "wall_clock_breakdown": True, "fp16": {"loss_scale_window": 50}}
+    theirs = {
+        "zero_optimization": {"reduce_bucket_size": 1000, "overlap_comm": True},
+        "wall_clock_breakdown": True,
+        "fp16": {"loss_scale_window": 50},
+    }
     found, plain = derived(tmp_path, theirs), derived(tmp_path)
-    assert found["zero_optimization"] == {**plain["zero_optimization"], "reduce_bucket_size": 1000, "overlap_comm": True}
+    assert found["zero_optimization"] == {
+        **plain["zero_optimization"],
+        "reduce_bucket_size": 1000,
+        "overlap_comm": True,
+    }
     assert found["fp16"] == {**plain["fp16"], "loss_scale_window": 50}
-    assert found == {**plain, "zero_optimization": found["zero_optimization"], "fp16": found["fp16"], "wall_clock_breakdown": True}
+    assert found == {
+        **plain,
+        "zero_optimization": found["zero_optimization"],
+        "fp16": found["fp16"],
+        "wall_clock_breakdown": True,
+    }
 
 
 def test_auto_and_equal_values_mean_ours(tmp_path: Path) -> None:
@@ -60,14 +97,24 @@ def test_auto_and_equal_values_mean_ours(tmp_path: Path) -> None:
         "gradient_clipping": "auto",
         "bf16": {"enabled": True},
         "fp16": {"enabled": "auto"},
-        "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}, "reduce_bucket_size": "auto"},
-        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}},
+        "zero_optimization": {
+            "stage": 2,
+            "offload_optimizer": {"device": "none"},
+            "reduce_bucket_size": "auto",
+        },
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": "auto", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
+        },
         "scheduler": {"type": "auto"},
     }
     found, plain = derived(tmp_path, theirs, precision="bf16"), derived(tmp_path, precision="bf16")
     assert found == {
         **plain,
-        "zero_optimization": {**plain["zero_optimization"], "offload_optimizer": {"device": "none"}},
+        "zero_optimization": {
+            **plain["zero_optimization"],
+            "offload_optimizer": {"device": "none"},
+        },
         "scheduler": {},
     }
 
@@ -119,17 +166,23 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
         ({"offload": "nvme"}, "offload"),
     ],
 )
-def test_what_does_not_work_is_refused_when_the_config_is_read(values: dict[str, Any], reason: str) -> None:
+def test_what_does_not_work_is_refused_when_the_config_is_read(
+    values: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(ConfigError, match=reason):
         parse_config(TrainConfig, values, "train")
 
 
 @pytest.mark.parametrize("supported", [True, False])
-def test_fp16_is_refused_where_the_machine_lacks_it(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp16_is_refused_where_the_machine_lacks_it(
+    supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda _: supported)
     check_precision("bf16", "cpu")
     if supported:
         check_precision("fp16", "cpu")
     else:
-        with pytest.raises(ConfigError, match="fp16 is not supported on this machine's cpu; use bf16 or fp32"):
+        with pytest.raises(
+            ConfigError, match="fp16 is not supported on this machine's cpu; use bf16 or fp32"
+        ):
             check_precision("fp16", "cpu")

@@ -1,4 +1,6 @@
-"""An evaluation is of the run's own cache, split and rows; the oracle and the groups are measured on the same rows; verdicts follow the goals."""
+"""An evaluation is of the run's own cache, split and rows; the oracle and the groups are measured
+on the same rows; verdicts follow the goals.
+"""
 
 import json
 from dataclasses import replace
@@ -49,14 +51,18 @@ def with_goals(run: TrainedRun, **goals: dict[str, float]) -> TrainedRun:
     return replace(run, recipe=replace(run.recipe, tasks=tasks))
 
 
-def test_the_rows_are_those_of_the_split_and_the_predictions_those_of_the_run(run: TrainedRun, cache: Cache, frame: pl.DataFrame) -> None:
+def test_the_rows_are_those_of_the_split_and_the_predictions_those_of_the_run(
+    run: TrainedRun, cache: Cache, frame: pl.DataFrame
+) -> None:
     split = cache.rows().split
     for number, name in enumerate(("train", "validation", "test")):
         found = evaluate_run(run, cache, name, progress=False)
         rows = frame.filter(pl.Series(split == number))
         predicted = RewardModel(run).predict(rows)
         np.testing.assert_allclose(found.predictions, predicted.to_numpy(), rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(found.targets[:, 0], rows["outcome"].cast(pl.Float32).to_numpy())
+        np.testing.assert_array_equal(
+            found.targets[:, 0], rows["outcome"].cast(pl.Float32).to_numpy()
+        )
         assert found.num_groups == rows["patient"].n_unique()
         by_hand = (rows["outcome"] - predicted["predicted_outcome"]).abs().mean()
         assert found.metrics["outcome"]["mae"] == pytest.approx(by_hand, rel=1e-5)
@@ -66,20 +72,32 @@ def test_the_oracle_is_measured_on_the_same_rows(evaluation: Evaluation) -> None
     assert evaluation.oracle is not None
     assert evaluation.oracle.keys() == {"outcome", "good"}
     assert evaluation.oracle["outcome"]["r2"] == pytest.approx(1.0)
-    assert evaluation.oracle["good"] == dict.fromkeys(("accuracy", "auroc", "f1", "recall", "precision"), 1.0)
-    assert evaluation.oracle_share("outcome") == pytest.approx(evaluation.metrics["outcome"]["r2"], rel=1e-5)
+    assert evaluation.oracle["good"] == dict.fromkeys(
+        ("accuracy", "auroc", "f1", "recall", "precision"), 1.0
+    )
+    assert evaluation.oracle_share("outcome") == pytest.approx(
+        evaluation.metrics["outcome"]["r2"], rel=1e-5
+    )
     assert evaluation.oracle_share("gappy") is None
 
 
 def test_groups_are_parts_of_the_whole(evaluation: Evaluation) -> None:
     for table in evaluation.by.values():
         assert sum(entry["rows"] for entry in table.values()) == len(evaluation.targets)
-        weighted = sum(entry["rows"] * entry["outcome"]["mae"] for entry in table.values()) / len(evaluation.targets)
+        weighted = sum(entry["rows"] * entry["outcome"]["mae"] for entry in table.values()) / len(
+            evaluation.targets
+        )
         assert weighted == pytest.approx(evaluation.metrics["outcome"]["mae"])
         assert len({entry["outcome"]["mae"] for entry in table.values()}) == len(table)
-        assert all(entry["oracle"]["outcome"]["r2"] == pytest.approx(1.0) for entry in table.values())
+        assert all(
+            entry["oracle"]["outcome"]["r2"] == pytest.approx(1.0) for entry in table.values()
+        )
     assert evaluation.by.keys() == {"real", "patient"}
-    assert sum(entry["groups"] for entry in evaluation.by["real"].values()) == evaluation.num_groups == len(evaluation.by["patient"])
+    assert (
+        sum(entry["groups"] for entry in evaluation.by["real"].values())
+        == evaluation.num_groups
+        == len(evaluation.by["patient"])
+    )
 
 
 def test_metrics_json_has_the_agreed_shape(run: TrainedRun, evaluation: Evaluation) -> None:
@@ -91,8 +109,16 @@ def test_metrics_json_has_the_agreed_shape(run: TrainedRun, evaluation: Evaluati
     assert found["test"]["good"].keys() == {"accuracy", "auroc", "f1", "recall", "precision"}
     assert found["oracle"]["outcome"].keys() == {"mae", "rmse", "r2"}
     assert found["oracle_share"].keys() == {"outcome"}
-    assert found["goals"]["outcome"] == {"mae": {"goal": 1e9, "reached": True}, "r2": {"goal": 1.0, "reached": False}}
-    assert (found["checkpoint"], found["epoch"], found["standin"], found["num_rows"]) == ("best", 2, True, len(evaluation.targets))
+    assert found["goals"]["outcome"] == {
+        "mae": {"goal": 1e9, "reached": True},
+        "r2": {"goal": 1.0, "reached": False},
+    }
+    assert (found["checkpoint"], found["epoch"], found["standin"], found["num_rows"]) == (
+        "best",
+        2,
+        True,
+        len(evaluation.targets),
+    )
 
 
 def test_the_summary_says_what_counts(run: TrainedRun, evaluation: Evaluation) -> None:
@@ -106,28 +132,44 @@ def test_the_summary_says_what_counts(run: TrainedRun, evaluation: Evaluation) -
         assert part in text
 
 
-def test_a_goal_of_an_undefined_metric_is_not_passed(run: TrainedRun, evaluation: Evaluation) -> None:
+def test_a_goal_of_an_undefined_metric_is_not_passed(
+    run: TrainedRun, evaluation: Evaluation
+) -> None:
     nothing = np.full_like(evaluation.targets, np.nan)
-    undefined = replace(evaluation, metrics=task_metrics(run.tasks, nothing, evaluation.predictions))
+    undefined = replace(
+        evaluation, metrics=task_metrics(run.tasks, nothing, evaluation.predictions)
+    )
     goals = with_goals(run, ef={"r2": 0.5})
     assert list(undefined.verdicts(goals, "outcome")) == [("r2", 0.5, None)]
     assert "undefined" in summary(goals, undefined)
 
 
-def test_what_does_not_belong_together_is_refused(run: TrainedRun, cache: Cache, frame: pl.DataFrame, oracle: Path, tmp_path: Path) -> None:
+def test_what_does_not_belong_together_is_refused(
+    run: TrainedRun, cache: Cache, frame: pl.DataFrame, oracle: Path, tmp_path: Path
+) -> None:
     other = replace(run, identity={**run.identity, "split.seed": "7"})
     with pytest.raises(StaleCacheError, match=r"split\.seed: 7 -> 0"):
         evaluate_run(other, cache, "test", progress=False)
-    with pytest.raises(RunError, match="goals of task 'ef' name auroc, which is no metric of a regression task"):
+    with pytest.raises(
+        RunError, match="goals of task 'ef' name auroc, which is no metric of a regression task"
+    ):
         evaluate_run(with_goals(run, ef={"auroc": 0.9}), cache, "test", progress=False)
     perfect = pl.read_parquet(oracle)
     cases = {
         "short.parquet": (perfect.head(5), "has 5 rows, the cache 420"),
-        "gaps.csv": (perfect.with_columns(outcome=pl.when(pl.int_range(pl.len()) % 2 == 0).then("outcome")), "lacks values of outcome"),
-        "foreign.parquet": (perfect.rename({"outcome": "a", "good": "b"}), "none of the columns outcome, good, gappy"),
+        "gaps.csv": (
+            perfect.with_columns(outcome=pl.when(pl.int_range(pl.len()) % 2 == 0).then("outcome")),
+            "lacks values of outcome",
+        ),
+        "foreign.parquet": (
+            perfect.rename({"outcome": "a", "good": "b"}),
+            "none of the columns outcome, good, gappy",
+        ),
     }
     for name, (table, message) in cases.items():
-        table.write_csv(tmp_path / name) if name.endswith("csv") else table.write_parquet(tmp_path / name)
+        table.write_csv(tmp_path / name) if name.endswith("csv") else table.write_parquet(
+            tmp_path / name
+        )
         with pytest.raises(RunError, match=message):
             evaluate_run(run, cache, "test", tmp_path / name, progress=False)
     with pytest.raises(RunError, match="there is no oracle"):
@@ -135,4 +177,8 @@ def test_what_does_not_belong_together_is_refused(run: TrainedRun, cache: Cache,
 
 
 def test_another_split_never_overwrites_the_test_metrics() -> None:
-    assert [output_name("metrics", split) for split in ("train", "validation", "test")] == ["metrics_train", "metrics_validation", "metrics"]
+    assert [output_name("metrics", split) for split in ("train", "validation", "test")] == [
+        "metrics_train",
+        "metrics_validation",
+        "metrics",
+    ]

@@ -1,4 +1,6 @@
-"""The joint fusion is `nn.TransformerEncoder` on sequences of length 1: same function, same gradients, weights load both ways."""
+"""The joint fusion is `nn.TransformerEncoder` on sequences of length 1: same function, same
+gradients, weights load both ways.
+"""
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ WIDTH, HEADS, FEEDFORWARD, LAYERS = 32, 4, 64, 3
 
 def pair(dropout: float = 0.0) -> tuple[JointFusion, nn.TransformerEncoder]:
     torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, FEEDFORWARD, dropout=dropout, activation="gelu", batch_first=True)
+    layer = nn.TransformerEncoderLayer(
+        WIDTH, HEADS, FEEDFORWARD, dropout=dropout, activation="gelu", batch_first=True
+    )
     transformer = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
     for parameter in transformer.parameters():
-        nn.init.normal_(parameter, std=0.3)  # the layers are clones of one; biases and norms must matter too
+        # the layers are clones of one; biases and norms must matter too
+        nn.init.normal_(parameter, std=0.3)
     fusion = JointFusion(WIDTH, HEADS, FEEDFORWARD, LAYERS, dropout)
     fusion.load_transformer(transformer)
     return fusion, transformer
@@ -67,12 +72,15 @@ def test_attention_dropout_drops_whole_heads() -> None:
 
 
 def test_attention_dropout_has_the_transformers_distribution() -> None:
-    # One attention layer alone: nn.MultiheadAttention's own dropout over one key, against ours, by mean and variance.
+    # One attention layer alone: nn.MultiheadAttention's own dropout over one key, against ours, by
+    # mean and variance.
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(WIDTH, HEADS, dropout=0.3, batch_first=True)
     x = torch.randn(1, 1, WIDTH).expand(20_000, 1, WIDTH)
     theirs = attention(x, x, x, need_weights=True)[0].squeeze(1)
-    value = nn.functional.linear(x[:, 0], attention.in_proj_weight[2 * WIDTH :], attention.in_proj_bias[2 * WIDTH :])
+    value = nn.functional.linear(
+        x[:, 0], attention.in_proj_weight[2 * WIDTH :], attention.in_proj_bias[2 * WIDTH :]
+    )
     ours = attention.out_proj(drop_heads(value, HEADS, 0.3))
     torch.testing.assert_close(ours.mean(0), theirs.mean(0), atol=0.01, rtol=0)
     torch.testing.assert_close(ours.std(0), theirs.std(0), atol=0.01, rtol=0)
@@ -85,6 +93,12 @@ def test_initialisation_has_the_transformers_scale() -> None:
     transformer = nn.TransformerEncoderLayer(256, 8, 512, batch_first=True)
     ours = fusion.layers[0]
     theirs = transformer.self_attn
-    assert ours.value.weight.std().item() == pytest.approx(theirs.in_proj_weight[512:].std().item(), rel=0.02)
-    assert ours.output.weight.std().item() == pytest.approx(theirs.out_proj.weight.std().item(), rel=0.02)
-    assert ours.linear1.weight.std().item() == pytest.approx(transformer.linear1.weight.std().item(), rel=0.02)
+    assert ours.value.weight.std().item() == pytest.approx(
+        theirs.in_proj_weight[512:].std().item(), rel=0.02
+    )
+    assert ours.output.weight.std().item() == pytest.approx(
+        theirs.out_proj.weight.std().item(), rel=0.02
+    )
+    assert ours.linear1.weight.std().item() == pytest.approx(
+        transformer.linear1.weight.std().item(), rel=0.02
+    )

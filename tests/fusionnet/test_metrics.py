@@ -26,7 +26,12 @@ def test_undefined_is_none() -> None:
     assert set(binary_metrics(nothing, nothing).values()) == {None}
     assert regression_metrics(np.ones(3), np.zeros(3))["r2"] is None
     one_class = binary_metrics(np.zeros(3), np.array([0.1, 0.2, 0.3]))
-    assert (one_class["auroc"], one_class["recall"], one_class["precision"], one_class["f1"]) == (None, None, None, None)
+    assert (one_class["auroc"], one_class["recall"], one_class["precision"], one_class["f1"]) == (
+        None,
+        None,
+        None,
+        None,
+    )
     assert one_class["accuracy"] == 1.0
 
 

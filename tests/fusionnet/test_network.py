@@ -1,4 +1,6 @@
-"""The network equals the specified concat-and-project network, with every shortcut; rows of one string share what they may share."""
+"""The network equals the specified concat-and-project network, with every shortcut; rows of one
+string share what they may share.
+"""
 
 import pytest
 import torch
@@ -8,30 +10,56 @@ from fusionnet.config import ModelConfig, Task
 from fusionnet.model.layers import StringAdapter
 from fusionnet.model.network import FusionNetwork
 
-TASKS = (Task(name="ef", column="y", head=(16, 8)), Task(name="opt", column="b", kind="binary"), Task(name="aux", column="z", head_dropout=0.0))
+TASKS = (
+    Task(name="ef", column="y", head=(16, 8)),
+    Task(name="opt", column="b", kind="binary"),
+    Task(name="aux", column="z", head_dropout=0.0),
+)
 SMALL = ModelConfig(
-    adapter_hidden=24, adapter_width=16, numeric_hidden=8, numeric_width=12, category_width=4, fusion_width=32, num_layers=2, num_heads=4, feedforward=48
+    adapter_hidden=24,
+    adapter_width=16,
+    numeric_hidden=8,
+    numeric_width=12,
+    category_width=4,
+    fusion_width=32,
+    num_layers=2,
+    num_heads=4,
+    feedforward=48,
 )
 
 
-def network(num_numeric: int = 5, cardinalities: tuple[int, ...] = (3,), strings: tuple[tuple[str, int], ...] = (("a", 10), ("b", 6))) -> FusionNetwork:
+def network(
+    num_numeric: int = 5,
+    cardinalities: tuple[int, ...] = (3,),
+    strings: tuple[tuple[str, int], ...] = (("a", 10), ("b", 6)),
+) -> FusionNetwork:
     torch.manual_seed(0)
     return FusionNetwork(SMALL, TASKS, strings, num_numeric, cardinalities)
 
 
-def inputs(num_rows: int, num_numeric: int = 5) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(
+    num_rows: int, num_numeric: int = 5
+) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
     vectors = [torch.randn(4, 10), torch.randn(3, 6)]
     ids = torch.stack([torch.randint(0, 4, (num_rows,)), torch.randint(0, 3, (num_rows,))], dim=1)
     return vectors, ids, torch.randn(num_rows, num_numeric), torch.randint(0, 3, (num_rows, 1))
 
 
-def as_specified(net: FusionNetwork, vectors: list[torch.Tensor], ids: torch.Tensor, numeric: torch.Tensor, category: torch.Tensor) -> torch.Tensor:
+def as_specified(
+    net: FusionNetwork,
+    vectors: list[torch.Tensor],
+    ids: torch.Tensor,
+    numeric: torch.Tensor,
+    category: torch.Tensor,
+) -> torch.Tensor:
     """Gather first, then every layer on every row, concat, one projection."""
     parts = []
     for column, adapter in enumerate(net.adapters.values()):
         rows = vectors[column][ids[:, column]]
         parts.append(adapter.second(adapter.first(rows)))
-    parts += [net.numeric[0](numeric)] + [embedding(category[:, k]) for k, embedding in enumerate(net.categories)]
+    parts += [net.numeric[0](numeric)] + [
+        embedding(category[:, k]) for k, embedding in enumerate(net.categories)
+    ]
     return net.heads(net.fusion(net.projection(torch.cat(parts, dim=1))))
 
 
@@ -47,24 +75,49 @@ def test_evaluation_equals_the_specified_order_of_operations(num_rows: int) -> N
 def test_training_without_dropout_equals_it_too_and_so_do_its_gradients() -> None:
     torch.manual_seed(0)
     config = SMALL.model_copy(update={"dropout": 0.0})
-    net = FusionNetwork(config, [task.model_copy(update={"head_dropout": 0.0}) for task in TASKS], (("a", 10), ("b", 6)), 5, (3,)).train()
+    net = FusionNetwork(
+        config,
+        [task.model_copy(update={"head_dropout": 0.0}) for task in TASKS],
+        (("a", 10), ("b", 6)),
+        5,
+        (3,),
+    ).train()
     vectors, ids, numeric, category = inputs(33)
     vectors = [table.requires_grad_() for table in vectors]
-    wanted = torch.autograd.grad(as_specified(net, vectors, ids, numeric, category).square().sum(), [*vectors, *net.parameters()], allow_unused=True)
-    found = torch.autograd.grad(net(vectors, ids, numeric, category).square().sum(), [*vectors, *net.parameters()], allow_unused=True)
+    wanted = torch.autograd.grad(
+        as_specified(net, vectors, ids, numeric, category).square().sum(),
+        [*vectors, *net.parameters()],
+        allow_unused=True,
+    )
+    found = torch.autograd.grad(
+        net(vectors, ids, numeric, category).square().sum(),
+        [*vectors, *net.parameters()],
+        allow_unused=True,
+    )
     for mine, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
 def test_vectors_enter_standardised() -> None:
-    scaling = VectorScaling(mean=tuple(float(k) for k in range(10)), std=tuple(0.5 + k for k in range(10)))
+    scaling = VectorScaling(
+        mean=tuple(float(k) for k in range(10)), std=tuple(0.5 + k for k in range(10))
+    )
     torch.manual_seed(0)
-    net = FusionNetwork(SMALL, TASKS, (("a", 10), ("b", 6)), 5, (3,), vector_scaling={"a": scaling}).eval()
+    net = FusionNetwork(
+        SMALL, TASKS, (("a", 10), ("b", 6)), 5, (3,), vector_scaling={"a": scaling}
+    ).eval()
     vectors, *rest = inputs(33)
     standardised = (vectors[0] - torch.tensor(scaling.mean)) / torch.tensor(scaling.std)
     wanted = network().eval()([standardised, vectors[1]], *rest)
     torch.testing.assert_close(net(vectors, *rest), wanted, rtol=1e-5, atol=1e-5)
-    off = FusionNetwork(SMALL.model_copy(update={"standardize_vectors": False}), TASKS, (("a", 10),), 5, (3,), vector_scaling={"a": scaling})
+    off = FusionNetwork(
+        SMALL.model_copy(update={"standardize_vectors": False}),
+        TASKS,
+        (("a", 10),),
+        5,
+        (3,),
+        vector_scaling={"a": scaling},
+    )
     assert off.adapters["a"].inverse_std.eq(1).all()
     assert off.adapters["a"].mean.eq(0).all()
 
@@ -72,7 +125,14 @@ def test_vectors_enter_standardised() -> None:
 def test_noise_is_added_to_the_features_of_its_part_and_in_training_alone() -> None:
     torch.manual_seed(0)
     quiet = SMALL.model_copy(update={"dropout": 0.0, "feature_noise": {"patient": 0.3}})
-    net = FusionNetwork(quiet, TASKS, (("a", 10), ("b", 6)), 5, (3,), numeric_parts=["patient", "gel", "patient", "gel", "gel"])
+    net = FusionNetwork(
+        quiet,
+        TASKS,
+        (("a", 10), ("b", 6)),
+        5,
+        (3,),
+        numeric_parts=["patient", "gel", "patient", "gel", "gel"],
+    )
     read: list[torch.Tensor] = []
     net.numeric[0].register_forward_pre_hook(lambda _, given: read.append(given[0]))
     given = inputs(4000)
@@ -89,7 +149,17 @@ def test_noise_is_added_to_the_features_of_its_part_and_in_training_alone() -> N
 def test_a_linear_skip_adds_a_linear_function_of_the_features_as_they_are(training: bool) -> None:
     quiet = SMALL.model_copy(update={"dropout": 0.0, "feature_noise": {"patient": 0.3}})
     (plain, skipping) = (
-        (torch.manual_seed(0), FusionNetwork(quiet.model_copy(update={"linear_skip": skip}), TASKS[2:], (("a", 10), ("b", 6)), 5, (3,), ["patient"] * 5))[1]
+        (
+            torch.manual_seed(0),
+            FusionNetwork(
+                quiet.model_copy(update={"linear_skip": skip}),
+                TASKS[2:],
+                (("a", 10), ("b", 6)),
+                5,
+                (3,),
+                ["patient"] * 5,
+            ),
+        )[1]
         for skip in (False, True)
     )
     given = inputs(33)
@@ -118,7 +188,12 @@ def test_rows_of_one_string_have_their_own_dropout_masks() -> None:
 
 def test_columns_without_numbers_or_categories() -> None:
     net = FusionNetwork(SMALL, TASKS, (("a", 10),), 0, ()).eval()
-    found = net([torch.randn(4, 10)], torch.randint(0, 4, (7, 1)), torch.zeros(7, 0), torch.zeros(7, 0, dtype=torch.int64))
+    found = net(
+        [torch.randn(4, 10)],
+        torch.randint(0, 4, (7, 1)),
+        torch.zeros(7, 0),
+        torch.zeros(7, 0, dtype=torch.int64),
+    )
     assert found.shape == (7, 3)
     assert found.std(0).min() > 0
 
@@ -136,5 +211,8 @@ def test_true_sizes_beside_the_specifications() -> None:
     assert sizes["category embedding"] == 128
     assert sizes["head ef"] == 147_841
     assert sizes["head opt"] == sizes["head stress"] == 65_793
-    assert sizes["fusion transformer"] == 4 * (2 * (512 * 512 + 512) + 512 * 2048 + 2048 + 2048 * 512 + 512 + 4 * 512) + 2 * 512
+    assert (
+        sizes["fusion transformer"]
+        == 4 * (2 * (512 * 512 + 512) + 512 * 2048 + 2048 + 2048 * 512 + 512 + 4 * 512) + 2 * 512
+    )
     assert sum(sizes.values()) == sum(parameter.numel() for parameter in net.parameters())

@@ -1,4 +1,6 @@
-"""`train.precision: auto` is bf16 where every rank has instructions for it, and fp32 where one has not."""
+"""`train.precision: auto` is bf16 where every rank has instructions for it, and fp32 where one has
+not.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -41,11 +43,20 @@ def test_one_kind_of_instruction_is_enough(name: str, monkeypatch: pytest.Monkey
 
 
 def test_a_cpu_without_them_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_capabilities(monkeypatch, avx512_f=True, avx512_vnni=True, avx512_bf16=False, amx_bf16=False, cpu_name="bf16")
+    with_capabilities(
+        monkeypatch,
+        avx512_f=True,
+        avx512_vnni=True,
+        avx512_bf16=False,
+        amx_bf16=False,
+        cpu_name="bf16",
+    )
     assert not multiplies_bf16(CPU)
 
 
-def test_instructions_that_torch_would_not_use_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_instructions_that_torch_would_not_use_do_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with_capabilities(monkeypatch, bf16=True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not multiplies_bf16(CPU)
@@ -57,13 +68,21 @@ def test_a_torch_that_cannot_tell_counts_as_no(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_a_gpu_that_emulates_it_does_not_count(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+def test_a_gpu_that_emulates_it_does_not_count(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or native,
+    )
     assert multiplies_bf16(torch.device("cuda")) is native
 
 
 @pytest.mark.parametrize(("of_other", "precision"), [(1, "bf16"), (0, "fp32")])
-def test_the_rank_that_can_do_least_decides(of_other: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rank_that_can_do_least_decides(
+    of_other: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_capabilities(monkeypatch, avx512_bf16=True)
     assert settled_precision("auto", TwoRanks(of_other)) == precision
 
@@ -76,6 +95,12 @@ def test_what_was_asked_for_is_kept_without_asking_others(precision: Any) -> Non
 def test_a_model_is_not_built_before_its_precision_is_known(tiny_experiment: Path) -> None:
     experiment = load_experiment(tiny_experiment, ["train.precision=auto"])
     cache = open_cache(experiment.cache.path)
-    recipe = Recipe(observed_tasks(experiment.tasks, cache.layout), (experiment.encoder,) * 2, experiment.model, experiment.loss, experiment.train)
+    recipe = Recipe(
+        observed_tasks(experiment.tasks, cache.layout),
+        (experiment.encoder,) * 2,
+        experiment.model,
+        experiment.loss,
+        experiment.train,
+    )
     with pytest.raises(ConfigError, match="still auto"):
         build_model(recipe, cache.layout, cache.scaling)

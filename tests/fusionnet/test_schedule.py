@@ -9,7 +9,9 @@ from fusionnet.train.schedule import make_schedule
 
 
 def test_warm_up_reaches_the_peak_and_the_cosine_its_end() -> None:
-    schedule = make_schedule(OptimConfig(warmup_epochs=2.0, final_lr_fraction=0.1), steps_per_epoch=39, epochs=15)
+    schedule = make_schedule(
+        OptimConfig(warmup_epochs=2.0, final_lr_fraction=0.1), steps_per_epoch=39, epochs=15
+    )
     factors = [schedule.factor(step) for step in range(15 * 39)]
     assert factors[0] == pytest.approx(1 / 78)
     assert factors[77] == 1.0
@@ -20,9 +22,12 @@ def test_warm_up_reaches_the_peak_and_the_cosine_its_end() -> None:
 
 
 def test_explicit_steps_win() -> None:
-    schedule = make_schedule(OptimConfig(warmup_steps=1000, total_steps=15000), steps_per_epoch=39, epochs=15)
+    schedule = make_schedule(
+        OptimConfig(warmup_steps=1000, total_steps=15000), steps_per_epoch=39, epochs=15
+    )
     assert (schedule.warmup_steps, schedule.total_steps) == (1000, 15000)
-    assert schedule.factor(584) == pytest.approx(0.585)  # the specification's own schedule never reaches its peak
+    # the specification's own schedule never reaches its peak
+    assert schedule.factor(584) == pytest.approx(0.585)
 
 
 def test_groups_keep_their_own_peaks() -> None:

@@ -1,4 +1,6 @@
-"""Rows streamed from the cache are the same rows, each once an epoch, well mixed, in an order that counts alone can enter, in bounded memory."""
+"""Rows streamed from the cache are the same rows, each once an epoch, well mixed, in an order that
+counts alone can enter, in bounded memory.
+"""
 
 import weakref
 from dataclasses import fields, replace
@@ -26,8 +28,13 @@ CHUNK = 16  # of the 400 rows of the tiny table
 def cache(tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
     """The tiny table in chunks of 16 rows, three to a file."""
     path = tmp_path_factory.mktemp("chunked") / "cache.zarr"
-    experiment = load_experiment(tiny_experiment, [f"cache.path={path}", f"cache.rows_per_chunk={CHUNK}", "cache.chunks_per_shard=3"])
-    build_cache(experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache)
+    experiment = load_experiment(
+        tiny_experiment,
+        [f"cache.path={path}", f"cache.rows_per_chunk={CHUNK}", "cache.chunks_per_shard=3"],
+    )
+    build_cache(
+        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
+    )
     return open_cache(path)
 
 
@@ -39,7 +46,12 @@ class InMemory(Cache):
         self.path, self.scaling, self.layout = cache.path, cache.scaling, cache.layout
 
     def rows(self, start: int = 0, stop: int | None = None) -> RowBlock:
-        return RowBlock(**{field.name: getattr(self._block, field.name)[start:stop] for field in fields(RowBlock)})
+        return RowBlock(
+            **{
+                field.name: getattr(self._block, field.name)[start:stop]
+                for field in fields(RowBlock)
+            }
+        )
 
 
 @pytest.fixture(scope="module")
@@ -56,33 +68,59 @@ def streamed(cache: Cache, chunks_per_buffer: int, split: str = "train") -> Stre
 
 
 def same(found: RowTable, wanted: RowTable) -> bool:
-    return all(torch.equal(getattr(found, field.name).nan_to_num(7), getattr(wanted, field.name).nan_to_num(7)) for field in fields(RowTable))
+    return all(
+        torch.equal(
+            getattr(found, field.name).nan_to_num(7), getattr(wanted, field.name).nan_to_num(7)
+        )
+        for field in fields(RowTable)
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_resident_rows_are_read_a_few_chunks_at_a_time(cache: Cache, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resident_rows_are_read_a_few_chunks_at_a_time(
+    cache: Cache, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted, read, lengths = rows_of(cache, cache.rows(), split), type(cache).rows, []
-    monkeypatch.setattr(type(cache), "rows", lambda self, start, stop: lengths.append(stop - start) or read(self, start, stop))
+    monkeypatch.setattr(
+        type(cache),
+        "rows",
+        lambda self, start, stop: lengths.append(stop - start) or read(self, start, stop),
+    )
     assert same(load_rows(cache, split), wanted)
     assert sum(lengths) == cache.layout.num_rows
     assert max(lengths) == 4 * CHUNK
 
 
 @settings(deadline=None, max_examples=25)
-@given(chunks=st.integers(4, 40), batch_rows=st.integers(1, 300), epoch=st.integers(0, 3), seed=st.integers(0, 3), data=st.data())
+@given(
+    chunks=st.integers(4, 40),
+    batch_rows=st.integers(1, 300),
+    epoch=st.integers(0, 3),
+    seed=st.integers(0, 3),
+    data=st.data(),
+)
 def test_an_epoch_is_every_row_once_in_steps_of_the_plan_and_can_be_entered_anywhere(
     quick: Cache, chunks: int, batch_rows: int, epoch: int, seed: int, data: st.DataObject
 ) -> None:
     source, table = streamed(quick, chunks), load_rows(quick, "train")
     plan = StepPlan(source.num_rows, batch_rows, 1, 1, seed)
     steps = list(source.steps(plan, epoch))
-    assert [step.num_rows for step in steps] == plan.step_sizes == [step.num_rows for step in ResidentRows(table).steps(plan, epoch)]
+    assert (
+        [step.num_rows for step in steps]
+        == plan.step_sizes
+        == [step.num_rows for step in ResidentRows(table).steps(plan, epoch)]
+    )
     row = torch.cat([step.row for step in steps])
     assert torch.equal(row.sort().values, table.row)
     for step in steps:
         assert same(step, table.take(torch.searchsorted(table.row, step.row)))
     first = data.draw(st.integers(0, len(steps)))
-    assert all(same(found, wanted) for found, wanted in zip(streamed(quick, chunks).steps(plan, epoch, first), steps[first:], strict=True))
+    assert all(
+        same(found, wanted)
+        for found, wanted in zip(
+            streamed(quick, chunks).steps(plan, epoch, first), steps[first:], strict=True
+        )
+    )
 
 
 def test_what_is_read_from_the_cache_are_the_resident_rows(cache: Cache) -> None:
@@ -93,23 +131,44 @@ def test_what_is_read_from_the_cache_are_the_resident_rows(cache: Cache) -> None
 
 def test_the_order_is_another_in_every_epoch_and_for_every_seed(quick: Cache) -> None:
     source = streamed(quick, 5)
-    orders = [torch.cat([step.row for step in source.steps(StepPlan(source.num_rows, 32, 1, 1, seed), epoch)]) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    orders = [
+        torch.cat(
+            [step.row for step in source.steps(StepPlan(source.num_rows, 32, 1, 1, seed), epoch)]
+        )
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
     assert len({tuple(order.tolist()) for order in orders}) == 3
-    source.prepare(StepPlan(source.num_rows, 32, 1, 1, 0), 1)  # what was read ahead is what is asked for, or is read again
+    # what was read ahead is what is asked for, or is read again
+    source.prepare(StepPlan(source.num_rows, 32, 1, 1, 0), 1)
     for seed, epoch, wanted in ((1, 0, orders[2]), (0, 1, orders[1])):
-        assert torch.equal(torch.cat([step.row for step in source.steps(StepPlan(source.num_rows, 32, 1, 1, seed), epoch)]), wanted)
+        assert torch.equal(
+            torch.cat(
+                [
+                    step.row
+                    for step in source.steps(StepPlan(source.num_rows, 32, 1, 1, seed), epoch)
+                ]
+            ),
+            wanted,
+        )
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 60])
 def test_ranks_share_the_rows_in_table_order(quick: Cache, world_size: int) -> None:
     for source in (streamed(quick, 4, "validation"), ResidentRows(load_rows(quick, "validation"))):
-        shares = [[block.row for block in source.blocks(rank, world_size)] for rank in range(world_size)]
+        shares = [
+            [block.row for block in source.blocks(rank, world_size)] for rank in range(world_size)
+        ]
         assert [sum(map(len, share)) for share in shares] == source.shares(world_size)
-        assert torch.equal(torch.cat([row for share in shares for row in share]), load_rows(quick, "validation").row)
+        assert torch.equal(
+            torch.cat([row for share in shares for row in share]),
+            load_rows(quick, "validation").row,
+        )
 
 
 class FakeCache(Cache):
-    """A long table of one split whose only feature is the place in it; chunks are drawn as from a real one."""
+    """A long table of one split whose only feature is the place in it; chunks are drawn as from a
+    real one.
+    """
 
     def __init__(self, cache: Cache, num_chunks: int) -> None:
         self._block = cache.rows(0, CHUNK)
@@ -122,8 +181,10 @@ class FakeCache(Cache):
 
 
 def test_what_varies_along_the_table_is_even_over_the_steps(cache: Cache) -> None:
-    # 1,024 chunks, 32 to a buffer. A step of 256 rows drawn at random has a mean place within sigma / 16; rows in table order would be off by sigma itself,
-    # and a buffer of 32 chunks that were drawn without stretches by sigma / 5.7, which is three times as much.
+    # 1,024 chunks, 32 to a buffer. A step of 256 rows drawn at random has a mean place within sigma
+    # / 16; rows in table order would be off by sigma itself,
+    # and a buffer of 32 chunks that were drawn without stretches by sigma / 5.7, which is three
+    # times as much.
     num_chunks, batch_rows = 1024, 256
     fake = FakeCache(cache, num_chunks)
     budget = (2 * 32 + 3) * CHUNK * (row_bytes(cache.layout) + 8)
@@ -133,7 +194,8 @@ def test_what_varies_along_the_table_is_even_over_the_steps(cache: Cache) -> Non
     sigma = 12**-0.5
     spread = torch.stack([place.mean() - 0.5 for place in places]).square().mean().sqrt() / sigma
     assert spread < 1.25 / batch_rows**0.5
-    assert min(len(place.mul(32).long().unique()) for place in places) >= 28  # of 32 stretches; a uniform draw of 256 rows misses none or one
+    # of 32 stretches; a uniform draw of 256 rows misses none or one
+    assert min(len(place.mul(32).long().unique()) for place in places) >= 28
     neighbours = torch.cat([(step[1:] - step[:-1]).abs() for step in places])
     assert abs(neighbours.mean() - 1 / 3) < 0.02  # as of two independent uniform numbers
 
@@ -154,7 +216,12 @@ def test_a_budget_that_cannot_mix_is_refused(cache: Cache) -> None:
 
 def test_no_more_than_two_buffers_are_alive(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeCache(cache, 80)
-    source = StreamingRows(fake, "train", count_chunks(fake)["train"], (2 * 4 + 3) * CHUNK * (row_bytes(cache.layout) + 8))
+    source = StreamingRows(
+        fake,
+        "train",
+        count_chunks(fake)["train"],
+        (2 * 4 + 3) * CHUNK * (row_bytes(cache.layout) + 8),
+    )
     alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
     fill = source._fill
 
@@ -170,7 +237,9 @@ def test_no_more_than_two_buffers_are_alive(cache: Cache, monkeypatch: pytest.Mo
     assert source.chunks_per_buffer == 4
 
 
-def test_the_reader_passes_on_what_went_wrong(quick: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reader_passes_on_what_went_wrong(
+    quick: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = streamed(quick, 4)
     plan = StepPlan(source.num_rows, 32, 1, 1, 0)
     steps = source.steps(plan, 0)

@@ -1,4 +1,6 @@
-"""Run by test_rank_faults.py under a launcher: jobs.train, in which one rank fails in the third step. Arguments: how, then those of the job."""
+"""Run by test_rank_faults.py under a launcher: jobs.train, in which one rank fails in the third
+step. Arguments: how, then those of the job.
+"""
 
 import os
 import signal
@@ -10,13 +12,16 @@ from fusionnet.train import loop
 from jobs import train
 from jobs.command import run_job
 
-HOW = "killed" if "killed" in sys.argv else "raises"  # the deepspeed launcher puts its own argument first
+# the deepspeed launcher puts its own argument first
+HOW = "killed" if "killed" in sys.argv else "raises"
 sys.argv.remove(HOW)
 take_step = loop.optimizer_step
 
 
 def failing_step(*arguments: Any) -> Any:
-    """Fail on rank 1 in step 2; the other ranks go on into a collective operation and wait there."""
+    """Fail on rank 1 in step 2; the other ranks go on into a collective operation and wait
+    there.
+    """
     if arguments[-1] == 2 and os.environ["RANK"] == "1":
         if HOW == "killed":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,6 @@
-"""Configs: unknown keys name their nearest neighbour, overrides reach lists, files extend files, and the resolved config reads back unchanged."""
+"""Configs: unknown keys name their nearest neighbour, overrides reach lists, files extend files,
+and the resolved config reads back unchanged.
+"""
 
 from pathlib import Path
 
@@ -9,7 +11,11 @@ from embedcache.errors import ConfigError
 from jobs.experiment import load_experiment
 
 MINIMAL = {
-    "data": {"path": "t.parquet", "strings": [{"name": "polymer", "column": "smiles"}], "group": "patient"},
+    "data": {
+        "path": "t.parquet",
+        "strings": [{"name": "polymer", "column": "smiles"}],
+        "group": "patient",
+    },
     "tasks": [{"name": "ef", "column": "y"}],
 }
 
@@ -33,7 +39,11 @@ def test_stage1_is_as_specified(repository: Path) -> None:
     assert stage1.train.batch_rows == 8192
     assert stage1.train.epochs == 15
     assert stage1.encoder.pooling == "cls"
-    assert (stage1.encoder.lora.r, stage1.encoder.lora.alpha, stage1.encoder.lora.dropout) == (16, 32.0, 0.1)
+    assert (stage1.encoder.lora.r, stage1.encoder.lora.alpha, stage1.encoder.lora.dropout) == (
+        16,
+        32.0,
+        0.1,
+    )
     assert stage1.optim.lr_encoder == 2e-5
     ef, opt, stress = stage1.tasks[:3]
     assert (ef.loss, ef.beta, ef.head) == ("smooth_l1", 2.0, (256, 64))
@@ -46,15 +56,36 @@ def test_stage1_is_as_specified(repository: Path) -> None:
     [
         ({"trian": {}}, r"trian: unknown key; did you mean 'train'\?"),
         ({"train": {"epoch": 3}}, r"train.epoch: unknown key; did you mean 'epochs'\?"),
-        ({"encoder": {"lora": {"rank": 3}}}, r"encoder.lora.rank: unknown key; known keys here: .*r, target_modules"),
-        ({"tasks": [{"name": "ef", "column": "y", "los": "mse"}]}, r"tasks.0.los: unknown key; did you mean 'loss'\?"),
+        (
+            {"encoder": {"lora": {"rank": 3}}},
+            r"encoder.lora.rank: unknown key; known keys here: .*r, target_modules",
+        ),
+        (
+            {"tasks": [{"name": "ef", "column": "y", "los": "mse"}]},
+            r"tasks.0.los: unknown key; did you mean 'loss'\?",
+        ),
         ({"train": {"epochs": "many"}}, r"train.epochs: .*integer.*'many'"),
-        ({"tasks": [{"name": "ef", "column": "y", "loss": "focal"}]}, "is regression, which takes the losses smooth_l1 or mse"),
-        ({"reward": {"terms": [{"task": "safety", "weight": 1}]}}, "reward reads task 'safety', which is not among the tasks: ef"),
+        (
+            {"tasks": [{"name": "ef", "column": "y", "loss": "focal"}]},
+            "is regression, which takes the losses smooth_l1 or mse",
+        ),
+        (
+            {"reward": {"terms": [{"task": "safety", "weight": 1}]}},
+            "reward reads task 'safety', which is not among the tasks: ef",
+        ),
         ({"split": {"stratify_by": "y"}}, "not the column of a binary task"),
-        ({"model": {"feature_noise": {"patient": 0.3}}}, "model.feature_noise names 'patient', which is not a part of data.numeric"),
-        ({"model": {"linear_skip": True}}, "model.linear_skip is a function of data.numeric, which has no columns"),
-        ({"model": {"feature_noise": {"patient": -0.3}}}, "model.feature_noise.patient: .*greater than or equal to 0"),
+        (
+            {"model": {"feature_noise": {"patient": 0.3}}},
+            "model.feature_noise names 'patient', which is not a part of data.numeric",
+        ),
+        (
+            {"model": {"linear_skip": True}},
+            "model.linear_skip is a function of data.numeric, which has no columns",
+        ),
+        (
+            {"model": {"feature_noise": {"patient": -0.3}}},
+            "model.feature_noise.patient: .*greater than or equal to 0",
+        ),
     ],
 )
 def test_mistakes_are_explained(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -70,8 +101,16 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
 
 def test_overrides_reach_mappings_and_lists(tmp_path: Path) -> None:
     file = written(tmp_path)
-    experiment = load_experiment(file, ["train.epochs=3", "data.strings.0.kind=smiles", "encoder.lora.r=4", "cache.path=x.zarr"])
-    assert (experiment.train.epochs, experiment.data.strings[0].kind, experiment.encoder.lora.r, experiment.cache.path) == (3, "smiles", 4, "x.zarr")
+    experiment = load_experiment(
+        file,
+        ["train.epochs=3", "data.strings.0.kind=smiles", "encoder.lora.r=4", "cache.path=x.zarr"],
+    )
+    assert (
+        experiment.train.epochs,
+        experiment.data.strings[0].kind,
+        experiment.encoder.lora.r,
+        experiment.cache.path,
+    ) == (3, "smiles", 4, "x.zarr")
     for override, message in [
         ("train.epochs", "expected KEY=VALUE"),
         ("data.strings.7.kind=x", "'7' does not address"),
@@ -81,7 +120,9 @@ def test_overrides_reach_mappings_and_lists(tmp_path: Path) -> None:
             load_experiment(file, [override])
 
 
-@pytest.mark.parametrize(("word", "value"), [("on", True), ("off", False), ("true", True), ("auto", "auto")])
+@pytest.mark.parametrize(
+    ("word", "value"), [("on", True), ("off", False), ("true", True), ("auto", "auto")]
+)
 def test_compiling_is_switched_in_yamls_words(word: str, value: object, tmp_path: Path) -> None:
     file = written(tmp_path)
     assert load_experiment(file, [f"train.compile={word}"]).train.compile == value

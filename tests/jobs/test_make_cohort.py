@@ -1,4 +1,6 @@
-"""The reference cohort: its exact shape, its published marginals, its known best score, and the same rows whatever else is made."""
+"""The reference cohort: its exact shape, its published marginals, its known best score, and the
+same rows whatever else is made.
+"""
 
 import subprocess
 import sys
@@ -10,7 +12,13 @@ import polars as pl
 import pytest
 from sklearn.metrics import r2_score
 
-from jobs.cohort.generate import FORMULATION_COLUMNS, OUTCOME_COLUMNS, PATIENT_COLUMNS, calibrate, cohort_frames
+from jobs.cohort.generate import (
+    FORMULATION_COLUMNS,
+    OUTCOME_COLUMNS,
+    PATIENT_COLUMNS,
+    calibrate,
+    cohort_frames,
+)
 from jobs.cohort.outcomes import COVERAGES
 from jobs.cohort.patients import DERIVED, DRAWN, LVEF_TOLERANCE_PCT, draw_patients
 from jobs.cohort.polymers import chemistry_of, load_polymers
@@ -20,7 +28,13 @@ ROWS = 480
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "jobs.make_cohort", *arguments], capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.make_cohort", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +62,10 @@ def test_shape(cohort: pl.DataFrame, repository: Path) -> None:
         | {"polymer_SMILES", "polymer_category", "patient_id", "is_real"}
     )
     assert wanted <= set(cohort.columns)
-    assert {column.column for column in stage1.data.numeric} == {*PATIENT_COLUMNS, *FORMULATION_COLUMNS}
+    assert {column.column for column in stage1.data.numeric} == {
+        *PATIENT_COLUMNS,
+        *FORMULATION_COLUMNS,
+    }
 
 
 def test_rows_are_dealt_to_hydrogels_as_in_the_published_table() -> None:
@@ -67,13 +84,17 @@ def test_patients_have_the_published_marginals_and_keep_every_relation() -> None
         values = patients.features[marginal.name]
         assert values.min() >= marginal.low, marginal.name
         assert values.max() <= marginal.high, marginal.name
-        assert abs(values.mean() - marginal.mean) < 0.08 * marginal.sd + 0.02 * abs(marginal.mean), marginal.name
+        assert abs(values.mean() - marginal.mean) < 0.08 * marginal.sd + 0.02 * abs(
+            marginal.mean
+        ), marginal.name
         assert values.std() == pytest.approx(marginal.sd, rel=0.1), marginal.name
     f = patients.features
     assert (f["baseline_EDV_mL"] > f["baseline_ESV_mL"]).all()
     ejection = 100 * (f["baseline_EDV_mL"] - f["baseline_ESV_mL"]) / f["baseline_EDV_mL"]
     assert np.abs(ejection - f["baseline_LVEF_pct"]).max() <= LVEF_TOLERANCE_PCT + 1e-9
-    np.testing.assert_allclose(f["bz_stress_kPa"], f["healthy_stress_kPa"] * f["stress_concentration"])
+    np.testing.assert_allclose(
+        f["bz_stress_kPa"], f["healthy_stress_kPa"] * f["stress_concentration"]
+    )
 
 
 def test_formulations_stay_in_their_hydrogels_ranges(cohort: pl.DataFrame) -> None:
@@ -102,10 +123,13 @@ def test_outcomes_have_the_published_marginals(cohort: pl.DataFrame) -> None:
     assert 0.01 < (cohort["integrity"] < 0.8).mean() < 0.3
 
 
-def test_the_oracle_is_the_best_score_that_was_asked_for(cohort: pl.DataFrame, oracle: pl.DataFrame) -> None:
+def test_the_oracle_is_the_best_score_that_was_asked_for(
+    cohort: pl.DataFrame, oracle: pl.DataFrame
+) -> None:
     assert oracle.columns == list(OUTCOME_COLUMNS)
     assert r2_score(cohort["delta_EF_pct"], oracle["delta_EF_pct"]) == pytest.approx(0.92, abs=0.01)
-    # The oracle's is_optimal is the probability of the noisy label: its mean is the rate, and rows of like probability have that rate.
+    # The oracle's is_optimal is the probability of the noisy label: its mean is the rate, and rows
+    # of like probability have that rate.
     probability, label = oracle["is_optimal"].to_numpy(), cohort["is_optimal"].to_numpy()
     assert probability.mean() == pytest.approx(label.mean(), abs=0.005)
     for low in (0.0, 0.2, 0.4, 0.6, 0.8):
@@ -114,13 +138,19 @@ def test_the_oracle_is_the_best_score_that_was_asked_for(cohort: pl.DataFrame, o
 
 
 def test_chemistry_is_a_function_of_structure_alone(cohort: pl.DataFrame) -> None:
-    gelma = [polymer for polymer in load_polymers() if polymer.name.startswith("GelMA_") and polymer.name.endswith("pct")]
+    gelma = [
+        polymer
+        for polymer in load_polymers()
+        if polymer.name.startswith("GelMA_") and polymer.name.endswith("pct")
+    ]
     assert len(gelma) == 4
     assert len({polymer.chemistry for polymer in gelma}) == 1
     other_spelling = astuple(chemistry_of("C1(O)C(N)C([*])OC(CO)C1O[*]"))
     assert astuple(chemistry_of("[*]OC1C(CO)OC([*])C(N)C1O")) == pytest.approx(other_spelling)
     assert len({polymer.chemistry for polymer in load_polymers()}) == 21
-    effect = cohort.group_by("polymer_SMILES").agg(pl.col("delta_EF_pct").mean())["delta_EF_pct"].std()
+    effect = (
+        cohort.group_by("polymer_SMILES").agg(pl.col("delta_EF_pct").mean())["delta_EF_pct"].std()
+    )
     assert effect > 1
 
 
@@ -136,20 +166,44 @@ def test_the_calibration_does_not_depend_on_the_cohort() -> None:
 
 
 def test_the_command_writes_both_tables_and_says_that_they_are_synthetic(tmp_path: Path) -> None:
-    done = make("--out", str(tmp_path / "c.parquet"), "--noise-free", str(tmp_path / "o.parquet"), "--patients", "6", "--rows-per-patient", "48")
+    done = make(
+        "--out",
+        str(tmp_path / "c.parquet"),
+        "--noise-free",
+        str(tmp_path / "o.parquet"),
+        "--patients",
+        "6",
+        "--rows-per-patient",
+        "48",
+    )
     assert done.returncode == 0, done.stderr
     assert "synthetic" in done.stdout
     assert "288 rows, 6 patients (1 labelled real)" in done.stdout
     written = pl.read_parquet(tmp_path / "c.parquet")
     assert written.equals(pl.concat(cohort_frames(6, 48, 0, True)))
     assert len(pl.read_parquet(tmp_path / "o.parquet")) == 288
-    assert make("--out", str(tmp_path / "c.csv"), "--patients", "1", "--rows-per-patient", "24").returncode == 0
+    assert (
+        make(
+            "--out", str(tmp_path / "c.csv"), "--patients", "1", "--rows-per-patient", "24"
+        ).returncode
+        == 0
+    )
     assert pl.read_csv(tmp_path / "c.csv").shape == (24, written.width)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.csv", "c.parquet", "o.parquet"]
 
 
-@pytest.mark.parametrize("arguments", [("--out", "c.xlsx"), ("--out", "c.parquet", "--patients", "0"), ("--out", "c.parquet", "--seed", "-1"), ()])
-def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--out", "c.xlsx"),
+        ("--out", "c.parquet", "--patients", "0"),
+        ("--out", "c.parquet", "--seed", "-1"),
+        (),
+    ],
+)
+def test_wrong_arguments_exit_with_2(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert make(*arguments).returncode == 2
     assert not list(tmp_path.iterdir())

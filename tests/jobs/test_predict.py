@@ -1,4 +1,6 @@
-"""python -m jobs.predict: input columns kept, predictions beside their own rows, all or nothing written, all violations at once."""
+"""python -m jobs.predict: input columns kept, predictions beside their own rows, all or nothing
+written, all violations at once.
+"""
 
 import shutil
 from pathlib import Path
@@ -12,7 +14,10 @@ from fusionnet import RewardModel, reward
 from jobs.command import run_job
 from jobs.predict import main
 
-REWARD = {"terms": [{"task": "ef", "weight": 0.5}, {"task": "opt", "weight": 0.3}], "penalties": [{"task": "aux", "above": 10.0, "penalty": 1.0}]}
+REWARD = {
+    "terms": [{"task": "ef", "weight": 0.5}, {"task": "opt", "weight": 0.3}],
+    "penalties": [{"task": "aux", "above": 10.0, "penalty": 1.0}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +33,9 @@ def frame(tiny_experiment: Path) -> pl.DataFrame:
     return pl.read_parquet(tiny_experiment.parent / "table.parquet").with_row_index("key")
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
     """Run the job as its command line would; return exit code, stdout and stderr."""
     monkeypatch.setattr("sys.argv", ["predict", *map(str, arguments)])
     with pytest.raises(SystemExit) as done:
@@ -40,19 +47,43 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *a
 @pytest.mark.parametrize("source", ["in.parquet", "in [1].csv"])
 @pytest.mark.parametrize("target", ["out.parquet", "out [1].csv"])
 def test_predictions_stand_beside_their_rows(
-    source: str, target: str, folder: Path, frame: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: str,
+    target: str,
+    folder: Path,
+    frame: pl.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(reward, "BATCH_ROWS", 50)
     shuffled = frame.sample(fraction=1.0, shuffle=True, seed=1)
-    shuffled.write_parquet(tmp_path / source) if source.endswith("parquet") else shuffled.write_csv(tmp_path / source)
-    code, out, err = call(monkeypatch, capsys, "--run", folder, "--input", tmp_path / source, "--output", tmp_path / target, "--reward")
+    shuffled.write_parquet(tmp_path / source) if source.endswith("parquet") else shuffled.write_csv(
+        tmp_path / source
+    )
+    code, out, err = call(
+        monkeypatch,
+        capsys,
+        "--run",
+        folder,
+        "--input",
+        tmp_path / source,
+        "--output",
+        tmp_path / target,
+        "--reward",
+    )
     assert code == 0, err
-    written = pl.read_parquet(tmp_path / target) if target.endswith("parquet") else pl.read_csv(tmp_path / target, glob=False)
+    written = (
+        pl.read_parquet(tmp_path / target)
+        if target.endswith("parquet")
+        else pl.read_csv(tmp_path / target, glob=False)
+    )
     added = ["predicted_outcome", "predicted_good", "predicted_gappy", "reward"]
     assert written.columns == [*frame.columns, *added]
     assert written["key"].to_list() == shuffled["key"].to_list()
     wanted = RewardModel.load(folder).score(shuffled)
-    np.testing.assert_allclose(written.select(added).to_numpy(), wanted.to_numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        written.select(added).to_numpy(), wanted.to_numpy(), rtol=1e-4, atol=1e-4
+    )
     assert written["smiles"].to_list() == shuffled["smiles"].to_list()
     assert written["gappy"].null_count() == shuffled["gappy"].null_count()
     assert out.startswith(f"{tmp_path / target}: 420 rows")
@@ -60,10 +91,28 @@ def test_predictions_stand_beside_their_rows(
 
 
 def test_cells_of_a_csv_come_out_as_they_went_in(
-    folder: Path, frame: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    frame: pl.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "in.csv").write_text("code,smiles,other,kind,x0,x1,x2\n007,[*]CC[*],[*]CC[*],a,0.10,50.00,1e0\n1e5,*CC*,[*]CC[*],b,0.20,50,1\n")
-    assert call(monkeypatch, capsys, "--run", folder, "--input", tmp_path / "in.csv", "--output", tmp_path / "out.csv")[0] == 0
+    (tmp_path / "in.csv").write_text(
+        "code,smiles,other,kind,x0,x1,x2\n007,[*]CC[*],[*]CC[*],a,0.10,50.00,1e0\n1e5,*CC*,[*]CC[*],b,0.20,50,1\n"
+    )
+    assert (
+        call(
+            monkeypatch,
+            capsys,
+            "--run",
+            folder,
+            "--input",
+            tmp_path / "in.csv",
+            "--output",
+            tmp_path / "out.csv",
+        )[0]
+        == 0
+    )
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert lines[1].startswith("007,[*]CC[*],[*]CC[*],a,0.10,50.00,1e0,")
     assert lines[2].startswith("1e5,*CC*,")  # as written, though the model reads [*]CC[*]
@@ -71,45 +120,121 @@ def test_cells_of_a_csv_come_out_as_they_went_in(
 
 
 def test_new_strings_and_their_unknown_parts_are_said(
-    folder: Path, frame: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    frame: pl.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     frame.head(3).with_columns(smiles=pl.lit("[*]C[Pt]C[*]")).write_parquet(tmp_path / "in.parquet")
-    code, out, err = call(monkeypatch, capsys, "--run", folder, "--input", tmp_path / "in.parquet", "--output", tmp_path / "out.parquet")
+    code, out, err = call(
+        monkeypatch,
+        capsys,
+        "--run",
+        folder,
+        "--input",
+        tmp_path / "in.parquet",
+        "--output",
+        tmp_path / "out.parquet",
+    )
     assert code == 0, err
     assert "1 distinct 'polymer' strings were in no training row" in out
     assert pl.read_parquet(tmp_path / "out.parquet")["predicted_outcome"].is_finite().all()
 
 
 def test_wrong_input_is_refused_whole(
-    folder: Path, frame: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    frame: pl.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "out.parquet").write_text("an earlier output")
-    last = pl.int_range(pl.len()) == 419  # the last row alone: nothing may be written before it is seen
-    bad = frame.with_columns(x2=pl.when(last).then(-1.0).otherwise("x2"), kind=pl.when(last).then(pl.lit("z")).otherwise("kind"))
+    # the last row alone: nothing may be written before it is seen
+    last = pl.int_range(pl.len()) == 419
+    bad = frame.with_columns(
+        x2=pl.when(last).then(-1.0).otherwise("x2"),
+        kind=pl.when(last).then(pl.lit("z")).otherwise("kind"),
+    )
     cases = [
         (bad, ("log10 needs values above 0", "unknown category 'z'", "row 419")),
         (frame.drop("x0"), ("'x0' is missing",)),
-        (frame.with_columns(predicted_good=pl.lit(1.0)), ("already has the columns predicted_good",)),
+        (
+            frame.with_columns(predicted_good=pl.lit(1.0)),
+            ("already has the columns predicted_good",),
+        ),
     ]
     for table, parts in cases:
         table.write_parquet(tmp_path / "in.parquet")
-        code, _, err = call(monkeypatch, capsys, "--run", folder, "--input", tmp_path / "in.parquet", "--output", tmp_path / "out.parquet")
+        code, _, err = call(
+            monkeypatch,
+            capsys,
+            "--run",
+            folder,
+            "--input",
+            tmp_path / "in.parquet",
+            "--output",
+            tmp_path / "out.parquet",
+        )
         assert code == 2
         assert all(part in err for part in parts), err
     (tmp_path / "in.parquet").write_bytes(b"no parquet")
-    assert call(monkeypatch, capsys, "--run", folder, "--input", tmp_path / "in.parquet", "--output", tmp_path / "out.parquet")[0] == 2
-    code, _, err = call(monkeypatch, capsys, "--run", folder, "--input", tmp_path / "none.csv", "--output", tmp_path / "out.parquet")
+    assert (
+        call(
+            monkeypatch,
+            capsys,
+            "--run",
+            folder,
+            "--input",
+            tmp_path / "in.parquet",
+            "--output",
+            tmp_path / "out.parquet",
+        )[0]
+        == 2
+    )
+    code, _, err = call(
+        monkeypatch,
+        capsys,
+        "--run",
+        folder,
+        "--input",
+        tmp_path / "none.csv",
+        "--output",
+        tmp_path / "out.parquet",
+    )
     assert (code, "there is no table" in err) == (2, True)
     assert (tmp_path / "out.parquet").read_text() == "an earlier output"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
 
 
 def test_an_output_that_cannot_be_written_or_is_no_table_is_refused(
-    folder: Path, frame: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    frame: pl.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     frame.write_parquet(tmp_path / "in.parquet")
     (tmp_path / "file").write_text("")
-    code, _, err = call(monkeypatch, capsys, "--run", folder, "--input", tmp_path / "in.parquet", "--output", tmp_path / "file" / "out.parquet")
+    code, _, err = call(
+        monkeypatch,
+        capsys,
+        "--run",
+        folder,
+        "--input",
+        tmp_path / "in.parquet",
+        "--output",
+        tmp_path / "file" / "out.parquet",
+    )
     assert (code, "cannot be written" in err) == (2, True)
-    code, _, err = call(monkeypatch, capsys, "--run", folder, "--input", tmp_path / "in.parquet", "--output", tmp_path / "out.xlsx")
+    code, _, err = call(
+        monkeypatch,
+        capsys,
+        "--run",
+        folder,
+        "--input",
+        tmp_path / "in.parquet",
+        "--output",
+        tmp_path / "out.xlsx",
+    )
     assert (code, "neither .parquet nor .csv" in err) == (2, True)

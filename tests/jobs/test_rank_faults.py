@@ -1,4 +1,6 @@
-"""A rank that dies ends the job, with its message and without a hang, whichever launcher started it."""
+"""A rank that dies ends the job, with its message and without a hang, whichever launcher started
+it.
+"""
 
 import os
 import subprocess
@@ -18,12 +20,29 @@ LAUNCHERS = {
 
 @pytest.mark.parametrize("how", ["raises", "killed"])
 @pytest.mark.parametrize("launcher", list(LAUNCHERS))
-def test_a_rank_that_dies_ends_the_job(how: str, launcher: str, tiny_experiment: Path, tmp_path: Path) -> None:
+def test_a_rank_that_dies_ends_the_job(
+    how: str, launcher: str, tiny_experiment: Path, tmp_path: Path
+) -> None:
     worker = Path(__file__).with_name("faulty_train.py")
-    command = [*LAUNCHERS[launcher], str(worker), how, "--config", str(tiny_experiment), "--set", f"run.dir={tmp_path / 'run'}", "--set", "train.epochs=500"]
+    command = [
+        *LAUNCHERS[launcher],
+        str(worker),
+        how,
+        "--config",
+        str(tiny_experiment),
+        "--set",
+        f"run.dir={tmp_path / 'run'}",
+        "--set",
+        "train.epochs=500",
+    ]
     started = time.monotonic()
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        command,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode != 0
     said = done.stdout + done.stderr

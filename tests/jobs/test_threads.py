@@ -1,4 +1,6 @@
-"""Commands say how OpenMP's threads wait before torch loads OpenMP, and leave what the user said."""
+"""Commands say how OpenMP's threads wait before torch loads OpenMP, and leave what the user
+said.
+"""
 
 import os
 import subprocess
@@ -19,21 +21,50 @@ class Watch:
 sys.meta_path.insert(0, Watch())
 kind, name = sys.argv[1:]
 sys.argv = [name, "--help"]
-runpy.run_module(name, run_name="__main__", alter_sys=True) if kind == "module" else runpy.run_path(name, run_name="__main__")
+if kind == "module":
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+else:
+    runpy.run_path(name, run_name="__main__")
 """
 
 
 def found_by_torch(kind: str, name: str, repository: Path, **variables: str) -> str:
-    kept = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run([sys.executable, "-c", WATCH, kind, name], cwd=repository, env={**kept, **variables}, capture_output=True, text=True, check=True)
-    return next(line for line in done.stdout.splitlines() if line.startswith("torch finds")).split()[-1]
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, kind, name],
+        cwd=repository,
+        env={**kept, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return next(
+        line for line in done.stdout.splitlines() if line.startswith("torch finds")
+    ).split()[-1]
 
 
-@pytest.mark.parametrize(("kind", "name"), [("script", "jobs/train.py"), ("module", "jobs.train"), ("module", "jobs.build_cache"), ("module", "benchmarks")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("script", "jobs/train.py"),
+        ("module", "jobs.train"),
+        ("module", "jobs.build_cache"),
+        ("module", "benchmarks"),
+    ],
+)
 def test_threads_spin_briefly(kind: str, name: str, repository: Path) -> None:
     assert found_by_torch(kind, name, repository) == SPINS
 
 
-@pytest.mark.parametrize(("variables", "spins"), [({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")])
-def test_what_the_user_has_set_stays(variables: dict[str, str], spins: str, repository: Path) -> None:
+@pytest.mark.parametrize(
+    ("variables", "spins"),
+    [({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_what_the_user_has_set_stays(
+    variables: dict[str, str], spins: str, repository: Path
+) -> None:
     assert found_by_torch("script", "jobs/train.py", repository, **variables) == spins

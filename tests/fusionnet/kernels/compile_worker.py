@@ -1,4 +1,6 @@
-"""Run by test_compile.py in a process without the tests' shape checks: compile the operations in one graph and compare with eager, forward and backward."""
+"""Run by test_compile.py in a process without the tests' shape checks: compile the operations in
+one graph and compare with eager, forward and backward.
+"""
 
 import torch
 from torch import Tensor
@@ -10,21 +12,37 @@ BACKEND = "inductor" if DEVICE == "cuda" else "aot_eager"
 TERMS = (TaskTerm("smooth_l1", 1.0, 2.0, 0.5), TaskTerm("focal", gamma=2.0), TaskTerm("mse"))
 
 
-def step(vectors: Tensor, rows: Tensor, bias: Tensor, s: Tensor, index: Tensor, targets: Tensor, weight: Tensor, p: float) -> Tensor:
+def step(
+    vectors: Tensor,
+    rows: Tensor,
+    bias: Tensor,
+    s: Tensor,
+    index: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    p: float,
+) -> Tensor:
     """Return a loss that goes through every kernel; p = 0 leaves dropout out."""
     hidden = gather_dropout(vectors, index, p) if p else 0.0
     outputs = gather_add([(vectors, index), (vectors[:2], index % 2)], [rows], bias) + hidden
-    total, sums = multitask_loss(outputs.tanh(), targets, weight, weight.sum() * torch.ones_like(s), s, TERMS, 0.5)
+    total, sums = multitask_loss(
+        outputs.tanh(), targets, weight, weight.sum() * torch.ones_like(s), s, TERMS, 0.5
+    )
     return total + sums.detach().sum()
 
 
 def main() -> None:
-    """Check training and evaluation, two sizes each: the second makes the number of rows symbolic."""
+    """Check training and evaluation, two sizes each: the second makes the number of rows
+    symbolic.
+    """
     compiled = torch.compile(step, fullgraph=True, backend=BACKEND)
     for p in (0.0, 0.4):
         for num_rows in (33, 47):
             generator = torch.Generator().manual_seed(num_rows)
-            vectors, rows, bias = (torch.randn(*shape, generator=generator).to(DEVICE).requires_grad_() for shape in ((5, 3), (num_rows, 3), (3,)))
+            vectors, rows, bias = (
+                torch.randn(*shape, generator=generator).to(DEVICE).requires_grad_()
+                for shape in ((5, 3), (num_rows, 3), (3,))
+            )
             s = torch.zeros(3, device=DEVICE, requires_grad=True)
             targets = (torch.rand(num_rows, 3, generator=generator) > 0.5).float().to(DEVICE)
             index = torch.randint(5, (num_rows,), generator=generator).to(DEVICE)
@@ -32,8 +50,12 @@ def main() -> None:
             results = []
             for call in (step, compiled):
                 torch.manual_seed(0)
-                total = call(vectors, rows, bias, s, index, targets, torch.ones(num_rows, device=DEVICE), p)
-                results.append([total.detach(), *torch.autograd.grad(total, [vectors, rows, bias, s])])
+                total = call(
+                    vectors, rows, bias, s, index, targets, torch.ones(num_rows, device=DEVICE), p
+                )
+                results.append(
+                    [total.detach(), *torch.autograd.grad(total, [vectors, rows, bias, s])]
+                )
             for eager, other in zip(*results, strict=True):
                 if DEVICE == "cpu" or not p:  # inductor draws the seed from a stream of its own
                     torch.testing.assert_close(other, eager)

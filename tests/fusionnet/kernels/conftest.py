@@ -1,4 +1,6 @@
-"""These tests run the kernels: on a GPU where there is one, else by Triton's interpreter, in processes that test_interpreted.py starts."""
+"""These tests run the kernels: on a GPU where there is one, else by Triton's interpreter, in
+processes that test_interpreted.py starts.
+"""
 
 import os
 

@@ -6,10 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import COLOURS, OPERATIONS, TOLERANCE, as_markdown, check, draw, make_case, timed
+from benchmarks.kernels import (
+    COLOURS,
+    OPERATIONS,
+    TOLERANCE,
+    as_markdown,
+    check,
+    draw,
+    make_case,
+    timed,
+)
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch.compile imports what uses it
+# torch.compile imports what uses it
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -30,7 +40,11 @@ def test_a_wrong_result_is_not_timed(name: str) -> None:
         def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, ...]:
             return tuple(torch.zeros_like(leaf) for leaf in leaves)
 
-    for wrong in (lambda *inputs: 0 * right(*inputs), lambda *inputs: right(*inputs) * 1.001, Forgetful.apply):
+    for wrong in (
+        lambda *inputs: 0 * right(*inputs),
+        lambda *inputs: right(*inputs) * 1.001,
+        Forgetful.apply,
+    ):
         with pytest.raises(AssertionError, match=r"nothing was timed|were dropped"):
             check(case, wrong, leaves, TOLERANCE[torch.float32])
 
@@ -42,11 +56,27 @@ def test_times_have_a_spread() -> None:
 
 
 def test_tables_and_figure(tmp_path: Path) -> None:
-    result = {part: {"median_s": 2e-6, "low_s": 1e-6, "high_s": 3e-6, "GB_per_s": 5.0} for part in ("forward", "both")}
+    result = {
+        part: {"median_s": 2e-6, "low_s": 1e-6, "high_s": 3e-6, "GB_per_s": 5.0}
+        for part in ("forward", "both")
+    }
     cases = [
-        {"operation": name, "B": rows, "U": 0 if name == "multitask_loss" else 21, **dict.fromkeys(COLOURS, result)} for name in OPERATIONS for rows in (7, 77)
+        {
+            "operation": name,
+            "B": rows,
+            "U": 0 if name == "multitask_loss" else 21,
+            **dict.fromkeys(COLOURS, result),
+        }
+        for name in OPERATIONS
+        for rows in (7, 77)
     ]
-    stamp = {"hardware": {"gpu": "a GPU"}, "command": "c", "commit": "d", "date": "e", "versions": {"torch": "2"}}
+    stamp = {
+        "hardware": {"gpu": "a GPU"},
+        "command": "c",
+        "commit": "d",
+        "date": "e",
+        "versions": {"torch": "2"},
+    }
     found = {**stamp, "cases": cases, "device": "cuda", "precision": "bf16"}
     text = as_markdown(found)
     assert text.count("| 2 (1 to 3) [5.0] ") == len(cases) * len(COLOURS) * 2

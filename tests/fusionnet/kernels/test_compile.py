@@ -1,4 +1,6 @@
-"""torch.compile sees no graph break, and every kernel compiles for an H100: with tensor cores where the type has them, and without atomics."""
+"""torch.compile sees no graph break, and every kernel compiles for an H100: with tensor cores where
+the type has them, and without atomics.
+"""
 
 import os
 import re
@@ -16,11 +18,37 @@ from fusionnet.kernels import _loss, gather
 ON_GPU = torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 KERNELS = {
-    "gather_add": (gather._gather_add_kernel, {"NUM_COLUMNS": 2, "HAS_DENSE": True, "BLOCK_B": 32, "BLOCK_D": 128}),
+    "gather_add": (
+        gather._gather_add_kernel,
+        {"NUM_COLUMNS": 2, "HAS_DENSE": True, "BLOCK_B": 32, "BLOCK_D": 128},
+    ),
     "gather_dropout": (gather._gather_dropout_kernel, {"BLOCK_B": 32, "BLOCK_D": 128}),
-    "onehot": (gather._onehot_kernel, {"NUM_COLUMNS": 2, "MASKED": False, "WIDE": False, "BLOCK_B": 64, "BLOCK_D": 64, "BLOCK_U": 32}),
-    "onehot masked": (gather._onehot_kernel, {"NUM_COLUMNS": 1, "MASKED": True, "WIDE": False, "BLOCK_B": 64, "BLOCK_D": 64, "BLOCK_U": 16}),
-    "sorted masked": (gather._sorted_kernel, {"NUM_COLUMNS": 1, "MASKED": True, "BLOCK_B": 16, "BLOCK_D": 128}),
+    "onehot": (
+        gather._onehot_kernel,
+        {
+            "NUM_COLUMNS": 2,
+            "MASKED": False,
+            "WIDE": False,
+            "BLOCK_B": 64,
+            "BLOCK_D": 64,
+            "BLOCK_U": 32,
+        },
+    ),
+    "onehot masked": (
+        gather._onehot_kernel,
+        {
+            "NUM_COLUMNS": 1,
+            "MASKED": True,
+            "WIDE": False,
+            "BLOCK_B": 64,
+            "BLOCK_D": 64,
+            "BLOCK_U": 16,
+        },
+    ),
+    "sorted masked": (
+        gather._sorted_kernel,
+        {"NUM_COLUMNS": 1, "MASKED": True, "BLOCK_B": 16, "BLOCK_D": 128},
+    ),
     "sum of parts": (gather._sum_parts_kernel, {"BLOCK": 256}),
     "row losses": (_loss._rows_kernel, {"LIMIT": 10.0, "BLOCK_B": 64, "BLOCK_T": 8}),
     "finish": (_loss._finish_kernel, {"LIMIT": 10.0, "BLOCK_B": 64, "BLOCK_T": 8}),
@@ -32,7 +60,14 @@ GIVEN = ("table_ptr", "hidden_ptr", "gradient_ptr", "dense_ptr", "out_ptr", "out
 def test_one_graph() -> None:
     environment = dict(os.environ) if ON_GPU else {**os.environ, "TRITON_INTERPRET": "1"}
     worker = Path(__file__).with_name("compile_worker.py")
-    done = subprocess.run([sys.executable, str(worker)], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, str(worker)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "one graph" in done.stdout
 

@@ -1,4 +1,6 @@
-"""Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton is imported: in a process of its own for each file."""
+"""Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton is
+imported: in a process of its own for each file.
+"""
 
 import os
 import subprocess
@@ -9,13 +11,32 @@ import pytest
 import torch
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels' tests run on this machine's GPU")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the kernels' tests run on this machine's GPU"
+)
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="already interpreted")
 @pytest.mark.parametrize("name", ["test_gather.py", "test_multitask_loss.py"])
 def test_the_kernels_interpreted(name: str, repository: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(Path(__file__).with_name(name))]
-    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        str(Path(__file__).with_name(name)),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=repository,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-6000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
