@@ -5,7 +5,7 @@ takes.
 import sys
 from importlib import import_module
 
-from jobs.command import run_job
+from fusionnet.commands.command import run_job
 
 BENCHMARKS = {
     "throughput": (
@@ -63,6 +63,8 @@ BENCHMARKS = {
     ),
 }
 
+STUDIES = ("inference", "profile", "build", "loading", "electrolyte")
+
 
 def main() -> None:
     """List the benchmarks, or run one."""
@@ -73,7 +75,8 @@ def main() -> None:
             + "\n".join(f"  {known:12} {what}" for known, what in BENCHMARKS.items())
         )
         sys.exit(0 if name in ("", "-h", "--help") else 2)
-    import_module(f"benchmarks.{name}").main(sys.argv[2:])
+    room = "studies." if name in STUDIES else ""
+    import_module(f"benchmarks.{room}{name}").main(sys.argv[2:])
 
 
 if __name__ == "__main__":

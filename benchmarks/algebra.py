@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.publish import Panel, draw_bars, output_path, parser, publish
-from benchmarks.stamp import stamp
-from benchmarks.timing import interleaved, paired_ratio, timed
+from benchmarks.harness.publish import Panel, draw_bars, output_path, parser, publish
+from benchmarks.harness.stamp import stamp
+from benchmarks.harness.timing import interleaved, paired_ratio, timed
 from fusionnet.config import ModelConfig, Task
-from fusionnet.model.fusion import JointFusion
-from fusionnet.model.inference import RowEvaluator
-from fusionnet.model.modality import ModalityFusion
+from fusionnet.model.evaluator import RowEvaluator
+from fusionnet.model.modality_tokens import ModalityFusion
 from fusionnet.model.network import FusionNetwork
+from fusionnet.model.single_token import JointFusion
 
 NUM_STRINGS, VECTOR_WIDTH, NUM_FEATURES, NUM_CATEGORIES, NUM_PARTS = 21, 600, 19, 8, 6
 TASKS = (

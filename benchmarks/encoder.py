@@ -22,15 +22,18 @@ import torch
 from torch import Tensor
 from transformers import DebertaV2Config, DebertaV2Model
 
-import embedcache.encoder
-import embedcache.projection
-from benchmarks.publish import Panel, draw_bars, output_path, parser, publish
-from benchmarks.stamp import stamp
+import embedcache.encoder.deberta.projection
+import embedcache.encoder.model
+from benchmarks.harness.publish import Panel, draw_bars, output_path, parser, publish
+from benchmarks.harness.stamp import stamp
 from embedcache.config import EncoderConfig, LoraConfig
-from embedcache.encoder import MAX_BATCH_TOKENS, StringEncoder, length_batches, load_encoder
-from embedcache.lora import add_lora
-from embedcache.standin import write_standin
-from embedcache.tokens import TokenTable, load_tokenizer, tokenize
+from embedcache.encoder.batching import MAX_BATCH_TOKENS, length_batches
+from embedcache.encoder.loading import load_encoder
+from embedcache.encoder.lora import add_lora
+from embedcache.encoder.model import StringEncoder
+from embedcache.encoder.standin import write_standin
+from embedcache.encoder.tokenizer import load_tokenizer, tokenize
+from embedcache.encoder.tokens import TokenTable
 from jobs.cohort.polymers import load_polymers
 
 PREFIX_LAYERS = (0, 6, 9, 11)
@@ -171,7 +174,9 @@ def savings(
         with (
             nullcontext()
             if own_projections
-            else mock.patch.object(embedcache.projection, "_is_plain", return_value=False)
+            else mock.patch.object(
+                embedcache.encoder.deberta.projection, "_is_plain", return_value=False
+            )
         ):
             return encoder(tokens)
 
@@ -190,18 +195,18 @@ def batching(encoder: StringEncoder, tokens: TokenTable, rounds: int) -> dict[st
     """Return the time of a pass with the groups that each assumed overhead gives."""
 
     def grouped(overhead: int) -> Tensor:
-        with mock.patch.object(embedcache.encoder, "BATCH_OVERHEAD_TOKENS", overhead):
-            embedcache.encoder._length_batches.cache_clear()
+        with mock.patch.object(embedcache.encoder.model, "BATCH_OVERHEAD_TOKENS", overhead):
+            embedcache.encoder.batching._length_batches.cache_clear()
             return encoder(tokens)
 
     passes: dict[str, Pass] = {}
     for overhead in OVERHEADS:
-        with mock.patch.object(embedcache.encoder, "BATCH_OVERHEAD_TOKENS", overhead):
-            embedcache.encoder._length_batches.cache_clear()
+        with mock.patch.object(embedcache.encoder.model, "BATCH_OVERHEAD_TOKENS", overhead):
+            embedcache.encoder.batching._length_batches.cache_clear()
             num_groups = len(length_batches(tokens.lengths, MAX_BATCH_TOKENS))
         passes[f"{overhead:,}: {num_groups} groups"] = lambda overhead=overhead: grouped(overhead)
     found = take_turns(encoder, passes, "bf16", rounds)
-    embedcache.encoder._length_batches.cache_clear()
+    embedcache.encoder.batching._length_batches.cache_clear()
     return found
 
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fusionnet.kernels as kernels
-from benchmarks.publish import output_path, parser, publish
-from benchmarks.stamp import stamp
-from embedcache.dropout import dropout
+from benchmarks.harness.publish import output_path, parser, publish
+from benchmarks.harness.stamp import stamp
+from embedcache.encoder.dropout import dropout
 from fusionnet.kernels import TaskTerm, reference
 
 WIDTH, HIDDEN, NUM_CATEGORIES, P = 512, 384, 8, 0.1  # the sizes of configs/stage1.yaml

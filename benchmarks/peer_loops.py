@@ -22,12 +22,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.setting import DROPOUT_OFF, Stepper, batch_of, device, experiment_of, recipe_of
-from benchmarks.timing import timed
-from embedcache.store import open_cache
-from embedcache.tokens import load_tokenizer
+from benchmarks.harness.setting import (
+    DROPOUT_OFF,
+    Stepper,
+    batch_of,
+    device,
+    experiment_of,
+    recipe_of,
+)
+from benchmarks.harness.timing import timed
+from embedcache.cache.reader import open_cache
+from embedcache.encoder.tokenizer import load_tokenizer
 from fusionnet.assemble import build_model
-from fusionnet.batches import RowTable
+from fusionnet.rows.tensors import RowTable
 from fusionnet.train.loop import set_threads
 from fusionnet.train.runlog import peak_rss_bytes
 

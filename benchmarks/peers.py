@@ -13,8 +13,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer_loops import LOOPS
-from benchmarks.publish import (
+from benchmarks.harness.publish import (
     COLORS,
     axes_pair,
     heading,
@@ -27,10 +26,11 @@ from benchmarks.publish import (
     table,
     tell,
 )
-from benchmarks.setting import SMALL_NETWORK, gradient_errors, make_setting
-from benchmarks.stamp import stamp
-from benchmarks.timing import interleaved, paired_ratio, spread
-from benchmarks.workers import Worker
+from benchmarks.harness.setting import SMALL_NETWORK, gradient_errors, make_setting
+from benchmarks.harness.stamp import stamp
+from benchmarks.harness.timing import interleaved, paired_ratio, spread
+from benchmarks.harness.workers import Worker
+from benchmarks.peer_loops import LOOPS
 
 OURS = "ours, per_step"
 WHOLE = "ours, per_step, whole batch"

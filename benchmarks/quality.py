@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
-from benchmarks.publish import (
+from benchmarks.harness.publish import (
     Panel,
     draw_bars,
     heading,
@@ -30,21 +30,21 @@ from benchmarks.publish import (
     tell,
     with_kept,
 )
-from benchmarks.setting import SMALL_NETWORK, experiment_of, make_setting, recipe_of, world
-from benchmarks.stamp import stamp
-from embedcache.build import Existing, build_cache
-from embedcache.splits import SPLITS
-from embedcache.store import Cache, open_cache
-from fusionnet.baselines import BASELINES
-from fusionnet.batches import load_rows
+from benchmarks.harness.setting import SMALL_NETWORK, experiment_of, make_setting, recipe_of, world
+from benchmarks.harness.stamp import stamp
+from embedcache.build.decide import Existing, build_cache
+from embedcache.cache.reader import Cache, open_cache
+from embedcache.config import SPLITS
 from fusionnet.config import ModelConfig
+from fusionnet.evaluation.baselines import BASELINES
+from fusionnet.experiment import Experiment
 from fusionnet.metrics import task_metrics
-from fusionnet.predict import forward_rows, to_units
+from fusionnet.model.forward import forward_rows, to_units
+from fusionnet.rows.tensors import load_rows
 from fusionnet.train.loop import RunFiles, Trainer, make_trainer, run_epoch
 from fusionnet.train.resume import Position
 from fusionnet.train.sizing import settled_precision
 from jobs.cohort.generate import cohort_frames
-from jobs.experiment import Experiment
 
 SHOWN = (("delta_EF_pct", "mae"), ("delta_EF_pct", "r2"), ("is_optimal", "auroc"))
 STRATEGIES = {

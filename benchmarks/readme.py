@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.publish import machine, number, table
+from benchmarks.harness.publish import machine, number, table
+from benchmarks.harness.stamp import RESULTS
 from benchmarks.quality import ORACLE, SHOWN, mean_sd
-from benchmarks.stamp import RESULTS
 from embedcache.errors import UserError
 
 README = Path(__file__).parents[1] / "README.md"

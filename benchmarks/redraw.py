@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.__main__ import BENCHMARKS
-from benchmarks.publish import render
-from benchmarks.stamp import RESULTS
+from benchmarks.harness.publish import render
+from benchmarks.harness.stamp import RESULTS
 from embedcache.errors import UserError
 
 

@@ -27,7 +27,7 @@ from benchmarks.costmodel import (
     relative_errors,
     table_sizes,
 )
-from benchmarks.publish import (
+from benchmarks.harness.publish import (
     COLORS,
     MARKERS,
     axes_pair,
@@ -41,7 +41,7 @@ from benchmarks.publish import (
     table,
     tell,
 )
-from benchmarks.setting import (
+from benchmarks.harness.setting import (
     MODES,
     PREFIX_LAYERS,
     SMALL_NETWORK,
@@ -51,8 +51,8 @@ from benchmarks.setting import (
     made_strings,
     make_setting,
 )
-from benchmarks.stamp import stamp
-from benchmarks.timing import interleaved, spread
+from benchmarks.harness.stamp import stamp
+from benchmarks.harness.timing import interleaved, spread
 from fusionnet.assemble import count_trainable
 
 

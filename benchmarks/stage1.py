@@ -14,14 +14,14 @@ from typing import Any
 
 import yaml
 
-from benchmarks.publish import COLORS, Panel, axes_pair, draw_panel, publish, save, tell
-from benchmarks.stamp import RESULTS, stamp
+from benchmarks.harness.publish import COLORS, Panel, axes_pair, draw_panel, publish, save, tell
+from benchmarks.harness.stamp import RESULTS, stamp
+from embedcache.cache.reader import Cache, open_cache
+from embedcache.config import SPLITS
 from embedcache.errors import UserError
-from embedcache.splits import SPLITS
-from embedcache.store import Cache, open_cache
-from fusionnet.baselines import BASELINES
+from fusionnet.evaluation.baselines import BASELINES
+from fusionnet.experiment import load_experiment
 from fusionnet.metrics import binary_metrics, regression_metrics
-from jobs.experiment import load_experiment
 
 SPECIFIED = Path(__file__).resolve().parents[1] / "configs" / "stage1.yaml"
 EPOCH_COLUMNS = (

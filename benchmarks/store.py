@@ -26,14 +26,15 @@ from safetensors.numpy import save_file
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 from zarr.codecs.numcodecs import PCodec, Shuffle
 
-from benchmarks.publish import Panel, draw_bars, output_path, parser, publish
-from benchmarks.stamp import stamp
-from embedcache import manifest
+from benchmarks.harness.publish import Panel, draw_bars, output_path, parser, publish
+from benchmarks.harness.stamp import stamp
+from embedcache.build.blocks import reblocked
+from embedcache.cache import manifest
+from embedcache.cache.identity import FORMAT_VERSION
+from embedcache.cache.layout import ROW_ARRAYS, RowBlock
+from embedcache.cache.reader import Cache, open_cache
+from embedcache.cache.writer import StoreWriter
 from embedcache.config import CacheConfig
-from embedcache.fingerprint import FORMAT_VERSION
-from embedcache.rows import reblocked
-from embedcache.store import ROW_ARRAYS, Cache, RowBlock, open_cache
-from embedcache.writer import StoreWriter
 
 BATCH_ROWS = 8192
 REPEATS = 5

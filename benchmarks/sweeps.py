@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from benchmarks.publish import (
+from benchmarks.harness.publish import (
     COLORS,
     MARKERS,
     axes_pair,
@@ -41,7 +41,7 @@ from benchmarks.publish import (
     tell,
     with_kept,
 )
-from benchmarks.setting import (
+from benchmarks.harness.setting import (
     SMALL_NETWORK,
     Stepper,
     batch_of,
@@ -49,12 +49,12 @@ from benchmarks.setting import (
     made_strings,
     make_setting,
 )
-from benchmarks.stamp import stamp
+from benchmarks.harness.stamp import stamp
+from benchmarks.harness.timing import extended, interleaved, paired_ratio, spread
+from benchmarks.harness.workers import REPOSITORY
 from benchmarks.throughput import Turn, amdahl
-from benchmarks.timing import extended, interleaved, paired_ratio, spread
-from benchmarks.workers import REPOSITORY
+from embedcache.cache.reader import open_cache
 from embedcache.errors import UserError
-from embedcache.store import open_cache
 
 
 @dataclass(frozen=True)
@@ -350,7 +350,7 @@ def by_ranks(folder: Path, size: Size, precision: str) -> dict[str, Any]:
             "--num_accelerators",
             str(ranks),
             "--module",
-            "benchmarks.ranks",
+            "benchmarks.harness.ranks",
             json.dumps(request),
         ]
         environment = {

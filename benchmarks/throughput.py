@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.publish import (
+from benchmarks.harness.publish import (
     COLORS,
     PHASE_COLORS,
     axes_pair,
@@ -39,7 +39,7 @@ from benchmarks.publish import (
     table,
     tell,
 )
-from benchmarks.setting import (
+from benchmarks.harness.setting import (
     MODES,
     SMALL_NETWORK,
     Stepper,
@@ -48,9 +48,9 @@ from benchmarks.setting import (
     make_setting,
     world,
 )
-from benchmarks.stamp import stamp
-from benchmarks.timing import PHASES, extended, interleaved, paired_ratio, spread
-from benchmarks.workers import Worker
+from benchmarks.harness.stamp import stamp
+from benchmarks.harness.timing import PHASES, extended, interleaved, paired_ratio, spread
+from benchmarks.harness.workers import Worker
 from fusionnet.train.runlog import peak_rss_bytes
 
 STAGE1_ROWS = 15 * 313_236  # epochs times train rows

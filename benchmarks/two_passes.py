@@ -1,5 +1,5 @@
 """Memory and time of encoding a step's strings with graph: all activations kept, against two passes
-within a budget (`embedcache.bounded`).
+within a budget (`embedcache.live.bounded`).
 
 Each case runs in a process of its own, forward and backward, polyBERT's size with LoRA. Strings are
 random tokens: what an encoder costs depends on lengths alone. The gradients of both ways are
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.publish import (
+from benchmarks.harness.publish import (
     Panel,
     draw_bars,
     heading,
@@ -27,14 +27,14 @@ from benchmarks.publish import (
     table,
     tell,
 )
-from benchmarks.stamp import stamp
-from benchmarks.workers import REPOSITORY
-from embedcache.bounded import encode_bounded, measure_budget
+from benchmarks.harness.stamp import stamp
+from benchmarks.harness.workers import REPOSITORY
 from embedcache.config import EncoderConfig, LoraConfig
-from embedcache.encoder import load_encoder
-from embedcache.lora import add_lora
-from embedcache.standin import write_standin
-from embedcache.tokens import TokenTable
+from embedcache.encoder.loading import load_encoder
+from embedcache.encoder.lora import add_lora
+from embedcache.encoder.standin import write_standin
+from embedcache.encoder.tokens import TokenTable
+from embedcache.live.bounded import encode_bounded, measure_budget
 from fusionnet.train.runlog import peak_rss_bytes
 
 BUDGET_GIB = 1.0

@@ -31,28 +31,20 @@ and other engines that reduce gradients themselves: see `LiveEncoder`. `lora.sav
 PEFT's format.
 """
 
-import os
 from importlib import import_module
 from typing import Any
-
-import torch
-
-# transformers imports DeepSpeed where it is installed, which then warns on every start of a machine
-# without accelerator.
-if not torch.accelerator.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 # Imported when first asked for: transformers and PEFT take seconds, and a command that only reads a
 # table should not wait for them.
 _HOMES = {
-    "build_cache": "build",
-    "Cache": "store",
+    "build_cache": "build.decide",
+    "Cache": "cache.reader",
     "CacheConfig": "config",
     "DataConfig": "config",
     "EncoderConfig": "config",
-    "LiveEncoder": "live",
+    "LiveEncoder": "live.step",
     "LoraConfig": "config",
-    "open_cache": "store",
+    "open_cache": "cache.reader",
     "SplitConfig": "config",
     "TargetColumn": "config",
 }

@@ -1,7 +1,7 @@
 """The configuration of phase 1, and the base that refuses unknown keys.
 
 A component owns its config: this file holds what `embedcache` reads (columns, split, encoder,
-cache). `fusionnet.config` holds phase 2, `jobs.experiment` composes both. Values are frozen
+cache). `fusionnet.config` holds phase 2, `fusionnet.experiment` composes both. Values are frozen
 pydantic models; a YAML file states only what differs from the defaults.
 """
 
@@ -16,6 +16,7 @@ from embedcache.errors import ConfigError
 
 EncodingMode = Literal["naive", "per_microbatch", "per_step", "prefix", "frozen"]
 Transform = Literal["identity", "log10", "log1p", "inverse_kelvin"]
+SPLITS = ("train", "validation", "test")
 ENCODING_MODES: tuple[EncodingMode, ...] = get_args(EncodingMode)
 
 

@@ -1,9 +1,22 @@
 """Phase 2: a cache to a trained model, and the trained model as predictor and reward.
 
-from fusionnet import RewardModel reward = RewardModel.load("runs/stage1").reward(frame)        #
-polars or pandas frame in raw units -> tensor [rows]
+from fusionnet import RewardModel
+
+model = RewardModel.load("runs/stage1")
+model.predict(frame)  # a polars or pandas frame in raw units
+model.reward(frame)  # tensor [rows]
 """
 
-from fusionnet.reward import RewardModel
+from importlib import import_module
+from typing import Any
 
-__all__ = ["RewardModel"]
+# Imported when first asked for: a command's --help should not wait for transformers and PEFT.
+_HOMES = {"RewardModel": "trained.reward"}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name from the file that defines it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fusionnet' has no attribute '{name}'")
+    return getattr(import_module(f"fusionnet.{_HOMES[name]}"), name)

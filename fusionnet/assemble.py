@@ -11,18 +11,20 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from embedcache.cache.layout import Layout
+from embedcache.cache.reader import Cache
 from embedcache.config import EncoderConfig, EncodingMode
-from embedcache.encoder import StringEncoder, load_encoder
+from embedcache.encoder.loading import load_encoder
+from embedcache.encoder.lora import add_lora
+from embedcache.encoder.model import StringEncoder
 from embedcache.errors import ConfigError
-from embedcache.live import LiveEncoder
-from embedcache.lora import add_lora
+from embedcache.live.sources import CachedVectors, PerMicrobatch, PerRow, VectorSource
+from embedcache.live.step import LiveEncoder
 from embedcache.scaling import Scaling
-from embedcache.sources import CachedVectors, PerMicrobatch, PerRow, VectorSource
-from embedcache.store import Cache, Layout
 from fusionnet.config import LossConfig, ModelConfig, Task, TrainConfig
-from fusionnet.loss import MultiTaskLoss
-from fusionnet.model.joint import JointModel
+from fusionnet.model.loss import MultiTaskLoss
 from fusionnet.model.network import FusionNetwork
+from fusionnet.model.trainable import JointModel
 
 # fp16 casts the whole module, inside the engine
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": None}

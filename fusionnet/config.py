@@ -1,7 +1,7 @@
 """The configuration of phase 2: tasks, model, loss, optimisation, run and reward.
 
-`embedcache.config` holds phase 1 and the base that refuses unknown keys; `jobs.experiment` composes
-both.
+`embedcache.config` holds phase 1 and the base that refuses unknown keys; `fusionnet.experiment`
+composes both.
 """
 
 from typing import Annotated, Literal

@@ -12,8 +12,8 @@ from polars.io.plugins import register_io_source
 from tqdm import tqdm
 
 from embedcache.errors import UserError
+from fusionnet.commands.command import run_job
 from jobs.cohort.generate import cohort_frames
-from jobs.command import run_job
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 GPU to the tests marked gpu.
 """
 
-import jobs  # noqa: F401  # isort: skip  (before torch: it says how threads wait)
+import fusionnet.commands  # noqa: F401  # isort: skip  (before torch: how threads wait)
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +19,12 @@ import pytest
 import torch
 import yaml
 
-from embedcache.build import build_cache
-from embedcache.standin import write_standin
-from embedcache.store import open_cache
+from embedcache.build.decide import build_cache
+from embedcache.cache.reader import open_cache
+from embedcache.encoder.standin import write_standin
 from fusionnet.assemble import Recipe, build_model, make_sources, observed_tasks
+from fusionnet.experiment import load_experiment
 from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
-from jobs.experiment import load_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -1,5 +1,5 @@
-"""Imports run one way: jobs and benchmarks -> fusionnet -> embedcache; kernels import torch and
-triton alone; one file imports deepspeed.
+"""Imports run one way: jobs and benchmarks -> fusionnet -> embedcache, and inside each package from
+room to room; kernels import torch and triton alone; one file imports deepspeed.
 """
 
 import ast
@@ -15,11 +15,38 @@ MAY_IMPORT = {
     "jobs": {"embedcache", "fusionnet", "jobs"},
     "benchmarks": set(PACKAGES),
 }
-FILES = [
-    path
-    for package in PACKAGES
-    for path in sorted((Path(__file__).resolve().parents[1] / package).rglob("*.py"))
-]
+# Rooms (folders, and files at the top of a package) that a room may import from its own package.
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "embedcache": {
+        "errors": set(),
+        "files": set(),
+        "config": {"errors"},
+        "ranks": {"errors"},
+        "scaling": {"config"},
+        "table": {"config", "errors", "scaling"},
+        "split": {"config", "errors", "table"},
+        "encoder": {"config", "errors"},
+        "cache": {"config", "errors", "files", "scaling", "table", "encoder"},
+        "build": {"config", "errors", "files", "ranks", "scaling"}
+        | {"table", "split", "encoder", "cache"},
+        "live": {"config", "errors", "encoder", "cache"},
+    },
+    "fusionnet": {
+        "config": set(),
+        "metrics": {"config"},
+        "experiment": {"config"},
+        "kernels": set(),
+        "rows": {"config"},
+        "model": {"config", "kernels", "rows"},
+        "assemble": {"config", "model"},
+        "train": {"config", "metrics", "assemble", "model", "rows"},
+        "trained": {"config", "metrics", "assemble", "model", "rows", "train"},
+        "evaluation": {"config", "metrics", "model", "rows", "trained"},
+        "commands": {"experiment", "assemble", "train", "trained", "evaluation", "RewardModel"},
+    },
+}
+REPOSITORY = Path(__file__).resolve().parents[1]
+FILES = [path for package in PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))]
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -36,7 +63,7 @@ def imported_modules(path: Path) -> set[str]:
 
 def package_of(path: Path) -> str:
     """Return the first-level package that a file belongs to."""
-    return path.relative_to(Path(__file__).resolve().parents[1]).parts[0]
+    return path.relative_to(REPOSITORY).parts[0]
 
 
 def test_there_is_something_to_check() -> None:
@@ -49,6 +76,55 @@ def test_imports_run_one_way(path: Path) -> None:
     assert ours <= MAY_IMPORT[package_of(path)], (
         f"{path} imports {ours - MAY_IMPORT[package_of(path)]}"
     )
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    """Return the folder or file at the top of its package that holds a module."""
+    return parts[1].removesuffix(".py") if len(parts) > 1 else ""
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """Return the other rooms of its own package that a file imports from."""
+    package, room = package_of(path), room_of(path.relative_to(REPOSITORY).parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
+            found |= {room_of((*(node.module or "").split("."), name.name)) for name in node.names}
+        elif isinstance(node, ast.Import):
+            ours = [name.name.split(".") for name in node.names if name.name.startswith(package)]
+            found |= {room_of(tuple(parts)) for parts in ours}
+    return found - {room, ""}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if package_of(path) in ROOMS],
+    ids=lambda path: "/".join(path.parts[-3:]),
+)
+def test_rooms_import_one_way(path: Path) -> None:
+    room = room_of(path.relative_to(REPOSITORY).parts)
+    if room == "__init__":
+        assert not rooms_imported(path), "a package's public names are imported lazily"
+        return
+    allowed = ROOMS[package_of(path)][room]
+    assert rooms_imported(path) <= allowed, f"{path} imports {rooms_imported(path) - allowed}"
+
+
+def test_the_rooms_have_no_circle() -> None:
+    for rooms in ROOMS.values():
+        left = dict(rooms)
+        while left:
+            ground = [room for room, below in left.items() if not below & set(left)]
+            assert ground, f"a circle among {sorted(left)}"
+            for room in ground:
+                del left[room]
+
+
+def test_what_reads_tables_and_caches_imports_the_tokens_alone_of_the_encoder() -> None:
+    for path in FILES:
+        if path.parts[-2] in ("table", "split", "cache"):
+            encoder = {name for name in imported_modules(path) if "embedcache.encoder" in name}
+            assert encoder <= {"embedcache.encoder.tokens"}, path
 
 
 def test_kernels_import_torch_and_triton_alone() -> None:

@@ -4,8 +4,8 @@ import jaxtyping
 import pytest
 import torch
 
-from embedcache.encoder import length_batches
-from fusionnet.batches import StepPlan
+from embedcache.encoder.batching import length_batches
+from fusionnet.rows.plan import StepPlan
 
 
 def test_a_wrong_shape_raises_in_both_packages() -> None:

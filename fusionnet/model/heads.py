@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from embedcache.dropout import Dropout
+from embedcache.encoder.dropout import Dropout
 from fusionnet.config import Task
 
 

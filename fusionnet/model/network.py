@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from embedcache.scaling import VectorScaling
 from fusionnet.config import ModelConfig, Task
 from fusionnet.kernels import gather_add
-from fusionnet.model.fusion import JointFusion, MLPFusion
+from fusionnet.model.adapters import LinearSkip, NumericEncoder, StringAdapter
 from fusionnet.model.heads import Heads
-from fusionnet.model.layers import LinearSkip, NumericEncoder, StringAdapter
-from fusionnet.model.modality import ModalityFusion
+from fusionnet.model.modality_tokens import ModalityFusion
+from fusionnet.model.single_token import JointFusion, MLPFusion
 
 
 class Part(NamedTuple):

@@ -1,0 +1,1 @@
+"""Training: engine, optimizer step, loop, checkpoints."""

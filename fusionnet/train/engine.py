@@ -36,9 +36,9 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from embedcache.errors import ConfigError
+from embedcache.ranks import rank_environment
 from fusionnet.config import OptimConfig, TrainConfig
 from fusionnet.train.dsconfig import deepspeed_config
-from fusionnet.train.launch import rank_environment
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

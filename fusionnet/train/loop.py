@@ -15,15 +15,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from embedcache.sources import VectorSource
-from embedcache.store import Cache
+from embedcache.cache.reader import Cache
+from embedcache.live.sources import VectorSource
 from fusionnet.assemble import Recipe, build_model, make_sources
-from fusionnet.batches import RowSource, StepPlan
 from fusionnet.config import OptimConfig
 from fusionnet.metrics import task_metrics
-from fusionnet.model.joint import JointModel
-from fusionnet.predict import forward_rows, to_units
-from fusionnet.streaming import open_rows
+from fusionnet.model.forward import forward_rows, to_units
+from fusionnet.model.trainable import JointModel
+from fusionnet.rows.plan import StepPlan
+from fusionnet.rows.resident import RowSource
+from fusionnet.rows.streaming import open_rows
 from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
 from fusionnet.train.engine import Engine, World
 from fusionnet.train.resume import Position, checkpoint_content, own_totals, resumed

@@ -6,10 +6,10 @@ import os
 
 import torch
 
-from embedcache.store import Layout
+from embedcache.cache.layout import Layout
 from fusionnet.config import ModelConfig, PrecisionName, Task, TrainConfig
-from fusionnet.precision import multiplies_bf16
 from fusionnet.train.engine import World
+from fusionnet.train.precision import multiplies_bf16
 
 # activations of one layer stay near the caches; measured in benchmarks/results
 CPU_MICRO_BATCH_ROWS = 1024

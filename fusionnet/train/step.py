@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from embedcache.errors import NonFiniteLossError
-from embedcache.sources import VectorSource
-from fusionnet.batches import RowTable
-from fusionnet.loss import LossParts
-from fusionnet.model.joint import JointModel
+from embedcache.live.sources import VectorSource
+from fusionnet.model.loss import LossParts
+from fusionnet.model.trainable import JointModel
+from fusionnet.rows.tensors import RowTable
 from fusionnet.train.engine import Engine
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import electrolyte, readme
-from benchmarks.publish import number, output_path
+from benchmarks import readme
+from benchmarks.harness.publish import number, output_path
+from benchmarks.harness.stamp import RESULTS
 from benchmarks.quality import ORACLE, REFERENCE, as_markdown, draw, mean_sd, variants
-from benchmarks.stamp import RESULTS
+from benchmarks.studies import electrolyte
 from embedcache.errors import UserError
 
 

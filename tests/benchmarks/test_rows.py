@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import loading, store
-from embedcache.store import RowBlock, open_cache
-from jobs.experiment import load_experiment
+from benchmarks import store
+from benchmarks.studies import loading
+from embedcache.cache.layout import RowBlock
+from embedcache.cache.reader import open_cache
+from fusionnet.experiment import load_experiment
 
 
 @pytest.mark.parametrize("case", loading.CASES)

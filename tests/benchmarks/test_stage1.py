@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks.stage1 import as_markdown, changes
-from jobs.experiment import load_experiment
+from fusionnet.experiment import load_experiment
 
 
 def test_settings_that_differ_from_the_specified_run_are_named(repository: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from matplotlib import pyplot as plt
 from rdkit import Chem
 
-from benchmarks.setting import PADDED, made_strings
+from benchmarks.harness.setting import PADDED, made_strings
 from benchmarks.sweeps import FULL, QUICK, _by_strings, as_markdown, crossing, draw, draw_ids
 
 

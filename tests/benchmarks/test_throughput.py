@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import profile
+from benchmarks.harness.setting import MODES
+from benchmarks.harness.timing import PHASES
 from benchmarks.peers import OURS, check_losses
-from benchmarks.setting import MODES
+from benchmarks.studies import profile
 from benchmarks.throughput import TINY, amdahl, as_markdown, derive, draw, summary
-from benchmarks.timing import PHASES
 
 
 def made_turns(mode: str, step: float, tokens: int) -> list[dict[str, Any]]:

@@ -6,10 +6,10 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import profile
+from benchmarks.harness.setting import gradient_errors, make_setting
 from benchmarks.peer_loops import make
 from benchmarks.quality import _cached, fit
-from benchmarks.setting import gradient_errors, make_setting
+from benchmarks.studies import profile
 from benchmarks.throughput import TINY, Turn
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from embedcache.build import Existing, build_cache
+from embedcache.build.decide import Existing, build_cache
+from embedcache.build.report import BuildReport
+from embedcache.cache.reader import Cache, open_cache
 from embedcache.config import (
     CacheConfig,
     DataConfig,
@@ -18,8 +20,6 @@ from embedcache.config import (
     TargetColumn,
     parse_config,
 )
-from embedcache.report import BuildReport
-from embedcache.store import Cache, open_cache
 
 # the first two are one string
 STRINGS = [

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedcache.build import build_cache
-from embedcache.store import open_cache
+from embedcache.build.decide import build_cache
+from embedcache.cache.reader import open_cache
 from fusionnet.assemble import Recipe, build_model, make_sources, observed_tasks
-from fusionnet.batches import load_rows
+from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.kernels import has_kernels
-from jobs.experiment import Experiment, load_experiment
+from fusionnet.rows.tensors import load_rows
 
 DEVICE = "cuda"
 pytestmark = [
@@ -142,7 +142,7 @@ def train_steps(
     """Train on the GPU under DeepSpeed in a process of its own; cases are (mode, micro-batches,
     steps).
     """
-    worker = Path(__file__).with_name("step_worker.py")
+    worker = Path(__file__).parent / "train" / "step_worker.py"
     environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
     command = [
         sys.executable,

@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 from embedcache.errors import UserError
+from fusionnet.commands import train
+from fusionnet.commands.command import run_job
 from fusionnet.train import loop
-from jobs import train
-from jobs.command import run_job
 
 # the deepspeed launcher puts its own argument first
 HOW = "killed" if "killed" in sys.argv else "raises"

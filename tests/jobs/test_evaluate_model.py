@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from jobs.command import run_job
-from jobs.evaluate_model import main
+from fusionnet.commands.command import run_job
+from fusionnet.commands.evaluate_model import main
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import r2_score
 
+from fusionnet.experiment import load_experiment
 from jobs.cohort.generate import (
     FORMULATION_COLUMNS,
     OUTCOME_COLUMNS,
@@ -22,7 +23,6 @@ from jobs.cohort.generate import (
 from jobs.cohort.outcomes import COVERAGES
 from jobs.cohort.patients import DERIVED, DRAWN, LVEF_TOLERANCE_PCT, draw_patients
 from jobs.cohort.polymers import chemistry_of, load_polymers
-from jobs.experiment import load_experiment
 
 ROWS = 480
 

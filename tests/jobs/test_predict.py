@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 import yaml
 
-from fusionnet import RewardModel, reward
-from jobs.command import run_job
-from jobs.predict import main
+from fusionnet import RewardModel
+from fusionnet.commands.command import run_job
+from fusionnet.commands.predict import main
+from fusionnet.trained import reward
 
 REWARD = {
     "terms": [{"task": "ef", "weight": 0.5}, {"task": "opt", "weight": 0.3}],

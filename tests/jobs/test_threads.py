@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import SPINS
+from fusionnet.commands import SPINS
 
 WATCH = """
 import os, runpy, sys

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from embedcache.build import build_cache
-from fusionnet.precision import multiplies_bf16
+from embedcache.build.decide import build_cache
+from fusionnet.experiment import load_experiment
 from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
-from jobs.experiment import load_experiment
+from fusionnet.train.precision import multiplies_bf16
 
 pytestmark = pytest.mark.dist
 

@@ -16,7 +16,7 @@ import fusionnet.kernels as kernels
 from embedcache.scaling import Scaling
 from fusionnet.config import LossConfig, Task
 from fusionnet.kernels import TaskTerm, reference
-from fusionnet.loss import MultiTaskLoss
+from fusionnet.model.loss import MultiTaskLoss
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":

@@ -1,0 +1,1 @@
+"""Studies of one question each; their verdicts are in results/LOG.md."""

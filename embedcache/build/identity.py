@@ -1,0 +1,76 @@
+"""The identity of the cache that a configuration asks for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from embedcache.cache.identity import FORMAT_VERSION, Identity
+from embedcache.config import DataConfig, EncoderConfig, SplitConfig, TargetColumn
+from embedcache.encoder.loading import DTYPE, encoder_parts
+from embedcache.errors import TableError
+from embedcache.files import file_digest
+
+
+def wanted_identity(
+    data: DataConfig,
+    targets: tuple[TargetColumn, ...],
+    split: SplitConfig,
+    encoder: EncoderConfig,
+    known_files: tuple[str, ...] = (),
+) -> Identity:
+    """Return the identity of the cache that this configuration asks for; reads the table's bytes
+    and the encoder's files.
+
+    `known_files` stand for the digests of the first files where these are absent, as on a machine
+    that was sent the cache alone.
+    """
+    known = dict(enumerate(known_files))
+    digests = [
+        known[k] if k in known and not Path(file).is_file() else f"sha256 {table_digest(file)}"
+        for k, file in enumerate(data.files)
+    ]
+    parts = {"format": str(FORMAT_VERSION), "dtype": DTYPE, "table": ", ".join(digests)}
+    parts |= _flat(
+        "data",
+        data.model_dump(mode="json", exclude={"path": True, "strings": {"__all__": {"encoder"}}}),
+    )
+    parts |= _flat("targets", [target.model_dump(mode="json") for target in targets])
+    parts |= _flat("split", split.model_dump(mode="json"))
+    if any(column.encoder is None for column in data.strings):
+        parts |= {f"encoder.{name}": value for name, value in encoder_parts(encoder).items()}
+    for column in data.strings:
+        if column.encoder is not None:
+            parts |= {
+                f"data.strings[{column.name}].encoder.{name}": value
+                for name, value in encoder_parts(column.encoder).items()
+            }
+    return Identity(parts)
+
+
+def table_digest(path: str | Path) -> str:
+    """Return the sha256 of a table's bytes, as `sha256sum` prints it."""
+    file = Path(path)
+    if not file.is_file():
+        raise TableError(f"there is no table {file}; data.path must name a Parquet or CSV file")
+    return file_digest(file)
+
+
+def _flat(prefix: str, value: Any) -> dict[str, str]:
+    """Return a nested config as flat parts. Items of a list go by their name or column; the list
+    itself is one part that states their order.
+    """
+    if isinstance(value, dict):
+        return {
+            name: text
+            for key, inner in value.items()
+            for name, text in _flat(f"{prefix}.{key}", inner).items()
+        }
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        names = [item.get("name", item["column"]) for item in value]
+        items = {
+            name: text
+            for key, item in zip(names, value, strict=True)
+            for name, text in _flat(f"{prefix}[{key}]", item).items()
+        }
+        return {prefix: ", ".join(names), **items}
+    return {prefix: value if isinstance(value, str) else json.dumps(value)}

@@ -1,0 +1,141 @@
+"""What a build tells its user, in about a screenful: rows, strings, split, what was merged or
+unknown, time and size.
+
+The report is kept in the cache, so that `jobs.inspect_cache` and a build that found nothing to do
+can show it again.
+"""
+
+from dataclasses import dataclass
+
+from embedcache.cache.layout import StringSpec
+from embedcache.cache.reader import Cache
+from embedcache.split.tally import SplitReport
+
+MOST_SHOWN = 3  # merged or unknown strings per column
+MOST_SPLIT_LINES = 12
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a cache holds, and what making it took."""
+
+    status: str  # "built", "appended to" or "up to date"
+    path: str
+    identity: str
+    num_rows: int
+    strings: tuple[StringSpec, ...]
+    num_features: int
+    categories: tuple[tuple[str, int], ...]
+    targets: tuple[str, ...]
+    absent_targets: tuple[str, ...]
+    num_groups: int
+    num_excluded: int  # rows left out by data.exclude_rows
+    num_encoded: int  # strings that the encoder had to read; the others' vectors were there
+    encoding_s: float
+    num_ranks: int  # that shared the encoding
+    # by string column: string -> its parts that became <unk>
+    unknown: dict[str, dict[str, list[str]]]
+    # by string column: string -> its spellings in the table
+    merged: dict[str, dict[str, tuple[str, ...]]]
+    split: SplitReport
+    positive_rate: dict[str, float]  # train rows
+    seconds: tuple[tuple[str, float], ...]  # by phase, in order
+    num_bytes: int
+
+    @staticmethod
+    def of(cache: Cache, status: str) -> "BuildReport":
+        """Return the report of a finished cache."""
+        layout, kept = cache.layout, cache.report
+        split = SplitReport(
+            tuple(kept["split"]["header"]),
+            tuple(tuple(line) for line in kept["split"]["lines"]),
+            tuple(kept["split"]["remarks"]),
+        )
+        return BuildReport(
+            status=status,
+            path=str(cache.path),
+            identity=cache.identity.short,
+            num_rows=layout.num_rows,
+            strings=layout.strings,
+            num_features=len(layout.numeric),
+            categories=tuple((column, len(values)) for column, values in layout.categories),
+            targets=tuple(target.name for target in layout.targets),
+            absent_targets=layout.absent_targets,
+            num_groups=len(layout.groups),
+            num_excluded=kept["num_excluded"],
+            num_encoded=kept["num_encoded"],
+            encoding_s=kept["encoding"]["seconds"],
+            num_ranks=kept["encoding"]["ranks"],
+            unknown=kept["unknown"],
+            merged={
+                name: {text: tuple(spellings) for text, spellings in found.items()}
+                for name, found in kept["merged"].items()
+            },
+            split=split,
+            positive_rate=cache.scaling.positive_rate,
+            seconds=tuple((phase, seconds) for phase, seconds in kept["seconds"]),
+            num_bytes=cache.num_bytes,
+        )
+
+    def summary(self) -> str:
+        """Return the report as plain text."""
+        lines = [
+            f"cache {self.path}: {self.status}, identity {self.identity},"
+            f" {self.num_bytes / 1e6:,.1f} MB"
+        ]
+        groups = f", {self.num_groups:,} groups" if self.num_groups else ""
+        categories = "".join(
+            f", {column} ({count} categories)" for column, count in self.categories
+        )
+        excluded = (
+            f" ({self.num_excluded:,} left out by data.exclude_rows)" if self.num_excluded else ""
+        )
+        lines.append(
+            f"rows: {self.num_rows:,}{excluded} with {self.num_features} numeric"
+            f" features{categories}{groups}"
+        )
+        absent = f"; absent: {', '.join(self.absent_targets)}" if self.absent_targets else ""
+        lines.append(f"targets: {', '.join(self.targets) or 'none'}{absent}")
+        for spec in self.strings:
+            standin = " (a stand-in, not published weights)" if spec.standin else ""
+            lines.append(
+                f"strings '{spec.name}': {spec.num_strings:,} distinct, {spec.num_tokens:,} tokens,"
+                f" width {spec.width}, {spec.pooling} of {spec.encoder.source}{standin}"
+            )
+            lines += self._oddities(spec.name)
+        lines += self.split.table(MOST_SPLIT_LINES).splitlines()
+        times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds)
+        encoded = f"{self.num_encoded:,} strings encoded anew"
+        if self.num_encoded:
+            encoded += f" ({self.num_encoded / max(self.encoding_s, 1e-3):,.0f} strings/s" + (
+                f", {self.num_ranks} ranks)" if self.num_ranks > 1 else ")"
+            )
+        lines.append(
+            f"built in {sum(seconds for _, seconds in self.seconds):.1f} s: {times}; {encoded}"
+        )
+        return "\n".join(lines)
+
+    def _oddities(self, name: str) -> list[str]:
+        """Return a line on merged spellings and one on unknown tokens, where there are any."""
+        merged, unknown = self.merged.get(name, {}), self.unknown.get(name, {})
+        lines = []
+        if merged:
+            shown = [
+                f"{text:.60} <- {' | '.join(f'{spelling:.40}' for spelling in spellings)}"
+                for text, spellings in merged.items()
+            ]
+            lines.append(f"  {len(merged):,} strings are spelled in several ways: {_first(shown)}")
+        if unknown:
+            shown = [
+                f"{', '.join(repr(part) for part in parts):.60} in {text:.60}"
+                for text, parts in unknown.items()
+            ]
+            lines.append(
+                f"  {len(unknown):,} strings have parts that the tokenizer does not know:"
+                f" {_first(shown)}"
+            )
+        return lines
+
+
+def _first(items: list[str]) -> str:
+    return "; ".join(items[:MOST_SHOWN]) + ("; ..." if len(items) > MOST_SHOWN else "")

@@ -1,0 +1,1 @@
+"""4. cache.zarr: its layout, reading, writing, identity and integrity."""

@@ -1,0 +1,113 @@
+"""What belongs together: hashes that tie each row to its string, and each string to its tokens and
+its vector.
+
+A row names its string by a number, and a number says nothing of what it counts: were the strings of
+a cache in another order than its rows assume, by a defect of ours, an interrupted copy or
+somebody's script, every digest would be right and every prediction wrong. So a row also carries 64
+bits of the sha256 of its own prepared text, taken from the table and not from the number; and each
+string carries 64 bits over its text, tokens and vector. They are compared whenever rows or strings
+are read. Two of 100,000 strings share a text hash with a probability of 3e-10.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+from torch import Tensor
+
+from embedcache.cache.manifest import REBUILD
+from embedcache.encoder.tokens import TokenTable
+from embedcache.errors import CorruptCacheError
+from embedcache.table.strings import first_eight_bytes
+
+MOST_NAMED = 5
+
+
+def vector_hashes(
+    texts: Sequence[str], tokens: TokenTable, embeddings: Tensor
+) -> Int64[np.ndarray, " S"]:
+    """Return eight bytes of a sha256 over each string's text, tokens and vector."""
+    values, offsets = tokens.values.numpy().astype("<i8"), tokens.offsets.tolist()
+    vectors = np.ascontiguousarray(embeddings.numpy(), dtype="<f4")
+    return first_eight_bytes(
+        [
+            _digest(text, values[offsets[s] : offsets[s + 1]], vectors[s])
+            for s, text in enumerate(texts)
+        ]
+    )
+
+
+def state_hashes(texts: Sequence[str], tokens: TokenTable) -> Int64[np.ndarray, " S"]:
+    """Return eight bytes of a sha256 over each string's text and the hidden states of its
+    tokens.
+    """
+    assert tokens.states is not None
+    states, offsets = (
+        np.ascontiguousarray(tokens.states.numpy(), dtype="<f4"),
+        tokens.offsets.tolist(),
+    )
+    return first_eight_bytes(
+        [_digest(text, states[offsets[s] : offsets[s + 1]]) for s, text in enumerate(texts)]
+    )
+
+
+def check_strings(
+    path: Path,
+    what: str,
+    texts: Sequence[str],
+    found: Int64[np.ndarray, " S"],
+    stored: Int64[np.ndarray, " _"],
+) -> None:
+    """Raise CorruptCacheError naming the strings whose hash is not the stored one; `what` says what
+    the hash ties to the text.
+    """
+    wrong = np.flatnonzero(found != stored) if len(found) == len(stored) else np.arange(len(texts))
+    if len(wrong):
+        named = ", ".join(f"{s} ({texts[s]:.60})" for s in wrong[:MOST_NAMED].tolist())
+        raise CorruptCacheError(
+            f"{path}: {what} of {len(wrong):,} of {len(texts):,} strings belong to other strings:"
+            f" {named}{_more(wrong)}; {REBUILD}"
+        )
+
+
+def check_rows(
+    path: Path,
+    column: str,
+    hashes: Int64[np.ndarray, " S"],
+    string_id: Int32[np.ndarray, " N"],
+    stored: Int64[np.ndarray, " N"],
+    start: int,
+) -> None:
+    """Raise CorruptCacheError naming the rows whose `string_id` is out of range or names another
+    string than the row's own; row `start` comes first.
+    """
+    outside: Bool[np.ndarray, " N"] = (string_id < 0) | (string_id >= len(hashes))
+    if outside.any():
+        rows = np.flatnonzero(outside)
+        named = ", ".join(
+            f"{start + row} (string {string_id[row]})" for row in rows[:MOST_NAMED].tolist()
+        )
+        raise CorruptCacheError(
+            f"{path}: {len(rows):,} rows name no string of '{column}', which has {len(hashes):,}:"
+            f" rows {named}{_more(rows)}; {REBUILD}"
+        )
+    wrong = np.flatnonzero(hashes[string_id] != stored)
+    if len(wrong):
+        named = ", ".join(str(start + row) for row in wrong[:MOST_NAMED].tolist())
+        raise CorruptCacheError(
+            f"{path}: {len(wrong):,} rows name another string of '{column}' than their own: rows"
+            f" {named}{_more(wrong)}; {REBUILD}"
+        )
+
+
+def _digest(text: str, *parts: np.ndarray) -> bytes:
+    digest = hashlib.sha256(text.encode())
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def _more(wrong: np.ndarray) -> str:
+    return ", ..." if len(wrong) > MOST_NAMED else ""

@@ -1,0 +1,129 @@
+"""What a cache holds: its columns, arrays and their shapes."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, Int8, Int32, Int64
+from pydantic import Field
+from torch import Tensor
+
+from embedcache.config import SPLITS, Config, EncoderConfig, NumericColumn, TargetColumn
+from embedcache.encoder.tokens import TokenTable
+from embedcache.table.vocabulary import Names
+
+
+class StringSpec(Config):
+    """What the cache holds for one string column."""
+
+    name: str
+    column: str
+    kind: str
+    num_strings: int
+    width: int
+    num_tokens: int
+    pooling: str
+    encoder: EncoderConfig
+    encoding: str  # key of encoder, tokenizer and pooling: equal keys give equal vectors
+    standin: bool
+    # the layer that the cached hidden states enter; None: there are none
+    prefix_layer: int | None = None
+
+
+class Layout(Config):
+    """The names of everything in the cache, in the order of the arrays' columns."""
+
+    num_rows: int
+    strings: tuple[StringSpec, ...]
+    numeric: tuple[NumericColumn, ...]
+    categories: tuple[Names, ...]
+    targets: tuple[TargetColumn, ...]  # those that the table has labels for
+    absent_targets: tuple[str, ...]
+    groups: tuple[str, ...]
+    strata: tuple[str, ...]
+    facets: tuple[Names, ...]
+    splits: dict[str, int] = Field(
+        default_factory=lambda: {name: code for code, name in enumerate(SPLITS)}
+    )
+
+    def to_json(self) -> str:
+        """Return the layout as JSON text."""
+        return self.model_dump_json()
+
+    @staticmethod
+    def from_json(text: str) -> "Layout":
+        """Return what `to_json` wrote."""
+        return Layout.model_validate_json(text)
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Consecutive rows of the table. Numeric features are raw, in their own units; NaN in targets
+    is unobserved; group and stratum are -1 without.
+    """
+
+    string_id: Int32[np.ndarray, "N C"]
+    string_hash: Int64[np.ndarray, "N C"]  # of the row's own text (see `bonds`)
+    numeric: Float32[np.ndarray, "N F"]
+    category: Int32[np.ndarray, "N K"]
+    targets: Float32[np.ndarray, "N T"]
+    weight: Float32[np.ndarray, " N"]
+    group: Int32[np.ndarray, " N"]
+    stratum: Int32[np.ndarray, " N"]
+    split: Int8[np.ndarray, " N"]
+    facets: Int32[np.ndarray, "N R"]
+
+    def with_targets(
+        self, wanted: tuple[TargetColumn, ...], found: tuple[TargetColumn, ...]
+    ) -> "RowBlock":
+        """Return the same rows with the `wanted` targets, given that they have those that were
+        `found`: the others are unobserved.
+        """
+        targets = np.full((len(self.weight), len(wanted)), np.nan, dtype=np.float32)
+        names = [target.name for target in wanted]
+        targets[:, [names.index(target.name) for target in found]] = self.targets
+        return replace(self, targets=targets)
+
+
+@dataclass(frozen=True)
+class RowArray:
+    """How one field of RowBlock is stored."""
+
+    name: str
+    dtype: str
+    axis: str | None  # the name of the second dimension
+
+
+ROW_ARRAYS = (
+    RowArray("string_id", "int32", "string_column"),
+    RowArray("string_hash", "int64", "string_column"),
+    RowArray("numeric", "float32", "feature"),
+    RowArray("category", "int32", "category_column"),
+    RowArray("targets", "float32", "target"),
+    RowArray("weight", "float32", None),
+    RowArray("group", "int32", None),
+    RowArray("stratum", "int32", None),
+    RowArray("split", "int8", None),
+    RowArray("facets", "int32", "facet"),
+)
+
+
+def widths(layout: Layout) -> dict[str, int]:
+    """Return the number of columns of each two-dimensional row array."""
+    return {
+        "string_id": len(layout.strings),
+        "string_hash": len(layout.strings),
+        "numeric": len(layout.numeric),
+        "category": len(layout.categories),
+        "targets": len(layout.targets),
+        "facets": len(layout.facets),
+    }
+
+
+@dataclass(frozen=True)
+class StringTable:
+    """The S distinct strings of one column."""
+
+    text: list[str]
+    tokens: TokenTable
+    embeddings: Float[Tensor, "S E"]
+    num_rows: Int[Tensor, " S"]

@@ -1,0 +1,265 @@
+"""The cache as its readers see it: `open_cache(path)` and what the opened cache gives.
+
+    /                 attributes: format_version, identity, layout, provenance, report, complete,
+                      files (see `manifest`)
+    /strings/<name>   text [S], token_ids [all tokens], token_offsets [S + 1], embeddings [S, E],
+                      num_rows [S], prefix [all tokens, E] (mode prefix),
+                      text_hash [S], vector_hash [S], prefix_hash [S] (see `bonds`)
+    /rows             string_id [N, C], string_hash [N, C], numeric [N, F], category [N, K],
+                      targets [N, T], weight [N], group [N], stratum [N], split [N], facets [N, R]
+    /scaling          attributes: transforms, means and spreads of train rows and of their strings'
+                      vectors
+    /groups           name: the names of the groups, where the table has groups
+
+Everything is plain Zarr v3 with its core codecs and named dimensions: any Zarr reader can open it.
+Fill values are NaN and -1, never a plausible value, and nothing is read before its digest was
+checked, so what is damaged is an error that names the array and chunk. Other tools check less, but
+need nothing of ours:
+
+    import zarr
+    root = zarr.open_group("cache.zarr", mode="r")
+    vectors, text = root["strings/polymer/embeddings"][:], root["strings/polymer/text"][:]
+
+    import xarray as xr
+    rows = xr.open_zarr("cache.zarr", group="rows", consolidated=False)
+    train_mean = rows.numeric[rows.split.values == 0].mean("row")
+
+    import pandas as pd, zarr
+    numeric = zarr.open_array("cache.zarr/rows/numeric", mode="r")
+    frame = pd.DataFrame(numeric[:], columns=numeric.attrs["columns"])
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from jaxtyping import Int32, Int64
+
+from embedcache.cache import manifest
+from embedcache.cache.consistency import check_rows, check_strings, state_hashes, vector_hashes
+from embedcache.cache.identity import FORMAT_VERSION, Identity
+from embedcache.cache.layout import (
+    ROW_ARRAYS,
+    Layout,
+    RowArray,
+    RowBlock,
+    StringSpec,
+    StringTable,
+    widths,
+)
+from embedcache.encoder.tokens import TokenTable
+from embedcache.errors import CorruptCacheError, StaleCacheError
+from embedcache.scaling import Scaling
+from embedcache.table.strings import text_hashes
+
+ROWS_PER_CHECK = 1 << 20
+
+
+class Cache:
+    """A cache opened for reading; made by `open_cache`."""
+
+    def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
+        """Take the checked root attributes of the store at `path`."""
+        self.path = path
+        self.identity = Identity(attributes["identity"])
+        self.provenance: dict[str, Any] = attributes["provenance"]
+        self.report: dict[str, Any] = attributes["report"]
+        self._files: dict[str, dict[str, Any]] = attributes["files"]
+        self._checked: set[str] = set()
+        self._hashes: dict[str, Int64[np.ndarray, " S"]] = {}
+        self._check(name for name in self._files if name.endswith("/" + manifest.ROOT))
+        self._group = zarr.open_group(path, mode="r")
+        groups = (
+            [str(name) for name in self._read("groups/name")] if "groups" in self._group else []
+        )
+        self.layout = Layout.model_validate({**attributes["layout"], "groups": groups})
+        self.scaling = Scaling.from_json(json.dumps(self._group["scaling"].attrs.asdict()))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files but the root metadata."""
+        return sum(entry["bytes"] for entry in self._files.values())
+
+    @property
+    def num_files(self) -> int:
+        """Files that the manifest covers."""
+        return len(self._files)
+
+    def strings(self, name: str, with_states: bool = False) -> StringTable:
+        """Return the strings of the column with this short name; `with_states` reads the cached
+        hidden states too, if there are any.
+        """
+        spec = next((spec for spec in self.layout.strings if spec.name == name), None)
+        if spec is None:
+            raise KeyError(
+                f"the cache has no string column '{name}'; it has"
+                f" {', '.join(spec.name for spec in self.layout.strings)}"
+            )
+        where = f"strings/{name}"
+        values, offsets = self._read(f"{where}/token_ids"), self._read(f"{where}/token_offsets")
+        states = (
+            None
+            if spec.prefix_layer is None or not with_states
+            else torch.from_numpy(self._read(f"{where}/prefix"))
+        )
+        strings = StringTable(
+            text=[str(text) for text in self._read(f"{where}/text")],
+            tokens=TokenTable(
+                values=torch.from_numpy(values), offsets=torch.from_numpy(offsets), states=states
+            ),
+            embeddings=torch.from_numpy(self._read(f"{where}/embeddings")),
+            num_rows=torch.from_numpy(self._read(f"{where}/num_rows")),
+        )
+        self._check_strings(spec, strings)
+        return strings
+
+    def rows(self, start: int = 0, stop: int | None = None) -> RowBlock:
+        """Return rows `start` to `stop` in table order; only the chunks that hold them are read,
+        and every row's string is known to be its own.
+        """
+        stop = self.layout.num_rows if stop is None else stop
+        if not 0 <= start <= stop <= self.layout.num_rows:
+            raise IndexError(f"rows {start} to {stop} of a cache of {self.layout.num_rows} rows")
+        width = widths(self.layout)
+        block = RowBlock(
+            **{
+                array.name: self._read_rows(array, width.get(array.name), start, stop)
+                for array in ROW_ARRAYS
+            }
+        )
+        self._check_rows(block.string_id, block.string_hash, start)
+        return block
+
+    def array_sizes(self) -> dict[str, dict[str, Any]]:
+        """Return for each array its shape and type, its bytes on disk, and its bytes in memory (0
+        for text, whose size there is not fixed).
+        """
+        sizes = {}
+        for name, array in self._group.members(max_depth=None):
+            if isinstance(array, zarr.Array):
+                stored = sum(
+                    entry["bytes"]
+                    for file, entry in self._files.items()
+                    if file.startswith(f"{name}/c/")
+                )
+                memory = 0 if array.dtype.kind == "T" else array.nbytes
+                dtype = "text" if array.dtype.kind == "T" else str(array.dtype)
+                sizes[name] = {
+                    "shape": list(array.shape),
+                    "dtype": dtype,
+                    "bytes": stored,
+                    "memory_bytes": memory,
+                }
+        return sizes
+
+    def verify(self) -> None:
+        """Read every file and raise CorruptCacheError if one is not what was written, a vector not
+        its string's, or a string not its row's.
+        """
+        self._checked.clear()
+        self._check(self._files)
+        for spec in self.layout.strings:
+            self.strings(spec.name, with_states=True)
+        arrays = [array for array in ROW_ARRAYS if array.name in ("string_id", "string_hash")]
+        for start in range(0, self.layout.num_rows, ROWS_PER_CHECK):
+            stop = min(start + ROWS_PER_CHECK, self.layout.num_rows)
+            string_id, string_hash = (
+                self._read_rows(array, len(self.layout.strings), start, stop) for array in arrays
+            )
+            self._check_rows(string_id, string_hash, start)
+
+    def _check_strings(self, spec: StringSpec, strings: StringTable) -> None:
+        where = f"strings/{spec.name}"
+        check_strings(
+            self.path,
+            f"{where}/text_hash",
+            strings.text,
+            text_hashes(strings.text),
+            self._read(f"{where}/text_hash"),
+        )
+        found = vector_hashes(strings.text, strings.tokens, strings.embeddings)
+        check_strings(
+            self.path,
+            f"{where}: tokens or vectors",
+            strings.text,
+            found,
+            self._read(f"{where}/vector_hash"),
+        )
+        if strings.tokens.states is not None:
+            check_strings(
+                self.path,
+                f"{where}/prefix",
+                strings.text,
+                state_hashes(strings.text, strings.tokens),
+                self._read(f"{where}/prefix_hash"),
+            )
+
+    def _check_rows(
+        self, string_id: Int32[np.ndarray, "N C"], string_hash: Int64[np.ndarray, "N C"], start: int
+    ) -> None:
+        for column, spec in enumerate(self.layout.strings):
+            if spec.name not in self._hashes:
+                self._hashes[spec.name] = self._read(f"strings/{spec.name}/text_hash")
+            check_rows(
+                self.path,
+                spec.name,
+                self._hashes[spec.name],
+                string_id[:, column],
+                string_hash[:, column],
+                start,
+            )
+
+    def _read_rows(self, spec: RowArray, width: int | None, start: int, stop: int) -> np.ndarray:
+        if width == 0 or (start == stop and width is not None):
+            return np.empty((stop - start, width), dtype=spec.dtype)
+        if start == stop:
+            return np.empty(0, dtype=spec.dtype)
+        name = f"rows/{spec.name}"
+        array = self._group[name]
+        length = (array.shards or array.chunks)[0]
+        tail = "/0" * (len(array.shape) - 1)
+        self._check(f"{name}/c/{k}{tail}" for k in range(start // length, (stop - 1) // length + 1))
+        return self._decode(name, slice(start, stop))
+
+    def _read(self, name: str) -> np.ndarray:
+        """Return a whole array."""
+        self._check(file for file in self._files if file.startswith(f"{name}/c/"))
+        return self._decode(name, slice(None))
+
+    def _decode(self, name: str, rows: slice) -> np.ndarray:
+        try:
+            return np.asarray(self._group[name][rows])
+        # what zarr's codecs raise on bytes that changed after their digest was checked
+        except (ValueError, RuntimeError, OSError) as error:
+            raise CorruptCacheError(
+                f"{self.path}: array '{name}' cannot be decoded: {error}; {manifest.REBUILD}"
+            ) from error
+
+    def _check(self, names: Iterable[str]) -> None:
+        """Check that files are still there, and the digests of those that were not checked yet."""
+        names = list(names)
+        manifest.check_presence(self.path, {name: self._files[name] for name in names})
+        fresh = [name for name in names if name not in self._checked]
+        manifest.check_digests(self.path, self._files, fresh)
+        self._checked.update(fresh)
+
+
+def open_cache(path: str | Path) -> Cache:
+    """Return the complete cache at `path`.
+
+    Raises MissingCacheError where there is none, CorruptCacheError where a file is missing or cut,
+    StaleCacheError for another format version.
+    """
+    folder = Path(path)
+    attributes = manifest.read_root(folder)
+    if attributes["format_version"] != FORMAT_VERSION:
+        raise StaleCacheError(
+            f"{folder} has format {attributes['format_version']}, this version reads"
+            f" {FORMAT_VERSION}; {manifest.REBUILD}"
+        )
+    manifest.check_presence(folder, attributes["files"])
+    return Cache(folder, attributes)

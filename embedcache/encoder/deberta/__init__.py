@@ -1,0 +1,1 @@
+"""DeBERTa without padding: the only place that knows its inside."""

@@ -1,0 +1,115 @@
+"""Loading an encoder, and telling it from others: safetensors alone, no code from the folder."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModel
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from embedcache.config import EncoderConfig
+from embedcache.encoder.model import StringEncoder
+from embedcache.encoder.tokenizer import load_tokenizer, tokenizer_digest
+from embedcache.errors import EncoderError
+
+
+def load_encoder(config: EncoderConfig) -> StringEncoder:
+    """Return the encoder of a hub id or local folder, frozen and in evaluation mode; raises
+    EncoderError if it cannot be loaded safely.
+    """
+    weight_files(config)
+    # loading takes a second; its bar would be drawn into logs
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModel.from_pretrained(
+            config.source,
+            revision=config.revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise EncoderError(f"the encoder {config.source} cannot be loaded: {error}") from None
+    return StringEncoder(model.requires_grad_(False), config.pooling).eval()
+
+
+def weight_files(config: EncoderConfig) -> list[Path]:
+    """Return the encoder's safetensors files; raises EncoderError where there are none (pickled
+    weights are not read: they can run code).
+    """
+    whole = _file(config, "model.safetensors")
+    if whole is not None:
+        return [whole]
+    index = _file(config, "model.safetensors.index.json")
+    if index is None:
+        raise EncoderError(
+            f"there are no safetensors weights in {config.source}; give a Hugging Face hub id or a"
+            " model folder as encoder.source, or make a stand-in with: python -m jobs.make_encoder"
+            " --out encoder --size polybert"
+        )
+    shards = [
+        _file(config, name)
+        for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    ]
+    if None in shards:
+        raise EncoderError(
+            f"{config.source} is incomplete: its index names weight files that are not there"
+        )
+    return [shard for shard in shards if shard is not None]
+
+
+def _file(config: EncoderConfig, name: str) -> Path | None:
+    """Return one file of the encoder, local or from the hub's cache, or None where it has none of
+    that name.
+    """
+    try:
+        found = cached_file(
+            config.source,
+            name,
+            revision=config.revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+    except OSError as error:
+        raise EncoderError(
+            f"the encoder {config.source} is neither a folder nor reachable on the hub:"
+            f" {str(error).splitlines()[0]}"
+        ) from None
+    return None if found is None else Path(found)
+
+
+def encoder_digest(config: EncoderConfig) -> str:
+    """Return a digest of the encoder's configuration and weights, the same wherever the files
+    lie.
+    """
+    digest = hashlib.sha256()
+    for file in [_file(config, "config.json"), *weight_files(config)]:
+        if file is None:
+            raise EncoderError(
+                f"{config.source} has no config.json, so it is not a Hugging Face model folder"
+            )
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+DTYPE = "float32"  # of embeddings
+
+
+def encoder_parts(encoder: EncoderConfig) -> dict[str, str]:
+    """Return what the vector of a string depends on, besides the string."""
+    return {
+        "weights": encoder_digest(encoder),
+        "tokenizer": tokenizer_digest(load_tokenizer(encoder)),
+        "pooling": encoder.pooling,
+    }
+
+
+def encoding_key(encoder: EncoderConfig) -> str:
+    """Return a short key that two encoders share only if they give the same vector for every
+    string.
+    """
+    text = json.dumps({**encoder_parts(encoder), "dtype": DTYPE}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

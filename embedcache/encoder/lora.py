@@ -1,0 +1,88 @@
+"""Low-rank adapters through PEFT: added in place, saved and loaded in PEFT's own format.
+
+Fresh adapters have B = 0, so an adapted encoder gives the base encoder's vectors until it is
+trained.
+"""
+
+import warnings
+from pathlib import Path
+
+import peft
+from peft.tuners.lora import LoraLayer
+from peft.utils.save_and_load import set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from embedcache.config import LoraConfig
+from embedcache.encoder.dropout import Dropout
+from embedcache.encoder.model import StringEncoder
+from embedcache.encoder.prefix import check_layers
+from embedcache.errors import EncoderError
+
+
+def add_lora(encoder: StringEncoder, config: LoraConfig) -> None:
+    """Put adapters on the encoder's attention projections; only they are trainable afterwards. A's
+    initial values come from torch's global generator.
+    """
+    names = {name.rsplit(".", 1)[-1] for name, _ in encoder.model.named_modules()}
+    missing = [target for target in config.target_modules if target not in names]
+    if missing:
+        raise EncoderError(
+            f"encoder.lora.target_modules names {', '.join(missing)}, which the encoder does not"
+            " have; DeBERTa-v2 has query_proj, key_proj, value_proj"
+        )
+    wanted = peft.LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(config.target_modules),
+        bias="none",
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
+    )
+    if config.first_layer:
+        num_layers = check_layers(encoder.model, config.first_layer)
+        wanted.layers_to_transform, wanted.layers_pattern = (
+            list(range(config.first_layer, num_layers)),
+            "layer",
+        )
+        encoder.first_layer = config.first_layer
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5 by the old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        encoder.model = peft.get_peft_model(encoder.model, wanted)
+    for module in encoder.model.modules():
+        if isinstance(module, LoraLayer):
+            module.lora_dropout.update(
+                {name: Dropout(config.dropout) for name in module.lora_dropout}
+            )
+    encoder.train(encoder.training)
+
+
+def save_adapter(encoder: StringEncoder, folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, which
+    `peft.PeftModel.from_pretrained` reads on the plain Hugging Face model.
+    """
+    assert isinstance(encoder.model, peft.PeftModel)
+    encoder.model.save_pretrained(str(folder), safe_serialization=True)
+
+
+def load_adapter(encoder: StringEncoder, folder: Path) -> None:
+    """Load adapter weights that `save_adapter` wrote into an encoder with adapters of the same
+    shape.
+    """
+    assert isinstance(encoder.model, peft.PeftModel)
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise EncoderError(f"there is no adapter in {folder}: adapter_model.safetensors is missing")
+    outcome = set_peft_model_state_dict(encoder.model, load_file(file))
+    if outcome.unexpected_keys:
+        raise EncoderError(
+            f"the adapter in {folder} does not fit this encoder: it has"
+            f" {outcome.unexpected_keys[:3]}, which the encoder lacks"
+        )
+    missing = [key for key in outcome.missing_keys if "lora_" in key]
+    if missing:
+        raise EncoderError(
+            f"the adapter in {folder} does not fit this encoder: it lacks {missing[:3]}; r,"
+            " target_modules and use_dora must be its own"
+        )

@@ -1,0 +1,126 @@
+"""Stand-in encoders: polyBERT's architecture and tokenizer in a Hugging Face folder, with random
+weights.
+
+Published weights cannot be redistributed here, and a test must not need the network. A stand-in has
+the shapes, the parameter count, the token ids and the files of the real folder, so everything that
+loads, adapts, trains and caches an encoder runs on it unchanged. What it has not is chemistry: its
+folder is marked, and every result made with it says so.
+"""
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from sentencepiece import sentencepiece_model_pb2
+from transformers import DebertaV2Config, DebertaV2Model
+from transformers.utils import logging as transformers_logging
+
+from embedcache.encoder.tokenizer import PREFIX, UNKNOWN, build_tokenizer, wrap
+from embedcache.errors import EncoderError
+
+Size = Literal["polybert", "tiny"]
+MARK = "standin.json"
+SIZES: dict[Size, dict[str, int]] = {
+    "polybert": {
+        "hidden_size": 600,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 512,
+    },
+    "tiny": {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    },
+}
+_CONTROL, _NORMAL, _UNKNOWN, _USER_DEFINED = 3, 1, 2, 4  # SentencePiece's piece types
+
+
+def published_pieces() -> list[str]:
+    """Return polyBERT's 265 SentencePiece pieces in the order of their ids."""
+    return (
+        resources.files("embedcache.encoder")
+        .joinpath("polybert_vocab.txt")
+        .read_text(encoding="utf-8")
+        .split("\n")[:265]
+    )
+
+
+def write_standin(folder: Path, size: Size, seed: int = 0) -> None:
+    """Write a stand-in encoder; an earlier stand-in in the folder is replaced, anything else is
+    refused.
+    """
+    if folder.exists() and any(folder.iterdir()) and not is_standin(folder):
+        raise EncoderError(
+            f"{folder} holds files that are not a stand-in encoder; choose another folder"
+        )
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = DebertaV2Model(_config(size))
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(partial)
+    wrap(build_tokenizer(published_pieces())).save_pretrained(partial)
+    (partial / "spm.model").write_bytes(sentencepiece_model())
+    mark = {
+        "size": size,
+        "seed": seed,
+        "weights": "random",
+        "note": "polyBERT's architecture and tokenizer without its weights",
+    }
+    (partial / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def is_standin(source: Path | str) -> bool:
+    """Return whether an encoder's source is a folder marked as a stand-in."""
+    return (Path(source) / MARK).is_file()
+
+
+def sentencepiece_model() -> bytes:
+    """Return the vocabulary as a SentencePiece model, as the published folder holds it."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    kinds = {UNKNOWN: _UNKNOWN, "<s>": _CONTROL, "</s>": _CONTROL, PREFIX: _NORMAL}
+    pieces = published_pieces()
+    for text in pieces:
+        piece = proto.pieces.add()
+        piece.piece, piece.score, piece.type = (
+            text,
+            -1.0 if text == PREFIX else 0.0,
+            kinds.get(text, _USER_DEFINED),
+        )
+    proto.trainer_spec.model_type = 1  # unigram
+    proto.trainer_spec.vocab_size = len(pieces)
+    (
+        proto.trainer_spec.unk_id,
+        proto.trainer_spec.bos_id,
+        proto.trainer_spec.eos_id,
+        proto.trainer_spec.pad_id,
+    ) = 0, 1, 2, -1
+    proto.normalizer_spec.name = "identity"
+    proto.normalizer_spec.add_dummy_prefix = True
+    return proto.SerializeToString()
+
+
+def _config(size: Size) -> DebertaV2Config:
+    """Return polyBERT's published configuration, at one of two sizes."""
+    shared: dict[str, Any] = {
+        "vocab_size": 269,
+        "relative_attention": False,
+        "position_biased_input": True,
+        "pos_att_type": [],
+        "max_position_embeddings": 512,
+        "type_vocab_size": 0,
+        "pad_token_id": 3,
+        "layer_norm_eps": 1e-7,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+    }
+    return DebertaV2Config(**SIZES[size], **shared)

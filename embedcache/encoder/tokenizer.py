@@ -1,0 +1,253 @@
+"""Strings to tokens, ragged: no padding until a batch is made, no silent cut, and the published ids
+or nothing.
+
+polyBERT's tokenizer is SentencePiece with user-defined pieces (symbols of the elements, in both
+cases) behind a dummy prefix `▁`. transformers 5 rebuilds it from the published files in its own
+way: with `spm.model` alone it drops the prefix, which shifts every position by one; with the
+published `tokenizer.json` it writes an unknown part as `<s>`, while calling `[UNK]` the unknown
+token, so that nothing unknown would ever be found. `load_tokenizer` therefore checks published ids,
+rebuilds the tokenizer exactly from `spm.model` where they differ, and refuses one that still
+disagrees.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from embedcache.config import EncoderConfig
+from embedcache.encoder.tokens import TokenTable
+from embedcache.errors import TokenizerError
+
+PREFIX = "▁"
+UNKNOWN = "<unk>"
+SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
+_UNIGRAM, _USER_DEFINED = 1, 4  # SentencePiece's model type and piece type
+# Ids that the published polyBERT gives: [CLS] 265, the prefix 264, [SEP] 266; two-letter pieces win
+# over one-letter ones, in `ccsc` the right one of two
+# that overlap; what no piece matches is <unk>, 0.
+PUBLISHED_IDS = {
+    "[*]CC[*]": (265, 264, 5, 33, 33, 5, 266),
+    "[*]c1sc([*])c2OCCOc12": (
+        265,
+        264,
+        5,
+        151,
+        12,
+        166,
+        6,
+        5,
+        7,
+        151,
+        13,
+        35,
+        33,
+        33,
+        35,
+        151,
+        12,
+        13,
+        266,
+    ),
+    "[*]CC([*])Cl": (265, 264, 5, 33, 33, 6, 5, 7, 44, 266),
+    "[*]C=C([*])c1ccsc1": (265, 264, 5, 33, 8, 33, 6, 5, 7, 151, 12, 151, 151, 166, 12, 266),
+    "*C.C[*]": (265, 264, 0, 33, 0, 33, 5, 266),
+}
+
+
+class Tokenized(NamedTuple):
+    """Tokens, and for each string with unknown parts the parts that became <unk>."""
+
+    tokens: TokenTable
+    unknown: dict[str, list[str]]
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], max_length: int
+) -> Tokenized:
+    """Return the tokens of all strings with [CLS] and [SEP]; raises TokenizerError for a string of
+    more than `max_length` tokens.
+    """
+    if not strings:
+        return Tokenized(
+            TokenTable(torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)), {}
+        )
+    encoded = tokenizer(
+        list(strings),
+        truncation=False,
+        padding=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    too_long = [
+        (string, len(ids))
+        for string, ids in zip(strings, encoded["input_ids"], strict=True)
+        if len(ids) > max_length
+    ]
+    if too_long:
+        listed = "\n".join(
+            f"  - {length} tokens: {string:.120}" for string, length in too_long[:10]
+        )
+        raise TokenizerError(
+            f"{len(too_long)} strings are longer than the encoder's {max_length} positions; shorten"
+            f" or remove them:\n{listed}"
+        )
+    unknown_id, unknown = _unknown_id(tokenizer), {}
+    for string, ids, spans in zip(
+        strings, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+        if unknown_id in ids:
+            unknown[string] = [
+                string[start:end]
+                for token, (start, end) in zip(ids, spans, strict=True)
+                if token == unknown_id
+            ]
+    lengths = torch.tensor([len(ids) for ids in encoded["input_ids"]])
+    values = torch.tensor([token for ids in encoded["input_ids"] for token in ids])
+    return Tokenized(
+        TokenTable(values, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])), unknown
+    )
+
+
+def load_tokenizer(config: EncoderConfig) -> PreTrainedTokenizerBase:
+    """Return the encoder's fast tokenizer; raises TokenizerError if it is missing or, for polyBERT,
+    does not give the published ids.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.source, revision=config.revision, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise TokenizerError(
+            f"there is no readable tokenizer in {config.source}: {str(error).splitlines()[0]}"
+        ) from None
+    if not tokenizer.is_fast:
+        raise TokenizerError(
+            f"the tokenizer of {config.source} has no fast implementation, which is needed to name"
+            " unknown parts of a string"
+        )
+    if config.tokenizer == "any" or not _disagreements(tokenizer):
+        return tokenizer
+    file = cached_file(
+        config.source,
+        "spm.model",
+        revision=config.revision,
+        _raise_exceptions_for_missing_entries=False,
+    )
+    rebuilt = None if file is None else rebuild_tokenizer(Path(file))
+    if rebuilt is not None:
+        tokenizer = wrap(rebuilt)
+    wrong = _disagreements(tokenizer)
+    if wrong:
+        raise TokenizerError(
+            f"the tokenizer of {config.source} does not give polyBERT's published ids:\n"
+            + "\n".join(f"  - {line}" for line in wrong)
+            + "\nuse polyBERT's own tokenizer files, or encoder.tokenizer: any for another model"
+        )
+    return tokenizer
+
+
+def build_tokenizer(pieces: Sequence[str], charsmap: bytes = b"") -> Tokenizer:
+    """Return a tokenizer that splits as SentencePiece does when all pieces are user-defined; a run
+    that no piece matches is one <unk>.
+
+    `charsmap` is SentencePiece's compiled Unicode normalisation; empty: none.
+
+    Scores are equal, so the best path is decided by order alone, as in SentencePiece: of the pieces
+    that end at a place, the longest. Matching the longest piece from the left instead, as
+    transformers 5 does, differs where two-letter pieces overlap: `ccsc` is c c sc, not c cs c.
+    """
+    unigram = models.Unigram(
+        [(piece, 0.0) for piece in pieces], unk_id=pieces.index(UNKNOWN), byte_fallback=False
+    )
+    tokenizer = Tokenizer(unigram)
+    spaces = [
+        normalizers.Strip(),
+        normalizers.Replace(Regex(" +"), PREFIX),
+        normalizers.Prepend(PREFIX),
+    ]
+    tokenizer.normalizer = normalizers.Sequence(
+        [*([normalizers.Precompiled(charsmap)] if charsmap else []), *spaces]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL])
+    cls, sep = SPECIAL[:2]
+    special = [(token, tokenizer.token_to_id(token)) for token in (cls, sep)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}", special_tokens=special
+    )
+    return tokenizer
+
+
+def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Return the tokenizer as transformers uses and saves it."""
+    cls, sep, pad, mask = SPECIAL
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=UNKNOWN,
+        cls_token=cls,
+        sep_token=sep,
+        pad_token=pad,
+        mask_token=mask,
+    )
+
+
+def rebuild_tokenizer(spm_model: Path) -> Tokenizer | None:
+    """Return the tokenizer of a SentencePiece model, or None where `build_tokenizer` would not
+    split as it does.
+    """
+    proto = sentencepiece_model_pb2.ModelProto()
+    try:
+        proto.ParseFromString(spm_model.read_bytes())
+    except DecodeError:
+        raise TokenizerError(
+            f"{spm_model} is damaged: it is not a SentencePiece model; fetch it again"
+        ) from None
+    pieces = [piece.piece for piece in proto.pieces]
+    learned = {piece.piece for piece in proto.pieces if piece.type != _USER_DEFINED}
+    as_built = (
+        learned == {UNKNOWN, "<s>", "</s>", PREFIX}
+        and proto.trainer_spec.model_type == _UNIGRAM
+        and proto.normalizer_spec.add_dummy_prefix
+    )
+    return build_tokenizer(pieces, proto.normalizer_spec.precompiled_charsmap) if as_built else None
+
+
+def _unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id that the tokenizer's model gives to an unknown part, which `unk_token_id` need
+    not be; None where nothing is unknown (byte level).
+    """
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    return (
+        model["unk_id"]
+        if "unk_id" in model
+        else tokenizer.backend_tokenizer.token_to_id(model.get("unk_token") or "")
+    )
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a digest of everything that decides which ids a string gets; the same for the same
+    content in any process or folder.
+    """
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def _disagreements(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return one line per probe string whose ids are not the published ones."""
+    found = {text: tuple(tokenizer(text)["input_ids"]) for text in PUBLISHED_IDS}
+    return [
+        f"{text}: published {list(ids)}, found {list(found[text])}"
+        for text, ids in PUBLISHED_IDS.items()
+        if found[text] != ids
+    ]

@@ -1,0 +1,1 @@
+"""Encoding in training: once per optimizer step, exactly."""

@@ -1,0 +1,121 @@
+"""Where the vectors of a minibatch's rows come from: one protocol, a cached implementation, and two
+live ones that serve as yardsticks.
+
+    string ids [B] -> vectors [U, E] and each row's place among them [B]
+
+`CachedVectors` reads what the cache holds. `PerRow` and `PerMicrobatch` encode as everybody's code
+does, per row or per micro-batch; `live.LiveEncoder` encodes once per optimizer step. All four give
+the same numbers with dropout off and fresh adapters.
+"""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from embedcache.encoder.model import StringEncoder
+from embedcache.encoder.tokens import TokenTable
+
+
+class RowVectors(NamedTuple):
+    """The vectors of a minibatch's rows: row i has `vectors[index[i]]`."""
+
+    vectors: Float[Tensor, "U E"]
+    index: Int[Tensor, " B"]
+
+
+@runtime_checkable
+class VectorSource(Protocol):
+    """Where the vectors of one string column come from: `string ids [B] -> RowVectors`."""
+
+    def begin_step(self, string_id: Int[Tensor, " R"], num_micro_batches: int) -> None:
+        """Announce the rows of the next optimizer step: all micro-batches of all ranks."""
+
+    def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:
+        """Return the vectors of one micro-batch; called `num_micro_batches` times a step, each time
+        before that micro-batch's backward.
+        """
+
+    def end_step(self) -> None:
+        """Check, after the last backward, that the whole step's gradient has reached the
+        encoder.
+        """
+
+    def table(self) -> Float[Tensor, "S E"]:
+        """Return the present vectors of all strings, without graph (evaluation)."""
+
+
+class CachedVectors:
+    """Frozen vectors, read from the cache."""
+
+    def __init__(self, embeddings: Float[Tensor, "S E"]) -> None:
+        self._embeddings = embeddings
+
+    def begin_step(self, string_id: Int[Tensor, " R"], num_micro_batches: int) -> None:
+        """Nothing to prepare."""
+
+    def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:
+        """Return the whole table, indexed by string id."""
+        return RowVectors(self._embeddings, string_id)
+
+    def end_step(self) -> None:
+        """Nothing flows back."""
+
+    def table(self) -> Float[Tensor, "S E"]:
+        """Return the table."""
+        return self._embeddings
+
+
+class EncoderSource:
+    """What live sources share: an encoder and the tokens of all S strings."""
+
+    def __init__(self, encoder: StringEncoder, tokens: TokenTable) -> None:
+        self.encoder = encoder
+        self._tokens = tokens
+
+    def begin_step(self, string_id: Int[Tensor, " R"], num_micro_batches: int) -> None:
+        """Nothing to prepare."""
+
+    def end_step(self) -> None:
+        """Nothing to check: the graph of each micro-batch reaches the encoder itself."""
+
+    def table(self) -> Float[Tensor, "S E"]:
+        """Return the present vectors of all strings, encoded without graph, with dropout off."""
+        training = self.encoder.training
+        self.encoder.eval()
+        try:
+            with torch.no_grad():
+                return self.encoder(self._tokens)
+        finally:
+            self.encoder.train(training)
+
+
+class PerRow(EncoderSource):
+    """The yardstick: tokenised string after tokenised string, each row encoded alone, padded to
+    `pad_to` (None: to the longest of the micro-batch).
+    """
+
+    def __init__(
+        self, encoder: StringEncoder, tokens: TokenTable, pad_to: int | None = None
+    ) -> None:
+        super().__init__(encoder, tokens)
+        self._pad_to = pad_to
+
+    def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:
+        """Encode B strings for B rows."""
+        rows = self._tokens.take(string_id)
+        longest = int(rows.lengths.max()) if rows.num_strings else 1
+        vectors = self.encoder(rows, pad_to=self._pad_to or longest)
+        return RowVectors(vectors, torch.arange(len(string_id), device=string_id.device))
+
+
+class PerMicrobatch(EncoderSource):
+    """Distinct strings of each micro-batch: `torch.unique`, one pass, gather. Exact, but it pays
+    the encoder once per micro-batch and rank.
+    """
+
+    def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:
+        """Encode the micro-batch's U distinct strings."""
+        distinct, index = torch.unique(string_id, return_inverse=True)
+        return RowVectors(self.encoder(self._tokens.take(distinct)), index)

@@ -1,0 +1,1 @@
+"""2. Which rows train, which validate, which test."""

@@ -1,0 +1,1 @@
+"""1. The user's file, checked: canonical rows and names."""

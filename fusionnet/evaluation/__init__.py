@@ -1,0 +1,1 @@
+"""Metrics, baselines, report and plots of a finished run."""

@@ -1,0 +1,63 @@
+"""Predictions for any number of rows with memory that does not grow with them."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from embedcache.scaling import Scaling
+from fusionnet.config import Task
+from fusionnet.model.evaluator import RowEvaluator
+from fusionnet.model.trainable import JointModel
+from fusionnet.rows.tensors import RowTable
+
+
+@torch.no_grad()
+def forward_rows(
+    model: JointModel,
+    tables: Sequence[Float[Tensor, "_ _"]],
+    rows: RowTable,
+    batch_rows: int,
+    progress: bool = False,
+) -> Float[Tensor, "N T"]:
+    """Return the heads' outputs for all rows, dropout off; `tables` hold the vectors of all
+    strings, one table per string column.
+
+    The strings' and categories' parts of the input projection are computed here once, not for every
+    batch.
+    """
+    training = model.training
+    model.eval()
+    evaluate = RowEvaluator(model.network, model.product_dtype)
+    projected = evaluate.tables(tables)
+    outputs = rows.weight.new_empty(rows.num_rows, len(model.network.heads))
+    try:
+        with tqdm(
+            total=rows.num_rows,
+            unit="rows",
+            unit_scale=True,
+            desc="predict",
+            leave=False,
+            disable=None if progress else True,
+        ) as bar:
+            for start in range(0, rows.num_rows, batch_rows):
+                batch = slice(start, start + batch_rows)
+                outputs[batch] = evaluate(
+                    projected, rows.string_id[batch], rows.numeric[batch], rows.category[batch]
+                )
+                bar.update(len(outputs[batch]))
+    finally:
+        model.train(training)
+    return outputs
+
+
+def to_units(
+    outputs: Float[Tensor, "N T"], tasks: Sequence[Task], scaling: Scaling
+) -> Float[Tensor, "N T"]:
+    """Return predictions in the targets' own units, probabilities for binary tasks."""
+    binary = torch.tensor([task.kind == "binary" for task in tasks], device=outputs.device)
+    mean = torch.as_tensor(scaling.target_mean, dtype=outputs.dtype, device=outputs.device)
+    std = torch.as_tensor(scaling.target_std, dtype=outputs.dtype, device=outputs.device)
+    return torch.where(binary, outputs.sigmoid(), outputs * std + mean)

@@ -1,0 +1,177 @@
+"""The fusion transformer over one joint token, without the arithmetic that cannot matter
+(specification, 4.2.5), and the plain MLP to compare it with.
+
+The specification feeds `nn.TransformerEncoder` a sequence of length 1. Softmax over a single key is
+1, so queries and keys never reach the output and get no gradient: attention is the value projection
+followed by the output projection, and attention dropout, which acts on the one weight per head and
+row, drops whole heads. What is left out is a third of the attention's weights and half of its
+products; the function is the same, and weights load both ways.
+
+So the specified transformer is a residual network with a linear layer between its perceptrons.
+`MLPFusion` leaves that out, and has wider perceptrons.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from embedcache.encoder.dropout import dropout
+from fusionnet.model.adapters import drop_heads
+
+
+class JointFusionLayer(nn.Module):
+    """`nn.TransformerEncoderLayer` (post-norm, GELU) on sequences of length 1."""
+
+    def __init__(self, width: int, num_heads: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.p = dropout
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.linear1 = nn.Linear(width, feedforward)
+        self.linear2 = nn.Linear(feedforward, width)
+        self.norm2 = nn.LayerNorm(width)
+        init_attention(self.value)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return attention over the single token and the feed-forward network, each with residual
+        and norm.
+        """
+        value = self.value(x)
+        if self.training and self.p > 0:
+            value = drop_heads(value, self.num_heads, self.p)
+        return self.after_attention(x, value)
+
+    def after_attention(
+        self, x: Float[Tensor, "*tokens D"], attended: Float[Tensor, "*tokens D"]
+    ) -> Float[Tensor, "*tokens D"]:
+        """Return what follows on the attended values: output projection and feed-forward network,
+        each with residual and norm.
+        """
+        x = self.norm1(x + dropout(self.output(attended), self.p, self.training))
+        hidden = dropout(F.gelu(self.linear1(x)), self.p, self.training)
+        return self.norm2(x + dropout(self.linear2(hidden), self.p, self.training))
+
+    @torch.no_grad()
+    def load_transformer(self, layer: nn.TransformerEncoderLayer) -> None:
+        """Take over the weights of a layer of the same sizes; its queries and keys have nowhere to
+        go.
+        """
+        self.value.weight.copy_(_stacked(layer.self_attn.in_proj_weight)[2])
+        self.value.bias.copy_(_stacked(layer.self_attn.in_proj_bias)[2])
+        for mine, other in _pairs(self, layer):
+            mine.load_state_dict(other.state_dict())
+
+    @torch.no_grad()
+    def store_transformer(self, layer: nn.TransformerEncoderLayer) -> None:
+        """Write the weights into a layer of the same sizes; its queries and keys are left as they
+        are, since they do not matter.
+        """
+        _stacked(layer.self_attn.in_proj_weight)[2].copy_(self.value.weight)
+        _stacked(layer.self_attn.in_proj_bias)[2].copy_(self.value.bias)
+        for mine, other in _pairs(self, layer):
+            other.load_state_dict(mine.state_dict())
+
+
+class JointFusion(nn.Module):
+    """`nn.TransformerEncoder` on sequences of length 1, then LayerNorm."""
+
+    def __init__(
+        self, width: int, num_heads: int, feedforward: int, num_layers: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            JointFusionLayer(width, num_heads, feedforward, dropout) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return the fused token of each row."""
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+    def load_transformer(self, transformer: nn.TransformerEncoder) -> None:
+        """Take over the weights of a transformer of the same sizes."""
+        for own, theirs in zip(self.layers, transformer.layers, strict=True):
+            own.load_transformer(theirs)
+
+    def store_transformer(self, transformer: nn.TransformerEncoder) -> None:
+        """Write the weights into a transformer of the same sizes."""
+        for own, theirs in zip(self.layers, transformer.layers, strict=True):
+            own.store_transformer(theirs)
+
+
+class MLPLayer(nn.Module):
+    """The feed-forward half of a transformer layer (post-norm, GELU), so wide that it has as many
+    parameters as a `JointFusionLayer`.
+    """
+
+    def __init__(self, width: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.p = dropout
+        hidden = mlp_hidden(width, feedforward)
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return the perceptron's output with residual and norm."""
+        hidden = dropout(F.gelu(self.linear1(x)), self.p, self.training)
+        return self.norm(x + dropout(self.linear2(hidden), self.p, self.training))
+
+
+class MLPFusion(nn.Module):
+    """A residual MLP with as many layers and parameters as the joint fusion."""
+
+    def __init__(self, width: int, feedforward: int, num_layers: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            MLPLayer(width, feedforward, dropout) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return the fused features of each row."""
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+def init_attention(projection: nn.Linear) -> None:
+    """Initialise queries, keys or values as nn.MultiheadAttention does: Xavier over the stacked
+    matrix [3 D, D], zero biases.
+    """
+    bound = math.sqrt(6 / (4 * projection.in_features))
+    nn.init.uniform_(projection.weight, -bound, bound)
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)
+
+
+def mlp_hidden(width: int, feedforward: int) -> int:
+    """Return the hidden width at which an MLP layer's parameters are closest to a joint layer's:
+    what attention and one norm would take goes into it.
+    """
+    attention, norm = 2 * width * (width + 1), 2 * width
+    return feedforward + round((attention + norm) / (2 * width + 1))
+
+
+def _stacked(projection: Tensor) -> Tensor:
+    """Return the stacked q, k, v projection as a view [3, D, ...]."""
+    return rearrange(projection, "(three d) ... -> three d ...", three=3)
+
+
+def _pairs(
+    own: JointFusionLayer, theirs: nn.TransformerEncoderLayer
+) -> list[tuple[nn.Module, nn.Module]]:
+    names = ("norm1", "linear1", "linear2", "norm2")
+    return [
+        (own.output, theirs.self_attn.out_proj),
+        *((getattr(own, name), getattr(theirs, name)) for name in names),
+    ]

@@ -1,0 +1,154 @@
+"""The module that the engine trains: encoders, fusion network and loss together.
+
+The loss is part of it because its log-variances are learned. The encoders are part of it so that
+their LoRA weights are optimised and reduced with the rest, but `forward` starts at the vectors: who
+encodes, and how often, is decided outside (`embedcache.live.step`).
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from embedcache.encoder.model import StringEncoder
+from fusionnet.config import OptimConfig
+from fusionnet.model.loss import LossParts, MultiTaskLoss
+from fusionnet.model.network import FusionNetwork
+
+
+class JointModel(nn.Module):
+    """Encoders (by the name of the first string column that they read), fusion network and
+    multi-task loss.
+    """
+
+    def __init__(
+        self,
+        encoders: dict[str, StringEncoder],
+        network: FusionNetwork,
+        loss: MultiTaskLoss,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+        self.network = network
+        self.loss = loss
+        self._autocast_dtype = autocast_dtype
+
+    def forward(
+        self,
+        vectors: Sequence[Float[Tensor, "_ _"]],
+        string_id: Int[Tensor, "B C"],
+        numeric: Float[Tensor, "B F"],
+        category: Int[Tensor, "B K"],
+        targets: Float[Tensor, "B T"],
+        weight: Float[Tensor, " B"],
+        denominators: Float[Tensor, " T"],
+        share: float,
+    ) -> LossParts:
+        """Return one micro-batch's part of the step's loss; `string_id` indexes `vectors`, one
+        matrix per string column.
+        """
+        return self.loss(
+            self.outputs(vectors, string_id, numeric, category),
+            targets,
+            weight,
+            denominators,
+            share,
+        )
+
+    def outputs(
+        self,
+        vectors: Sequence[Float[Tensor, "_ _"]],
+        string_id: Int[Tensor, "B C"],
+        numeric: Float[Tensor, "B F"],
+        category: Int[Tensor, "B K"],
+    ) -> Float[Tensor, "B T"]:
+        """Return the heads' outputs in fp32: standardised for regression, logits for binary
+        tasks.
+        """
+        with self.autocast():
+            return self.network(vectors, string_id, numeric, category).float()
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """The dtype of the large products."""
+        return self._autocast_dtype or self.network.projection.weight.dtype
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context in which forward passes of encoders and network run."""
+        device = next(self.network.parameters()).device.type
+        return torch.autocast(
+            device,
+            dtype=self._autocast_dtype or torch.bfloat16,
+            enabled=self._autocast_dtype is not None,
+        )
+
+    def parameter_groups(self, optim: OptimConfig) -> list[dict[str, object]]:
+        """Return AdamW groups: LoRA, fresh weights, and log-variances, which have no weight
+        decay.
+        """
+        return [
+            {"name": "encoder", "params": _trainable(self.encoders), "lr": optim.lr_encoder},
+            {"name": "network", "params": _trainable(self.network), "lr": optim.lr},
+            {
+                "name": "log_variance",
+                "params": _trainable(self.loss),
+                "lr": optim.lr_log_variance,
+                "weight_decay": 0.0,
+            },
+        ]
+
+    def parameter_table(self) -> list[tuple[str, int, int, str | None]]:
+        """Return (component, parameters, trainable, the specification's trainable number) in the
+        order of the data.
+        """
+        rows: list[tuple[str, int, int, str | None]] = []
+        for name, encoder in self.encoders.items():
+            adapters = sum(parameter.numel() for parameter in _trainable(encoder))
+            rows.append(
+                (
+                    f"encoder {name} (frozen)",
+                    sum(parameter.numel() for parameter in encoder.parameters()) - adapters,
+                    0,
+                    "86M, 0",
+                )
+            )
+            rows.append((f"encoder {name} LoRA", adapters, adapters, "1.2M"))
+        rows += [
+            (component, number, number, specified)
+            for component, number, specified in self.network.parameter_table()
+        ]
+        return [
+            *rows,
+            (
+                "loss log-variances",
+                self.loss.log_variance.numel(),
+                len(_trainable(self.loss)) and self.loss.log_variance.numel(),
+                None,
+            ),
+        ]
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Return the trainable parameters by name; the frozen base encoder is named by its digest
+        instead.
+        """
+        return {
+            name: parameter.detach().cpu().clone()
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Load parameters by name, such as `trainable_state` returned; each must exist, with the
+        same shape.
+        """
+        own = dict(self.named_parameters())
+        with torch.no_grad():
+            for name, value in state.items():
+                own[name].copy_(value)
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -1,0 +1,264 @@
+"""The rows of a split that does not fit in memory: read from the cache in the background, mixed in
+a buffer, handed out step by step.
+
+Mixing. Neighbouring rows of a table belong together (a patient's rows follow one another), so a
+buffer filled in table order would show the model one patient after another. The unit of reading is
+a Zarr chunk. A buffer of k chunks holds one random chunk from each of k equal stretches of the
+table: whatever varies slowly along the table is then almost the same in every buffer as in the
+table. A plain draw of k chunks would leave its mean off by sigma / sqrt(k), this one by about sigma
+/ k^1.5. Inside the buffer rows are in uniformly random order. A step that spans two buffers takes
+the end of one and the beginning of the next.
+
+Memory. While one buffer is handed out, a thread fills the next: two buffers, one chunk being
+decoded, whatever N is. The step waits only if reading is slower than training. Zarr's codecs and
+the copies release the interpreter's lock.
+
+Counting. Chunks hold rows of all splits, so how many rows of this split each has is counted once,
+when the source is opened; that pass also checks the digest of every file, so that a damaged cache
+is refused before the first step, not in the middle of an epoch.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm import tqdm
+
+from embedcache.cache.reader import Cache
+from embedcache.config import SPLITS
+from embedcache.errors import ConfigError
+from fusionnet.config import TrainConfig
+from fusionnet.rows.plan import StepPlan
+from fusionnet.rows.resident import ResidentRows, RowSource
+from fusionnet.rows.tensors import (
+    RowTable,
+    empty_rows,
+    load_rows,
+    row_bytes,
+    rows_of,
+    rows_per_chunk,
+)
+
+FEWEST_CHUNKS = 4  # in a buffer; fewer would not mix
+_DECODING = 3  # chunks' worth of memory that reading one takes: decoded, chosen, standardised
+_ORDER_BYTES = 8  # of a row's place in the shuffled buffer
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of the table, and how many of them belong to the split."""
+
+    start: int
+    stop: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Rows of several chunks and the order in which they are handed out."""
+
+    table: RowTable
+    order: Int[Tensor, " M"]
+
+
+def open_rows(
+    cache: Cache, train: TrainConfig, device: torch.device | str
+) -> tuple[RowSource, RowSource]:
+    """Return the train and the validation rows, in memory if the table fits into
+    `train.rows_memory_mib` (or as `train.rows` says).
+    """
+    budget = train.rows_memory_mib << 20
+    fits = cache.layout.num_rows * row_bytes(cache.layout) <= budget
+    if train.rows == "resident" or (train.rows == "auto" and fits):
+        return ResidentRows(load_rows(cache, "train", device)), ResidentRows(
+            load_rows(cache, "validation", device)
+        )
+    chunks = count_chunks(cache)
+    return StreamingRows(cache, "train", chunks["train"], budget, device), StreamingRows(
+        cache, "validation", chunks["validation"], budget, device
+    )
+
+
+class StreamingRows:
+    """A split whose rows are read from the cache as they are needed, in bounded memory."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        split: str,
+        chunks: Sequence[Chunk],
+        budget_bytes: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`chunks` are those that hold rows of the split. Raises ConfigError if the budget does not
+        hold two buffers of a few of them.
+        """
+        self._cache, self._split, self._chunks, self._device = cache, split, chunks, device
+        self._rows_per_chunk = rows_per_chunk(cache)
+        chunk_bytes = self._rows_per_chunk * (row_bytes(cache.layout) + _ORDER_BYTES)
+        self.chunks_per_buffer = min(
+            (budget_bytes // chunk_bytes - _DECODING) // 2, max(1, len(chunks))
+        )
+        if self.chunks_per_buffer < min(FEWEST_CHUNKS, len(chunks)):
+            needed = (2 * min(FEWEST_CHUNKS, len(chunks)) + _DECODING) * chunk_bytes
+            raise ConfigError(
+                f"train.rows_memory_mib={budget_bytes >> 20} is too small to mix rows: two buffers"
+                f" of {FEWEST_CHUNKS} chunks of {self._rows_per_chunk:,} rows take"
+                f" {-(-needed >> 20)} MiB; raise it, or rebuild the cache with a smaller"
+                " cache.rows_per_chunk"
+            )
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rows")
+        self._pending: tuple[tuple[int, int, int], Future[Buffer]] | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return sum(chunk.num_rows for chunk in self._chunks)
+
+    @property
+    def order(self) -> str:
+        """Chunks and buffers decide which rows meet."""
+        return (
+            f"streaming, {self._rows_per_chunk} rows per chunk, {self.chunks_per_buffer} chunks per"
+            " buffer"
+        )
+
+    def steps(self, plan: StepPlan, epoch: int, first: int = 0) -> Iterator[RowTable]:
+        """Yield all rows of each step of an epoch, from step `first` on; only the buffers that
+        these steps need are read.
+        """
+        edges = np.cumsum(
+            [
+                0,
+                *(
+                    sum(chunk.num_rows for chunk in buffer)
+                    for buffer in self._buffers(plan.seed, epoch)
+                ),
+            ]
+        )
+        start = sum(plan.step_sizes[:first])
+        number = int(np.searchsorted(edges, start, side="right")) - 1
+        place = start - int(edges[number])
+        buffer: Buffer | None = None
+        for size in plan.step_sizes[first:]:
+            parts: list[RowTable] = []
+            while size > 0:
+                if buffer is None or place == buffer.table.num_rows:
+                    number, place = (number, place) if buffer is None else (number + 1, 0)
+                    buffer = self._fetch(plan.seed, epoch, number, more=number + 2 < len(edges))
+                part = buffer.order[place : place + size]
+                parts.append(buffer.table.take(part))
+                place, size = place + len(part), size - len(part)
+            yield _joined(parts).to(self._device)
+
+    def prepare(self, plan: StepPlan, epoch: int) -> None:
+        """Start reading the epoch's first buffer."""
+        if self._pending is None and self._chunks:
+            self._submit((plan.seed, epoch, 0))
+
+    def blocks(self, rank: int, world_size: int) -> Iterator[RowTable]:
+        """Yield one rank's share of the rows, chunk by chunk; the next chunk is read meanwhile."""
+        share = np.array_split(np.arange(len(self._chunks)), world_size)[rank]
+        ahead = [self._reader.submit(self._read, self._chunks[number]) for number in share[:1]]
+        for number in share:
+            block = ahead.pop().result()
+            ahead += (
+                [self._reader.submit(self._read, self._chunks[number + 1])]
+                if number != share[-1]
+                else []
+            )
+            yield block.to(self._device)
+
+    def shares(self, world_size: int) -> list[int]:
+        """Return how many rows each rank's share has."""
+        parts = np.array_split(
+            np.array([chunk.num_rows for chunk in self._chunks], dtype=np.int64), world_size
+        )
+        return [int(part.sum()) for part in parts]
+
+    def _buffers(self, seed: int, epoch: int) -> list[list[Chunk]]:
+        """Return the chunks of each buffer of an epoch: one from each of `chunks_per_buffer`
+        stretches of the table, as far as they go round.
+        """
+        generator = np.random.default_rng((seed, epoch))
+        num_buffers = max(1, -(-len(self._chunks) // self.chunks_per_buffer))
+        buffers: list[list[Chunk]] = [[] for _ in range(num_buffers)]
+        for stretch in np.array_split(np.arange(len(self._chunks)), self.chunks_per_buffer):
+            for number, place in zip(
+                generator.permutation(stretch), generator.permutation(num_buffers), strict=False
+            ):
+                buffers[place].append(self._chunks[number])
+        return buffers
+
+    def _fetch(self, seed: int, epoch: int, number: int, more: bool) -> Buffer:
+        """Return a buffer, waiting for it if need be, and start reading the next one of the epoch
+        if there is one.
+        """
+        wanted = (seed, epoch, number)
+        if self._pending is None or self._pending[0] != wanted:
+            self._submit(wanted)
+        assert self._pending is not None
+        buffer = self._pending[1].result()
+        self._pending = None
+        if more:
+            self._submit((seed, epoch, number + 1))
+        return buffer
+
+    def _submit(self, which: tuple[int, int, int]) -> None:
+        self._pending = (which, self._reader.submit(self._fill, *which))
+
+    def _fill(self, seed: int, epoch: int, number: int) -> Buffer:
+        """Read a buffer's chunks and shuffle their rows."""
+        chunks = self._buffers(seed, epoch)[number]
+        table = empty_rows(self._cache.layout, sum(chunk.num_rows for chunk in chunks))
+        start = 0
+        for chunk in chunks:
+            table.put(start, self._read(chunk))
+            start += chunk.num_rows
+        return Buffer(
+            table, torch.from_numpy(np.random.default_rng((seed, epoch, number)).permutation(start))
+        )
+
+    def _read(self, chunk: Chunk) -> RowTable:
+        rows = rows_of(
+            self._cache, self._cache.rows(chunk.start, chunk.stop), self._split, chunk.start
+        )
+        assert rows.num_rows == chunk.num_rows, (
+            f"rows {chunk.start} to {chunk.stop} changed their split while they were being"
+            " trained on"
+        )
+        return rows
+
+
+def count_chunks(cache: Cache) -> dict[str, list[Chunk]]:
+    """Return for each split the chunks that hold rows of it, in table order; reads and checks all
+    rows once.
+    """
+    total, length = cache.layout.num_rows, rows_per_chunk(cache)
+    chunks: dict[str, list[Chunk]] = {split: [] for split in SPLITS}
+    with tqdm(
+        total=total, unit="rows", unit_scale=True, desc="count rows", leave=False, disable=None
+    ) as bar:
+        for start in range(0, total, length):
+            stop = min(start + length, total)
+            counts = np.bincount(cache.rows(start, stop).split, minlength=len(SPLITS))
+            for split, num_rows in zip(SPLITS, counts.tolist(), strict=True):
+                chunks[split] += [Chunk(start, stop, num_rows)] * (num_rows > 0)
+            bar.update(stop - start)
+    return chunks
+
+
+def _joined(parts: list[RowTable]) -> RowTable:
+    if len(parts) == 1:
+        return parts[0]
+    return replace(
+        parts[0],
+        **{
+            field.name: torch.cat([getattr(part, field.name) for part in parts])
+            for field in fields(RowTable)
+        },
+    )

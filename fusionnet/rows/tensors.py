@@ -1,0 +1,117 @@
+"""Rows of the cache as tensors, the plan of which optimizer step has how many of them, and the rows
+of a split held in memory.
+
+A step is a `RowTable` of all its rows, those of every rank: each rank then knows the step's
+distinct strings and loss denominators without communication, and reads its own micro-batches. Where
+the rows come from is a `RowSource`: `ResidentRows` here, `StreamingRows` (in `streaming`) where
+they do not fit. Either way the order of an epoch is a function of (seed, epoch) alone, the same on
+every rank, and an epoch can be entered at any step by counting.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+import zarr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from embedcache.cache.layout import Layout, RowBlock
+from embedcache.cache.reader import Cache
+from embedcache.config import SPLITS
+
+_CHUNKS_PER_READ = 4
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """N rows on one device: features standardised, targets in raw units with NaN where
+    unobserved.
+    """
+
+    string_id: Int[Tensor, "N C"]
+    numeric: Float[Tensor, "N F"]
+    category: Int[Tensor, "N K"]
+    targets: Float[Tensor, "N T"]
+    weight: Float[Tensor, " N"]
+    row: Int[Tensor, " N"]  # place in the source table, for messages
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.weight)
+
+    def take(self, rows: Int[Tensor, " B"]) -> "RowTable":
+        """Return the rows at these positions."""
+        return replace(
+            self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)}
+        )
+
+    def to(self, device: torch.device | str) -> "RowTable":
+        """Return the rows on a device."""
+        return replace(
+            self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)}
+        )
+
+    def put(self, start: int, rows: "RowTable") -> None:
+        """Overwrite the rows from position `start` on."""
+        for field in fields(self):
+            getattr(self, field.name)[start : start + rows.num_rows] = getattr(rows, field.name)
+
+    def loss_denominators(self) -> Float[Tensor, " T"]:
+        """Return per task the sum of row weights over the rows that have a label."""
+        return (self.weight.unsqueeze(1) * self.targets.isfinite()).sum(0)
+
+
+def load_rows(cache: Cache, split: str, device: torch.device | str = "cpu") -> RowTable:
+    """Return the rows of one split ("train", "validation" or "test") in table order, read a few
+    chunks at a time: the peak is about twice their memory.
+    """
+    num_rows, block = cache.layout.num_rows, _CHUNKS_PER_READ * rows_per_chunk(cache)
+    parts = [
+        rows_of(cache, cache.rows(start, min(start + block, num_rows)), split, start)
+        for start in range(0, num_rows, block)
+    ]
+    columns = {
+        field.name: [getattr(part, field.name) for part in parts] for field in fields(RowTable)
+    }
+    del parts  # a column's parts are freed as soon as it is whole
+    return RowTable(
+        **{field.name: torch.cat(columns.pop(field.name)) for field in fields(RowTable)}
+    ).to(device)
+
+
+def rows_per_chunk(cache: Cache) -> int:
+    """Return how many rows are decoded together."""
+    return zarr.open_array(cache.path / "rows" / "weight", mode="r").chunks[0]
+
+
+def rows_of(cache: Cache, block: RowBlock, split: str, start: int = 0) -> RowTable:
+    """Return a block's rows of one split; the block begins at row `start` of the table."""
+    chosen = np.flatnonzero(block.split == SPLITS.index(split))
+    return RowTable(
+        string_id=torch.from_numpy(block.string_id[chosen]).long(),
+        numeric=cache.scaling.apply(torch.from_numpy(block.numeric[chosen])),
+        category=torch.from_numpy(block.category[chosen]).long(),
+        targets=torch.from_numpy(block.targets[chosen]),
+        weight=torch.from_numpy(block.weight[chosen]),
+        row=torch.from_numpy(chosen + start),
+    )
+
+
+def empty_rows(layout: Layout, num_rows: int) -> RowTable:
+    """Return room for rows, on the CPU."""
+    return RowTable(
+        string_id=torch.empty(num_rows, len(layout.strings), dtype=torch.int64),
+        numeric=torch.empty(num_rows, len(layout.numeric)),
+        category=torch.empty(num_rows, len(layout.categories), dtype=torch.int64),
+        targets=torch.empty(num_rows, len(layout.targets)),
+        weight=torch.empty(num_rows),
+        row=torch.empty(num_rows, dtype=torch.int64),
+    )
+
+
+def row_bytes(layout: Layout) -> int:
+    """Return the memory that one row of a RowTable takes."""
+    one = empty_rows(layout, 1)
+    return sum(getattr(one, field.name).nbytes for field in fields(one))

@@ -1,0 +1,1 @@
+"""A finished run: predictions in raw units, reward, export."""

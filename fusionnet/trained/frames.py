@@ -1,0 +1,165 @@
+"""Raw frames to model inputs, by the same rules and checks that built the cache."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from embedcache.config import CategoryColumn, DataConfig, SplitConfig
+from embedcache.errors import TableError
+from embedcache.table.read import Table, read_source
+from embedcache.table.reader import Source, open_source
+from fusionnet.trained.run import TrainedRun
+
+_NO_SPLIT = SplitConfig(strategy="random")
+# before the names of columns that only come along, so that none can be taken for a canonical one
+_KEPT = "kept:"
+
+
+@dataclass(frozen=True)
+class FrameInputs:
+    """Model inputs of B rows, numeric features in raw units; `string_id[:, c]` indexes the sorted
+    distinct strings of column c.
+    """
+
+    string_id: Int[Tensor, "B C"]
+    numeric: Float[Tensor, "B F"]
+    category: Int[Tensor, "B K"]
+
+
+def open_frame(run: TrainedRun, frame: Any) -> Table:
+    """Return a polars or pandas frame, a lazy frame, or a file, checked against the run's columns;
+    raises one TableError with all violations.
+
+    Labels, groups and weights are not needed and not read. In a pandas frame NaN is a missing
+    value, in all others it is a violation.
+    """
+    features = _features_only(run)
+    source = open_source(frame) if isinstance(frame, str | Path) else _frame_source(frame, features)
+    return read_source(source, features, (), _NO_SPLIT)
+
+
+def frame_inputs(
+    run: TrainedRun, table: Table, block_rows: int, keep: pl.LazyFrame | None = None
+) -> Iterator[tuple[FrameInputs, pl.DataFrame]]:
+    """Yield the table's rows as model inputs on the CPU, block by block, each with the same rows of
+    `keep`, a frame of equal length.
+    """
+    strings = [f"string:{column.name}" for column in run.data.strings]
+    numeric = [f"numeric:{column.column}" for column in run.data.numeric]
+    categories = [f"category:{column}" for column, _ in run.layout.categories]
+    kept = [] if keep is None else keep.collect_schema().names()
+    if keep is not None:
+        along = keep.select(pl.col(name).alias(_KEPT + name) for name in kept)
+        table = replace(table, frame=pl.concat([table.frame, along], how="horizontal"))
+    for block in table.blocks(
+        [*strings, *numeric, *categories, *(_KEPT + name for name in kept)], block_rows
+    ):
+        ids = _stacked(block, strings)
+        for c, column in enumerate(run.data.strings):
+            ids[:, c] = table.strings[column.name].id_of_spelling[ids[:, c]]
+        # copied once
+        features = (
+            block.select(numeric).to_numpy(order="c", writable=True)
+            if numeric
+            else np.zeros((len(block), 0), dtype=np.float32)
+        )
+        inputs = FrameInputs(
+            torch.from_numpy(ids),
+            torch.from_numpy(features),
+            torch.from_numpy(_stacked(block, categories)),
+        )
+        yield inputs, block.select(pl.col(_KEPT + name).alias(name) for name in kept)
+
+
+def _features_only(run: TrainedRun) -> DataConfig:
+    """Return the run's columns without what only training needs, with the categories that the model
+    knows.
+    """
+    categories = tuple(
+        CategoryColumn(column=column, values=values) for column, values in run.layout.categories
+    )
+    return run.data.model_copy(
+        update={
+            "categories": categories,
+            "group": None,
+            "stratum": None,
+            "row_weight": None,
+            "report_by": (),
+        }
+    )
+
+
+def _frame_source(frame: Any, features: DataConfig) -> Source:
+    """Return a frame in memory, or a lazy one, as the checks see a table."""
+    twice: tuple[str, ...] = ()
+    if isinstance(frame, pl.LazyFrame):
+        lazy = frame
+    elif isinstance(frame, pl.DataFrame):
+        lazy = frame.lazy()
+    elif hasattr(frame, "iloc") and hasattr(frame, "columns"):  # pandas, without importing it
+        twice = tuple(name for name, count in Counter(map(str, frame.columns)).items() if count > 1)
+        lazy = _from_pandas(frame, features).lazy()
+    else:
+        raise TableError(
+            f"expected a polars or pandas frame or a path, found {type(frame).__name__}"
+        )
+    try:
+        schema = dict(lazy.collect_schema())
+    except pl.exceptions.PolarsError as error:
+        raise TableError(f"the lazy frame cannot be evaluated: {error}") from None
+    return Source(Path("the frame"), lazy, schema, is_csv=False, twice=twice)
+
+
+def _from_pandas(frame: Any, features: DataConfig) -> pl.DataFrame:
+    """Return the columns that matter with missing values as nulls, and the other columns by name
+    alone.
+
+    `polars.from_pandas` would need pyarrow, and would stumble over objects in columns that nobody
+    reads.
+    """
+    needed = {
+        column.column
+        for columns in (features.strings, features.numeric, features.categories)
+        for column in columns
+    }
+    read: dict[str, pl.Series] = {}
+    for place, name in enumerate(map(str, frame.columns)):
+        column = frame.iloc[:, place]
+        if name not in needed:
+            read.setdefault(
+                name, pl.Series(name, [None], dtype=pl.Null).new_from_index(0, len(frame))
+            )
+            continue
+        values = column.to_numpy()
+        try:
+            if values.dtype.kind in "biuf":
+                read.setdefault(name, pl.Series(name, values, nan_to_null=True))
+            else:
+                objects = zip(column.to_list(), column.isna().to_list(), strict=True)
+                read.setdefault(
+                    name,
+                    pl.Series(
+                        name,
+                        [None if missing else value for value, missing in objects],
+                        strict=True,
+                    ),
+                )
+        except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
+            raise TableError(f"column '{name}' of the frame mixes types: {error}") from None
+    return pl.DataFrame(list(read.values()))
+
+
+def _stacked(block: pl.DataFrame, columns: list[str]) -> Int[np.ndarray, "B _"]:
+    return (
+        np.stack([block[column].to_numpy() for column in columns], axis=1).astype(np.int64)
+        if columns
+        else np.zeros((len(block), 0), dtype=np.int64)
+    )

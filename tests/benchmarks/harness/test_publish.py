@@ -1,0 +1,138 @@
+"""Results as people read them: bars that say their values and limits, texts and pictures that are
+what the JSON says, parts that a run leaves alone.
+"""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
+
+import benchmarks.harness.stamp
+from benchmarks import redraw
+from benchmarks.harness.publish import COLORS, Panel, draw_bars, draw_panel, machine, with_kept
+from benchmarks.harness.stamp import RESULTS, stamp
+from embedcache.errors import UserError
+
+
+def test_a_panel_says_each_value_and_what_its_lines_are() -> None:
+    figure, axes = plt.subplots()
+    draw_panel(
+        axes,
+        Panel(
+            "title",
+            "seconds",
+            {"first": (2.0, 1.5, 3.0), "second": 0.125},
+            {"goal": 4.0, "best": 1.0},
+        ),
+        ours=("second",),
+    )
+    second, first = axes.patches  # drawn from below: the first thing is on top
+    assert (first.get_width(), second.get_width()) == (2.0, 0.125)
+    assert first.get_y() > second.get_y()
+    assert [to_hex(bar.get_facecolor()) for bar in (first, second)] == [
+        COLORS["light"],
+        COLORS["ours"],
+    ]
+    assert [text.get_text() for text in axes.texts] == ["0.12", "2.00"]
+    assert [text.xy[0] for text in axes.texts] == [0.125, 3.0]  # beyond the spread, not across it
+    assert axes.get_xlabel() == "seconds\ndashed: goal, 4.00, dotted: best, 1.00"
+    assert axes.get_xlim()[1] > 4.0
+    plt.close(figure)
+
+
+def test_names_that_panels_share_are_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        "benchmarks.harness.publish.save", lambda figure, path: drawn.append(figure)
+    )
+    same, other = Panel("a", "s", {"x": 1.0, "y": 2.0}), Panel("b", "s", {"z": 1.0})
+    draw_bars(tmp_path / "same.png", [same, same])
+    draw_bars(tmp_path / "other.png", [same, other])
+    written = [
+        [[label.get_text() for label in axes.get_yticklabels()] for axes in figure.axes]
+        for figure in drawn
+    ]
+    assert written == [[["y", "x"], ["", ""]], [["y", "x"], ["z"]]]
+    for figure in drawn:
+        plt.close(figure)
+
+
+def test_a_run_of_one_part_keeps_the_others(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    assert with_kept(file, "parts", {"b": 1}, "abc") == {"b": 1}
+    file.write_text(json.dumps({"parts": {"c": 2, "b": 3, "gone": 4}}))
+    kept = with_kept(file, "parts", {"b": 1}, "abc")
+    assert list(kept.items()) == [("b", 1), ("c", 2)]
+
+
+def test_fewer_threads_than_cores_are_said() -> None:
+    made = stamp()
+    made["hardware"] |= {
+        "processor": "p",
+        "cores": 4,
+        "threads": 1,
+        "gpu": None,
+        "emulates_bf16": False,
+    }
+    assert machine(made) == "4 cores (1 thread) of p"
+    made["hardware"]["threads"] = 4
+    assert machine(made) == "4 cores of p"
+    made["hardware"]["emulates_bf16"] = True
+    assert machine(made) == "4 cores of p (bf16 emulated)"
+    made["hardware"]["gpu"] = "g"
+    assert machine(made) == "4 cores of p, g"
+
+
+def test_a_result_is_dirty_where_code_differs_from_its_commit_and_only_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarks.harness.stamp, "REPOSITORY", tmp_path)
+    assert benchmarks.harness.stamp._commit() == "unknown"
+    result, code = (
+        tmp_path / "benchmarks" / "results" / "sweeps.json",
+        tmp_path / "embedcache" / "live.py",
+    )
+    for file in (result, code):
+        file.parent.mkdir(parents=True)
+        file.write_text("1")
+    git = ("git", "-c", "user.name=n", "-c", "user.email=e")
+    for words in (("init", "-q"), ("add", "-A"), ("commit", "-qm", "m")):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    clean = benchmarks.harness.stamp._commit()
+    assert clean != "unknown"
+    result.write_text("2")
+    assert benchmarks.harness.stamp._commit() == clean
+    code.write_text("2")
+    assert benchmarks.harness.stamp._commit() == f"{clean}-dirty"
+
+
+def test_published_texts_and_pictures_are_what_the_json_says(tmp_path: Path) -> None:
+    for file in RESULTS.glob("*.json"):
+        if not file.stem.endswith("_quick"):
+            shutil.copy(file, tmp_path)
+    redraw.main(["--results", str(tmp_path)])
+    for file in tmp_path.glob("*.json"):
+        assert file.with_suffix(".md").read_text() == (RESULTS / f"{file.stem}.md").read_text(), (
+            f"{file.stem}: python -m benchmarks redraw"
+        )
+        assert file.with_suffix(".png").stat().st_size > 5000
+        assert (RESULTS / f"{file.stem}.png").is_file()
+
+
+def test_each_result_belongs_to_the_benchmark_of_its_name(tmp_path: Path) -> None:
+    for name in ("stage1_modality", "throughput_bf16", "sweeps", "sweeps_quick"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    assert {file.stem: module.__name__ for file, module in redraw.published(tmp_path)} == {
+        "stage1_modality": "benchmarks.stage1",
+        "sweeps": "benchmarks.sweeps",
+        "throughput_bf16": "benchmarks.throughput",
+    }
+    (tmp_path / "speed.json").write_text("{}")
+    with pytest.raises(UserError, match="no benchmark writes"):
+        list(redraw.published(tmp_path))

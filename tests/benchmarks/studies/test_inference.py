@@ -1,0 +1,48 @@
+"""The operations per row that the roofline divides by are those that torch counts."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.studies.inference import flop_per_row
+from fusionnet.config import ModelConfig, Task
+from fusionnet.model import constant
+from fusionnet.model.evaluator import RowEvaluator
+from fusionnet.model.network import FusionNetwork
+
+
+def test_the_operations_of_a_row_are_those_that_torch_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # the counter does not know oneDNN's operator
+    monkeypatch.setattr(constant, "can_lay_out", lambda weight: False)
+    tasks = (
+        Task(name="ef", column="y", head=(16, 8)),
+        Task(name="opt", column="b", kind="binary", head=(12,)),
+    )
+    sizes = {
+        "adapter_width": 16,
+        "numeric_hidden": 8,
+        "numeric_width": 12,
+        "category_width": 4,
+        "fusion_width": 32,
+        "num_layers": 3,
+        "num_heads": 4,
+    }
+    model = ModelConfig(**sizes, feedforward=48, linear_skip=True)
+    network = FusionNetwork(model, tasks, (("a", 10),), 5, (3,)).eval()
+    evaluate = RowEvaluator(network, torch.float32)
+    tables = evaluate.tables([torch.randn(4, 10)])
+    with FlopCounterMode(display=False) as counter:
+        evaluate(
+            tables,
+            torch.zeros(8, 1, dtype=torch.int64),
+            torch.randn(8, 5),
+            torch.zeros(8, 1, dtype=torch.int64),
+        )
+    assert (
+        flop_per_row(network, SimpleNamespace(model=model, tasks=tasks))
+        == counter.get_total_flops() / 8
+    )

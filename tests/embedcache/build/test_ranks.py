@@ -1,0 +1,346 @@
+"""Several ranks build one cache: the same bits as one rank, every error ends all of them with one
+message, nobody waits for the dead, work is kept.
+
+Ranks come from a server that has imported everything once; two tests start them by the real
+launchers.
+"""
+
+import multiprocessing
+import os
+import runpy
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import yaml
+
+from embedcache import ranks
+from embedcache.build import vectors
+from embedcache.build.vectors import Encoded, VectorStore, dealt_batches
+from embedcache.cache.publish import Places
+from embedcache.cache.reader import Cache, open_cache
+from embedcache.config import EncoderConfig
+from embedcache.encoder.loading import load_encoder
+from embedcache.encoder.model import StringEncoder, encode_all
+from embedcache.encoder.tokenizer import load_tokenizer, tokenize
+from embedcache.encoder.tokens import TokenTable
+from embedcache.errors import RankError
+from embedcache.ranks import ALONE
+
+pytestmark = pytest.mark.dist
+
+WORKER = Path(__file__).with_name("rank_worker.py")
+NUM_STRINGS = 1300  # three batches of 512 strings at most
+
+
+@pytest.fixture(scope="module")
+def processes() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["jobs.build_cache"])
+    warm = context.Process(target=os.getpid)
+    warm.start()
+    warm.join()
+    return context
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_encoder_folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    texts = sorted(
+        {"".join(rng.choice(list("CNOFS"), rng.integers(2, 16))) for _ in range(2 * NUM_STRINGS)}
+    )[:NUM_STRINGS]
+    pl.DataFrame({"text": texts, "y": rng.normal(size=len(texts))}).write_parquet(
+        tmp_path / "table.parquet"
+    )
+    file = tmp_path / "config.yaml"
+    values = {
+        "data": {
+            "path": str(tmp_path / "table.parquet"),
+            "strings": [{"name": "string", "column": "text", "kind": "text"}],
+        },
+        "split": {"strategy": "random"},
+        "encoder": {"source": str(tiny_encoder_folder)},
+        "cache": {"path": str(tmp_path / "cache.zarr")},
+        "tasks": [{"name": "y", "column": "y"}],
+    }
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+@pytest.fixture
+def build(
+    processes: Any, config: Path, tmp_path: Path
+) -> Callable[..., tuple[list[int | None], list[str]]]:
+    """Run the job on some ranks; return their exit codes and what each printed."""
+
+    def run(
+        size: int, *arguments: str, fault: tuple[int, int, str] | None = None
+    ) -> tuple[list[int | None], list[str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started, outputs = [], [tmp_path / f"rank{rank}.txt" for rank in range(size)]
+        for rank in range(size):
+            names = {
+                "RANK": rank,
+                "SIZE": size,
+                "PORT": port,
+                "FAULT": fault,
+                "ARGUMENTS": ["--config", str(config), *arguments],
+                "OUTPUT": str(outputs[rank]),
+            }
+            started.append(
+                processes.Process(target=runpy.run_path, args=(str(WORKER), names, "__main__"))
+            )
+            started[-1].start()
+        for process in started:
+            process.join(timeout=120)
+        hanging = [process for process in started if process.is_alive()]
+        for process in hanging:
+            process.kill()
+        assert not hanging, f"{len(hanging)} ranks hang: {[file.read_text() for file in outputs]}"
+        return [process.exitcode for process in started], [file.read_text() for file in outputs]
+
+    return run
+
+
+def strings_of(config: Path, path: Path | None = None) -> Any:
+    cache: Cache = open_cache(path or config.with_name("cache.zarr"))
+    cache.verify()
+    return cache.strings("string")
+
+
+def test_any_number_of_ranks_gives_the_same_bits(
+    build: Callable, config: Path, tmp_path: Path
+) -> None:
+    codes, printed = build(1)
+    assert codes == [0], printed
+    alone = strings_of(config)
+    assert len(alone.text) == NUM_STRINGS
+    for size in (2, 3):
+        codes, printed = build(
+            size, "--set", f"cache.path={tmp_path / 'shared.zarr'}", "--overwrite"
+        )
+        assert codes == [0] * size, printed
+        assert "1,300 strings encoded anew (" in printed[0]
+        assert f"strings/s, {size} ranks)" in printed[0]
+        assert not any("\n" in text for text in printed[1:]), "rank 0 alone speaks"
+        shared = strings_of(config, tmp_path / "shared.zarr")
+        assert shared.text == alone.text
+        assert torch.equal(shared.embeddings, alone.embeddings)
+        open_cache(tmp_path / "shared.zarr").path.rename(tmp_path / f"{size}.zarr")
+
+
+FAULTS = {
+    "a bad table": (
+        None,
+        ("--set", "data.strings.0.column=nothing"),
+        "string column 'nothing' is missing",
+    ),
+    "a bad config": (None, ("--set", "data.nothing=1"), "unknown key"),
+    "damaged weights on rank 1": ((1, 1, "encoder"), (), "rank 1: its weights are damaged"),
+    "damaged weights on rank 0": ((0, 1, "encoder"), (), "its weights are damaged"),
+    "a full disk on rank 1": ((1, 1, "disk"), (), "no space left for"),
+}
+
+
+@pytest.mark.parametrize(("fault", "arguments", "message"), FAULTS.values(), ids=FAULTS)
+def test_an_error_on_any_rank_ends_all_with_one_message(
+    build: Callable,
+    config: Path,
+    fault: tuple[int, int, str] | None,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    codes, printed = build(2, *arguments, fault=fault)
+    assert codes == [2, 2]
+    assert message in printed[0]
+    assert "".join(printed).count("error: ") == 1
+    assert "Traceback" not in "".join(printed)
+    assert not config.with_name("cache.zarr").exists()
+    if fault is not None:
+        assert build(1)[0] == [0], "the next build goes on"
+
+
+@pytest.mark.parametrize("dies", [0, 1, 2])
+def test_a_rank_that_dies_ends_the_others_and_its_work_is_kept(
+    build: Callable, config: Path, tmp_path: Path, dies: int
+) -> None:
+    codes, printed = build(3, fault=(dies, 1, "kill"))
+    assert codes[dies] == -9
+    assert [code for rank, code in enumerate(codes) if rank != dies] == [2, 2], printed
+    assert ["another rank of this build ended" in text for text in printed] == [
+        dies != 0,
+        False,
+        False,
+    ]
+    pieces = list(Places.of(config.with_name("cache.zarr")).vectors.rglob("*.npz"))
+    assert len(pieces) == 2, "those of the other ranks"
+    codes, printed = build(2)
+    assert codes == [0, 0], printed
+    found = open_cache(config.with_name("cache.zarr"))
+    assert 0 < found.report["num_encoded"] < NUM_STRINGS
+    build(1, "--set", f"cache.path={tmp_path / 'other.zarr'}")
+    assert torch.equal(
+        found.strings("string").embeddings, strings_of(config, tmp_path / "other.zarr").embeddings
+    )
+
+
+def test_all_ranks_killed_at_any_moment_go_on_with_another_number(
+    processes: Any, config: Path, build: Callable, tmp_path: Path
+) -> None:
+    started = time.perf_counter()
+    build(2, "--set", f"cache.path={tmp_path / 'whole.zarr'}")
+    seconds, rng = time.perf_counter() - started, np.random.default_rng(0)
+    for size in (2, 3):
+        names = {
+            "SIZE": 2,
+            "PORT": 29_000 + os.getpid() % 1000 + size,
+            "FAULT": None,
+            "ARGUMENTS": ["--config", str(config)],
+        }
+        builders = []
+        for rank in range(2):
+            own = {**names, "RANK": rank, "OUTPUT": str(tmp_path / f"killed{rank}.txt")}
+            builders.append(
+                processes.Process(target=runpy.run_path, args=(str(WORKER), own, "__main__"))
+            )
+            builders[-1].start()
+        time.sleep(rng.uniform(0.3, 0.9) * seconds)
+        for process in builders:
+            process.kill()
+            process.join()
+        codes, printed = build(size)
+        assert codes == [0] * size, printed
+        assert torch.equal(
+            strings_of(config).embeddings, strings_of(config, tmp_path / "whole.zarr").embeddings
+        )
+
+
+def test_batches_are_dealt_whole_once_and_evenly() -> None:
+    lengths = torch.tensor(np.random.default_rng(0).integers(4, 80, 5000))
+    batches = torch.arange(5000).split(100)
+    for size in (1, 2, 3, 7):
+        shares = dealt_batches(batches, lengths, size)
+        dealt = [batch for share in shares for batch in share]
+        assert sorted(int(batch[0]) for batch in dealt) == list(range(0, 5000, 100))
+        costs = [sum(len(batch) * int(lengths[batch].max()) for batch in share) for share in shares]
+        assert max(costs) <= 1.2 * sum(costs) / size
+    assert dealt_batches([], lengths, 3) == ((), (), ())
+
+
+def test_after_a_kill_the_batches_are_those_of_before(
+    tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Batches planned over what is left would differ, and with them the last bits of the vectors.
+    config = EncoderConfig(source=str(tiny_encoder_folder))
+    texts = sorted({"C" * n + "O" * m for n in range(1, 9) for m in range(1, 9)})
+    tokens = tokenize(load_tokenizer(config), texts, 64).tokens
+    encoder, batches = load_encoder(config), []
+
+    def recorded(model: StringEncoder, part: TokenTable, **keywords: Any) -> np.ndarray:
+        batches.append(tuple(part.values.tolist()))
+        return encode_all(model, part, **keywords)
+
+    monkeypatch.setattr(vectors, "PIECE", 6)
+    monkeypatch.setattr(vectors, "encode_all", recorded)
+    folder = tmp_path / "vectors"
+    VectorStore(config, encoder, folder, {}, ALONE).encode_missing(texts, tokens, Encoded())
+    planned = list(batches)
+    assert len(planned) > 8
+    pieces = sorted(folder.glob("*.npz"))
+    for lost in (pieces[0], pieces[3], pieces[4]):
+        lost.unlink()
+    batches.clear()
+    rest = VectorStore(config, encoder, folder, {}, ALONE)
+    rest.encode_missing(texts, tokens, Encoded())
+    assert 0 < len(batches) < len(planned)
+    assert set(batches) <= set(planned)
+    assert rest.of(texts).shape == (len(texts), encoder.width)
+
+
+LAUNCHERS = {
+    "torchrun": [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "jobs.build_cache",
+    ],
+    "deepspeed": [
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_accelerators",
+        "2",
+        "--master_port",
+        "29431",
+        "--module",
+        "jobs.build_cache",
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_launchers(config: Path, repository: Path, launcher: str) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(repository),
+        "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, *LAUNCHERS[launcher], "--config", str(config)]
+    done = subprocess.run(
+        command,
+        cwd=config.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "strings/s, 2 ranks)" in done.stdout
+    assert strings_of(config).embeddings.isfinite().all()
+    refused = subprocess.run(
+        [*command, "--set", "split.seed=9"],
+        cwd=config.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert (refused.stdout + refused.stderr).count("was built from something else") == 1
+
+
+def test_a_rank_that_nobody_joins_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks, "JOINING", timedelta(seconds=1))
+    with (
+        pytest.raises(RankError, match="rank 1 of 2 does not find the others"),
+        ranks.joined_ranks(),
+    ):
+        pytest.fail("joined whom?")

@@ -1,0 +1,272 @@
+"""Splits: nobody straddles, shares are kept, rotation is cross-validation, and what is unusable is
+refused.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedcache.config import SplitConfig
+from embedcache.errors import SplitError
+from embedcache.split.folds import compressed, deal_groups, deal_rows, split_of_fold
+from embedcache.split.tally import SplitTally
+
+TEN = SplitConfig()  # 7 + 2 + 1 of 10
+
+
+def cohort(num_groups: int, rows: int, seed: int) -> np.ndarray:
+    """Return (negative, positive) counts of groups of equal size, about a quarter positive."""
+    positive = np.rint(rows * np.random.default_rng(seed).beta(2.4, 7.6, num_groups)).astype(
+        np.int64
+    )
+    return np.stack([rows - positive, positive], axis=1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sixty_patients_are_dealt_as_specified(seed: int) -> None:
+    counts = np.concatenate([cohort(10, 7458, seed), cohort(50, 7458, seed + 100)])
+    stratum = np.repeat([1, 0], [10, 50])
+    split = deal_groups(counts, stratum, SplitConfig(seed=seed), "group", ("synthetic", "real"))
+    assert np.bincount(split[:10]).tolist() == [7, 2, 1]
+    assert np.bincount(split[10:]).tolist() == [35, 10, 5]
+
+
+def test_class_rates_are_closer_than_chance_gives() -> None:
+    counts = cohort(100, 50, 0)
+
+    def spread(split: np.ndarray) -> float:
+        return float(
+            np.ptp([counts[split == s, 1].sum() / counts[split == s].sum() for s in range(3)])
+        )
+
+    dealt = deal_groups(counts, np.zeros(100, dtype=int), TEN, "group", ())
+    blind = [spread(np.random.default_rng(k).permutation(dealt)) for k in range(50)]
+    assert spread(dealt) < np.quantile(blind, 0.1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=6, max_size=40),
+    seed=st.integers(0, 10),
+    num_strata=st.integers(1, 2),
+)
+def test_every_stratum_reaches_every_split(sizes: list[int], seed: int, num_strata: int) -> None:
+    rng = np.random.default_rng(seed)
+    config = SplitConfig(folds=3, train_folds=1, validation_folds=1, seed=seed)
+    stratum = np.arange(len(sizes)) % num_strata
+    counts = np.stack([rng.binomial(sizes, 0.7), np.zeros(len(sizes), dtype=int)], axis=1)
+    counts[:, 1] = np.array(sizes) - counts[:, 0]
+    split = deal_groups(counts, stratum, config, "group", ("a", "b")[:num_strata])
+    for value in range(num_strata):
+        assert set(split[stratum == value].tolist()) == {0, 1, 2}
+    assert (
+        split == deal_groups(counts, stratum, config, "group", ("a", "b")[:num_strata])
+    ).all(), "the same seed must deal the same"
+
+
+def test_folds_are_level_though_groups_are_not() -> None:
+    sizes = np.rint(20 * np.random.default_rng(0).lognormal(sigma=1.0, size=120)).astype(np.int64)
+    shares = []
+    for rotation in range(10):
+        split = deal_groups(
+            sizes[:, None], np.zeros(120, dtype=int), SplitConfig(rotation=rotation), "group", ()
+        )
+        shares.append(sizes[split == 2].sum() / sizes.sum())
+    assert max(shares) - min(shares) < 0.03, "every fold holds about a tenth of the rows"
+
+
+def test_the_seed_deals_otherwise() -> None:
+    # groups of distinct spread: scikit-learn's own seed would change nothing
+    counts = cohort(50, 746, 0)
+    deals = [
+        deal_groups(counts, np.zeros(50, dtype=int), SplitConfig(seed=seed), "group", ()).tolist()
+        for seed in range(4)
+    ]
+    assert len({tuple(split) for split in deals}) == 4
+
+
+def test_rotating_over_all_folds_tests_every_group_once() -> None:
+    counts = cohort(30, 50, 0)
+    splits = [
+        deal_groups(counts, np.zeros(30, dtype=int), SplitConfig(rotation=r), "group", ())
+        for r in range(10)
+    ]
+    assert (sum(split == 2 for split in splits) == 1).all()
+    assert (sum(split == 0 for split in splits) == 7).all()
+
+
+def test_rotating_over_all_folds_tests_every_row_once() -> None:
+    label = (np.arange(997) % 4 == 0).astype(np.int8)
+    splits = [deal_rows(label, SplitConfig(rotation=r, seed=3)) for r in range(10)]
+    assert (sum(split == 2 for split in splits) == 1).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(num_rows=st.integers(10, 3000), seed=st.integers(0, 5), rate=st.floats(0, 1))
+def test_rows_are_dealt_in_exact_proportions(num_rows: int, seed: int, rate: float) -> None:
+    label = (np.random.default_rng(seed).random(num_rows) < rate).astype(np.int8)
+    split = deal_rows(label, SplitConfig(seed=seed))
+    for value, folds in enumerate((7, 2, 1)):
+        assert abs((split == value).sum() - folds * num_rows / 10) <= folds
+        for kind in (0, 1):
+            assert (
+                abs(((split == value) & (label == kind)).sum() - folds * (label == kind).sum() / 10)
+                <= folds + 1
+            )
+
+
+def test_rows_are_not_dealt_in_order() -> None:
+    split = deal_rows(np.zeros(1000, dtype=np.int8), TEN)
+    assert len(set(split[:100].tolist())) == 3
+    assert (split != deal_rows(np.zeros(1000, dtype=np.int8), SplitConfig(seed=1))).any()
+
+
+def test_counts_divided_by_a_common_factor_deal_the_same() -> None:
+    counts = 10 * cohort(40, 100, 1)  # every count divisible by ten
+    small = compressed(counts, int(counts.sum()) // 10)
+    assert (small * 10 == counts).all()
+    stratum = np.zeros(40, dtype=int)
+    assert (
+        deal_groups(counts, stratum, TEN, "group", ())
+        == deal_groups(small, stratum, TEN, "group", ())
+    ).all()
+
+
+def test_compression_keeps_every_group_and_bounds_the_sum() -> None:
+    counts = np.array([[10_000_000, 1], [3, 0], [0, 2], [9_000_000, 5_000_000]])
+    small = compressed(counts, 1000)
+    assert (small.sum(1) > 0).all()
+    assert small.sum() <= 1000 + len(counts)
+    assert compressed(counts, 10**9) is counts
+
+
+def test_folds_become_splits_in_order() -> None:
+    assert split_of_fold(np.arange(10), TEN).tolist() == [0] * 7 + [1] * 2 + [2]
+    assert split_of_fold(np.arange(10), SplitConfig(rotation=1)).tolist() == [2] + [0] * 7 + [1] * 2
+
+
+def test_too_few_groups_are_refused_with_their_stratum() -> None:
+    with pytest.raises(SplitError, match=r"3 groups with real, but split\.folds = 10"):
+        deal_groups(
+            np.ones((23, 1), dtype=np.int64),
+            np.repeat([0, 1], [20, 3]),
+            TEN,
+            "group",
+            ("synthetic", "real"),
+        )
+
+
+def tally(
+    split: list[int], group: list[int], string: list[int], targets: list[list[float]]
+) -> SplitTally:
+    """Return the tally of some rows with one regression and one binary target."""
+    result = SplitTally(
+        (), max(group) + 1, {"polymer": max(string) + 1}, ("ef", "opt"), (False, True)
+    )
+    codes, labels = np.array(split, dtype=np.int8), np.array(targets, dtype=np.float32)
+    for rows in np.array_split(np.arange(len(split)), 2):
+        result.add(
+            codes[rows],
+            np.zeros(len(rows), dtype=int),
+            np.array(group)[rows],
+            {"polymer": np.array(string)[rows]},
+            labels[rows],
+        )
+    return result
+
+
+NAN = float("nan")
+GOOD = {
+    "split": [0, 0, 0, 1, 2],
+    "group": [0, 0, 1, 2, 3],
+    "string": [0, 1, 0, 1, 0],
+    "targets": [[1, 0], [NAN, 1], [2, NAN], [3, 1], [4, 0]],
+}
+
+
+def test_a_sound_split_passes_and_is_counted() -> None:
+    counted = tally(**GOOD)
+    counted.check("group", None)
+    report = counted.report()
+    train = dict(zip(report.header, report.lines[0], strict=True))
+    assert train == {
+        "split": "train",
+        "stratum": "all",
+        "groups": "2",
+        "rows": "3",
+        "share": "60.00%",
+        "opt": "0.5000",
+        "polymer strings": "2",
+    }
+    assert report.remarks == ()
+    assert len(report.table().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "strategy", "left_out", "message"),
+    [
+        ({"split": [0, 0, 0, 1, 1]}, "group", None, "no row is in test"),
+        (
+            {"group": [0, 0, 1, 1, 3]},
+            "column",
+            None,
+            "1 of 4 groups of data.group have rows in more than one split",
+        ),
+        (
+            {},
+            "leave_strings_out",
+            "polymer",
+            "distinct polymer strings have rows in more than one split",
+        ),
+        (
+            {"targets": [[1, 0], [1, 0], [2, NAN], [3, 1], [4, 0]]},
+            "group",
+            None,
+            "only one class of 'opt'",
+        ),
+        (
+            {"targets": [[NAN, 0], [NAN, 1], [NAN, NAN], [3, 1], [4, 0]]},
+            "group",
+            None,
+            "no train row has a label for 'ef'",
+        ),
+    ],
+)
+def test_an_unusable_split_is_refused(
+    change: dict[str, list], strategy: str, left_out: str | None, message: str
+) -> None:
+    with pytest.raises(SplitError, match=message):
+        tally(**{**GOOD, **change}).check(strategy, left_out)
+
+
+def test_straddling_groups_and_unseen_strings_are_remarked_where_they_are_allowed() -> None:
+    counted = tally(**{**GOOD, "group": [0, 0, 1, 1, 3], "string": [0, 0, 0, 1, 0]})
+    counted.check("random", None)
+    remarks = "\n".join(counted.report().remarks)
+    assert "1 of 4 groups have rows in more than one split" in remarks
+    assert "1 of 1 distinct polymer strings of validation are not in train" in remarks
+
+
+def test_the_report_breaks_down_by_stratum() -> None:
+    counted = SplitTally(("no", "yes"), 0, {}, ("ef",), (False,))
+    counted.add(
+        np.array([0, 0, 1, 2], dtype=np.int8),
+        np.array([0, 1, 1, 0]),
+        np.zeros(4, dtype=int),
+        {},
+        np.ones((4, 1), dtype=np.float32),
+    )
+    lines = counted.report().lines
+    assert [(line[0], line[1], line[3]) for line in lines] == [
+        ("train", "no", "1"),
+        ("train", "yes", "1"),
+        ("validation", "no", "0"),
+        ("validation", "yes", "1"),
+        ("test", "no", "1"),
+        ("test", "yes", "0"),
+        ("train", "all", "2"),
+        ("validation", "all", "1"),
+        ("test", "all", "1"),
+    ]
+    assert len(counted.report().table(most_lines=5).splitlines()) == 4

@@ -1,0 +1,98 @@
+"""Baselines see the train rows alone, know strings only by what the table says, and are as good as
+they can be where that is known.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedcache.cache.reader import Cache, open_cache
+from fusionnet.evaluation import baselines
+from fusionnet.evaluation.baselines import (
+    BASELINES,
+    boosting,
+    fingerprints,
+    numbers,
+    one_hot,
+    string_mean,
+    train_mean,
+)
+from fusionnet.experiment import load_experiment
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_experiment: Path) -> Cache:
+    return open_cache(load_experiment(tiny_experiment).cache.path)
+
+
+def test_means_are_those_of_the_train_rows(cache: Cache) -> None:
+    rows = cache.rows()
+    train = rows.split == 0
+    assert train_mean(cache, 0) == pytest.approx(rows.targets[train, 0].mean(), rel=1e-5)
+    predicted = string_mean(cache, 0)
+    for pair in np.unique(rows.string_id, axis=0):
+        same = (rows.string_id == pair).all(1)
+        known = rows.targets[same & train, 0]
+        assert predicted[same] == pytest.approx(
+            known.mean() if len(known) else rows.targets[train, 0].mean(), rel=1e-5
+        )
+
+
+def test_missing_labels_count_for_nothing(cache: Cache) -> None:
+    gappy = [target.name for target in cache.layout.targets].index("aux")
+    assert np.isnan(cache.rows().targets[:, gappy]).any()
+    for name in (
+        "mean of the train rows",
+        "mean of the string's train rows",
+        "boosting, no strings",
+    ):
+        assert np.isfinite(BASELINES[name](cache, gappy, 0)).all(), name
+
+
+def test_features_see_the_same_rows_and_only_strings_that_train(cache: Cache) -> None:
+    rows = cache.rows()
+    features = one_hot(cache)
+    assert features.shape[0] == cache.layout.num_rows
+    assert features[rows.split == 0].any(0).all()
+    assert (features.sum(1) <= len(cache.layout.strings)).all()
+    assert numbers(cache).shape[1] == rows.numeric.shape[1] + 3
+    prints = fingerprints(cache)
+    same = (rows.string_id == rows.string_id[0]).all(1)
+    assert (prints[same] == prints[0]).all()
+    assert np.isfinite(prints).all()
+    assert (np.ptp(prints, axis=0) > 0).all()
+
+
+def test_boosting_finds_what_the_strings_say(cache: Cache) -> None:
+    rows = cache.rows()
+    test, target = rows.split == 2, rows.targets[:, 0]
+    blind, knowing = (
+        boosting(cache, numbers(cache)),
+        boosting(cache, np.concatenate([numbers(cache), one_hot(cache)], axis=1)),
+    )
+    errors = [
+        np.abs(predicted[test] - target[test]).mean()
+        for predicted in (train_mean(cache, 0), blind, knowing)
+    ]
+    assert errors[2] < 0.8 * errors[1] < errors[0]
+
+
+def test_a_binary_target_gets_probabilities(cache: Cache) -> None:
+    rows = cache.rows()
+    predicted = boosting(cache, np.concatenate([numbers(cache), one_hot(cache)], axis=1), 1)
+    assert ((predicted > 0) & (predicted < 1)).all()
+    test = rows.split == 2
+    assert ((predicted[test] > 0.5) == (rows.targets[test, 1] > 0.5)).mean() > 0.75
+
+
+def test_no_baseline_reads_a_test_label(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "MOST_TREES", 10)
+    honest = {name: baseline(cache, 0, 0) for name, baseline in BASELINES.items()}
+    rows = cache.rows()
+    targets = rows.targets.copy()
+    targets[rows.split == 2] = 1e6
+    monkeypatch.setattr(Cache, "rows", lambda _: replace(rows, targets=targets))
+    for name, baseline in BASELINES.items():
+        assert (baseline(cache, 0, 0) == honest[name]).all(), name

@@ -1,0 +1,184 @@
+"""An evaluation is of the run's own cache, split and rows; the oracle and the groups are measured
+on the same rows; verdicts follow the goals.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from embedcache.cache.reader import Cache, open_cache
+from embedcache.errors import RunError, StaleCacheError
+from fusionnet import RewardModel
+from fusionnet.evaluation.evaluate import Evaluation, evaluate_run, output_name, summary
+from fusionnet.metrics import task_metrics
+from fusionnet.trained.run import TrainedRun, load_run
+
+
+@pytest.fixture(scope="module")
+def frame(tiny_experiment: Path) -> pl.DataFrame:
+    return pl.read_parquet(tiny_experiment.parent / "table.parquet")
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_experiment: Path) -> Cache:
+    return open_cache(tiny_experiment.parent / "cache.zarr")
+
+
+@pytest.fixture(scope="module")
+def run(made_run: Path) -> TrainedRun:
+    return load_run(made_run)
+
+
+@pytest.fixture(scope="module")
+def oracle(frame: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Perfect for `outcome`, a constant rank for `good`; nothing is known of `gappy`."""
+    path = tmp_path_factory.mktemp("oracle") / "oracle.parquet"
+    frame.select("outcome", good=pl.col("good").cast(pl.Float64) * 0.8 + 0.1).write_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluation(run: TrainedRun, cache: Cache, oracle: Path) -> Evaluation:
+    return evaluate_run(run, cache, "test", oracle, progress=False)
+
+
+def with_goals(run: TrainedRun, **goals: dict[str, float]) -> TrainedRun:
+    tasks = tuple(task.model_copy(update={"goals": goals.get(task.name, {})}) for task in run.tasks)
+    return replace(run, recipe=replace(run.recipe, tasks=tasks))
+
+
+def test_the_rows_are_those_of_the_split_and_the_predictions_those_of_the_run(
+    run: TrainedRun, cache: Cache, frame: pl.DataFrame
+) -> None:
+    split = cache.rows().split
+    for number, name in enumerate(("train", "validation", "test")):
+        found = evaluate_run(run, cache, name, progress=False)
+        rows = frame.filter(pl.Series(split == number))
+        predicted = RewardModel(run).predict(rows)
+        np.testing.assert_allclose(found.predictions, predicted.to_numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(
+            found.targets[:, 0], rows["outcome"].cast(pl.Float32).to_numpy()
+        )
+        assert found.num_groups == rows["patient"].n_unique()
+        by_hand = (rows["outcome"] - predicted["predicted_outcome"]).abs().mean()
+        assert found.metrics["outcome"]["mae"] == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_the_oracle_is_measured_on_the_same_rows(evaluation: Evaluation) -> None:
+    assert evaluation.oracle is not None
+    assert evaluation.oracle.keys() == {"outcome", "good"}
+    assert evaluation.oracle["outcome"]["r2"] == pytest.approx(1.0)
+    assert evaluation.oracle["good"] == dict.fromkeys(
+        ("accuracy", "auroc", "f1", "recall", "precision"), 1.0
+    )
+    assert evaluation.oracle_share("outcome") == pytest.approx(
+        evaluation.metrics["outcome"]["r2"], rel=1e-5
+    )
+    assert evaluation.oracle_share("gappy") is None
+
+
+def test_groups_are_parts_of_the_whole(evaluation: Evaluation) -> None:
+    for table in evaluation.by.values():
+        assert sum(entry["rows"] for entry in table.values()) == len(evaluation.targets)
+        weighted = sum(entry["rows"] * entry["outcome"]["mae"] for entry in table.values()) / len(
+            evaluation.targets
+        )
+        assert weighted == pytest.approx(evaluation.metrics["outcome"]["mae"])
+        assert len({entry["outcome"]["mae"] for entry in table.values()}) == len(table)
+        assert all(
+            entry["oracle"]["outcome"]["r2"] == pytest.approx(1.0) for entry in table.values()
+        )
+    assert evaluation.by.keys() == {"real", "patient"}
+    assert (
+        sum(entry["groups"] for entry in evaluation.by["real"].values())
+        == evaluation.num_groups
+        == len(evaluation.by["patient"])
+    )
+
+
+def test_metrics_json_has_the_agreed_shape(run: TrainedRun, evaluation: Evaluation) -> None:
+    goals = with_goals(run, ef={"mae": 1e9, "r2": 1.0}, opt={"recall": -1.0})
+    found = evaluation.to_json(goals)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["test"].keys() == {"outcome", "good", "gappy"}
+    assert found["test"]["outcome"].keys() == found["test"]["gappy"].keys() == {"mae", "rmse", "r2"}
+    assert found["test"]["good"].keys() == {"accuracy", "auroc", "f1", "recall", "precision"}
+    assert found["oracle"]["outcome"].keys() == {"mae", "rmse", "r2"}
+    assert found["oracle_share"].keys() == {"outcome"}
+    assert found["goals"]["outcome"] == {
+        "mae": {"goal": 1e9, "reached": True},
+        "r2": {"goal": 1.0, "reached": False},
+    }
+    assert (found["checkpoint"], found["epoch"], found["standin"], found["num_rows"]) == (
+        "best",
+        2,
+        True,
+        len(evaluation.targets),
+    )
+
+
+def test_the_summary_says_what_counts(run: TrainedRun, evaluation: Evaluation) -> None:
+    goals = replace(with_goals(run, ef={"mae": 1e9, "rmse": 0.0}), note="Made up.")
+    text = summary(goals, evaluation)
+    lines = {tuple(line.split()[:2]): line for line in reversed(text.splitlines())}
+    assert "pass" in lines["outcome", "mae"]
+    assert "FAIL" in lines["outcome", "rmse"]
+    assert "pass" not in lines["outcome", "r2"]
+    for part in ("NOTE  Made up.", "STAND-IN", "mae by real: ", "test rows of"):
+        assert part in text
+
+
+def test_a_goal_of_an_undefined_metric_is_not_passed(
+    run: TrainedRun, evaluation: Evaluation
+) -> None:
+    nothing = np.full_like(evaluation.targets, np.nan)
+    undefined = replace(
+        evaluation, metrics=task_metrics(run.tasks, nothing, evaluation.predictions)
+    )
+    goals = with_goals(run, ef={"r2": 0.5})
+    assert list(undefined.verdicts(goals, "outcome")) == [("r2", 0.5, None)]
+    assert "undefined" in summary(goals, undefined)
+
+
+def test_what_does_not_belong_together_is_refused(
+    run: TrainedRun, cache: Cache, frame: pl.DataFrame, oracle: Path, tmp_path: Path
+) -> None:
+    other = replace(run, identity={**run.identity, "split.seed": "7"})
+    with pytest.raises(StaleCacheError, match=r"split\.seed: 7 -> 0"):
+        evaluate_run(other, cache, "test", progress=False)
+    with pytest.raises(
+        RunError, match="goals of task 'ef' name auroc, which is no metric of a regression task"
+    ):
+        evaluate_run(with_goals(run, ef={"auroc": 0.9}), cache, "test", progress=False)
+    perfect = pl.read_parquet(oracle)
+    cases = {
+        "short.parquet": (perfect.head(5), "has 5 rows, the cache 420"),
+        "gaps.csv": (
+            perfect.with_columns(outcome=pl.when(pl.int_range(pl.len()) % 2 == 0).then("outcome")),
+            "lacks values of outcome",
+        ),
+        "foreign.parquet": (
+            perfect.rename({"outcome": "a", "good": "b"}),
+            "none of the columns outcome, good, gappy",
+        ),
+    }
+    for name, (table, message) in cases.items():
+        table.write_csv(tmp_path / name) if name.endswith("csv") else table.write_parquet(
+            tmp_path / name
+        )
+        with pytest.raises(RunError, match=message):
+            evaluate_run(run, cache, "test", tmp_path / name, progress=False)
+    with pytest.raises(RunError, match="there is no oracle"):
+        evaluate_run(run, cache, "test", tmp_path / "none.parquet", progress=False)
+
+
+def test_another_split_never_overwrites_the_test_metrics() -> None:
+    assert [output_name("metrics", split) for split in ("train", "validation", "test")] == [
+        "metrics_train",
+        "metrics_validation",
+        "metrics",
+    ]

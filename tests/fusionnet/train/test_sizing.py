@@ -1,0 +1,90 @@
+"""A micro-batch's size on a GPU comes from a count of what autograd keeps: the count is held
+against what autograd does keep.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from embedcache.cache.layout import Layout
+from fusionnet.config import ModelConfig, Task, TrainConfig
+from fusionnet.model.network import FusionNetwork
+from fusionnet.train.sizing import activation_bytes, is_compiled, rows_that_fit
+
+TASKS = (
+    Task(name="ef", column="y", head=(256, 64)),
+    Task(name="opt", column="b", kind="binary"),
+    Task(name="aux", column="z"),
+)
+PARTS = ["patient"] * 6 + ["tissue"] * 5 + ["hydrogel"] * 3 + ["treatment"] * 5
+NUM_ROWS, WIDTH = 128, 600
+
+
+def kept_bytes(network: FusionNetwork, num_strings: int) -> int:
+    """Return the bytes that a forward pass leaves for the backward pass, each tensor once, the
+    weights not counted.
+    """
+    weights = {
+        tensor.untyped_storage().data_ptr()
+        for tensor in [*network.parameters(), *network.buffers()]
+    }
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            # the tensor lives on, so that no other takes its place
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    vectors = [torch.randn(4, WIDTH) for _ in range(num_strings)]
+    ids = torch.randint(0, 4, (NUM_ROWS, num_strings))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = network(
+            vectors, ids, torch.randn(NUM_ROWS, len(PARTS)), torch.randint(0, 8, (NUM_ROWS, 1))
+        )
+    assert outputs.requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("fusion", ["joint", "modality", "mlp"])
+@pytest.mark.parametrize("num_strings", [1, 3])
+def test_the_count_bounds_what_autograd_keeps_of_a_row(fusion: str, num_strings: int) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(fusion=fusion)
+    strings = tuple((f"s{k}", WIDTH) for k in range(num_strings))
+    network = FusionNetwork(config, TASKS, strings, len(PARTS), (8,), PARTS).train()
+    layout = Layout.model_construct(
+        strings=strings,
+        numeric=[SimpleNamespace(part=part) for part in PARTS],
+        categories=[("kind", tuple("abcdefgh"))],
+    )
+    counted, found = (
+        activation_bytes(config, TASKS, layout),
+        kept_bytes(network, num_strings) / NUM_ROWS,
+    )
+    assert counted / 2 <= found <= counted, (
+        f"{found:,.0f} bytes a row are kept, {counted:,} are counted"
+    )
+
+
+def test_a_micro_batch_is_a_power_of_two_that_fits() -> None:
+    assert rows_that_fit(80 << 30, 200_000) == 1 << 17
+    assert rows_that_fit(2 * 1024 * 200_000, 200_000) == 1024
+    assert rows_that_fit(2 * 1024 * 200_000 - 2, 200_000) == 512
+    assert rows_that_fit(1, 200_000) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_cpu", "on_gpu"),
+    [("auto", False, True), (True, True, True), (False, False, False)],
+)
+def test_a_network_is_compiled_on_gpus_unless_asked_otherwise(
+    asked: object, on_cpu: bool, on_gpu: bool
+) -> None:
+    train = TrainConfig(compile=asked)
+    assert (is_compiled(train, torch.device("cpu")), is_compiled(train, torch.device("cuda"))) == (
+        on_cpu,
+        on_gpu,
+    )

@@ -1,0 +1,311 @@
+"""Every encoding mode, number of ranks and accumulation gives the parameters of naive per-row AdamW
+in plain PyTorch (dropout off, fp32).
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from embedcache.build.decide import build_cache
+from embedcache.cache.reader import open_cache
+from fusionnet.assemble import Recipe, build_model, make_sources, observed_tasks
+from fusionnet.experiment import load_experiment
+from fusionnet.rows.plan import StepPlan
+from fusionnet.rows.tensors import load_rows
+from fusionnet.train.schedule import make_schedule
+
+NUM_STEPS = 4
+MODES = ("naive", "per_microbatch", "per_step", "frozen")
+Case = tuple[str, int, int, tuple[str, ...]]
+CASES: list[Case] = [
+    (mode, accumulation, NUM_STEPS, ()) for mode in MODES for accumulation in (1, 4)
+]
+ENGINES = [("train.zero_stage=0",), ("train.zero_stage=1",), ("train.zero_stage=2",)]
+ENGINES += [(*stage, "train.offload=cpu") for stage in ENGINES[1:]]
+ENGINE_CASES: list[Case] = [
+    ("per_step", accumulation, NUM_STEPS, engine)
+    for engine in ENGINES
+    for accumulation in (1, 2, 4)
+]
+OVERRIDES = [
+    "encoder.lora.dropout=0.0",
+    "model.dropout=0.0",
+    # it multiplies the encoder's rounding; a case of its own below
+    "model.standardize_vectors=false",
+    *(f"tasks.{task}.head_dropout=0.0" for task in range(3)),
+    "optim.lr=0.003",
+    "optim.lr_encoder=0.01",
+    "optim.lr_log_variance=0.01",
+    "optim.warmup_epochs=0",
+    "train.batch_rows=35",
+]
+
+
+def plain_pytorch(
+    config: Path, mode: str, num_steps: int = NUM_STEPS, extra: tuple[str, ...] = ()
+) -> dict[str, torch.Tensor]:
+    """Return the parameters after some steps of per-row encoding, the whole step as one batch,
+    torch's own AdamW and clipping.
+    """
+    experiment = load_experiment(config, [*OVERRIDES, *extra, f"encoder.mode={mode}"])
+    cache = open_cache(experiment.cache.path)
+    recipe = Recipe(
+        observed_tasks(experiment.tasks, cache.layout),
+        (experiment.encoder,) * 2,
+        experiment.model,
+        experiment.loss,
+        experiment.train,
+    )
+    model = build_model(recipe, cache.layout, cache.scaling)
+    sources = make_sources(model, recipe, cache)
+    rows = load_rows(cache, "train")
+    plan = StepPlan(rows.num_rows, experiment.train.batch_rows, 1, 1, experiment.train.seed)
+    schedule = make_schedule(experiment.optim, plan.steps_per_epoch, experiment.train.epochs)
+    groups = [group for group in model.parameter_groups(experiment.optim) if group["params"]]
+    adam = torch.optim.AdamW(
+        groups,
+        betas=experiment.optim.betas,
+        eps=experiment.optim.eps,
+        weight_decay=experiment.optim.weight_decay,
+    )
+    model.train()
+    for step, positions in zip(range(num_steps), plan.steps(0), strict=False):
+        batch = rows.take(positions)
+        read = [source.read(batch.string_id[:, column]) for column, source in enumerate(sources)]
+        vectors, index = (
+            [each.vectors for each in read],
+            torch.stack([each.index for each in read], dim=1),
+        )
+        total = model(
+            vectors,
+            index,
+            batch.numeric,
+            batch.category,
+            batch.targets,
+            batch.weight,
+            batch.loss_denominators(),
+            1.0,
+        ).total
+        adam.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(
+            [p for group in groups for p in group["params"]], experiment.optim.clip
+        )
+        for group in adam.param_groups:
+            group["lr"] = schedule.rates(step)[group["name"]]
+        adam.step()
+    return model.trainable_state()
+
+
+def run_workers(
+    config: Path, output: Path, world_size: int, cases: list[Case], extra: tuple[str, ...] = ()
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Train the cases on `world_size` processes and return what rank 0 saved."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {
+        **os.environ,
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    worker = Path(__file__).with_name("step_worker.py")
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                str(worker),
+                str(config),
+                str(output),
+                json.dumps([*OVERRIDES, *extra]),
+                json.dumps(cases),
+            ],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    return torch.load(output, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def references(tiny_experiment: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        "initial": plain_pytorch(tiny_experiment, "naive", num_steps=0),
+        "live": plain_pytorch(tiny_experiment, "naive"),
+        "frozen": plain_pytorch(tiny_experiment, "frozen"),
+    }
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("world_size", "cases"),
+    [(1, CASES + ENGINE_CASES), (2, CASES + ENGINE_CASES), (3, ENGINE_CASES[::2])],
+)
+def test_every_mode_and_engine_equals_naive_adamw(
+    world_size: int,
+    cases: list[Case],
+    tiny_experiment: Path,
+    references: dict[str, dict[str, torch.Tensor]],
+    tmp_path: Path,
+) -> None:
+    results = run_workers(tiny_experiment, tmp_path / "results.pt", world_size, cases)
+    assert len(results) == len(cases)
+    initial = references["initial"]
+    for case, result in results.items():
+        assert_same_motion(
+            case,
+            result["state"],
+            references["frozen" if case.startswith("frozen") else "live"],
+            initial,
+        )
+    without_zero = {
+        case: result["reduced"] for case, result in results.items() if "train.zero_stage=0" in case
+    }
+    weights = sum(value.numel() for value in initial.values())
+    assert len(without_zero) > 1
+    for case, reduced in without_zero.items():  # a rank that is alone averages no gradients
+        assert (reduced < 100) if world_size == 1 else (reduced >= NUM_STEPS * weights), (
+            f"{case}: {reduced} numbers were summed over ranks"
+        )
+
+
+@pytest.mark.dist
+def test_modality_tokens_equal_naive_adamw(tiny_experiment: Path, tmp_path: Path) -> None:
+    extra = ("model.fusion=modality",)
+    wanted, initial = (
+        plain_pytorch(tiny_experiment, "naive", steps, extra) for steps in (NUM_STEPS, 0)
+    )
+    for case, result in run_workers(
+        tiny_experiment, tmp_path / "results.pt", 2, [("per_step", 3, NUM_STEPS, ())], extra
+    ).items():
+        assert_same_motion(case, result["state"], wanted, initial)
+    for part in ("lora_B", "query", "key", "kinds", "cls"):
+        assert any(
+            part in name and (wanted[name] - initial[name]).abs().max() > 1e-3 for name in wanted
+        ), part
+
+
+@pytest.mark.dist
+def test_standardised_vectors_equal_naive_adamw(tiny_experiment: Path, tmp_path: Path) -> None:
+    extra = ("model.standardize_vectors=true",)
+    wanted, initial = (
+        plain_pytorch(tiny_experiment, "naive", steps, extra) for steps in (NUM_STEPS, 0)
+    )
+    for case, result in run_workers(
+        tiny_experiment, tmp_path / "results.pt", 2, [("per_step", 3, NUM_STEPS, ())], extra
+    ).items():
+        assert_same_motion(case, result["state"], wanted, initial, tolerance=2e-3)
+
+
+def assert_same_motion(
+    case: str,
+    found: dict[str, torch.Tensor],
+    wanted: dict[str, torch.Tensor],
+    initial: dict[str, torch.Tensor],
+    tolerance: float = 2e-4,
+) -> None:
+    """Adam divides by the gradient's own size, so an element with almost no gradient turns rounding
+    into motion: whole tensors are compared.
+    """
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        error, moved = (found[name] - value).norm(), (value - initial[name]).norm()
+        assert error <= tolerance * moved, (
+            f"{case} {name}: off by {error / moved:.1e} of its motion"
+        )
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_prefix_cache_equals_naive_adamw_of_the_top_layers(
+    world_size: int, tiny_experiment: Path, tmp_path: Path
+) -> None:
+    extra = ("encoder.lora.first_layer=1", f"cache.path={tmp_path / 'prefix.zarr'}")
+    experiment = load_experiment(tiny_experiment, [*extra, "encoder.mode=prefix"])
+    build_cache(
+        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
+    )
+    wanted, initial = (
+        plain_pytorch(tiny_experiment, "naive", steps, extra) for steps in (NUM_STEPS, 0)
+    )
+    assert not any("layer.0." in name for name in wanted)
+    for case, result in run_workers(
+        tiny_experiment,
+        tmp_path / "results.pt",
+        world_size,
+        [("prefix", n, NUM_STEPS, ()) for n in (1, 3)],
+        extra,
+    ).items():
+        assert_same_motion(case, result["state"], wanted, initial)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_that_share_the_strings_equal_naive_adamw(
+    world_size: int,
+    tiny_experiment: Path,
+    references: dict[str, dict[str, torch.Tensor]],
+    tmp_path: Path,
+) -> None:
+    # 7 and 3 distinct strings on 2 and 3 ranks; and with a budget of one string, which encodes
+    # everything twice.
+    budgets = ((), ("encoder.memory_budget_gib=1e-9",))
+    cases: list[Case] = [
+        ("per_step", n, NUM_STEPS, ("encoder.encode_sharding=shard", *budget))
+        for budget in budgets
+        for n in (1, 4)
+    ]
+    results = run_workers(tiny_experiment, tmp_path / "results.pt", world_size, cases)
+    assert len(results) == len(cases)
+    for case, result in results.items():
+        assert_same_motion(case, result["state"], references["live"], references["initial"])
+
+
+@pytest.mark.dist
+def test_fp16_moves_as_fp32_does(
+    tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    # The loss scale is on every micro-batch's loss; were it taken out of some, the step's direction
+    # would be that of the other rows alone.
+    initial, wanted = references["initial"], references["live"]
+    results = run_workers(
+        tiny_experiment,
+        tmp_path / "results.pt",
+        1,
+        [("per_step", 4, NUM_STEPS, ())],
+        ("train.precision=fp16",),
+    )
+    found = results["per_step/4"]["state"]
+    for part in ("lora_B", "network."):  # A's first gradient is zero, and fp16 rounds the next ones
+        names = [name for name in wanted if part in name]
+        moved, off = (
+            torch.cat([(state[name] - start[name]).flatten() for name in names])
+            for state, start in ((wanted, initial), (found, wanted))
+        )
+        assert off.norm() < 0.25 * moved.norm(), (
+            f"{part}: off by {off.norm() / moved.norm():.2f} of its motion"
+        )
+
+
+def test_lora_moves_far_in_the_reference(
+    tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    # Otherwise the parity above would also hold for a mode that drops the encoder's gradient.
+    moved = [value.abs().max() for name, value in references["live"].items() if "lora_B" in name]
+    assert moved
+    assert min(moved) > 5e-3

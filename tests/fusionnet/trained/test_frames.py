@@ -1,0 +1,140 @@
+"""Frames of every kind become the same inputs, by the same checks as the table that the run was
+trained on.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from embedcache.cache.reader import open_cache
+from embedcache.errors import TableError
+from fusionnet.trained.frames import FrameInputs, frame_inputs, open_frame
+from fusionnet.trained.run import TrainedRun, load_run
+
+NAMES = ("string_id", "numeric", "category")
+
+
+@pytest.fixture(scope="module")
+def trained(made_run: Path) -> TrainedRun:
+    return load_run(made_run)
+
+
+@pytest.fixture(scope="module")
+def frame(tiny_experiment: Path) -> pl.DataFrame:
+    return pl.read_parquet(tiny_experiment.parent / "table.parquet")
+
+
+def inputs_of(run: TrainedRun, frame: object, block_rows: int = 1000) -> dict[str, torch.Tensor]:
+    parts = [part for part, _ in frame_inputs(run, open_frame(run, frame), block_rows)]
+    return {name: torch.cat([getattr(part, name) for part in parts]) for name in NAMES}
+
+
+def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    for name in NAMES:
+        torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=0)
+
+
+def test_inputs_equal_the_rows_of_the_cache(
+    trained: TrainedRun, frame: pl.DataFrame, tiny_experiment: Path
+) -> None:
+    rows = open_cache(tiny_experiment.parent / "cache.zarr").rows()
+    found = inputs_of(trained, frame)
+    for name in NAMES:
+        np.testing.assert_array_equal(found[name].numpy(), getattr(rows, name))
+
+
+@pytest.mark.parametrize("block_rows", [1, 7, 420])
+def test_blocks_of_any_size_hold_the_same_rows_in_order(
+    block_rows: int, trained: TrainedRun, frame: pl.DataFrame
+) -> None:
+    assert_same(inputs_of(trained, frame, block_rows), inputs_of(trained, frame))
+
+
+def test_frames_and_files_of_every_kind_are_the_same(
+    trained: TrainedRun, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    wanted = inputs_of(trained, frame)
+    frame.write_csv(tmp_path / "rows.csv")
+    frame.write_parquet(tmp_path / "rows.parquet")
+    bare = frame.drop("outcome", "good", "gappy", "patient", "real").reverse().reverse()
+    categorical = frame.with_columns(pl.col("smiles", "kind").cast(pl.Categorical))
+    for same in (
+        frame.lazy(),
+        bare,
+        categorical,
+        tmp_path / "rows.parquet",
+        str(tmp_path / "rows.csv"),
+    ):
+        assert_same(inputs_of(trained, same), wanted)
+
+
+def test_columns_come_along_row_by_row_whatever_their_names(
+    trained: TrainedRun, frame: pl.DataFrame
+) -> None:
+    # Canonical columns are called split, group, string:polymer; a user's column of that name must
+    # neither be coded nor replace one.
+    awkward = frame.with_columns(
+        pl.int_range(pl.len()).alias("split"),
+        pl.col("patient").alias("group"),
+        pl.lit("x").alias("string:polymer"),
+    )
+    blocks = list(frame_inputs(trained, open_frame(trained, awkward), 50, keep=awkward.lazy()))
+    assert pl.concat([kept for _, kept in blocks]).equals(awkward)
+    found = {name: torch.cat([getattr(part, name) for part, _ in blocks]) for name in NAMES}
+    assert_same(found, inputs_of(trained, frame))
+    for part, kept in blocks:
+        assert isinstance(part, FrameInputs)
+        np.testing.assert_array_equal(
+            part.numeric[:, 0].numpy(), kept["x0"].to_numpy().astype(np.float32)
+        )
+
+
+def test_all_violations_at_once(trained: TrainedRun, frame: pl.DataFrame) -> None:
+    broken = frame.with_columns(
+        kind=pl.lit("z"), x1=pl.lit(1e6), smiles=pl.lit("[*]CC"), x0=pl.lit(float("nan"))
+    ).drop("x2")
+    with pytest.raises(TableError) as error:
+        open_frame(trained, broken)
+    for part in (
+        "unknown category 'z'",
+        "above 100",
+        "1 endpoints",
+        "'x0': NaN",
+        "'x2' is missing",
+    ):
+        assert part in str(error.value)
+
+
+def test_what_is_no_frame_is_refused(
+    trained: TrainedRun, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    with pytest.raises(TableError, match="expected a polars or pandas frame"):
+        open_frame(trained, [1, 2])
+    with pytest.raises(TableError, match="there is no table"):
+        open_frame(trained, tmp_path / "none.csv")
+    with pytest.raises(TableError, match="cannot be evaluated"):
+        open_frame(trained, frame.lazy().select("nothing"))
+
+
+def test_pandas_frames(trained: TrainedRun, frame: pl.DataFrame) -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed; it is no dependency")
+    table = pandas.DataFrame({name: frame[name].to_list() for name in frame.columns})
+    table["anything"] = [object() for _ in range(len(table))]  # of a column that nobody reads
+    wanted = inputs_of(trained, frame)
+    assert_same(inputs_of(trained, table), wanted)
+    assert_same(
+        inputs_of(
+            trained, table.set_index("patient").astype({"kind": "category", "x1": "Float64"})
+        ),
+        wanted,
+    )
+    # pandas writes a missing number as NaN
+    with pytest.raises(TableError, match="'x0': null: 1 row"):
+        open_frame(trained, table.assign(x0=table["x0"].where(table.index != 3)))
+    with pytest.raises(TableError, match="more than once"):
+        open_frame(trained, pandas.concat([table, table[["x0"]]], axis=1))
+    with pytest.raises(TableError, match="'x0' of the frame mixes types"):
+        open_frame(trained, table.astype({"x0": object}).assign(x0=["a", *table["x0"][1:]]))

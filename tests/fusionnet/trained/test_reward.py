@@ -1,0 +1,194 @@
+"""The reward is the specification's formula row by row; its differentiable form has the slope of
+finite differences; nothing is invented.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from embedcache.errors import ConfigError, UnobservedTaskError
+from fusionnet import RewardModel
+from fusionnet.config import RewardConfig, RewardPenalty, RewardTerm
+from fusionnet.trained import reward
+
+ABOVE, BELOW = (
+    RewardPenalty(task="aux", above=10.0, penalty=1.0),
+    RewardPenalty(task="ef", below=1.5, penalty=0.5),
+)
+TERMS = (RewardTerm(task="ef", weight=0.5), RewardTerm(task="opt", weight=0.3))
+
+
+@pytest.fixture(scope="module")
+def frame(tiny_experiment: Path) -> pl.DataFrame:
+    return pl.read_parquet(tiny_experiment.parent / "table.parquet")
+
+
+@pytest.fixture(scope="module")
+def plain(made_run: Path) -> RewardModel:
+    return RewardModel.load(made_run)
+
+
+def rewarding(
+    model: RewardModel, *penalties: RewardPenalty, terms: tuple[RewardTerm, ...] = TERMS
+) -> RewardModel:
+    return RewardModel(replace(model.run, reward=RewardConfig(terms=terms, penalties=penalties)))
+
+
+def at_the_median(model: RewardModel, frame: pl.DataFrame) -> tuple[RewardPenalty, RewardPenalty]:
+    """Return penalties that half of the rows pay."""
+    predicted = model.predict(frame)
+    return (
+        ABOVE.model_copy(update={"above": predicted["predicted_gappy"].median()}),
+        BELOW.model_copy(update={"below": predicted["predicted_outcome"].median()}),
+    )
+
+
+def test_the_reward_is_the_specifications_row_by_row(
+    plain: RewardModel, frame: pl.DataFrame
+) -> None:
+    above, below = at_the_median(plain, frame)
+    model = rewarding(plain, above, below)
+    predicted = model.predict(frame)
+    wanted, paid = [], set()
+    for row in predicted.iter_rows(named=True):
+        value = row["predicted_outcome"] * 0.5 + row["predicted_good"] * 0.3
+        penalty = 0.0
+        if row["predicted_gappy"] > above.above:
+            penalty += 1.0
+        if row["predicted_outcome"] < below.below:
+            penalty += 0.5
+        wanted.append(value - penalty)
+        paid.add(penalty)
+    found = model.reward(frame)
+    torch.testing.assert_close(found, torch.tensor(wanted), rtol=1e-5, atol=1e-5)
+    assert paid == {0.0, 0.5, 1.0, 1.5}
+    assert not found.requires_grad
+    scored = model.score(frame)
+    assert scored["reward"].to_list() == pytest.approx(found.tolist(), abs=1e-6)
+    assert scored.drop("reward").equals(predicted)
+    assert predicted["predicted_good"].is_between(0, 1).all()
+
+
+def test_batches_do_not_matter(
+    plain: RewardModel, frame: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = rewarding(plain, ABOVE)
+    whole = model.reward(frame)
+    monkeypatch.setattr(reward, "BATCH_ROWS", 37)
+    torch.testing.assert_close(model.reward(frame), whole, rtol=1e-5, atol=1e-5)
+    assert [len(part) for part in model.batches(frame)] == [37] * 11 + [13]
+    torch.testing.assert_close(model.reward(frame[100:101]), whole[100:101], rtol=1e-5, atol=1e-5)
+
+
+def test_the_model_is_frozen(plain: RewardModel) -> None:
+    assert not plain.run.model.training
+    assert not any(parameter.requires_grad for parameter in plain.run.model.parameters())
+
+
+def slope_by_differences(value: Callable[[Tensor], Tensor], at: Tensor, step: float) -> Tensor:
+    """Return d sum(value) / d at by central differences."""
+    slope = torch.zeros_like(at)
+    for place in range(at.numel()):
+        nudge = torch.zeros_like(at)
+        nudge.view(-1)[place] = step * max(1.0, abs(at.view(-1)[place].item()))
+        slope.view(-1)[place] = (value(at + nudge) - value(at - nudge)).sum() / (2 * nudge.sum())
+    return slope
+
+
+@pytest.mark.parametrize(
+    "penalties",
+    [(), (ABOVE.model_copy(update={"width": 2.0}), BELOW.model_copy(update={"width": 0.3}))],
+    ids=["terms", "penalties"],
+)
+def test_the_slope_is_that_of_finite_differences(
+    penalties: tuple[RewardPenalty, ...], made_run: Path, frame: pl.DataFrame
+) -> None:
+    # slopes are fp32 whatever predictions are
+    model = rewarding(RewardModel.load(made_run, precision="bf16"), *penalties)
+    rows = model.inputs(frame.head(6))
+
+    def of_numeric(numeric: Tensor) -> Tensor:
+        return model.differentiable(rows.vectors, rows.string_id, numeric, rows.category)
+
+    def of_vectors(vectors: Tensor) -> Tensor:
+        return model.differentiable(
+            [vectors, *rows.vectors[1:]], rows.string_id, rows.numeric, rows.category
+        )
+
+    for function, leaf in ((of_numeric, rows.numeric), (of_vectors, rows.vectors[0])):
+        (found,) = torch.autograd.grad(function(leaf.requires_grad_()).sum(), leaf)
+        wanted = slope_by_differences(function, leaf.detach(), 3e-3)
+        assert found.abs().max() > 1e-3
+        # ReLU kinks and fp32: a wrong factor or a lost term is far beyond
+        assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_the_differentiable_form_is_the_reward_but_for_its_thresholds(
+    plain: RewardModel, frame: pl.DataFrame
+) -> None:
+    above, below = at_the_median(plain, frame)
+    model = rewarding(plain, above, below.model_copy(update={"width": 0.2}))
+    rows, hard = model.inputs(frame), model.reward(frame)
+    inputs = (rows.vectors, rows.string_id, rows.numeric, rows.category)
+    torch.testing.assert_close(
+        model.differentiable(*inputs, softness=1e-6), hard, rtol=1e-4, atol=2e-2
+    )
+    values = torch.from_numpy(model.predict(frame).to_numpy(writable=True))
+    softened = (
+        torch.sigmoid((below.below - values[:, 0]) / 0.2) - (values[:, 0] < below.below).float()
+    )
+    # `above` has no width: it stays hard
+    torch.testing.assert_close(
+        model.differentiable(*inputs), hard - below.penalty * softened, rtol=1e-4, atol=1e-4
+    )
+    both = (
+        softened * below.penalty
+        + torch.sigmoid((values[:, 2] - above.above) / 0.2)
+        - (values[:, 2] > above.above).float()
+    )
+    torch.testing.assert_close(
+        model.differentiable(*inputs, softness=0.2), hard - both, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_an_untrained_task_is_an_error_that_says_so(
+    make_run: Callable[..., Path], frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    tasks = [
+        {"name": "ef", "column": "outcome", "head": [16, 8]},
+        {"name": "opt", "column": "good", "kind": "binary", "head": [8]},
+        {"name": "aux", "column": "gappy", "head": [8]},
+        {"name": "safety", "column": "safety", "optional": True},  # the table has no such column
+    ]
+    model = RewardModel.load(
+        make_run(
+            tmp_path / "run", tasks=tasks, reward={"terms": [{"task": "safety", "weight": 0.2}]}
+        )
+    )
+    rows = model.inputs(frame)
+    for read in (
+        model.reward,
+        model.score,
+        lambda _: model.differentiable(rows.vectors, rows.string_id, rows.numeric, rows.category),
+    ):
+        with pytest.raises(
+            UnobservedTaskError, match=r"task 'safety' was not trained.*its table had no labels"
+        ):
+            read(frame)
+    assert "predicted_safety" not in model.predict(frame).columns
+
+
+def test_a_reward_that_is_not_there_or_misspelt_is_an_error(
+    plain: RewardModel, frame: pl.DataFrame
+) -> None:
+    with pytest.raises(ConfigError, match=r"has no reward\.terms"):
+        rewarding(plain, terms=()).reward(frame)
+    with pytest.raises(
+        ConfigError, match=r"'saftey', which is not among the tasks .*: ef, opt, aux"
+    ):
+        rewarding(plain, terms=(RewardTerm(task="saftey", weight=1.0),)).reward(frame)
