@@ -213,7 +213,7 @@ def _predict(trainer: Trainer, cache: Cache) -> Float[np.ndarray, "N T"]:
     """Return the test rows' predictions in raw units."""
     rows = load_rows(cache, "test", world().device)
     with trainer.model.autocast():
-        tables = [source.table() for source in trainer.sources]
+        tables = [source.vectors_of_all_strings() for source in trainer.sources]
     outputs = forward_rows(trainer.model, tables, rows, trainer.recipe.train.eval_batch_rows)
     return to_units(outputs, trainer.recipe.tasks, cache.scaling).cpu().numpy().astype(np.float64)
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from embedcache.errors import ConfigError
 
 EncodingMode = Literal["naive", "per_microbatch", "per_step", "prefix", "frozen"]
+Sharding = Literal["replicate", "shard"]  # all strings on every rank, or each rank its share
 Transform = Literal["identity", "log10", "log1p", "inverse_kelvin"]
 SPLITS = ("train", "validation", "test")
 ENCODING_MODES: tuple[EncodingMode, ...] = get_args(EncodingMode)
@@ -244,7 +245,7 @@ class EncoderConfig(Config):
     )
     pooling: Literal["mean", "cls"] = "mean"
     mode: EncodingMode = "per_step"
-    encode_sharding: Literal["replicate", "shard"] = Field(
+    encode_sharding: Sharding = Field(
         default="replicate",
         description=(
             "per_step and prefix on several ranks: every rank encodes all strings of a step, or"

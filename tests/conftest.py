@@ -195,7 +195,7 @@ def make_run(tiny_experiment: Path) -> RunMaker:
         names = [spec.name for spec in cache.layout.strings]
         with model.autocast():
             vectors = {
-                name: source.table().float()
+                name: source.vectors_of_all_strings().float()
                 for name, source in zip(names, make_sources(model, recipe, cache), strict=True)
             }
         records = [made_record(epoch) for epoch in (1, 2)]

@@ -46,7 +46,7 @@ from fusionnet.rows.tensors import RowTable, load_rows
 from fusionnet.train.checkpoint import save_checkpoint
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.runlog import peak_rss_bytes
-from fusionnet.trained.run import vectors_of
+from fusionnet.trained.run import vectors_of_all_strings
 
 REPOSITORY = Path(__file__).parents[2]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -143,7 +143,8 @@ def measure(folder: Path, precision: str, num_rows: int, num_runs: int) -> dict[
     run = model.run
     rows = load_rows(cache, "train").take(torch.arange(num_rows))
     vectors = [
-        vectors_of(run, spec.name, cache.strings(spec.name).text) for spec in cache.layout.strings
+        vectors_of_all_strings(run, spec.name, cache.strings(spec.name).text)
+        for spec in cache.layout.strings
     ]
     off = _off(RewardModel.load(folder / "run"), vectors, rows.take(torch.arange(2048)), run.model)
     products = roofline(run.recipe.model, PRECISIONS[precision])

@@ -21,7 +21,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from embedcache.encoder.tokens import TokenTable
 
 
-def deal_strings(lengths: Int[Tensor, " U"], num_ranks: int) -> list[Int[Tensor, " _"]]:
+def assign_strings(lengths: Int[Tensor, " U"], num_ranks: int) -> list[Int[Tensor, " _"]]:
     """Return the string numbers of each rank."""
     order = lengths.argsort(stable=True, descending=True)
     return [order[rank::num_ranks] for rank in range(num_ranks)]

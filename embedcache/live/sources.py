@@ -6,6 +6,11 @@ live ones that serve as yardsticks.
 `CachedVectors` reads what the cache holds. `PerRow` and `PerMicrobatch` encode as everybody's code
 does, per row or per micro-batch; `live.LiveEncoder` encodes once per optimizer step. All four give
 the same numbers with dropout off and fresh adapters.
+
+The vectors of all strings at once exist in three states. `Cache.strings(name).embeddings` are the
+frozen ones, of the encoder that built the cache. `VectorSource.vectors_of_all_strings()` are the
+present ones, in the middle of a training. `fusionnet.trained.run.vectors_of_all_strings` are those
+of a finished run, which also knows strings that its cache had not.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -42,7 +47,7 @@ class VectorSource(Protocol):
         encoder.
         """
 
-    def table(self) -> Float[Tensor, "S E"]:
+    def vectors_of_all_strings(self) -> Float[Tensor, "S E"]:
         """Return the present vectors of all strings, without graph (evaluation)."""
 
 
@@ -62,7 +67,7 @@ class CachedVectors:
     def end_step(self) -> None:
         """Nothing flows back."""
 
-    def table(self) -> Float[Tensor, "S E"]:
+    def vectors_of_all_strings(self) -> Float[Tensor, "S E"]:
         """Return the table."""
         return self._embeddings
 
@@ -80,7 +85,7 @@ class EncoderSource:
     def end_step(self) -> None:
         """Nothing to check: the graph of each micro-batch reaches the encoder itself."""
 
-    def table(self) -> Float[Tensor, "S E"]:
+    def vectors_of_all_strings(self) -> Float[Tensor, "S E"]:
         """Return the present vectors of all strings, encoded without graph, with dropout off."""
         training = self.encoder.training
         self.encoder.eval()

@@ -23,7 +23,6 @@ that would be lost is an UnfinishedStepError.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -31,7 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from embedcache.cache.reader import Cache
-from embedcache.config import EncoderConfig, LoraConfig
+from embedcache.config import EncoderConfig, LoraConfig, Sharding
 from embedcache.encoder.loading import encoding_key, load_encoder
 from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder
@@ -40,15 +39,13 @@ from embedcache.encoder.tokens import TokenTable
 from embedcache.errors import StaleCacheError, UnfinishedStepError
 from embedcache.live.bounded import Budget, encode_bounded, measure_budget
 from embedcache.live.sharding import (
+    assign_strings,
     average_gradients,
-    deal_strings,
     gather_vectors,
     own_strings,
     union,
 )
 from embedcache.live.sources import EncoderSource, RowVectors
-
-Sharding = Literal["replicate", "shard"]
 
 
 @dataclass
@@ -278,10 +275,10 @@ class LiveEncoder(EncoderSource):
         """Forget the present step, after an error or an interrupted epoch."""
         self._step = None
 
-    def table(self) -> Float[Tensor, "S E"]:
+    def vectors_of_all_strings(self) -> Float[Tensor, "S E"]:
         """Return the present vectors of all strings, encoded without graph, with dropout off."""
         self._refuse_unfinished("the last step")
-        return super().table()
+        return super().vectors_of_all_strings()
 
     def _send(self, step: _Step) -> None:
         """Send the accumulated gradient into the encoder, and average the encoder's gradients over
@@ -309,7 +306,7 @@ class LiveEncoder(EncoderSource):
         vectors of all.
         """
         rank, device = dist.get_rank(group), tokens.values.device
-        parts = deal_strings(tokens.lengths, dist.get_world_size(group))
+        parts = assign_strings(tokens.lengths, dist.get_world_size(group))
         own, num = own_strings(tokens, parts, rank)
         seed = int(torch.randint(2**62, ()))
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

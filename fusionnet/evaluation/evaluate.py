@@ -23,7 +23,7 @@ from embedcache.errors import RunError, StaleCacheError
 from fusionnet.metrics import Metrics, reaches, task_metrics
 from fusionnet.model.forward import forward_rows, to_units
 from fusionnet.rows.tensors import load_rows
-from fusionnet.trained.run import TrainedRun, vectors_of
+from fusionnet.trained.run import TrainedRun, vectors_of_all_strings
 
 MANY = 100  # groups; the metrics of fewer take well under two seconds
 MOST_NAMED = 12  # groups in one line of the summary
@@ -119,7 +119,8 @@ def evaluate_run(
     if rows.num_rows == 0:
         raise RunError(f"{cache.path} has no {split} rows")
     tables = [
-        vectors_of(run, spec.name, cache.strings(spec.name).text) for spec in cache.layout.strings
+        vectors_of_all_strings(run, spec.name, cache.strings(spec.name).text)
+        for spec in cache.layout.strings
     ]
     outputs = forward_rows(run.model, tables, rows, run.recipe.train.eval_batch_rows, progress)
     predictions = to_units(outputs, run.tasks, run.scaling).cpu().numpy().astype(np.float64)

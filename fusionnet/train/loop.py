@@ -251,7 +251,7 @@ def validate(trainer: Trainer) -> tuple[float, dict[str, dict[str, float | None]
 def string_tables(trainer: Trainer) -> list[Float[Tensor, "_ _"]]:
     """Return the present vectors of all strings, one table per string column."""
     with trainer.model.autocast():
-        return [source.table() for source in trainer.sources]
+        return [source.vectors_of_all_strings() for source in trainer.sources]
 
 
 def _save(trainer: Trainer, position: Position, files: RunFiles, moment: str) -> None:

@@ -93,7 +93,10 @@ def _blame(model: JointModel, sources: Sequence[VectorSource], rows: RowTable, s
     """
     with torch.no_grad():
         outputs = model.outputs(
-            [source.table() for source in sources], rows.string_id, rows.numeric, rows.category
+            [source.vectors_of_all_strings() for source in sources],
+            rows.string_id,
+            rows.numeric,
+            rows.category,
         )
     bad = rows.row[~outputs.isfinite().all(dim=1)]
     found = (

@@ -30,7 +30,7 @@ from embedcache.table.read import Table
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.forward import to_units
 from fusionnet.trained.frames import FrameInputs, frame_inputs, open_frame
-from fusionnet.trained.run import Moment, Precision, TrainedRun, load_run, vectors_of
+from fusionnet.trained.run import Moment, Precision, TrainedRun, load_run, vectors_of_all_strings
 
 BATCH_ROWS = 8192
 
@@ -221,7 +221,7 @@ class RewardModel:
     def _vectors(self, table: Table) -> list[Float[Tensor, "_ _"]]:
         """Return the vectors of a table's distinct strings, one matrix per string column."""
         return [
-            vectors_of(self.run, column.name, table.strings[column.name].text)
+            vectors_of_all_strings(self.run, column.name, table.strings[column.name].text)
             for column in self.run.data.strings
         ]
 

@@ -168,9 +168,12 @@ def load_run(
     )
 
 
-def vectors_of(run: TrainedRun, column: str, texts: Sequence[str]) -> Float[Tensor, "U E"]:
-    """Return the run's vectors of prepared strings: known ones from the run, new ones through its
-    encoder with its trained LoRA weights, once.
+def vectors_of_all_strings(
+    run: TrainedRun, column: str, texts: Sequence[str]
+) -> Float[Tensor, "U E"]:
+    """Return the run's vectors of all these prepared strings, in their order.
+
+    Known ones come from the run, new ones through its encoder with its trained LoRA weights, once.
     """
     known, table, learned = (
         run.strings[column],

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedcache.live.sharding import deal_strings
+from embedcache.live.sharding import assign_strings
 
 WORKER = Path(__file__).with_name("live_worker.py")
 sys.path.insert(0, str(WORKER.parent))
@@ -84,7 +84,7 @@ def test_weights_move_as_on_one_rank(
 @settings(max_examples=50, deadline=None)
 @given(lengths=st.lists(st.integers(3, 200), min_size=1, max_size=80), num_ranks=st.integers(1, 9))
 def test_each_string_is_dealt_once_and_work_is_even(lengths: list[int], num_ranks: int) -> None:
-    parts = deal_strings(torch.tensor(lengths), num_ranks)
+    parts = assign_strings(torch.tensor(lengths), num_ranks)
     assert sorted(torch.cat(parts).tolist()) == list(range(len(lengths)))
     assert max(len(part) for part in parts) - min(len(part) for part in parts) <= 1
     work = [sum(lengths[k] for k in part.tolist()) for part in parts]

@@ -126,7 +126,9 @@ def test_live_equals_cached_with_fresh_lora(tiny_encoder_folder: Path, tokens: T
     adapted = load_encoder(EncoderConfig(source=str(tiny_encoder_folder)))
     add_lora(adapted, LoraConfig())
     live = LiveEncoder(adapted, tokens)
-    torch.testing.assert_close(live.table(), cached.table(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        live.vectors_of_all_strings(), cached.vectors_of_all_strings(), rtol=1e-6, atol=1e-6
+    )
     ids = torch.tensor([4, 0, 4, 2])
     live.begin_step(ids, 1)
     vectors, index = live.read(ids)
@@ -196,7 +198,7 @@ def test_a_gradient_that_would_be_lost_is_an_error(
     with pytest.raises(UnfinishedStepError, match="never reached the encoder"):
         live.begin_step(ids, 2)
     with pytest.raises(UnfinishedStepError, match="never reached the encoder"):
-        live.table()
+        live.vectors_of_all_strings()
     live.abandon_step()
 
     live.begin_step(ids, 2)
@@ -254,16 +256,18 @@ def test_a_block_that_loses_a_gradient_is_an_error(
         fail_inside()
     with live.step(ids):
         live.vectors(ids).sum().backward()
-    live.table()
+    live.vectors_of_all_strings()
 
 
 def test_tables_are_made_without_dropout_and_leave_the_mode_alone(
     encoder: StringEncoder, tokens: TokenTable
 ) -> None:
     live = LiveEncoder(encoder.train(), tokens)
-    torch.testing.assert_close(live.table(), live.table(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        live.vectors_of_all_strings(), live.vectors_of_all_strings(), rtol=0, atol=0
+    )
     assert encoder.training
-    assert not live.table().requires_grad
+    assert not live.vectors_of_all_strings().requires_grad
 
 
 def test_the_documented_example_trains_the_encoder(
@@ -289,7 +293,7 @@ def test_from_cache_reads_strings_and_refuses_another_encoder(
     live = LiveEncoder.from_cache(cache, "polymer")
     # fresh adapters
     torch.testing.assert_close(
-        live.table(), cache.strings("polymer").embeddings, rtol=1e-5, atol=1e-5
+        live.vectors_of_all_strings(), cache.strings("polymer").embeddings, rtol=1e-5, atol=1e-5
     )
     ids = torch.from_numpy(cache.rows().string_id[:32, 0]).long()
     with live.step(ids):

@@ -31,7 +31,7 @@ from fusionnet.model.forward import forward_rows, to_units
 from fusionnet.rows.tensors import load_rows
 from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
 from fusionnet.trained import run
-from fusionnet.trained.run import load_run, trained_encoder, vectors_of
+from fusionnet.trained.run import load_run, trained_encoder, vectors_of_all_strings
 
 NEW = ["[*]CC([*])C(N)=O", "[*]OCC[*]"]
 RunMaker = Callable[..., Path]
@@ -86,7 +86,7 @@ def test_predictions_from_raw_units_equal_those_from_the_cache(
     trained, cache = load_run(made_run), open_cache(tiny_experiment.parent / "cache.zarr")
     rows = load_rows(cache, "test")
     tables = [
-        vectors_of(trained, spec.name, cache.strings(spec.name).text)
+        vectors_of_all_strings(trained, spec.name, cache.strings(spec.name).text)
         for spec in cache.layout.strings
     ]
     wanted = to_units(
@@ -150,10 +150,10 @@ def test_a_new_string_gets_the_vector_that_a_cache_with_it_would_give(
     model = build_model(recipe, wider_cache.layout, trained.scaling)
     model.load_state(trained.encoder_state)
     texts = wider_cache.strings("polymer").text
-    wanted = make_sources(model, recipe, wider_cache)[0].table()
+    wanted = make_sources(model, recipe, wider_cache)[0].vectors_of_all_strings()
     assert sum(text in trained.strings["polymer"] for text in texts) >= 5
     assert set(NEW) <= set(texts)
-    found = vectors_of(trained, "polymer", texts)
+    found = vectors_of_all_strings(trained, "polymer", texts)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     # no two strings share a vector
     assert (found.unsqueeze(0) - found.unsqueeze(1)).abs().amax(2).fill_diagonal_(1).min() > 1e-3
@@ -162,7 +162,8 @@ def test_a_new_string_gets_the_vector_that_a_cache_with_it_would_give(
 def test_lora_is_part_of_new_vectors(made_run: Path, make_run: RunMaker, tmp_path: Path) -> None:
     frozen = load_run(make_run(tmp_path / "frozen", encoder={"mode": "frozen"}))
     assert (
-        vectors_of(load_run(made_run), "polymer", NEW) - vectors_of(frozen, "polymer", NEW)
+        vectors_of_all_strings(load_run(made_run), "polymer", NEW)
+        - vectors_of_all_strings(frozen, "polymer", NEW)
     ).abs().max() > 0.01
 
 
@@ -178,8 +179,8 @@ def test_a_known_string_encoded_anew_gets_its_known_vector(
         vectors={**trained.vectors, "polymer": trained.vectors["polymer"][:0]},
     )
     torch.testing.assert_close(
-        vectors_of(forgetful, "polymer", texts),
-        vectors_of(trained, "polymer", texts),
+        vectors_of_all_strings(forgetful, "polymer", texts),
+        vectors_of_all_strings(trained, "polymer", texts),
         rtol=1e-5,
         atol=1e-5,
     )
@@ -200,15 +201,15 @@ def test_new_strings_are_encoded_once(made_run: Path, monkeypatch: pytest.Monkey
     )
     trained = load_run(made_run)
     known = next(iter(trained.strings["polymer"]))
-    first = vectors_of(trained, "polymer", [NEW[0], known, NEW[0]])
-    again = vectors_of(trained, "polymer", [known, NEW[0], NEW[1]])
-    vectors_of(trained, "partner", NEW)  # another column of the same encoder
+    first = vectors_of_all_strings(trained, "polymer", [NEW[0], known, NEW[0]])
+    again = vectors_of_all_strings(trained, "polymer", [known, NEW[0], NEW[1]])
+    vectors_of_all_strings(trained, "partner", NEW)  # another column of the same encoder
     assert encoded == [1, 1, 2]
     assert len(loaded) == 1
     torch.testing.assert_close(first[[1, 0]], again[:2], rtol=0, atol=0)
     torch.testing.assert_close(first[0], first[2], rtol=0, atol=0)
     monkeypatch.setattr(run, "MOST_REMEMBERED", 1)
-    vectors_of(trained, "polymer", NEW)
+    vectors_of_all_strings(trained, "polymer", NEW)
     assert list(trained.memory.vectors["polymer"]) == NEW[1:]
 
 
@@ -349,7 +350,7 @@ def test_cut_foreign_and_partial_checkpoints_are_refused(copy: Path) -> None:
         {**whole, "model_state_dict": {key: value for key, value in state.items() if key != lora}},
     )
     with pytest.raises(RunError, match=r"lora_B.* is missing"):
-        vectors_of(load_run(copy), "polymer", NEW)
+        vectors_of_all_strings(load_run(copy), "polymer", NEW)
     (copy / "tiny_best.pt").write_bytes((copy / "tiny_last.pt").read_bytes()[:2000])
     with pytest.raises(RunError, match="not a readable checkpoint"):
         load_run(copy)
