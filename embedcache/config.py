@@ -68,9 +68,12 @@ class NumericColumn(Config):
     if_null: float | None = Field(
         default=None, description="the value a null stands for; unset: a null is a violation"
     )
-    part: str = Field(
+    feature_group: str = Field(
         default="numeric",
-        description="the group of features it belongs to (for modality tokens and reports)",
+        description=(
+            "the group of features it belongs to: one token of fusion 'modality', one key of"
+            " model.feature_noise"
+        ),
     )
 
 

@@ -76,8 +76,9 @@ class ModelConfig(Config):
         default="joint",
         description=(
             "joint: a transformer over one token of all parts, as specified; modality: over [CLS]"
-            " and a token per string column, group of numeric features (data.numeric.part) and"
-            " category column; mlp: a residual MLP with as many parameters as joint"
+            " and a token per string column, group of numeric features"
+            " (data.numeric.feature_group) and category column; mlp: a residual MLP with as many"
+            " parameters as joint"
         ),
     )
     standardize_vectors: bool = Field(
@@ -109,9 +110,9 @@ class ModelConfig(Config):
     feature_noise: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict,
         description=(
-            "by data.numeric.part: standard deviation of Gaussian noise that training adds to the"
-            " standardised features of each row (Bishop 1995: it smooths the model along them); for"
-            " features of which there are few distinct values, as a patient's"
+            "by data.numeric.feature_group: standard deviation of Gaussian noise that training adds"
+            " to the standardised features of each row (Bishop 1995: it smooths the model along"
+            " them); for features of which there are few distinct values, as a patient's"
         ),
     )
 

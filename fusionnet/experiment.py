@@ -62,14 +62,14 @@ class Experiment(Config):
                     f"reward reads task '{part.task}', which is not among the tasks:"
                     f" {', '.join(names)}"
                 )
-        parts = list(dict.fromkeys(column.part for column in self.data.numeric))
-        for part in self.model.feature_noise:
-            if part not in parts:
+        groups = list(dict.fromkeys(column.feature_group for column in self.data.numeric))
+        for group in self.model.feature_noise:
+            if group not in groups:
                 raise ValueError(
-                    f"model.feature_noise names '{part}', which is not a part of data.numeric:"
-                    f" {', '.join(map(repr, parts))}"
+                    f"model.feature_noise names '{group}', which is no feature_group of"
+                    f" data.numeric: {', '.join(map(repr, groups))}"
                 )
-        if self.model.linear_skip and not parts:
+        if self.model.linear_skip and not groups:
             raise ValueError(
                 "model.linear_skip is a function of data.numeric, which has no columns"
             )

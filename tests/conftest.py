@@ -112,7 +112,7 @@ def tiny_config(folder: Path, encoder: Path) -> dict[str, Any]:
                 {"name": "partner", "column": "other"},
             ],
             "numeric": [
-                {"column": "x0", "part": "first"},
+                {"column": "x0", "feature_group": "first"},
                 {"column": "x1", "low": 0, "high": 100},
                 {"column": "x2", "transform": "log10"},
             ],

@@ -70,7 +70,7 @@ def activation_bytes(model: ModelConfig, tasks: tuple[Task, ...], layout: Layout
     )
     layer = 12 * width + 4 * wide
     if model.fusion == "modality":
-        num_groups = len({column.part for column in layout.numeric})
+        num_groups = len({column.feature_group for column in layout.numeric})
         # tokens, and their queries, keys and values
         layer = (1 + num_strings + num_groups + len(layout.categories)) * (layer + 3 * width)
     strings = num_strings * (3 * model.adapter_hidden + 6 * model.adapter_width)

@@ -76,7 +76,7 @@ def test_stage1_is_as_specified(repository: Path) -> None:
         ({"split": {"stratify_by": "y"}}, "not the column of a binary task"),
         (
             {"model": {"feature_noise": {"patient": 0.3}}},
-            "model.feature_noise names 'patient', which is not a part of data.numeric",
+            "model.feature_noise names 'patient', which is no feature_group of data.numeric",
         ),
         (
             {"model": {"linear_skip": True}},

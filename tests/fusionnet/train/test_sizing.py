@@ -57,7 +57,7 @@ def test_the_count_bounds_what_autograd_keeps_of_a_row(fusion: str, num_strings:
     network = FusionNetwork(config, TASKS, strings, len(PARTS), (8,), PARTS).train()
     layout = Layout.model_construct(
         strings=strings,
-        numeric=[SimpleNamespace(part=part) for part in PARTS],
+        numeric=[SimpleNamespace(feature_group=part) for part in PARTS],
         categories=[("kind", tuple("abcdefgh"))],
     )
     counted, found = (
