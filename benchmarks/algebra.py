@@ -20,7 +20,7 @@ from fusionnet.config import ModelConfig, Task
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.modality_tokens import ModalityFusion
 from fusionnet.model.network import FusionNetwork
-from fusionnet.model.single_token import JointFusion
+from fusionnet.model.single_token import SingleTokenFusion
 
 NUM_STRINGS, VECTOR_WIDTH, NUM_FEATURES, NUM_CATEGORIES, NUM_PARTS = 21, 600, 19, 8, 6
 TASKS = (
@@ -71,7 +71,7 @@ def transformers(num_rows: int) -> list[Pair]:
     layer = nn.TransformerEncoderLayer(*sizes, dropout=0.0, activation="gelu", batch_first=True)
     transformer = nn.TransformerEncoder(layer, FULL.num_layers, enable_nested_tensor=False)
     joint, modality = (
-        JointFusion(*sizes, FULL.num_layers, 0.0),
+        SingleTokenFusion(*sizes, FULL.num_layers, 0.0),
         ModalityFusion(NUM_PARTS, *sizes, FULL.num_layers, 0.0),
     )
     joint.load_transformer(transformer)

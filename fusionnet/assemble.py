@@ -24,7 +24,7 @@ from embedcache.scaling import Scaling
 from fusionnet.config import LossConfig, ModelConfig, Task, TrainConfig
 from fusionnet.model.loss import MultiTaskLoss
 from fusionnet.model.network import FusionNetwork
-from fusionnet.model.trainable import JointModel
+from fusionnet.model.trainable import TrainableModel
 
 # fp16 casts the whole module, inside the engine
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": None}
@@ -58,7 +58,7 @@ def build_model(
     scaling: Scaling,
     device: torch.device | str = "cpu",
     live: bool | None = None,
-) -> JointModel:
+) -> TrainableModel:
     """Return a freshly initialised model: seeded by `train.seed`, encoders with LoRA unless frozen
     (`live=False` leaves the encoders out).
 
@@ -85,7 +85,9 @@ def build_model(
         vector_scaling=scaling.vectors,
     )
     loss = MultiTaskLoss(recipe.tasks, scaling, recipe.loss)
-    return JointModel(encoders, network, loss, AUTOCAST_DTYPES[recipe.train.precision]).to(device)
+    return TrainableModel(encoders, network, loss, AUTOCAST_DTYPES[recipe.train.precision]).to(
+        device
+    )
 
 
 def encoder_of_column(recipe: Recipe, names: Sequence[str]) -> list[str]:
@@ -96,7 +98,7 @@ def encoder_of_column(recipe: Recipe, names: Sequence[str]) -> list[str]:
 
 
 def make_sources(
-    model: JointModel,
+    model: TrainableModel,
     recipe: Recipe,
     cache: Cache,
     device: torch.device | str = "cpu",

@@ -31,7 +31,7 @@ from embedcache.encoder.standin import write_standin
 from embedcache.encoder.tokens import TokenTable
 from fusionnet.assemble import Recipe, build_model, make_sources, observed_tasks
 from fusionnet.experiment import Experiment, load_experiment
-from fusionnet.model.trainable import JointModel
+from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable, load_rows
 from fusionnet.train.engine import Engine, World
 from fusionnet.train.loop import make_trainer
@@ -308,7 +308,7 @@ class Stepper:
         encoder._encode_padded, encoder._encode_packed = counted_padded, counted_packed
 
 
-def _change_source(model: JointModel, sources: list[Any], mode: Mode) -> None:
+def _change_source(model: TrainableModel, sources: list[Any], mode: Mode) -> None:
     """Make the yardsticks that training does not offer out of the naive source."""
     if mode.compiled:
         for encoder in model.encoders.values():
@@ -349,7 +349,7 @@ class PlainEngine(Engine):
     updated.
     """
 
-    def __init__(self, model: JointModel) -> None:
+    def __init__(self, model: TrainableModel) -> None:
         self.world, self.model = SimpleNamespace(rank=0, size=1, device=device()), model
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:

@@ -41,7 +41,7 @@ from fusionnet.model.constant import ConstantLinear
 from fusionnet.model.evaluator import CPU_BLOCK_ROWS
 from fusionnet.model.forward import forward_rows
 from fusionnet.model.network import FusionNetwork
-from fusionnet.model.trainable import JointModel
+from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable, load_rows
 from fusionnet.train.checkpoint import save_checkpoint
 from fusionnet.train.precision import multiplies_bf16
@@ -176,7 +176,7 @@ def measure(folder: Path, precision: str, num_rows: int, num_runs: int) -> dict[
 
 
 def _off(
-    exact: RewardModel, vectors: list[torch.Tensor], rows: RowTable, model: JointModel
+    exact: RewardModel, vectors: list[torch.Tensor], rows: RowTable, model: TrainableModel
 ) -> float:
     """Return the largest difference from the network's own fp32 outputs, in standard deviations of
     each output; refuse to time a wrong evaluator.
@@ -199,7 +199,7 @@ def _off(
 
 
 @torch.no_grad()
-def _plainly(model: JointModel, vectors: list[torch.Tensor], rows: RowTable) -> None:
+def _plainly(model: TrainableModel, vectors: list[torch.Tensor], rows: RowTable) -> None:
     """Evaluate rows by the network itself, which projects the strings in every batch and casts the
     weights in every batch.
     """

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from fusionnet.model.constant import ConstantLinear
 from fusionnet.model.modality_tokens import ModalityFusion, ModalityFusionLayer
 from fusionnet.model.network import FusionNetwork
-from fusionnet.model.single_token import JointFusion, JointFusionLayer, MLPLayer
+from fusionnet.model.single_token import MLPLayer, SingleTokenFusion, SingleTokenFusionLayer
 
 CPU_BLOCK_ROWS = 1024  # the widest activation of a block stays near the caches
 
@@ -106,7 +106,7 @@ class RowEvaluator:
         # [D, sum of the parts' widths], with what the first layer adds to it
         self._weight = projection.weight.float()
         self._bias = None if projection.bias is None else projection.bias.float()
-        if isinstance(fusion, JointFusion) and len(fusion.layers):
+        if isinstance(fusion, SingleTokenFusion) and len(fusion.layers):
             matrix, offset = _single_token_attention(fusion.layers[0])
             matrix += torch.eye(len(matrix), device=matrix.device)
             self._weight, self._bias = matrix @ self._weight, matrix @ self._bias + offset
@@ -132,7 +132,7 @@ class RowEvaluator:
         """Return the projected parts of all strings, one table per string column, and of all
         categories, one per category column.
 
-        For a joint token they are to be summed, and the first of them holds the bias; for modality
+        For a single token they are to be summed, and the first of them holds the bias; for modality
         tokens each has its own.
         """
         network, weights = self._network, self._part_weights()
@@ -263,7 +263,7 @@ def _rounded(num_rows: int) -> int:
 
 
 def _single_token_attention(
-    layer: JointFusionLayer,
+    layer: SingleTokenFusionLayer,
 ) -> tuple[Float[Tensor, "D D"], Float[Tensor, " D"]]:
     """Return output projection after value projection as one matrix and one offset; multiplied in
     float64, so that nothing is lost but the last rounding.
@@ -275,7 +275,7 @@ def _single_token_attention(
 
 
 def _summed(gathered: Sequence[Tensor], numbers: Sequence[Tensor]) -> Float[Tensor, "B D"]:
-    """Return the joint token; the gathered rows are fresh, so they are added to in place."""
+    """Return the single token; the gathered rows are fresh, so they are added to in place."""
     x = gathered[0]
     for part in (*gathered[1:], *numbers):
         x += part

@@ -10,13 +10,13 @@ from tqdm import tqdm
 from embedcache.scaling import Scaling
 from fusionnet.config import Task
 from fusionnet.model.evaluator import RowEvaluator
-from fusionnet.model.trainable import JointModel
+from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable
 
 
 @torch.no_grad()
 def forward_rows(
-    model: JointModel,
+    model: TrainableModel,
     tables: Sequence[Float[Tensor, "_ _"]],
     rows: RowTable,
     batch_rows: int,

@@ -15,12 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionnet.model.single_token import JointFusionLayer, init_attention
+from fusionnet.model.single_token import SingleTokenFusionLayer, init_attention
 
 
-class ModalityFusionLayer(JointFusionLayer):
-    """`nn.TransformerEncoderLayer` (post-norm, GELU): the joint layer, with the queries and keys
-    that several tokens need.
+class ModalityFusionLayer(SingleTokenFusionLayer):
+    """`nn.TransformerEncoderLayer` (post-norm, GELU): the single token's, with queries and keys.
 
     A bias of the keys would add the same to all of a query's scores, which softmax does not see;
     its gradient would be rounding, which Adam turns into motion. So there is none.

@@ -4,7 +4,7 @@ out (specification, 4.1).
 The input projection W [v; p; c] is a sum W_v v + W_p p + W_c c of parts. Its string part is
 computed once per distinct string where no dropout is drawn per row (evaluation), its category part
 always once per category; rows gather them as late as that. One weight matrix holds all parts, as
-specified. The joint token is the sum of the parts; modality tokens are the parts themselves, and
+specified. The single token is the sum of the parts; modality tokens are the parts themselves, and
 their numbers are encoded group by group.
 """
 
@@ -22,7 +22,7 @@ from fusionnet.kernels import gather_add
 from fusionnet.model.adapters import LinearSkip, NumericEncoder, StringAdapter
 from fusionnet.model.heads import Heads
 from fusionnet.model.modality_tokens import ModalityFusion
-from fusionnet.model.single_token import JointFusion, MLPFusion
+from fusionnet.model.single_token import MLPFusion, SingleTokenFusion
 
 
 class Part(NamedTuple):
@@ -122,12 +122,12 @@ class FusionNetwork(nn.Module):
             self.fusion(
                 [part.on_rows() for part in parts]
                 if isinstance(self.fusion, ModalityFusion)
-                else self.joint_token(parts)
+                else self.single_token(parts)
             )
         )
         return outputs if self.linear_skip is None else outputs + self.linear_skip(numeric)
 
-    def joint_token(self, parts: Sequence[Part]) -> Float[Tensor, "B D"]:
+    def single_token(self, parts: Sequence[Part]) -> Float[Tensor, "B D"]:
         """Return `projection(concat(strings, numbers, categories))` from its parts."""
         tables = [(part.projected, part.index) for part in parts if part.index is not None]
         return gather_add(
@@ -205,7 +205,7 @@ def _groups(num_numeric: int, parts: Sequence[str]) -> dict[str, list[int]]:
     return groups
 
 
-def _fusion(config: ModelConfig, num_parts: int) -> JointFusion | ModalityFusion | MLPFusion:
+def _fusion(config: ModelConfig, num_parts: int) -> SingleTokenFusion | ModalityFusion | MLPFusion:
     """Return the fusion that the config names."""
     transformer = (
         config.fusion_width,
@@ -216,7 +216,7 @@ def _fusion(config: ModelConfig, num_parts: int) -> JointFusion | ModalityFusion
     )
     match config.fusion:
         case "joint":
-            return JointFusion(*transformer)
+            return SingleTokenFusion(*transformer)
         case "modality":
             return ModalityFusion(num_parts, *transformer)
         case "mlp":
@@ -226,7 +226,7 @@ def _fusion(config: ModelConfig, num_parts: int) -> JointFusion | ModalityFusion
 
 
 _NAMES = {
-    JointFusion: "fusion transformer",
+    SingleTokenFusion: "fusion transformer",
     ModalityFusion: "fusion transformer over modality tokens",
     MLPFusion: "fusion MLP",
 }

@@ -1,4 +1,4 @@
-"""The fusion transformer over one joint token, without the arithmetic that cannot matter
+"""The fusion transformer over one token, without the arithmetic that cannot matter
 (specification, 4.2.5), and the plain MLP to compare it with.
 
 The specification feeds `nn.TransformerEncoder` a sequence of length 1. Softmax over a single key is
@@ -23,7 +23,7 @@ from embedcache.encoder.dropout import dropout
 from fusionnet.model.adapters import drop_heads
 
 
-class JointFusionLayer(nn.Module):
+class SingleTokenFusionLayer(nn.Module):
     """`nn.TransformerEncoderLayer` (post-norm, GELU) on sequences of length 1."""
 
     def __init__(self, width: int, num_heads: int, feedforward: int, dropout: float) -> None:
@@ -79,7 +79,7 @@ class JointFusionLayer(nn.Module):
             other.load_state_dict(mine.state_dict())
 
 
-class JointFusion(nn.Module):
+class SingleTokenFusion(nn.Module):
     """`nn.TransformerEncoder` on sequences of length 1, then LayerNorm."""
 
     def __init__(
@@ -87,7 +87,8 @@ class JointFusion(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            JointFusionLayer(width, num_heads, feedforward, dropout) for _ in range(num_layers)
+            SingleTokenFusionLayer(width, num_heads, feedforward, dropout)
+            for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(width)
 
@@ -110,7 +111,7 @@ class JointFusion(nn.Module):
 
 class MLPLayer(nn.Module):
     """The feed-forward half of a transformer layer (post-norm, GELU), so wide that it has as many
-    parameters as a `JointFusionLayer`.
+    parameters as a `SingleTokenFusionLayer`.
     """
 
     def __init__(self, width: int, feedforward: int, dropout: float) -> None:
@@ -128,7 +129,7 @@ class MLPLayer(nn.Module):
 
 
 class MLPFusion(nn.Module):
-    """A residual MLP with as many layers and parameters as the joint fusion."""
+    """A residual MLP with as many layers and parameters as the single-token fusion."""
 
     def __init__(self, width: int, feedforward: int, num_layers: int, dropout: float) -> None:
         super().__init__()
@@ -155,8 +156,9 @@ def init_attention(projection: nn.Linear) -> None:
 
 
 def mlp_hidden(width: int, feedforward: int) -> int:
-    """Return the hidden width at which an MLP layer's parameters are closest to a joint layer's:
-    what attention and one norm would take goes into it.
+    """Return the hidden width at which an MLP layer has about a single-token layer's parameters.
+
+    What attention and one norm would take goes into it.
     """
     attention, norm = 2 * width * (width + 1), 2 * width
     return feedforward + round((attention + norm) / (2 * width + 1))
@@ -168,7 +170,7 @@ def _stacked(projection: Tensor) -> Tensor:
 
 
 def _pairs(
-    own: JointFusionLayer, theirs: nn.TransformerEncoderLayer
+    own: SingleTokenFusionLayer, theirs: nn.TransformerEncoderLayer
 ) -> list[tuple[nn.Module, nn.Module]]:
     names = ("norm1", "linear1", "linear2", "norm2")
     return [

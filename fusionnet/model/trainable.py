@@ -18,7 +18,7 @@ from fusionnet.model.loss import LossParts, MultiTaskLoss
 from fusionnet.model.network import FusionNetwork
 
 
-class JointModel(nn.Module):
+class TrainableModel(nn.Module):
     """Encoders (by the name of the first string column that they read), fusion network and
     multi-task loss.
     """

@@ -21,7 +21,7 @@ from fusionnet.assemble import Recipe, build_model, make_sources
 from fusionnet.config import OptimConfig
 from fusionnet.metrics import task_metrics
 from fusionnet.model.forward import forward_rows, to_units
-from fusionnet.model.trainable import JointModel
+from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import RowSource
 from fusionnet.rows.streaming import open_rows
@@ -47,7 +47,7 @@ class Trainer:
     optim: OptimConfig
     cache: Cache
     world: World
-    model: JointModel
+    model: TrainableModel
     engine: Engine
     sources: list[VectorSource]
     plan: StepPlan

@@ -14,7 +14,7 @@ from torch import Tensor
 from embedcache.errors import NonFiniteLossError
 from embedcache.live.sources import VectorSource
 from fusionnet.model.loss import LossParts
-from fusionnet.model.trainable import JointModel
+from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable
 from fusionnet.train.engine import Engine
 
@@ -35,7 +35,7 @@ def optimizer_step(
     not finite (except in fp16, which skips the step and rescales).
     """
     model, world = engine.model, engine.world
-    assert isinstance(model, JointModel)
+    assert isinstance(model, TrainableModel)
     denominators = rows.loss_denominators()
     torch.manual_seed(_step_seed(seed, step, 0))
     with model.autocast():
@@ -65,7 +65,7 @@ def optimizer_step(
 
 def _micro_batch_loss(
     engine: Engine,
-    model: JointModel,
+    model: TrainableModel,
     sources: Sequence[VectorSource],
     batch: RowTable,
     denominators: Float[Tensor, " T"],
@@ -87,7 +87,9 @@ def _micro_batch_loss(
     return parts.total * engine.world.size, parts
 
 
-def _blame(model: JointModel, sources: Sequence[VectorSource], rows: RowTable, step: int) -> str:
+def _blame(
+    model: TrainableModel, sources: Sequence[VectorSource], rows: RowTable, step: int
+) -> str:
     """Return a message naming the rows whose outputs are not finite, as far as they can be told
     apart.
     """

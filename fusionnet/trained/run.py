@@ -35,7 +35,7 @@ from fusionnet.assemble import (
     observed_tasks,
 )
 from fusionnet.config import LossConfig, ModelConfig, RewardConfig, RunConfig, Task, TrainConfig
-from fusionnet.model.trainable import JointModel
+from fusionnet.model.trainable import TrainableModel
 from fusionnet.train.checkpoint import load_checkpoint
 
 Moment = Literal["best", "final", "last"]
@@ -81,7 +81,7 @@ class TrainedRun:
     scaling: Scaling
     identity: dict[str, str]
     records: list[dict[str, Any]]
-    model: JointModel  # network and loss; encoders are loaded when a new string asks for one
+    model: TrainableModel  # network and loss; encoders are loaded when a new string asks for one
     strings: dict[str, dict[str, int]]  # per string column: text -> row of `vectors`
     vectors: dict[str, Float[Tensor, "_ _"]]
     encoder_state: dict[str, Tensor]
@@ -290,7 +290,7 @@ def _build(
     scaling: Scaling,
     device: torch.device | str,
     precision: Precision,
-) -> JointModel:
+) -> TrainableModel:
     """Return the model without encoders, its weights still to be loaded."""
     chosen = Recipe(
         recipe.tasks,

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from embedcache.cache.reader import open_cache
 from fusionnet.assemble import Recipe, build_model, observed_tasks
 from fusionnet.experiment import load_experiment
-from fusionnet.model.trainable import JointModel
+from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable, load_rows
 
 SIZES = (33, 7, 64, 2)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def run(
-    model: JointModel, tables: list[torch.Tensor], rows: RowTable, size: int
+    model: TrainableModel, tables: list[torch.Tensor], rows: RowTable, size: int
 ) -> list[torch.Tensor]:
     """Return the outputs of some rows and the gradients of all weights and vectors."""
     batch = rows.take(torch.arange(size))

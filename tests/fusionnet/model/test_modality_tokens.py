@@ -1,5 +1,5 @@
 """Modality tokens are `nn.TransformerEncoder` over [CLS] and the parts of a row; the MLP is as
-large as the joint fusion; groups are the config's.
+large as the single-token fusion; groups are the config's.
 """
 
 import pytest
@@ -9,7 +9,7 @@ from torch import nn
 from fusionnet.config import ModelConfig, Task
 from fusionnet.model.modality_tokens import ModalityFusion, ModalityFusionLayer
 from fusionnet.model.network import FusionNetwork
-from fusionnet.model.single_token import JointFusion, JointFusionLayer, MLPFusion
+from fusionnet.model.single_token import MLPFusion, SingleTokenFusion, SingleTokenFusionLayer
 
 WIDTH, HEADS, FEEDFORWARD, LAYERS, PARTS = 32, 4, 64, 3, 5
 SMALL = ModelConfig(
@@ -108,15 +108,15 @@ def test_attention_matters() -> None:
     assert (fusion(parts) - before).abs().max() > 0.01
 
 
-def test_with_a_single_token_it_is_the_joint_layer() -> None:
+def test_with_a_single_token_it_is_the_single_token_layer() -> None:
     torch.manual_seed(0)
-    joint, layer = (
-        JointFusionLayer(WIDTH, HEADS, FEEDFORWARD, 0.0),
+    single, layer = (
+        SingleTokenFusionLayer(WIDTH, HEADS, FEEDFORWARD, 0.0),
         ModalityFusionLayer(WIDTH, HEADS, FEEDFORWARD, 0.0),
     )
-    layer.load_state_dict(joint.state_dict(), strict=False)
+    layer.load_state_dict(single.state_dict(), strict=False)
     x = torch.randn(7, WIDTH)
-    torch.testing.assert_close(layer(x.unsqueeze(1)).squeeze(1), joint(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer(x.unsqueeze(1)).squeeze(1), single(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_bias_of_the_keys_does_not_matter() -> None:
@@ -157,10 +157,13 @@ def test_dropout_has_the_transformers_distribution() -> None:
 
 
 @pytest.mark.parametrize(("width", "feedforward"), [(32, 48), (512, 2048), (48, 1000)])
-def test_the_mlp_has_as_many_parameters_as_the_joint_fusion(width: int, feedforward: int) -> None:
-    joint, mlp = JointFusion(width, 4, feedforward, 3, 0.1), MLPFusion(width, feedforward, 3, 0.1)
-    sizes = [sum(parameter.numel() for parameter in module.parameters()) for module in (joint, mlp)]
-    assert abs(sizes[1] - sizes[0]) < 0.02 * sizes[0]
+def test_the_mlp_has_as_many_parameters_as_the_transformer(width: int, feedforward: int) -> None:
+    transformer = SingleTokenFusion(width, 4, feedforward, 3, 0.1)
+    mlp = MLPFusion(width, feedforward, 3, 0.1)
+    wanted, found = (
+        sum(parameter.numel() for parameter in module.parameters()) for module in (transformer, mlp)
+    )
+    assert abs(found - wanted) < 0.02 * wanted
 
 
 def network(fusion: str, dropout: float = 0.1) -> FusionNetwork:

@@ -1,4 +1,4 @@
-"""The joint fusion is `nn.TransformerEncoder` on sequences of length 1: same function, same
+"""The single-token fusion is `nn.TransformerEncoder` on sequences of length 1: same function, same
 gradients, weights load both ways.
 """
 
@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from fusionnet.model.adapters import drop_heads
-from fusionnet.model.single_token import JointFusion
+from fusionnet.model.single_token import SingleTokenFusion
 
 WIDTH, HEADS, FEEDFORWARD, LAYERS = 32, 4, 64, 3
 
 
-def pair(dropout: float = 0.0) -> tuple[JointFusion, nn.TransformerEncoder]:
+def pair(dropout: float = 0.0) -> tuple[SingleTokenFusion, nn.TransformerEncoder]:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(
         WIDTH, HEADS, FEEDFORWARD, dropout=dropout, activation="gelu", batch_first=True
@@ -21,7 +21,7 @@ def pair(dropout: float = 0.0) -> tuple[JointFusion, nn.TransformerEncoder]:
     for parameter in transformer.parameters():
         # the layers are clones of one; biases and norms must matter too
         nn.init.normal_(parameter, std=0.3)
-    fusion = JointFusion(WIDTH, HEADS, FEEDFORWARD, LAYERS, dropout)
+    fusion = SingleTokenFusion(WIDTH, HEADS, FEEDFORWARD, LAYERS, dropout)
     fusion.load_transformer(transformer)
     return fusion, transformer
 
@@ -89,7 +89,7 @@ def test_attention_dropout_has_the_transformers_distribution() -> None:
 
 def test_initialisation_has_the_transformers_scale() -> None:
     torch.manual_seed(0)
-    fusion = JointFusion(256, 8, 512, 1, 0.0)
+    fusion = SingleTokenFusion(256, 8, 512, 1, 0.0)
     transformer = nn.TransformerEncoderLayer(256, 8, 512, batch_first=True)
     ours = fusion.layers[0]
     theirs = transformer.self_attn
