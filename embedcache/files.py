@@ -1,7 +1,10 @@
-"""Files that are there whole or not at all, and their digests."""
+"""Files and folders that are there whole or not at all, and the digests of files."""
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,34 +13,48 @@ BLOCK_BYTES = 1 << 22
 LARGE_BYTES = 1 << 31  # about two seconds of hashing
 
 
+@contextmanager
+def atomic_write(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` to write a file or a folder at, which becomes `target` at the
+    end.
+
+    A kill or an error leaves what was there before; what was written is on disk before it takes
+    the name, so a power cut leaves the old content or the new. A folder cannot take the name of
+    another in one step: the old one is moved aside (`.old`) first and deleted last.
+    """
+    partial, old = (target.with_name(f"{target.name}.{suffix}") for suffix in ("partial", "old"))
+    _remove(partial)  # of a writer that was killed
+    try:
+        yield partial
+        for path in [partial, *partial.rglob("*")]:
+            sync(path)
+        if target.is_dir():
+            _remove(old)
+            target.rename(old)
+        partial.replace(target)
+        sync(target.parent)
+    finally:
+        _remove(partial)
+    _remove(old)
+
+
 def write_atomically(file: Path, content: bytes) -> None:
     """Write a small file so that it is there whole or not at all."""
-    draft = file.with_name(file.name + ".draft")
-    with draft.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(file)
-    sync_folder(file.parent)
+    with atomic_write(file) as partial:
+        partial.write_bytes(content)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or the renames inside a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def sync_file(file: Path) -> None:
-    """Make a file's content survive a power cut."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
 def file_digest(file: Path) -> str:
-    """Return the sha256 of a file, read in blocks."""
+    """Return the sha256 of a file as `sha256sum` prints it, with a progress bar for a large one."""
     digest = hashlib.sha256()
     size = file.stat().st_size
     bar = tqdm(
@@ -47,8 +64,17 @@ def file_digest(file: Path) -> str:
         desc=f"hashing {file.name}",
         disable=None if size > LARGE_BYTES else True,
     )
+    # not hashlib.file_digest: it reads into a buffer of its own, which tqdm.wrapattr cannot count
     with file.open("rb") as stream, bar:
         while block := stream.read(BLOCK_BYTES):
             digest.update(block)
             bar.update(len(block))
     return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from polars.io.plugins import register_io_source
 from tqdm import tqdm
 
 from embedcache.errors import UserError
+from embedcache.files import atomic_write
 from fusionnet.commands.command import run_job
 from jobs.cohort.generate import cohort_frames
 
@@ -115,17 +116,16 @@ def write_table(
 ) -> None:
     """Stream frames into a Parquet or CSV file, published by rename."""
     schema = next(make_frames()).schema
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lazy = register_io_source(
             lambda with_columns, predicate, n_rows, batch_size: make_frames(), schema=schema
         )
-        if kind == "csv":
-            lazy.sink_csv(partial)
-        else:
-            lazy.sink_parquet(partial, compression="zstd")
-        partial.replace(path)
+        with atomic_write(path) as partial:
+            if kind == "csv":
+                lazy.sink_csv(partial)
+            else:
+                lazy.sink_parquet(partial, compression="zstd")
     except OSError as error:
         raise UserError(f"{name} cannot be written: {error}") from None
 

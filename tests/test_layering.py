@@ -25,7 +25,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "scaling": {"config"},
         "table": {"config", "errors", "scaling"},
         "split": {"config", "errors", "table"},
-        "encoder": {"config", "errors"},
+        "encoder": {"config", "errors", "files"},
         "cache": {"config", "errors", "files", "scaling", "table", "encoder"},
         "build": {"config", "errors", "files", "ranks", "scaling"}
         | {"table", "split", "encoder", "cache"},

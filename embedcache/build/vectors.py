@@ -31,6 +31,7 @@ from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.model import StringEncoder, encode_all
 from embedcache.encoder.tokens import TokenTable
 from embedcache.errors import CacheError, EncoderError, RankError, UserError
+from embedcache.files import atomic_write
 from embedcache.ranks import Ranks
 
 PIECE = 512  # strings per file: about this much is encoded again after a kill
@@ -248,10 +249,9 @@ def _free_name(folder: Path, rank: int) -> Path:
 
 
 def _save_piece(file: Path, texts: list[str], vectors: np.ndarray) -> None:
-    draft = file.with_suffix(".draft")
-    with draft.open("wb") as stream:
+    # a stream: for a path np.savez would choose a name that ends in .npz
+    with atomic_write(file) as partial, partial.open("wb") as stream:
         np.savez(stream, text=np.array(texts), vectors=vectors)
-    draft.replace(file)
 
 
 def _refuse_non_finite(vectors: np.ndarray, texts: list[str]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.errors import CorruptCacheError, MissingCacheError
-from embedcache.files import file_digest, sync_file, write_atomically
+from embedcache.files import file_digest, sync, write_atomically
 
 ROOT = "zarr.json"
 MOST_NAMED = 8  # files in one message
@@ -34,7 +34,7 @@ def seal(folder: Path, attributes: Mapping[str, Any]) -> None:
             "bytes": file.stat().st_size,
             "sha256": file_digest(file),
         }
-        sync_file(file)
+        sync(file)
     content = {**attributes, "complete": True, "files": files}
     document = {
         "attributes": {**content, "digest": _digest_of(content)},

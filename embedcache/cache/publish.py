@@ -27,7 +27,7 @@ import filelock
 
 from embedcache.cache import manifest
 from embedcache.errors import BusyCacheError, CacheError, UserError
-from embedcache.files import sync_folder, write_atomically
+from embedcache.files import sync, write_atomically
 
 WAIT_S = 10.0  # for another builder, before saying who it is
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -156,7 +156,7 @@ def publish(places: Places) -> None:
     if places.path.exists():
         places.path.rename(places.replaced)
     places.store.rename(places.path)
-    sync_folder(places.path.parent)
+    sync(places.path.parent)
     clean_up(places)
 
 

@@ -14,6 +14,7 @@ from embedcache.config import EncoderConfig
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokenizer import load_tokenizer, tokenizer_digest
 from embedcache.errors import EncoderError
+from embedcache.files import file_digest
 
 
 def load_encoder(config: EncoderConfig) -> StringEncoder:
@@ -90,8 +91,7 @@ def encoder_digest(config: EncoderConfig) -> str:
             raise EncoderError(
                 f"{config.source} has no config.json, so it is not a Hugging Face model folder"
             )
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+        digest.update(bytes.fromhex(file_digest(file)))
     return digest.hexdigest()
 
 

@@ -8,7 +8,6 @@ folder is marked, and every result made with it says so.
 """
 
 import json
-import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from embedcache.encoder.tokenizer import PREFIX, UNKNOWN, build_tokenizer, wrap
 from embedcache.errors import EncoderError
+from embedcache.files import atomic_write
 
 Size = Literal["polybert", "tiny"]
 MARK = "standin.json"
@@ -58,25 +58,22 @@ def write_standin(folder: Path, size: Size, seed: int = 0) -> None:
         raise EncoderError(
             f"{folder} holds files that are not a stand-in encoder; choose another folder"
         )
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = DebertaV2Model(_config(size))
     transformers_logging.disable_progress_bar()
-    model.save_pretrained(partial)
-    wrap(build_tokenizer(published_pieces())).save_pretrained(partial)
-    (partial / "spm.model").write_bytes(sentencepiece_model())
     mark = {
         "size": size,
         "seed": seed,
         "weights": "random",
         "note": "polyBERT's architecture and tokenizer without its weights",
     }
-    (partial / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with atomic_write(folder) as partial:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial)
+        wrap(build_tokenizer(published_pieces())).save_pretrained(partial)
+        (partial / "spm.model").write_bytes(sentencepiece_model())
+        (partial / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
 
 
 def is_standin(source: Path | str) -> bool:

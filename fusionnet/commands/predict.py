@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from embedcache.errors import TableError, UserError
+from embedcache.files import atomic_write
 from fusionnet import RewardModel
 
 
@@ -93,12 +94,12 @@ def write_scores(
         first.write_parquet(parts / "00000000.parquet")
         for number, batch in enumerate(batches, start=1):
             batch.write_parquet(parts / f"{number:08d}.parquet")
-        rows, whole = pl.scan_parquet(sorted(parts.iterdir()), glob=False), parts / "whole"
-        if as_csv:
-            rows.sink_csv(whole)
-        else:
-            rows.sink_parquet(whole)
-        whole.replace(target)
+        rows = pl.scan_parquet(sorted(parts.iterdir()), glob=False)
+        with atomic_write(target) as partial:
+            if as_csv:
+                rows.sink_csv(partial)
+            else:
+                rows.sink_parquet(partial)
         return (
             rows.select(pl.len().alias("rows"), *(pl.col(name).mean() for name in added))
             .collect(engine="streaming")

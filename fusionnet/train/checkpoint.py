@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from embedcache.errors import RunError
+from embedcache.files import atomic_write
 
 FORMAT_VERSION = 3
 # What zipfile raises on bytes that changed: in the directory, in a local header (struct, EOF), in a
@@ -37,25 +38,20 @@ _DAMAGE = (
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint so that a kill at any point leaves the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save({"format_version": FORMAT_VERSION, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    # a stream: for a path torch.save would write its name into the file
+    with atomic_write(path) as partial, partial.open("wb") as stream:
+        torch.save({"format_version": FORMAT_VERSION, **content}, stream)
 
 
 def link_checkpoint(source: Path, target: Path) -> None:
     """Publish the present content of `source` under a second name, atomically; a link where the
     file system has them, else a copy.
     """
-    partial = target.with_name(target.name + ".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:
-        shutil.copyfile(source, partial)
-    partial.replace(target)
+    with atomic_write(target) as partial:
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

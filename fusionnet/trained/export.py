@@ -5,8 +5,6 @@ Everything is made from the best checkpoint as it lies on disk, and written besi
 then put in place by rename.
 """
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from safetensors.torch import save
 
 from embedcache.encoder.lora import save_adapter
 from embedcache.encoder.tokenizer import load_tokenizer
-from embedcache.files import write_atomically
+from embedcache.files import atomic_write, write_atomically
 from fusionnet.assemble import encoder_of_column
 from fusionnet.config import Task
 from fusionnet.metrics import BINARY_METRICS, REGRESSION_METRICS
@@ -34,15 +32,11 @@ def export_run(folder: Path) -> None:
     for name in keys:
         suffix = "" if len(keys) == 1 else f"_{name}"
         if run.recipe.mode != "frozen":
-            _replace(
-                folder / f"adapter{suffix}",
-                lambda target, name=name: _write_adapter(run, name, target),
-            )
+            with atomic_write(folder / f"adapter{suffix}") as partial:
+                _write_adapter(run, name, partial)
         config = run.recipe.encoders[names.index(name)]
-        _replace(
-            folder / f"tokenizer{suffix}",
-            lambda target, config=config: load_tokenizer(config).save_pretrained(target),
-        )
+        with atomic_write(folder / f"tokenizer{suffix}") as partial:
+            load_tokenizer(config).save_pretrained(partial)
     weights = {
         key: value.detach().contiguous().cpu() for key, value in run.model.state_dict().items()
     }
@@ -210,17 +204,3 @@ def _with_unit(task: Task) -> str:
 
 def _bound(value: float | None) -> str:
     return "any" if value is None else f"{value:g}"
-
-
-def _replace(target: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder beside its final name, then put it in place; an earlier one is moved aside
-    first and deleted last.
-    """
-    partial, old = (target.with_name(f"{target.name}.{suffix}") for suffix in ("partial", "old"))
-    for rest in (partial, old):
-        shutil.rmtree(rest, ignore_errors=True)
-    write(partial)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

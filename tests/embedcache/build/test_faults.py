@@ -428,7 +428,7 @@ def test_a_refused_write_is_a_clear_error(
 
 @pytest.mark.parametrize(
     "step",
-    [(manifest, "_sync", 1), (vectors, "_save_piece", 1), (writer.StoreWriter, "add_rows", 2)],
+    [(manifest, "sync", 1), (vectors, "_save_piece", 1), (writer.StoreWriter, "add_rows", 2)],
     ids=lambda step: step[1],
 )
 def test_a_disk_that_fills_at_any_step(study: Any, step: tuple[Any, str, int]) -> None:
