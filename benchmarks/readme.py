@@ -1,4 +1,5 @@
-"""Write the measured numbers of benchmarks/results into the README, so that none is typed.
+"""Write what was measured: texts and pictures of benchmarks/results, benchmarks/README.md and the
+block of README.md, so that no number is typed.
 
 A benchmark without a published result is named as not measured. Quick runs are never published, so
 they never come here.
@@ -6,72 +7,112 @@ they never come here.
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from benchmarks.__main__ import BENCHMARKS, STUDIES, module_of
 from benchmarks.harness.publish import machine, number, table
-from benchmarks.harness.stamp import RESULTS
+from benchmarks.harness.stamp import REPOSITORY, RESULTS
 from benchmarks.quality import ORACLE, SHOWN, mean_sd
 from embedcache.errors import UserError
 
-README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- results: written by `python -m benchmarks readme` -->", "<!-- end of results -->"
-FOLDER = "benchmarks/results"
+GRADIENT_TEST = "tests/embedcache/live/test_step.py"
 
 
 def main(words: list[str]) -> None:
-    """Replace the README's part between the two marks."""
+    """Redraw all results and replace the two READMEs' parts between the marks."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks readme", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--readme", type=Path, default=README)
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="a folder of published results"
+        prog="python -m benchmarks readme", description=__doc__.split(":")[0]
     )
     parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; fail where the README does not hold what the results say",
+        "--root", type=Path, default=REPOSITORY, help="a checkout: README.md and benchmarks/"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where a text would change"
     )
     arguments = parser.parse_args(words)
-    text = arguments.readme.read_text(encoding="utf-8")
-    if START not in text or END not in text:
-        raise UserError(f"{arguments.readme} lacks the marks {START} and {END}")
-    before, after = text.split(START)[0], text.split(END)[1]
-    wanted = f"{before}{START}\n{results(arguments.results)}\n{END}{after}"
-    if not arguments.check:
-        arguments.readme.write_text(wanted, encoding="utf-8")
-    elif wanted != text:
-        raise UserError(
-            f"{arguments.readme} does not hold what {arguments.results} says; write it with: python"
-            " -m benchmarks readme"
+    folder = arguments.root / RESULTS.relative_to(REPOSITORY)
+    texts = {
+        arguments.root / "README.md": headline(folder),
+        arguments.root / "benchmarks" / "README.md": results(folder),
+    }
+    wanted = {file: _between_marks(file, text) for file, text in texts.items()}
+    for file, module in published(folder):
+        found = _read(file)
+        wanted[file.with_suffix(".md")] = module.as_markdown(found)
+        if not arguments.check:
+            module.draw(found, file.with_suffix(".png"))
+    for file, text in wanted.items():
+        if not arguments.check:
+            file.write_text(text, encoding="utf-8")
+        elif not file.is_file() or file.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{file} does not hold what the results say; write it with:"
+                " python -m benchmarks readme"
+            )
+
+
+def published(folder: Path) -> Iterator[tuple[Path, ModuleType]]:
+    """Yield the JSON files that full runs left, each with the benchmark that wrote it."""
+    for file in sorted(folder.glob("*.json")):
+        if file.stem.endswith("_quick"):
+            continue
+        names = [
+            name
+            for name in (*BENCHMARKS, *STUDIES)
+            if file.stem == name or file.stem.startswith(f"{name}_")
+        ]
+        if not names:
+            raise UserError(f"{file}: no benchmark writes such a file")
+        yield file, module_of(max(names, key=len))
+
+
+def _between_marks(file: Path, text: str) -> str:
+    """Return a README with the text between its marks."""
+    old = file.read_text(encoding="utf-8")
+    if START not in old or END not in old:
+        raise UserError(f"{file} lacks the marks {START} and {END}")
+    return f"{old.split(START)[0]}{START}\n{text}\n{END}{old.split(END)[1]}"
+
+
+def headline(folder: Path = RESULTS) -> str:
+    """Return the three numbers of the top README, with links from the repository's root."""
+    link = RESULTS.relative_to(REPOSITORY)
+    lines = []
+    step, stage1 = folder / "throughput_bf16.json", folder / "stage1.json"
+    if step.is_file():
+        found = _read(step)
+        lines.append(
+            f"- **{found['speedup']['per_step_vs_naive_128']:,.0f} x** the rows per second of"
+            f" padded per-row encoding, {found['precision']}, {found['hardware']['cores']} cores"
+            f" ([throughput]({link}/{step.stem}.md))"
         )
+    lines.append(f"- gradients of per-row encoding, exact to **1e-5** ([test]({GRADIENT_TEST}))")
+    if stage1.is_file():
+        found = _read(stage1)
+        lines.append(
+            f"- Stage 1, 447,480 rows, 15 epochs: **{found['seconds'] / 60:.0f} min** on"
+            f" {found['hardware']['cores']} cores ([all metrics]({link}/{stage1.stem}.md))"
+        )
+    return "\n".join(lines)
 
 
 def results(folder: Path = RESULTS) -> str:
-    """Return the section's text."""
-    steps = sorted(folder.glob("throughput_*.json"))
-    steps = [file for file in steps if not file.stem.endswith("_quick")]
-    known = {file.stem for file in steps}
+    """Return the section of benchmarks/README.md, with links from there."""
+    steps = [file for file in sorted(folder.glob("throughput_*.json")) if "_quick" not in file.stem]
     parts = [_throughput(steps)] if steps else [_absent("throughput")]
     for name, section in SECTIONS.items():
         file = folder / f"{name}.json"
-        known.add(name)
-        parts.append(
-            section(_read(file), (folder / f"{name}.png").is_file())
-            if file.is_file()
-            else _absent(name)
-        )
-    others = sorted(
-        file.stem
-        for file in folder.glob("*.json")
-        if file.stem not in known and not file.stem.endswith("_quick")
-    )
+        picture = (folder / f"{name}.png").is_file()
+        parts.append(section(_read(file), picture) if file.is_file() else _absent(name))
+    shown = {file.stem for file in steps} | SECTIONS.keys()
+    others = [file.stem for file, _ in published(folder) if file.stem not in shown]
     if others:
-        parts.append(
-            "Also measured: " + ", ".join(f"[{name}]({FOLDER}/{name}.md)" for name in others) + "."
-        )
+        links = ", ".join(f"[{name}](results/{name}.md)" for name in others)
+        parts.append(f"Also measured: {links}.")
     return "\n\n".join(parts)
 
 
@@ -90,7 +131,7 @@ def _absent(name: str) -> str:
 
 
 def _picture(words: str, name: str, there: bool) -> list[str]:
-    return ["", f"![{words}]({FOLDER}/{name}.png)"] if there else []
+    return ["", f"![{words}](results/{name}.png)"] if there else []
 
 
 def _throughput(files: list[Path]) -> str:
@@ -100,7 +141,7 @@ def _throughput(files: list[Path]) -> str:
         (
             f"One optimizer step of {first['batch_rows']:,} rows, 21 distinct strings, polyBERT's"
             f" size with LoRA, {first['precision']}, {machine(first)}"
-            f" ([how]({FOLDER}/{files[0].stem}.md)):"
+            f" ([how](results/{files[0].stem}.md)):"
         ),
         "",
     ]
@@ -147,7 +188,7 @@ def _compared(file: Path) -> tuple[str, ...]:
     found = _read(file)
     speedup, share = found["speedup"], found["bound"]["naive_128"]["share_reached"]
     return (
-        f"[{found['precision']}, {machine(found)}]({FOLDER}/{file.stem}.md)",
+        f"[{found['precision']}, {machine(found)}](results/{file.stem}.md)",
         number(found["modes"]["per_step"]["rows_per_s"]),
         f"{speedup['per_step_vs_naive_128']:,.0f} ({share:.0%} of the bound)",
         f"{speedup['per_step_vs_naive_longest']:,.0f}",
@@ -164,7 +205,7 @@ def _sweeps(found: dict[str, Any], picture: bool) -> str:
         (
             f"Speed-up against distinct strings (made ones, {middle['tokens'] / middle['x']:.0f}"
             f" tokens each), steps of {found['rows']:,} rows, {found['precision']} ([all"
-            f" sweeps]({FOLDER}/sweeps.md)):"
+            f" sweeps](results/sweeps.md)):"
         ),
         "",
     ]
@@ -211,7 +252,7 @@ def _peers(found: dict[str, Any], picture: bool) -> str:
     lines = [
         (
             f"The same training in other people's loops, {found['precision']}; equal weights, rows"
-            f" and micro-batches, losses compared at every step ([how]({FOLDER}/peers.md)); whole"
+            f" and micro-batches, losses compared at every step ([how](results/peers.md)); whole"
             f" batch: the step that Stage 1 takes.{absent}"
         ),
         "",
@@ -225,7 +266,7 @@ def _scaling(found: dict[str, Any], picture: bool) -> str:
     return (
         "A cost model fitted on measured steps predicts steps that it never saw with a median"
         f" error of {held['median']:.0%} (largest {held['largest']:.0%}); [what it projects for"
-        f" clusters and large tables]({FOLDER}/scaling.md) rests on assumed GPU rates, stated"
+        f" clusters and large tables](results/scaling.md) rests on assumed GPU rates, stated"
         " there."
     )
 
@@ -236,7 +277,7 @@ def _stage1(found: dict[str, Any], picture: bool) -> str:
             "Stage 1 at full size as specified (447,480 rows, 15 epochs,"
             f" {found['train']['precision']}, {found['hardware']['cores']} cores): {_took(found)}."
             " Test patients that training never saw ([epochs and all"
-            f" metrics]({FOLDER}/stage1.md)):"
+            f" metrics](results/stage1.md)):"
         ),
         "",
     ]
@@ -258,7 +299,7 @@ def _stage1_modality(found: dict[str, Any], picture: bool) -> str:
     lines = [
         (
             f"The same with `configs/stage1_modality.yaml` ({changed}): {_took(found)}, R2"
-            f" {share:.1%} of the oracle's ([all]({FOLDER}/stage1_modality.md)):"
+            f" {share:.1%} of the oracle's ([all](results/stage1_modality.md)):"
         ),
         "",
     ]
@@ -320,7 +361,7 @@ def _quality(found: dict[str, Any], picture: bool) -> str:
         (
             f"Quality beside baselines: reference cohort scaled down, {found['seeds']} seeds that"
             " deal patients or strings anew, mean ± standard deviation on test rows"
-            f" ([how]({FOLDER}/quality.md)):"
+            f" ([how](results/quality.md)):"
         ),
         "",
         *table(header, [*cells, ("best model", *best)]),
@@ -349,7 +390,7 @@ def _electrolyte(found: dict[str, Any], picture: bool) -> str:
         (
             "Real table: ionic conductivity of polymer electrolytes, log10 S/cm, stand-in encoder,"
             " mean absolute error ± standard deviation over seeds, and R2, on test rows"
-            f" ([how]({FOLDER}/electrolyte.md))."
+            " ([how](results/electrolyte.md))."
         ),
         "",
         *table(

@@ -26,7 +26,7 @@ PACKAGES = (
     "rdkit",
 )
 REPOSITORY = Path(__file__).parents[2]
-RESULTS = Path(__file__).with_name("results")
+RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
 def stamp() -> dict[str, Any]:

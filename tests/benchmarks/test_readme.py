@@ -1,10 +1,10 @@
-"""The README holds what the results say, whatever has been measured; quick runs never come there,
+"""The READMEs hold what the results say, whatever has been measured; quick runs never come there,
 and never over what was published.
 """
 
 import json
-import subprocess
-import sys
+import re
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,28 @@ from typing import Any
 import pytest
 
 from benchmarks import readme
+from benchmarks.__main__ import BENCHMARKS, STUDIES, main, module_of
 from benchmarks.harness.publish import number, output_path
 from benchmarks.harness.stamp import RESULTS
 from benchmarks.quality import ORACLE, REFERENCE, as_markdown, draw, mean_sd, variants
 from benchmarks.studies import electrolyte
 from embedcache.errors import UserError
+from fusionnet.commands.command import run_job
+
+THREE = ("throughput_bf16", "stage1")
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "README.md").write_text(f"before\n{readme.START}\nold\n{readme.END}\nafter\n")
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "benchmarks"):
+        (folder / "README.md").write_text(f"before\n{readme.START}\nold\n{readme.END}\nafter\n")
     return tmp_path
 
 
-def written(folder: Path) -> str:
-    readme.main(["--readme", str(folder / "README.md"), "--results", str(folder)])
-    return (folder / "README.md").read_text()
+def written(root: Path) -> str:
+    readme.main(["--root", str(root)])
+    return (root / "benchmarks" / "README.md").read_text()
 
 
 def quality() -> dict[str, Any]:
@@ -58,8 +64,8 @@ def quality() -> dict[str, Any]:
     }
 
 
-def test_what_was_not_measured_is_said(folder: Path) -> None:
-    text = written(folder)
+def test_what_was_not_measured_is_said(root: Path) -> None:
+    text = written(root)
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
@@ -67,29 +73,54 @@ def test_what_was_not_measured_is_said(folder: Path) -> None:
         assert f"`python -m benchmarks {name}`: not measured." in text
 
 
-def test_numbers_come_from_the_json_and_writing_twice_changes_nothing(folder: Path) -> None:
-    (folder / "quality.json").write_text(json.dumps(quality()))
-    (folder / "quality.png").write_bytes(b"")
-    (folder / "kernels.json").write_text("{}")
-    (folder / "quality_quick.json").write_text("{}")
-    text = written(folder)
+def test_numbers_come_from_the_json_and_writing_twice_changes_nothing(root: Path) -> None:
+    results = root / "benchmarks" / "results"
+    (results / "quality.json").write_text(json.dumps(quality()))
+    shutil.copy(RESULTS / "store.json", results)
+    (results / "quality_quick.json").write_text("{}")
+    written(root)
+    text = written(root)  # now that there is a picture
     assert "1.100 ± 0.141" in text
     # the least error; the oracle is no model
     assert "| best model | boosting, strings one-hot |" in text
     assert "![Error" in text
-    assert "Also measured: [kernels](benchmarks/results/kernels.md)." in text
+    assert "Also measured: [store](results/store.md)." in text
     assert "quick" not in text
-    assert written(folder) == text
-    readme.main(["--readme", str(folder / "README.md"), "--results", str(folder), "--check"])
-    (folder / "quality.json").write_text(json.dumps({**quality(), "seeds": 3}))
+    assert written(root) == text
+    readme.main(["--root", str(root), "--check"])
+    for file, word in (
+        ("benchmarks/README.md", "1.100"),
+        ("README.md", "1e-5"),
+        ("benchmarks/results/store.md", "Parquet"),
+    ):
+        kept = (root / file).read_text()
+        (root / file).write_text(kept.replace(word, "typed"))
+        with pytest.raises(UserError, match="does not hold"):
+            readme.main(["--root", str(root), "--check"])
+        (root / file).write_text(kept)
+    (results / "quality.json").write_text(json.dumps({**quality(), "seeds": 3}))
     with pytest.raises(UserError, match="does not hold"):
-        readme.main(["--readme", str(folder / "README.md"), "--results", str(folder), "--check"])
+        readme.main(["--root", str(root), "--check"])
 
 
-def test_a_quick_run_is_refused(folder: Path) -> None:
-    (folder / "quality.json").write_text(json.dumps({**quality(), "quick": True}))
+def test_the_top_readme_has_three_numbers_and_their_sources(repository: Path) -> None:
+    found = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in THREE}
+    lines = readme.headline().splitlines()
+    assert len(lines) == 3
+    speedup = found["throughput_bf16"]["speedup"]["per_step_vs_naive_128"]
+    assert f"**{speedup:.0f} x**" in lines[0]
+    assert f"**{found['stage1']['seconds'] / 60:.0f} min**" in lines[2]
+    for line in lines:
+        (link,) = re.findall(r"\]\((.+?)\)", line)
+        assert (repository / link).is_file()
+
+
+def test_a_quick_run_is_refused(root: Path) -> None:
+    (root / "benchmarks" / "results" / "quality.json").write_text(
+        json.dumps({**quality(), "quick": True})
+    )
     with pytest.raises(UserError, match="quick run"):
-        written(folder)
+        written(root)
 
 
 def test_every_published_result_can_be_shown() -> None:
@@ -116,27 +147,24 @@ def test_a_quick_run_writes_beside_the_published_result() -> None:
     assert output_path("sweeps", Namespace(json=Path("x.json"), quick=True)) == Path("x.json")
 
 
-def test_the_list_and_a_wrong_name(repository: Path) -> None:
-    listed = subprocess.run(
-        [sys.executable, "-m", "benchmarks"],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+def test_the_list_and_a_wrong_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks"])
+    main()
+    listed = capsys.readouterr().out
     for name in ("throughput", "sweeps", "peers", "scaling", "quality", "electrolyte", "readme"):
-        assert f"  {name} " in listed.stdout
-    assert (
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks", "speed"],
-            cwd=repository,
-            capture_output=True,
-            timeout=120,
-            check=False,
-        ).returncode
-        == 2
-    )
+        assert f"  {name} " in listed
+    monkeypatch.setattr("sys.argv", ["benchmarks", "nope"])
+    with pytest.raises(SystemExit) as ended:
+        run_job(main)
+    assert ended.value.code == 2
+    assert "no benchmark nope" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*BENCHMARKS, *STUDIES])
+def test_each_name_is_a_module(name: str) -> None:
+    assert {"main", "as_markdown", "draw"} <= vars(module_of(name)).keys()
 
 
 def test_quality_says_differences_seed_by_seed(tmp_path: Path) -> None:

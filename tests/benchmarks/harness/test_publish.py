@@ -3,7 +3,6 @@ what the JSON says, parts that a run leaves alone.
 """
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
 import benchmarks.harness.stamp
-from benchmarks import redraw
+from benchmarks import readme
 from benchmarks.harness.publish import COLORS, Panel, draw_bars, draw_panel, machine, with_kept
 from benchmarks.harness.stamp import RESULTS, stamp
 from embedcache.errors import UserError
@@ -112,27 +111,28 @@ def test_a_result_is_dirty_where_code_differs_from_its_commit_and_only_there(
     assert benchmarks.harness.stamp._commit() == f"{clean}-dirty"
 
 
-def test_published_texts_and_pictures_are_what_the_json_says(tmp_path: Path) -> None:
-    for file in RESULTS.glob("*.json"):
-        if not file.stem.endswith("_quick"):
-            shutil.copy(file, tmp_path)
-    redraw.main(["--results", str(tmp_path)])
-    for file in tmp_path.glob("*.json"):
-        assert file.with_suffix(".md").read_text() == (RESULTS / f"{file.stem}.md").read_text(), (
-            f"{file.stem}: python -m benchmarks redraw"
-        )
-        assert file.with_suffix(".png").stat().st_size > 5000
-        assert (RESULTS / f"{file.stem}.png").is_file()
+def test_published_texts_are_what_the_json_says(repository: Path) -> None:
+    readme.main(["--root", str(repository), "--check"])
+    for file, _ in readme.published(RESULTS):
+        assert file.with_suffix(".png").is_file()
+
+
+@pytest.mark.parametrize("name", ["throughput_fp32", "build"])
+def test_published_pictures_can_be_drawn_again(name: str, tmp_path: Path) -> None:
+    file, module = next(each for each in readme.published(RESULTS) if each[0].stem == name)
+    module.draw(json.loads(file.read_text()), tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5000
 
 
 def test_each_result_belongs_to_the_benchmark_of_its_name(tmp_path: Path) -> None:
-    for name in ("stage1_modality", "throughput_bf16", "sweeps", "sweeps_quick"):
+    for name in ("stage1_modality", "throughput_bf16", "sweeps", "sweeps_quick", "build"):
         (tmp_path / f"{name}.json").write_text("{}")
-    assert {file.stem: module.__name__ for file, module in redraw.published(tmp_path)} == {
+    assert {file.stem: module.__name__ for file, module in readme.published(tmp_path)} == {
+        "build": "benchmarks.studies.build",
         "stage1_modality": "benchmarks.stage1",
         "sweeps": "benchmarks.sweeps",
         "throughput_bf16": "benchmarks.throughput",
     }
     (tmp_path / "speed.json").write_text("{}")
     with pytest.raises(UserError, match="no benchmark writes"):
-        list(redraw.published(tmp_path))
+        list(readme.published(tmp_path))
