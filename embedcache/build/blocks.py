@@ -9,12 +9,16 @@ from jaxtyping import Int8
 
 from embedcache.cache.layout import RowBlock
 from embedcache.config import DataConfig, TargetColumn
-from embedcache.split.assign import Deal, labels_of
-from embedcache.table.read import Table
+from embedcache.split.assign import Assignment, labels_of
+from embedcache.table.table import Table
 
 
 def row_blocks(
-    table: Table, data: DataConfig, dealt: Deal, targets: tuple[TargetColumn, ...], num_rows: int
+    table: Table,
+    data: DataConfig,
+    dealt: Assignment,
+    targets: tuple[TargetColumn, ...],
+    num_rows: int,
 ) -> Iterator[RowBlock]:
     """Yield one file in order, `num_rows` rows at a time; `targets` are those of the cache, of
     which the file may lack some.

@@ -4,8 +4,8 @@ those before it.
 Building a cache of several files is building one of the first file and appending the others to it,
 in this one place. So an appended cache equals, bit for bit, one that is built from all files at
 once, and what was trained on the rows before can be continued: they keep their place, their string
-ids, their codes and their split. What the files so far leave for the next is names (`Known`) and
-counts (`SplitTally`); both can be read from a cache.
+ids, their codes and their split. What the files so far leave for the next is names (`Vocabularies`)
+and counts (`SplitTally`); both can be read from a cache.
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,11 @@ from embedcache.build.blocks import reblocked, row_blocks
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config import DataConfig, SplitConfig, TargetColumn
-from embedcache.split.assign import Deal, count, deal, left_out
+from embedcache.split.assign import Assignment, assign_splits, count_rows, left_out_column
 from embedcache.split.tally import SplitTally
-from embedcache.table.read import Table, read_table
-from embedcache.table.vocabulary import NOTHING, Known
+from embedcache.table.read import read_table
+from embedcache.table.table import Table
+from embedcache.table.vocabulary import NO_VOCABULARIES, Vocabularies
 
 ROWS_PER_BLOCK = 1 << 19
 
@@ -30,7 +31,7 @@ class Part:
     """One file, and where its rows go."""
 
     table: Table
-    dealt: Deal
+    dealt: Assignment
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Parts:
     @property
     def num_rows(self) -> int:
         """N."""
-        return self.last.names.num_rows
+        return self.last.vocabularies.num_rows
 
     def num_strings(self, name: str) -> list[int]:
         """Return how many distinct strings of a column are known in front of the first file, and
@@ -99,33 +100,34 @@ def read_parts(
     Raises TableError for the first file that breaks the config, SplitError where the outcome is
     unusable.
     """
-    known, tally, done = NOTHING, SplitTally((), 0, {}, (), ()), 0
+    known, tally, done = NO_VOCABULARIES, SplitTally((), 0, {}, (), ()), 0
     if base is not None:
         known, tally = names_of(base), tally_of(base)
         done = len(base.identity.files)
     files = []
     for file in data.files[done:]:
         table = read_table(file, data, targets, split, known)
-        known = table.names
+        known = table.vocabularies
         num_strings = {name: len(texts) for name, texts in known.strings.items()}
         tally = tally.grown(known.strata, len(known.groups), num_strings, table.targets)
-        dealt = deal(table, data, split, tally)
-        count(tally, table, dealt)
+        dealt = assign_splits(table, data, split, tally)
+        count_rows(tally, table, dealt)
         files.append(Part(table, dealt))
     tally.check(
-        split.strategy, left_out(data, split) if split.strategy == "leave_strings_out" else None
+        split.strategy,
+        left_out_column(data, split) if split.strategy == "leave_strings_out" else None,
     )
     return Parts(base, tuple(files), tally)
 
 
-def names_of(cache: Cache) -> Known:
+def names_of(cache: Cache) -> Vocabularies:
     """Return the names in a cache, as its last file left them for the next."""
     layout = cache.layout
     stratum = np.zeros(len(layout.groups), dtype=np.int64)
     if layout.groups and layout.strata:
         for block in _blocks_of(cache):
             stratum[block.group] = block.stratum
-    return Known(
+    return Vocabularies(
         num_rows=layout.num_rows,
         targets=frozenset(target.name for target in layout.targets),
         strings={spec.name: tuple(cache.strings(spec.name).text) for spec in layout.strings},

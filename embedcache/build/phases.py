@@ -82,7 +82,7 @@ class Build:
             categories=table.categories,
             targets=table.targets,
             absent_targets=table.absent_targets,
-            groups=table.names.groups,
+            groups=table.vocabularies.groups,
             strata=table.strata,
             facets=table.facets,
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from embedcache.config import SPLITS, Config, EncoderConfig, NumericColumn, TargetColumn
 from embedcache.encoder.tokens import TokenTable
-from embedcache.table.vocabulary import Names
+from embedcache.table.vocabulary import Vocabulary
 
 
 class StringSpec(Config):
@@ -35,12 +35,12 @@ class Layout(Config):
     num_rows: int
     strings: tuple[StringSpec, ...]
     numeric: tuple[NumericColumn, ...]
-    categories: tuple[Names, ...]
+    categories: tuple[Vocabulary, ...]
     targets: tuple[TargetColumn, ...]  # those that the table has labels for
     absent_targets: tuple[str, ...]
     groups: tuple[str, ...]
     strata: tuple[str, ...]
-    facets: tuple[Names, ...]
+    facets: tuple[Vocabulary, ...]
     splits: dict[str, int] = Field(
         default_factory=lambda: {name: code for code, name in enumerate(SPLITS)}
     )

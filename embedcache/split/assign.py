@@ -18,15 +18,15 @@ from jaxtyping import Bool, Float32, Int8, Int64
 
 from embedcache.config import SPLITS, DataConfig, SplitConfig, TargetColumn
 from embedcache.errors import ConfigError
-from embedcache.split.folds import deal_few, deal_groups, deal_rows
+from embedcache.split.folds import assign_few, assign_groups, assign_rows
 from embedcache.split.tally import SplitTally
-from embedcache.table.read import Table
+from embedcache.table.table import Table
 
 ROWS_PER_BLOCK = 1 << 19
 
 
 @dataclass(frozen=True)
-class Deal:
+class Assignment:
     """The split of every row of a file, by the place of its value in column `key`, or by its own
     place if `key` is None.
     """
@@ -43,27 +43,29 @@ class Deal:
         )
 
 
-def deal(table: Table, data: DataConfig, split: SplitConfig, tally: SplitTally) -> Deal:
+def assign_splits(
+    table: Table, data: DataConfig, split: SplitConfig, tally: SplitTally
+) -> Assignment:
     """Return the split of every row of a file, given what was counted in the files before it;
     raises SplitError where a first file cannot be dealt.
 
     The tally has room for the file's names; it is read here, and counted on by `count`.
     """
     if split.strategy == "column":
-        return Deal("split", np.arange(len(SPLITS), dtype=np.int8))
+        return Assignment("split", np.arange(len(SPLITS), dtype=np.int8))
     if split.strategy == "random":
         few = table.first_row and table.num_rows < split.folds
         ones = np.ones(table.num_rows, dtype=np.int64)
-        return Deal(
+        return Assignment(
             None,
             (
-                deal_few(ones, tally.rows.sum(1), split)
+                assign_few(ones, tally.rows.sum(1), split)
                 if few
-                else deal_rows(_row_labels(table, split), split, table.first_row)
+                else assign_rows(_row_labels(table, split), split, table.first_row)
             ),
         )
     if split.strategy == "leave_strings_out":
-        column = left_out(data, split)
+        column = left_out_column(data, split)
         strings, spellings = table.strings[column], table.spellings[column]
         counts = np.zeros((len(strings.text), spellings.counts.shape[1]), dtype=np.int64)
         np.add.at(counts, strings.id_of_spelling, spellings.counts)
@@ -77,13 +79,13 @@ def deal(table: Table, data: DataConfig, split: SplitConfig, tally: SplitTally) 
             f"distinct {column} string",
             (),
         )
-        return Deal(f"string:{column}", codes[strings.id_of_spelling])
+        return Assignment(f"string:{column}", codes[strings.id_of_spelling])
     if table.groups is None:
         raise ConfigError(
             "split.strategy 'group' needs data.group, the column whose values must not straddle"
             " splits"
         )
-    return Deal(
+    return Assignment(
         "group",
         _deal_new(
             table.groups.counts,
@@ -97,7 +99,7 @@ def deal(table: Table, data: DataConfig, split: SplitConfig, tally: SplitTally) 
     )
 
 
-def count(tally: SplitTally, table: Table, dealt: Deal) -> None:
+def count_rows(tally: SplitTally, table: Table, dealt: Assignment) -> None:
     """Count what the rows of one file bring to each split."""
     columns = [f"string:{name}" for name in table.strings] + [
         f"target:{target.name}" for target in table.targets
@@ -128,7 +130,7 @@ def labels_of(block: pl.DataFrame, targets: tuple[TargetColumn, ...]) -> Float32
     return labels
 
 
-def left_out(data: DataConfig, split: SplitConfig) -> str:
+def left_out_column(data: DataConfig, split: SplitConfig) -> str:
     """Return the string column whose strings are left out."""
     names = [column.name for column in data.strings]
     if split.string is not None and split.string not in names:
@@ -153,16 +155,16 @@ def _deal_new(
     """
     codes, known = seen.argmax(0).astype(np.int8), seen.any(0)
     if not known.any():
-        return deal_groups(counts, stratum, split, what, strata)
+        return assign_groups(counts, stratum, split, what, strata)
     for value in np.unique(stratum[~known]):
         members = np.flatnonzero(~known & (stratum == value))
         if len(members) >= split.folds:
-            codes[members] = deal_groups(counts[members], stratum[members], split, what, strata)
+            codes[members] = assign_groups(counts[members], stratum[members], split, what, strata)
             continue
         placed, mates = rows[:, value].copy(), np.flatnonzero(known & (stratum == value))
         # the rows that this very file brings to known groups
         np.add.at(placed, codes[mates], counts[mates].sum(1))
-        codes[members] = deal_few(counts[members].sum(1), placed, split)
+        codes[members] = assign_few(counts[members].sum(1), placed, split)
     return codes
 
 

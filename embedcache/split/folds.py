@@ -47,7 +47,7 @@ def shares(config: SplitConfig) -> Float[np.ndarray, "3"]:
     return folds / config.folds
 
 
-def deal_rows(
+def assign_rows(
     label: Int8[np.ndarray, " N"], config: SplitConfig, first_row: int = 0
 ) -> Int8[np.ndarray, " N"]:
     """Return the split of each row, dealt at random inside each value of `label`; fold sizes differ
@@ -72,7 +72,7 @@ def deal_rows(
     return split
 
 
-def deal_groups(
+def assign_groups(
     counts: Int64[np.ndarray, "G K"],
     stratum: Int[np.ndarray, " G"],
     config: SplitConfig,
@@ -99,7 +99,7 @@ def deal_groups(
     return split_of_fold(fold, config)
 
 
-def deal_few(
+def assign_few(
     num_rows: Int[np.ndarray, " G"], placed: Int[np.ndarray, "3"], config: SplitConfig
 ) -> Int8[np.ndarray, " G"]:
     """Return the split of each of a few groups: the largest first, each to the split whose rows are

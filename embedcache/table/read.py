@@ -5,20 +5,15 @@ knows the names in the files before it. Reading one means: open it, turn every c
 into its canonical form (`columns`), check all laws in one streaming pass (`violations`), take a
 census of all text columns (which values, how many rows), and raise one TableError with everything
 that is wrong. Nothing is written before that.
-
-The rows themselves are never held: `Table.blocks` streams them, every text already replaced by its
-place among the values of its column: those of the files before in their order, then the new ones,
-sorted.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 
 from embedcache.config import (
-    SPLITS,
     CategoryColumn,
     DataConfig,
     SplitConfig,
@@ -30,88 +25,18 @@ from embedcache.table.checks import count_of, first_rows, nearest, rows_text, ru
 from embedcache.table.columns import Canonical, canonical_columns
 from embedcache.table.reader import Source, open_source
 from embedcache.table.strings import DistinctStrings, distinct_strings
-from embedcache.table.vocabulary import NOTHING, Census, Known, Names, after_known, followed_by
+from embedcache.table.table import Table
+from embedcache.table.vocabulary import (
+    NO_VOCABULARIES,
+    Census,
+    Vocabularies,
+    Vocabulary,
+    after_known,
+    followed_by,
+)
 
 MOST_FACETS = 10_000  # distinct values of a report_by column: each is a line of a report
 MOST_LINES = 10  # of one kind in the report of violations
-
-
-@dataclass(frozen=True)
-class Table:
-    """A file that keeps its config, and the names of everything in it and in the files before
-    it.
-    """
-
-    frame: pl.LazyFrame  # canonical columns
-    # their names; a target without a column here has no labels in this file
-    columns: frozenset[str]
-    first_row: int  # rows in the files before
-    # whether any range of rows can be read alone: not from a CSV, nor where rows are left out
-    in_slices: bool
-    num_rows: int
-    targets: tuple[TargetColumn, ...]
-    absent_targets: tuple[str, ...]
-    strings: dict[str, DistinctStrings]
-    spellings: dict[str, Census]  # of each string column, as the table writes it
-    categories: tuple[Names, ...]
-    facets: tuple[Names, ...]
-    strata: tuple[str, ...]
-    groups: Census | None
-    # rows left out by data.exclude_rows; other row numbers count the rows that remain
-    num_excluded: int = 0
-
-    @property
-    def names(self) -> Known:
-        """What a file after this one knows."""
-        return Known(
-            num_rows=self.first_row + self.num_rows,
-            targets=frozenset(target.name for target in self.targets),
-            strings={name: found.text for name, found in self.strings.items()},
-            categories=dict(self.categories),
-            facets=dict(self.facets),
-            strata=self.strata,
-            groups=() if self.groups is None else self.groups.values,
-            group_stratum=() if self.groups is None else tuple(self.groups.stratum.tolist()),
-        )
-
-    def blocks(self, columns: Sequence[str], num_rows: int) -> Iterator[pl.DataFrame]:
-        """Yield these canonical columns in table order, `num_rows` rows at a time; text columns as
-        int32 places among their values.
-        """
-        values = {f"string:{name}": census.values for name, census in self.spellings.items()}
-        values |= {f"category:{column}": names for column, names in self.categories} | {
-            f"facet:{column}": names for column, names in self.facets
-        }
-        values |= {
-            "stratum": self.strata,
-            "split": SPLITS,
-            "group": () if self.groups is None else self.groups.values,
-        }
-        coded = [
-            (
-                pl.col(name).cast(pl.Enum(values[name])).to_physical().cast(pl.Int32).alias(name)
-                if name in values
-                else pl.col(name)
-            )
-            for name in columns
-        ]
-        rows = self.frame.select(coded)
-        try:
-            # collect_batches reads far ahead of a slow consumer: 1.8 GB for 0.8 GB here, on 16
-            # million rows of 40 columns
-            if self.in_slices:
-                yield from (
-                    rows.slice(start, num_rows).collect(engine="streaming")
-                    for start in range(0, self.num_rows, num_rows)
-                )
-            else:
-                yield from rows.collect_batches(
-                    chunk_size=num_rows, maintain_order=True, engine="streaming"
-                )
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise TableError(
-                f"the table changed or became unreadable while it was being read: {error}"
-            ) from None
 
 
 def read_table(
@@ -119,7 +44,7 @@ def read_table(
     data: DataConfig,
     targets: tuple[TargetColumn, ...],
     split: SplitConfig,
-    known: Known = NOTHING,
+    known: Vocabularies = NO_VOCABULARIES,
 ) -> Table:
     """Return one of the files of a config, or raise one TableError that lists every violation with
     its count and first rows.
@@ -135,7 +60,7 @@ def read_source(
     data: DataConfig,
     targets: tuple[TargetColumn, ...],
     split: SplitConfig,
-    known: Known = NOTHING,
+    known: Vocabularies = NO_VOCABULARIES,
 ) -> Table:
     """Return an opened table, checked as `read_table` does."""
     label = _stratifying_target(targets, split)
@@ -193,7 +118,7 @@ def _survey(
     data: DataConfig,
     targets: tuple[TargetColumn, ...],
     label: str | None,
-    known: Known,
+    known: Vocabularies,
 ) -> tuple[Table | None, list[str]]:
     """Return the table, or None and all violations."""
     violations = list(canonical.violations)
@@ -236,12 +161,12 @@ def _survey(
                 frame, column, spellings[column.name], violations, known
             )
     categories = tuple(
-        Names(c.column, _check_category(frame, c, violations, known))
+        Vocabulary(c.column, _check_category(frame, c, violations, known))
         for c in data.categories
         if f"category:{c.column}" in columns
     )
     facets = tuple(
-        Names(column, _check_facet(frame, column, violations, known))
+        Vocabulary(column, _check_facet(frame, column, violations, known))
         for column in data.report_by
         if f"facet:{column}" in columns
     )
@@ -345,7 +270,7 @@ def _group_census(
     label: str | None,
     strata: tuple[str, ...],
     violations: list[str],
-    known: Known,
+    known: Vocabularies,
 ) -> Census | None:
     """Return the groups, known ones first, and note those whose stratum is not one value."""
     if "group" not in columns:
@@ -370,7 +295,11 @@ def _group_census(
 
 
 def _check_strings(
-    frame: pl.LazyFrame, column: StringColumn, census: Census, violations: list[str], known: Known
+    frame: pl.LazyFrame,
+    column: StringColumn,
+    census: Census,
+    violations: list[str],
+    known: Vocabularies,
 ) -> DistinctStrings:
     """Return the distinct prepared strings, and note the spellings that are refused."""
     strings, refused = distinct_strings(
@@ -391,7 +320,7 @@ def _check_strings(
 
 
 def _check_category(
-    frame: pl.LazyFrame, column: CategoryColumn, violations: list[str], known: Known
+    frame: pl.LazyFrame, column: CategoryColumn, violations: list[str], known: Vocabularies
 ) -> tuple[str, ...]:
     """Return the categories in their order, and note the unknown ones."""
     census = _census(frame, f"category:{column.column}", None, False)
@@ -415,7 +344,7 @@ def _check_category(
 
 
 def _check_facet(
-    frame: pl.LazyFrame, column: str, violations: list[str], known: Known
+    frame: pl.LazyFrame, column: str, violations: list[str], known: Vocabularies
 ) -> tuple[str, ...]:
     """Return the values of a report_by column, and note if there are too many to report."""
     values = followed_by(

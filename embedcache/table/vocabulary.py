@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from embedcache.table.checks import count_of
 
 
-class Names(NamedTuple):
+class Vocabulary(NamedTuple):
     """A source column and its distinct values: value k has code k."""
 
     column: str
@@ -39,7 +39,7 @@ class Census:
 
 
 @dataclass(frozen=True)
-class Known:
+class Vocabularies:
     """The names in all files before one, in the order of their codes; a first file knows none."""
 
     num_rows: int = 0
@@ -52,7 +52,7 @@ class Known:
     group_stratum: tuple[int, ...] = ()
 
 
-NOTHING = Known()
+NO_VOCABULARIES = Vocabularies()
 
 
 def followed_by(known: tuple[str, ...], values: Iterable[str]) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def followed_by(known: tuple[str, ...], values: Iterable[str]) -> tuple[str, ...
     return (*known, *sorted({*values}.difference(known)))
 
 
-def after_known(census: Census, known: Known, violations: list[str]) -> Census:
+def after_known(census: Census, known: Vocabularies, violations: list[str]) -> Census:
     """Return a census of groups with the known ones first, and note those that lay in another
     stratum before.
     """

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from embedcache.config import CategoryColumn, DataConfig, SplitConfig
 from embedcache.errors import TableError
-from embedcache.table.read import Table, read_source
+from embedcache.table.read import read_source
 from embedcache.table.reader import Source, open_source
+from embedcache.table.table import Table
 from fusionnet.trained.run import TrainedRun
 
 _NO_SPLIT = SplitConfig(strategy="random")

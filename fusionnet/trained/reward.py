@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from embedcache.errors import ConfigError, UnobservedTaskError
-from embedcache.table.read import Table
+from embedcache.table.table import Table
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.forward import to_units
 from fusionnet.trained.frames import FrameInputs, frame_inputs, open_frame

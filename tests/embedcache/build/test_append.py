@@ -21,7 +21,7 @@ from embedcache.build import vectors
 from embedcache.cache.reader import Cache
 from embedcache.config import DataConfig, SplitConfig, parse_config
 from embedcache.errors import ConfigError, StaleCacheError, TableError
-from embedcache.split.folds import deal_few, deal_rows, shares
+from embedcache.split.folds import assign_few, assign_rows, shares
 from fusionnet.commands import build_cache, inspect_cache
 from fusionnet.commands.checked_cache import open_checked_cache
 from fusionnet.commands.command import run_job
@@ -248,7 +248,7 @@ def test_groups_keep_their_split_and_few_new_ones_fill_the_split_that_lacks_rows
 )
 def test_the_last_of_a_few_goes_where_most_is_missing(rows: list[int], placed: list[int]) -> None:
     config = SplitConfig(folds=4, train_folds=2, validation_folds=1)
-    split = deal_few(np.array(rows), np.array(placed), config)
+    split = assign_few(np.array(rows), np.array(placed), config)
     smallest = len(rows) - 1 - int(np.argmin(rows[::-1]))  # dealt last
     others = np.array(placed)
     for place, count in enumerate(rows):
@@ -259,9 +259,9 @@ def test_the_last_of_a_few_goes_where_most_is_missing(rows: list[int], placed: l
 
 def test_files_that_are_alike_are_not_dealt_alike() -> None:
     label, config = np.zeros(500, dtype=np.int8), SplitConfig()
-    assert (deal_rows(label, config) != deal_rows(label, config, first_row=500)).any()
+    assert (assign_rows(label, config) != assign_rows(label, config, first_row=500)).any()
     assert (
-        deal_rows(label, config, first_row=500) == deal_rows(label, config, first_row=500)
+        assign_rows(label, config, first_row=500) == assign_rows(label, config, first_row=500)
     ).all()
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from embedcache.config import SplitConfig
 from embedcache.errors import SplitError
-from embedcache.split.folds import compressed, deal_groups, deal_rows, split_of_fold
+from embedcache.split.folds import assign_groups, assign_rows, compressed, split_of_fold
 from embedcache.split.tally import SplitTally
 
 TEN = SplitConfig()  # 7 + 2 + 1 of 10
@@ -27,7 +27,7 @@ def cohort(num_groups: int, rows: int, seed: int) -> np.ndarray:
 def test_sixty_patients_are_dealt_as_specified(seed: int) -> None:
     counts = np.concatenate([cohort(10, 7458, seed), cohort(50, 7458, seed + 100)])
     stratum = np.repeat([1, 0], [10, 50])
-    split = deal_groups(counts, stratum, SplitConfig(seed=seed), "group", ("synthetic", "real"))
+    split = assign_groups(counts, stratum, SplitConfig(seed=seed), "group", ("synthetic", "real"))
     assert np.bincount(split[:10]).tolist() == [7, 2, 1]
     assert np.bincount(split[10:]).tolist() == [35, 10, 5]
 
@@ -40,7 +40,7 @@ def test_class_rates_are_closer_than_chance_gives() -> None:
             np.ptp([counts[split == s, 1].sum() / counts[split == s].sum() for s in range(3)])
         )
 
-    dealt = deal_groups(counts, np.zeros(100, dtype=int), TEN, "group", ())
+    dealt = assign_groups(counts, np.zeros(100, dtype=int), TEN, "group", ())
     blind = [spread(np.random.default_rng(k).permutation(dealt)) for k in range(50)]
     assert spread(dealt) < np.quantile(blind, 0.1)
 
@@ -57,11 +57,11 @@ def test_every_stratum_reaches_every_split(sizes: list[int], seed: int, num_stra
     stratum = np.arange(len(sizes)) % num_strata
     counts = np.stack([rng.binomial(sizes, 0.7), np.zeros(len(sizes), dtype=int)], axis=1)
     counts[:, 1] = np.array(sizes) - counts[:, 0]
-    split = deal_groups(counts, stratum, config, "group", ("a", "b")[:num_strata])
+    split = assign_groups(counts, stratum, config, "group", ("a", "b")[:num_strata])
     for value in range(num_strata):
         assert set(split[stratum == value].tolist()) == {0, 1, 2}
     assert (
-        split == deal_groups(counts, stratum, config, "group", ("a", "b")[:num_strata])
+        split == assign_groups(counts, stratum, config, "group", ("a", "b")[:num_strata])
     ).all(), "the same seed must deal the same"
 
 
@@ -69,7 +69,7 @@ def test_folds_are_level_though_groups_are_not() -> None:
     sizes = np.rint(20 * np.random.default_rng(0).lognormal(sigma=1.0, size=120)).astype(np.int64)
     shares = []
     for rotation in range(10):
-        split = deal_groups(
+        split = assign_groups(
             sizes[:, None], np.zeros(120, dtype=int), SplitConfig(rotation=rotation), "group", ()
         )
         shares.append(sizes[split == 2].sum() / sizes.sum())
@@ -80,7 +80,7 @@ def test_the_seed_deals_otherwise() -> None:
     # groups of distinct spread: scikit-learn's own seed would change nothing
     counts = cohort(50, 746, 0)
     deals = [
-        deal_groups(counts, np.zeros(50, dtype=int), SplitConfig(seed=seed), "group", ()).tolist()
+        assign_groups(counts, np.zeros(50, dtype=int), SplitConfig(seed=seed), "group", ()).tolist()
         for seed in range(4)
     ]
     assert len({tuple(split) for split in deals}) == 4
@@ -89,7 +89,7 @@ def test_the_seed_deals_otherwise() -> None:
 def test_rotating_over_all_folds_tests_every_group_once() -> None:
     counts = cohort(30, 50, 0)
     splits = [
-        deal_groups(counts, np.zeros(30, dtype=int), SplitConfig(rotation=r), "group", ())
+        assign_groups(counts, np.zeros(30, dtype=int), SplitConfig(rotation=r), "group", ())
         for r in range(10)
     ]
     assert (sum(split == 2 for split in splits) == 1).all()
@@ -98,7 +98,7 @@ def test_rotating_over_all_folds_tests_every_group_once() -> None:
 
 def test_rotating_over_all_folds_tests_every_row_once() -> None:
     label = (np.arange(997) % 4 == 0).astype(np.int8)
-    splits = [deal_rows(label, SplitConfig(rotation=r, seed=3)) for r in range(10)]
+    splits = [assign_rows(label, SplitConfig(rotation=r, seed=3)) for r in range(10)]
     assert (sum(split == 2 for split in splits) == 1).all()
 
 
@@ -106,7 +106,7 @@ def test_rotating_over_all_folds_tests_every_row_once() -> None:
 @given(num_rows=st.integers(10, 3000), seed=st.integers(0, 5), rate=st.floats(0, 1))
 def test_rows_are_dealt_in_exact_proportions(num_rows: int, seed: int, rate: float) -> None:
     label = (np.random.default_rng(seed).random(num_rows) < rate).astype(np.int8)
-    split = deal_rows(label, SplitConfig(seed=seed))
+    split = assign_rows(label, SplitConfig(seed=seed))
     for value, folds in enumerate((7, 2, 1)):
         assert abs((split == value).sum() - folds * num_rows / 10) <= folds
         for kind in (0, 1):
@@ -117,9 +117,9 @@ def test_rows_are_dealt_in_exact_proportions(num_rows: int, seed: int, rate: flo
 
 
 def test_rows_are_not_dealt_in_order() -> None:
-    split = deal_rows(np.zeros(1000, dtype=np.int8), TEN)
+    split = assign_rows(np.zeros(1000, dtype=np.int8), TEN)
     assert len(set(split[:100].tolist())) == 3
-    assert (split != deal_rows(np.zeros(1000, dtype=np.int8), SplitConfig(seed=1))).any()
+    assert (split != assign_rows(np.zeros(1000, dtype=np.int8), SplitConfig(seed=1))).any()
 
 
 def test_counts_divided_by_a_common_factor_deal_the_same() -> None:
@@ -128,8 +128,8 @@ def test_counts_divided_by_a_common_factor_deal_the_same() -> None:
     assert (small * 10 == counts).all()
     stratum = np.zeros(40, dtype=int)
     assert (
-        deal_groups(counts, stratum, TEN, "group", ())
-        == deal_groups(small, stratum, TEN, "group", ())
+        assign_groups(counts, stratum, TEN, "group", ())
+        == assign_groups(small, stratum, TEN, "group", ())
     ).all()
 
 
@@ -148,7 +148,7 @@ def test_folds_become_splits_in_order() -> None:
 
 def test_too_few_groups_are_refused_with_their_stratum() -> None:
     with pytest.raises(SplitError, match=r"3 groups with real, but split\.folds = 10"):
-        deal_groups(
+        assign_groups(
             np.ones((23, 1), dtype=np.int64),
             np.repeat([0, 1], [20, 3]),
             TEN,

@@ -13,7 +13,8 @@ import pytest
 from embedcache.config import DataConfig, SplitConfig, StringColumn, TargetColumn
 from embedcache.errors import ConfigError, TableError
 from embedcache.table.columns import NO_VALUE
-from embedcache.table.read import Table, read_table
+from embedcache.table.read import read_table
+from embedcache.table.table import Table
 
 FORMATS = ("table.parquet", "table.csv")
 

@@ -1,0 +1,94 @@
+"""One file of a table: what is in it, and its rows, block by block.
+
+The rows themselves are never held: `Table.blocks` streams them, every text already replaced by its
+code: its index among the values of its column, those of the files before in their order, then the
+new ones, sorted.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from embedcache.config import SPLITS, TargetColumn
+from embedcache.errors import TableError
+from embedcache.table.strings import DistinctStrings
+from embedcache.table.vocabulary import Census, Vocabularies, Vocabulary
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file that keeps its config, and the names of everything in it and in the files before
+    it.
+    """
+
+    frame: pl.LazyFrame  # canonical columns
+    # their names; a target without a column here has no labels in this file
+    columns: frozenset[str]
+    first_row: int  # rows in the files before
+    # whether any range of rows can be read alone: not from a CSV, nor where rows are left out
+    in_slices: bool
+    num_rows: int
+    targets: tuple[TargetColumn, ...]
+    absent_targets: tuple[str, ...]
+    strings: dict[str, DistinctStrings]
+    spellings: dict[str, Census]  # of each string column, as the table writes it
+    categories: tuple[Vocabulary, ...]
+    facets: tuple[Vocabulary, ...]
+    strata: tuple[str, ...]
+    groups: Census | None
+    # rows left out by data.exclude_rows; other row numbers count the rows that remain
+    num_excluded: int = 0
+
+    @property
+    def vocabularies(self) -> Vocabularies:
+        """What a file after this one knows."""
+        return Vocabularies(
+            num_rows=self.first_row + self.num_rows,
+            targets=frozenset(target.name for target in self.targets),
+            strings={name: found.text for name, found in self.strings.items()},
+            categories=dict(self.categories),
+            facets=dict(self.facets),
+            strata=self.strata,
+            groups=() if self.groups is None else self.groups.values,
+            group_stratum=() if self.groups is None else tuple(self.groups.stratum.tolist()),
+        )
+
+    def blocks(self, columns: Sequence[str], num_rows: int) -> Iterator[pl.DataFrame]:
+        """Yield these canonical columns in table order, `num_rows` rows at a time; text columns as
+        int32 places among their values.
+        """
+        values = {f"string:{name}": census.values for name, census in self.spellings.items()}
+        values |= {f"category:{column}": names for column, names in self.categories} | {
+            f"facet:{column}": names for column, names in self.facets
+        }
+        values |= {
+            "stratum": self.strata,
+            "split": SPLITS,
+            "group": () if self.groups is None else self.groups.values,
+        }
+        coded = [
+            (
+                pl.col(name).cast(pl.Enum(values[name])).to_physical().cast(pl.Int32).alias(name)
+                if name in values
+                else pl.col(name)
+            )
+            for name in columns
+        ]
+        rows = self.frame.select(coded)
+        try:
+            # collect_batches reads far ahead of a slow consumer: 1.8 GB for 0.8 GB here, on 16
+            # million rows of 40 columns
+            if self.in_slices:
+                yield from (
+                    rows.slice(start, num_rows).collect(engine="streaming")
+                    for start in range(0, self.num_rows, num_rows)
+                )
+            else:
+                yield from rows.collect_batches(
+                    chunk_size=num_rows, maintain_order=True, engine="streaming"
+                )
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise TableError(
+                f"the table changed or became unreadable while it was being read: {error}"
+            ) from None
