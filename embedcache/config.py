@@ -18,6 +18,8 @@ EncodingMode = Literal["naive", "per_microbatch", "per_step", "prefix", "frozen"
 Sharding = Literal["replicate", "shard"]  # all strings on every rank, or each rank its share
 Transform = Literal["identity", "log10", "log1p", "inverse_kelvin"]
 SPLITS = ("train", "validation", "test")
+EncoderSize = Literal["polybert", "tiny"]  # of a stand-in: the published architecture; for tests
+ENCODER_SIZES: tuple[EncoderSize, ...] = get_args(EncoderSize)
 ENCODING_MODES: tuple[EncodingMode, ...] = get_args(EncodingMode)
 
 

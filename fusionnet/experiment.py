@@ -6,7 +6,6 @@ other.yaml` (relative to itself); its own mappings are merged into the other's, 
 replace them.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +132,6 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
     }
     return {**base, **both}
-
-
-def experiment_of(arguments: argparse.Namespace) -> Experiment:
-    """Return the experiment that a configured job's arguments name."""
-    return load_experiment(arguments.config, arguments.overrides)
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -42,7 +42,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "train": {"config", "metrics", "assemble", "model", "rows"},
         "trained": {"config", "metrics", "assemble", "model", "rows", "train"},
         "evaluation": {"config", "metrics", "model", "rows", "trained"},
-        "commands": {"experiment", "assemble", "train", "trained", "evaluation", "RewardModel"},
+        "workflow": {"config", "experiment", "assemble", "train", "trained", "evaluation"},
+        "commands": {"experiment", "workflow", "trained"},
     },
 }
 REPOSITORY = Path(__file__).resolve().parents[1]

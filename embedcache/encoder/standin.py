@@ -10,20 +10,20 @@ folder is marked, and every result made with it says so.
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sentencepiece import sentencepiece_model_pb2
 from transformers import DebertaV2Config, DebertaV2Model
 from transformers.utils import logging as transformers_logging
 
+from embedcache.config import EncoderSize
 from embedcache.encoder.tokenizer import PREFIX, UNKNOWN, build_tokenizer, wrap
 from embedcache.errors import EncoderError
 from embedcache.files import atomic_write
 
-Size = Literal["polybert", "tiny"]
 MARK = "standin.json"
-SIZES: dict[Size, dict[str, int]] = {
+SIZES: dict[EncoderSize, dict[str, int]] = {
     "polybert": {
         "hidden_size": 600,
         "num_hidden_layers": 12,
@@ -50,7 +50,7 @@ def published_pieces() -> list[str]:
     )
 
 
-def write_standin(folder: Path, size: Size, seed: int = 0) -> None:
+def write_standin(folder: Path, size: EncoderSize, seed: int = 0) -> None:
     """Write a stand-in encoder; an earlier stand-in in the folder is replaced, anything else is
     refused.
     """
@@ -106,7 +106,7 @@ def sentencepiece_model() -> bytes:
     return proto.SerializeToString()
 
 
-def _config(size: Size) -> DebertaV2Config:
+def _config(size: EncoderSize) -> DebertaV2Config:
     """Return polyBERT's published configuration, at one of two sizes."""
     shared: dict[str, Any] = {
         "vocab_size": 269,

@@ -1,4 +1,4 @@
-"""What every job shares: exit codes, arguments, a config read from YAML and `--set`.
+"""What every command shares: exit codes, and the arguments of those that read a config.
 
 Exit codes: 0 done, 1 our defect (traceback), 2 the user's input (message alone).
 """
@@ -12,9 +12,7 @@ from embedcache.errors import UserError
 
 
 def run_job(main: Callable[[], None]) -> NoReturn:
-    """Run a job's main and exit with its code; a UserError prints its message, without a
-    traceback.
-    """
+    """Run a command's main and exit with its code; a UserError prints its message alone."""
     try:
         main()
     except UserError as error:
@@ -27,7 +25,7 @@ def run_job(main: Callable[[], None]) -> NoReturn:
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the two arguments that every configured job takes."""
+    """Return a parser with the arguments that every configured command takes."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,4 +40,6 @@ def config_parser(description: str) -> argparse.ArgumentParser:
         dest="overrides",
         help="override one value, e.g. --set train.epochs=3",
     )
+    # set by the deepspeed launcher; the environment is used instead
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
     return parser

@@ -3,33 +3,28 @@ group, plots, an HTML report.
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from embedcache.cache.reader import Cache, open_cache
 from embedcache.config import SPLITS
-from embedcache.errors import MissingCacheError
-from embedcache.files import write_atomically
-from fusionnet.evaluation.evaluate import evaluate_run, output_name, summary
-from fusionnet.evaluation.report import write_report
-from fusionnet.trained.run import TrainedRun, load_run
+from fusionnet.commands.command import run_job
 
 
 def main() -> None:
-    """Evaluate, write metrics.json, plots and report.html into the run folder, and print a
-    summary.
-    """
+    """Evaluate the run that the arguments name, and print a summary."""
     arguments = parse_arguments()
-    run = load_run(arguments.run, arguments.checkpoint, arguments.device)
-    evaluation = evaluate_run(
-        run, cache_of(run, arguments.cache), arguments.split, arguments.oracle
+    from fusionnet.workflow.evaluating import evaluate_folder  # after --help and wrong arguments
+
+    print(
+        evaluate_folder(
+            arguments.run,
+            arguments.checkpoint,
+            arguments.split,
+            arguments.cache,
+            arguments.oracle,
+            arguments.device,
+            arguments.json,
+        )
     )
-    metrics = json.dumps(evaluation.to_json(run), indent=1, allow_nan=False)
-    write_atomically(
-        run.folder / f"{output_name('metrics', arguments.split)}.json", f"{metrics}\n".encode()
-    )
-    page = write_report(run, evaluation)
-    print(metrics if arguments.json else f"{summary(run, evaluation)}\nreport: {page}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,17 +59,5 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def cache_of(run: TrainedRun, path: Path | None) -> Cache:
-    """Return the run's cache; evaluation checks that it is the one that the run was trained on."""
-    try:
-        return open_cache(path or run.config["cache"]["path"])
-    except MissingCacheError as error:
-        hint = (
-            ""
-            if path
-            else (
-                "; the run's config names it relative to where training was started: go there, or"
-                " say where it lies now with --cache PATH"
-            )
-        )
-        raise MissingCacheError(f"{error}{hint}") from None
+if __name__ == "__main__":
+    run_job(main)

@@ -6,10 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
-from embedcache.config import EncoderConfig
-from embedcache.encoder.loading import load_encoder
-from embedcache.encoder.standin import SIZES, write_standin
-from embedcache.encoder.tokenizer import load_tokenizer
+from embedcache.config import ENCODER_SIZES, EncoderConfig
+from fusionnet.commands.command import run_job
 
 
 def main() -> None:
@@ -20,12 +18,16 @@ def main() -> None:
     )
     parser.add_argument(
         "--size",
-        choices=list(SIZES),
+        choices=ENCODER_SIZES,
         default="polybert",
         help="polybert: the published architecture; tiny: for tests",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
     arguments = parser.parse_args()
+    from embedcache.encoder.loading import load_encoder  # after --help and wrong arguments
+    from embedcache.encoder.standin import write_standin
+    from embedcache.encoder.tokenizer import load_tokenizer
+
     started = time.perf_counter()
     write_standin(arguments.out, arguments.size, arguments.seed)
     config = EncoderConfig(source=str(arguments.out))
@@ -37,3 +39,7 @@ def main() -> None:
         " architecture and token ids with random weights. For chemistry use"
         " encoder.source=kuelumbus/polyBERT."
     )
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -23,9 +23,9 @@ from embedcache.config import DataConfig, SplitConfig, parse_config
 from embedcache.errors import ConfigError, StaleCacheError, TableError
 from embedcache.split.folds import assign_few, assign_rows, shares
 from fusionnet.commands import build_cache, inspect_cache
-from fusionnet.commands.checked_cache import open_checked_cache
 from fusionnet.commands.command import run_job
 from fusionnet.experiment import load_experiment
+from fusionnet.workflow.checked_cache import open_checked_cache
 
 FIELDS = (
     "string_id",

@@ -1,0 +1,1 @@
+"""One experiment from table to predictions: what the commands call, and a notebook can call."""

@@ -1,0 +1,49 @@
+"""Evaluate a run and write what it shows: metrics.json, plots and report.html in the run folder."""
+
+import json
+from pathlib import Path
+
+from embedcache.cache.reader import Cache, open_cache
+from embedcache.errors import MissingCacheError
+from embedcache.files import write_atomically
+from fusionnet.evaluation.evaluate import evaluate_run, output_name, summary
+from fusionnet.evaluation.report import write_report
+from fusionnet.trained.run import TrainedRun, load_run
+
+
+def evaluate_folder(
+    folder: Path,
+    checkpoint: str = "best",
+    split: str = "test",
+    cache: Path | None = None,
+    oracle: Path | None = None,
+    device: str = "cpu",
+    as_json: bool = False,
+) -> str:
+    """Write the evaluation of a run folder into it; return its summary, or metrics.json's text.
+
+    `cache` says where the run's cache lies now (None: where it lay in training), `oracle` names the
+    noise-free outcomes of the table's rows. Raises RunError, CacheError or TableError.
+    """
+    run = load_run(folder, checkpoint, device)
+    evaluation = evaluate_run(run, cache_of(run, cache), split, oracle)
+    metrics = json.dumps(evaluation.to_json(run), indent=1, allow_nan=False)
+    write_atomically(run.folder / f"{output_name('metrics', split)}.json", f"{metrics}\n".encode())
+    page = write_report(run, evaluation)
+    return metrics if as_json else f"{summary(run, evaluation)}\nreport: {page}"
+
+
+def cache_of(run: TrainedRun, path: Path | None) -> Cache:
+    """Return the run's cache; evaluation checks that it is the one that the run was trained on."""
+    try:
+        return open_cache(path or run.config["cache"]["path"])
+    except MissingCacheError as error:
+        hint = (
+            ""
+            if path
+            else (
+                "; the run's config names it relative to where training was started: go there, or"
+                " say where it lies now with --cache PATH"
+            )
+        )
+        raise MissingCacheError(f"{error}{hint}") from None
