@@ -4,7 +4,7 @@
 composes both.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -307,3 +307,12 @@ class RewardConfig(Config):
 
     terms: tuple[RewardTerm, ...] = ()
     penalties: tuple[RewardPenalty, ...] = ()
+
+
+def merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with `values` laid over it, mapping by mapping."""
+    result = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = merged(base[key], value) if both else value
+    return result

@@ -30,6 +30,7 @@ from fusionnet.config import (
     RunConfig,
     Task,
     TrainConfig,
+    merged,
 )
 
 
@@ -118,20 +119,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
             f"{file} must hold a mapping with the keys {', '.join(Experiment.model_fields)}"
         )
     base = values.pop("extends", None)
-    return values if base is None else _merged(_read_yaml(file.parent / base), values)
-
-
-def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Return `base` with `values` laid over it, mapping by mapping."""
-    both = {
-        key: (
-            _merged(base[key], value)
-            if isinstance(value, dict) and isinstance(base.get(key), dict)
-            else value
-        )
-        for key, value in values.items()
-    }
-    return {**base, **both}
+    return values if base is None else merged(_read_yaml(file.parent / base), values)
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

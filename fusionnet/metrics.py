@@ -1,5 +1,6 @@
-"""Metrics of the specification's 7.1 and 7.2, by scikit-learn, in the targets' own units; what is
-undefined is None, never a number.
+"""Metrics of the specification's 7.1 and 7.2, by scikit-learn, in the targets' own units.
+
+What is undefined is None, never a number.
 """
 
 from collections.abc import Sequence
@@ -13,19 +14,18 @@ from fusionnet.config import Task
 Metrics = dict[str, float | None]
 REGRESSION_METRICS = ("mae", "rmse", "r2")
 BINARY_METRICS = ("accuracy", "auroc", "f1", "recall", "precision")
+METRICS = {"regression": REGRESSION_METRICS, "binary": BINARY_METRICS}
+MAIN_METRICS = {"regression": ("mae", "r2"), "binary": ("auroc", "f1")}  # where two have room
+ERRORS = ("mae", "rmse")  # in the target's unit; less is better
 
 
 def regression_metrics(
     target: Float[np.ndarray, " N"], prediction: Float[np.ndarray, " N"]
 ) -> Metrics:
-    """Return mean absolute error, root mean squared error (both in the target's unit) and R2 over
-    observed (not NaN) targets.
-    """
+    """Return mae and rmse (in the target's unit) and r2 over observed (not NaN) targets."""
     observed = ~np.isnan(target)
-    target, prediction = (
-        target[observed].astype(np.float64),
-        prediction[observed].astype(np.float64),
-    )
+    target = target[observed].astype(np.float64)
+    prediction = prediction[observed].astype(np.float64)
     if len(target) == 0:
         return dict.fromkeys(REGRESSION_METRICS)
     return {
@@ -40,15 +40,15 @@ def binary_metrics(
 ) -> Metrics:
     """Return accuracy, AUROC, F1, recall and precision at 0.5 over observed targets (0 or 1)."""
     observed = ~np.isnan(target)
-    label, probability = target[observed] > 0.5, probability[observed].astype(np.float64)
+    label = target[observed] > 0.5
+    probability = probability[observed].astype(np.float64)
     if len(label) == 0:
         return dict.fromkeys(BINARY_METRICS)
     chosen = probability > 0.5
+    both_classes = 0 < label.sum() < len(label)
     return {
         "accuracy": float(metrics.accuracy_score(label, chosen)),
-        "auroc": float(metrics.roc_auc_score(label, probability))
-        if 0 < label.sum() < len(label)
-        else None,
+        "auroc": float(metrics.roc_auc_score(label, probability)) if both_classes else None,
         "f1": float(metrics.f1_score(label, chosen)) if (label | chosen).any() else None,
         "recall": float(metrics.recall_score(label, chosen)) if label.any() else None,
         "precision": float(metrics.precision_score(label, chosen)) if chosen.any() else None,
@@ -58,8 +58,9 @@ def binary_metrics(
 def task_metrics(
     tasks: Sequence[Task], targets: Float[np.ndarray, "N T"], predictions: Float[np.ndarray, "N T"]
 ) -> dict[str, Metrics]:
-    """Return each task's metrics by its column; predictions are in raw units, probabilities for
-    binary tasks.
+    """Return each task's metrics by its column.
+
+    Predictions are in raw units, and probabilities for binary tasks.
     """
     of_kind = {"regression": regression_metrics, "binary": binary_metrics}
     return {
@@ -69,9 +70,16 @@ def task_metrics(
 
 
 def reaches(metric: str, value: float | None, goal: float) -> bool | None:
-    """Return whether a metric is better than its goal (errors below, scores above); None where the
-    metric is undefined.
+    """Return whether a metric is better than its goal: errors below, scores above.
+
+    None where the metric is undefined.
     """
     if value is None:
         return None
-    return value < goal if metric in ("mae", "rmse") else value > goal
+    return value < goal if metric in ERRORS else value > goal
+
+
+def primary_tasks(tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks of the largest weight."""
+    heaviest = max(task.weight for task in tasks)
+    return [task for task in tasks if task.weight == heaviest]

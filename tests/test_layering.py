@@ -20,11 +20,12 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "embedcache": {
         "errors": set(),
         "files": set(),
+        "text": set(),
         "config": {"errors"},
         "ranks": {"errors"},
         "scaling": {"config"},
         "table": {"config", "errors", "scaling"},
-        "split": {"config", "errors", "table"},
+        "split": {"config", "errors", "text", "table"},
         "encoder": {"config", "errors", "files"},
         "cache": {"config", "errors", "files", "scaling", "table", "encoder"},
         "build": {"config", "errors", "files", "ranks", "scaling"}

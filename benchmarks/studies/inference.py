@@ -46,7 +46,7 @@ from fusionnet.rows.tensors import RowTable, load_rows
 from fusionnet.train.checkpoint import save_checkpoint
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.runlog import peak_rss_bytes
-from fusionnet.trained.run import vectors_of_all_strings
+from fusionnet.trained.vectors import vectors_of_all_strings
 
 REPOSITORY = Path(__file__).parents[2]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -23,7 +23,8 @@ from embedcache.errors import RunError, StaleCacheError
 from fusionnet.metrics import Metrics, reaches, task_metrics
 from fusionnet.model.forward import forward_rows, to_units
 from fusionnet.rows.tensors import load_rows
-from fusionnet.trained.run import TrainedRun, vectors_of_all_strings
+from fusionnet.trained.run import TrainedRun
+from fusionnet.trained.vectors import vectors_of_all_strings
 
 MANY = 100  # groups; the metrics of fewer take well under two seconds
 MOST_NAMED = 12  # groups in one line of the summary

@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.errors import ConfigError
-from fusionnet.config import OptimConfig, TrainConfig
+from fusionnet.config import OptimConfig, TrainConfig, merged
 
 _MISSING = object()
+# keys that must agree with ours and are carried out here: bf16 is torch.autocast, the optimizer
+# torch's
+_OURS_ALONE = ("train_batch_size", "optimizer", "bf16")
 
 
 def deepspeed_config(
     train: TrainConfig, optim: OptimConfig, world_size: int, on_gpu: bool, num_micro_batches: int
 ) -> dict[str, Any]:
-    """Return DeepSpeed's config of a run; raises ConfigError if `train.deepspeed_config` cannot be
-    read or contradicts ours.
+    """Return DeepSpeed's config of a run.
+
+    Raises ConfigError if `train.deepspeed_config` cannot be read or contradicts ours.
     """
     zero: dict[str, Any] = {
         "stage": train.zero_stage_of(world_size),
@@ -51,10 +55,7 @@ def deepspeed_config(
             ' set them to "auto", or change the run\'s:\n'
             + "\n".join(f"  - {line}" for line in wrong)
         )
-    # they agree, and are carried out here: bf16 is torch.autocast, the optimizer torch's
-    for settled in ("train_batch_size", "optimizer", "bf16"):
-        theirs.pop(settled, None)
-    return _laid_over(ours, theirs)
+    return merged(ours, {key: value for key, value in theirs.items() if key not in _OURS_ALONE})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -76,9 +77,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _contradictions(
     theirs: dict[str, Any], ours: dict[str, Any], train: TrainConfig, optim: OptimConfig
 ) -> list[str]:
-    """Return one line per value of the file that differs from the one that this run's config
-    gives.
-    """
+    """Return one line per value of the file that differs from what this run's config gives."""
     fixed: list[tuple[str, Any, str]] = [
         ("train_batch_size", train.batch_rows, "train.batch_rows"),
         (
@@ -108,12 +107,12 @@ def _contradictions(
         ("optimizer.params.weight_decay", optim.weight_decay, "optim.weight_decay"),
         ("scheduler.type", "none", "optim.warmup_epochs, then a cosine"),
     ]
-    found = ((key, _at(theirs, key), wanted, origin) for key, wanted, origin in fixed)
-    return [
-        f"{key}: {value} in the file, {wanted} here ({origin})"
-        for key, value, wanted, origin in found
-        if value is not _MISSING and value != wanted
-    ]
+    lines = []
+    for key, wanted, origin in fixed:
+        value = _at(theirs, key)
+        if value is not _MISSING and value != wanted:
+            lines.append(f"{key}: {value} in the file, {wanted} here ({origin})")
+    return lines
 
 
 def _at(values: Any, key: str) -> Any:
@@ -132,16 +131,3 @@ def _without_auto(values: dict[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
     }
     return {key: value for key, value in kept.items() if value is not None and value != "auto"}
-
-
-def _laid_over(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """Return `ours` with `theirs` laid over it, mapping by mapping."""
-    both = {
-        key: (
-            _laid_over(ours[key], value)
-            if isinstance(value, dict) and isinstance(ours.get(key), dict)
-            else value
-        )
-        for key, value in theirs.items()
-    }
-    return {**ours, **both}

@@ -19,7 +19,7 @@ from embedcache.cache.reader import Cache
 from embedcache.live.sources import VectorSource
 from fusionnet.assemble import Recipe, build_model, make_sources
 from fusionnet.config import OptimConfig
-from fusionnet.metrics import task_metrics
+from fusionnet.metrics import Metrics, task_metrics
 from fusionnet.model.forward import forward_rows, to_units
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.plan import StepPlan
@@ -58,9 +58,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where a run writes, and what every checkpoint of it carries for those who read it
-    elsewhere.
-    """
+    """Where a run writes, and what its checkpoints carry for those who read them elsewhere."""
 
     folder: Path
     name: str
@@ -109,27 +107,21 @@ def make_trainer(
 
 def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
     """Train to the last epoch and return the log's records."""
-    order = trainer.train_rows.order
-    position = (
-        resumed(trainer.engine, files.folder, files.name, files.config, order)
-        if resume
-        else Position()
-    )
-    log = (
-        RunLog(files.folder, trainer.recipe.tasks, position.records)
-        if trainer.world.is_main
-        else None
-    )
-    if log is not None:
+    position = Position()
+    if resume:
+        order = trainer.train_rows.order
+        position = resumed(trainer.engine, files.folder, files.name, files.config, order)
+    log = None
+    if trainer.world.is_main:
+        log = RunLog(files.folder, trainer.recipe.tasks, position.records)
         print("\n".join([log.header(), *(log.line(record) for record in position.records)]))
     while position.epoch < trainer.recipe.train.epochs:
         record = run_epoch(trainer, position, files)
         improved = record["val_loss"] < position.best
         position = Position(
-            position.epoch + 1,
-            0,
-            [*position.records, record],
-            min(position.best, record["val_loss"]),
+            epoch=position.epoch + 1,
+            records=[*position.records, record],
+            best=min(position.best, record["val_loss"]),
         )
         _save(trainer, position, files, "last")
         if log is not None:
@@ -148,80 +140,90 @@ def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
 
 def run_epoch(trainer: Trainer, position: Position, files: RunFiles) -> Record:
     """Train the rest of the position's epoch, validate, and return its record."""
-    epoch, tasks, plan, world = position.epoch, trainer.recipe.tasks, trainer.plan, trainer.world
     started = time.perf_counter() - position.seconds
+    losses = train_steps(trainer, position, files, started)
+    if position.epoch + 1 < trainer.recipe.train.epochs:
+        # its first rows are read while we validate
+        trainer.train_rows.prepare(trainer.plan, position.epoch + 1)
+    train_losses = trainer.world.sum(losses) / trainer.plan.steps_per_epoch
+    trained_s = time.perf_counter() - started
+    val_loss, metrics = validate(trainer)
+    total_s = time.perf_counter() - started
+    return epoch_record(
+        trainer, position.epoch, train_losses, val_loss, metrics, trained_s, total_s
+    )
+
+
+def train_steps(
+    trainer: Trainer, position: Position, files: RunFiles, started: float
+) -> Float[Tensor, " 1+T"]:
+    """Take the rest of the epoch's optimizer steps and return this rank's summed losses.
+
+    `started` is the reading of `time.perf_counter` at which the epoch began.
+    """
+    plan, world = trainer.plan, trainer.world
     trainer.model.train()
-    totals = own_totals(position, world, 1 + len(tasks))
-    done, every = sum(plan.step_sizes[: position.step]), trainer.recipe.train.checkpoint_steps
-    silent = None if world.is_main else True
-    with tqdm(
-        total=plan.num_rows,
-        initial=done,
-        unit="rows",
-        unit_scale=True,
-        desc=f"epoch {epoch + 1}",
-        leave=False,
-        disable=silent,
-    ) as bar:
-        for number, rows in enumerate(
-            trainer.train_rows.steps(plan, epoch, position.step), position.step
-        ):
-            step = epoch * plan.steps_per_epoch + number
+    losses = own_totals(position, world, 1 + len(trainer.recipe.tasks))
+    steps = trainer.train_rows.steps(plan, position.epoch, position.step)
+    with _bar(trainer, position) as bar:
+        for number, rows in enumerate(steps, position.step):
+            step = position.epoch * plan.steps_per_epoch + number
             trainer.engine.set_learning_rates(trainer.schedule.rates(step))
             local = torch.arange(rows.num_rows, device=world.device)
-            totals += optimizer_step(
-                trainer.engine,
-                trainer.sources,
-                rows,
-                plan.micro_batches(local, world.rank),
-                plan.seed,
-                step,
-            )
+            own = plan.micro_batches(local, world.rank)
+            losses += optimizer_step(trainer.engine, trainer.sources, rows, own, plan.seed, step)
             bar.update(rows.num_rows)
-            if every is not None and (step + 1) % every == 0 and number + 1 < plan.steps_per_epoch:
-                seconds, parts = (
-                    time.perf_counter() - started,
-                    world.gather_rows(totals.unsqueeze(0), [1] * world.size).cpu(),
-                )
-                _save(
-                    trainer,
-                    Position(epoch, number + 1, position.records, position.best, parts, seconds),
-                    files,
-                    "step",
-                )
-    if epoch + 1 < trainer.recipe.train.epochs:
-        trainer.train_rows.prepare(plan, epoch + 1)  # its first rows are read while we validate
-    train_losses = world.sum(totals) / plan.steps_per_epoch
-    trained = time.perf_counter() - started
-    val_loss, metrics = validate(trainer)
-    return {
+            if checkpoint_due(step, trainer.recipe.train.checkpoint_steps, plan.steps_per_epoch):
+                seconds = time.perf_counter() - started
+                of_ranks = world.gather_rows(losses.unsqueeze(0), [1] * world.size).cpu()
+                reached = replace(position, step=number + 1, totals=of_ranks, seconds=seconds)
+                _save(trainer, reached, files, "step")
+    return losses
+
+
+def checkpoint_due(step: int, every: int | None, steps_per_epoch: int) -> bool:
+    """Return whether a checkpoint follows this optimizer step of the run, counted from 0.
+
+    After an epoch's last step there is none: the epoch's own follows, once it is validated.
+    """
+    done = step + 1
+    return every is not None and done % every == 0 and done % steps_per_epoch != 0
+
+
+def epoch_record(
+    trainer: Trainer,
+    epoch: int,
+    train_losses: Float[Tensor, " 1+T"],
+    val_loss: float,
+    metrics: dict[str, Metrics],
+    trained_s: float,
+    validated_s: float,
+) -> Record:
+    """Return the log's record of an epoch counted from 0; seconds are since the epoch began."""
+    tasks, plan = trainer.recipe.tasks, trainer.plan
+    record: Record = {
         "epoch": epoch + 1,
         "train_loss": float(train_losses[0]),
         "val_loss": val_loss,
-        **{
-            f"{task.name}_{metric}": value
-            for task in tasks
-            for metric, value in metrics[task.column].items()
-        },
-        **{
-            f"train_loss_{task.name}": float(loss)
-            for task, loss in zip(tasks, train_losses[1:], strict=True)
-        },
-        **{
-            f"sigma_{task.name}": float(sigma)
-            for task, sigma in zip(
-                tasks, (0.5 * trainer.model.loss.log_variance.detach()).exp(), strict=True
-            )
-        },
+    }
+    for task in tasks:
+        for metric, value in metrics[task.column].items():
+            record[f"{task.name}_{metric}"] = value
+    for task, loss in zip(tasks, train_losses[1:], strict=True):
+        record[f"train_loss_{task.name}"] = float(loss)
+    sigmas = (0.5 * trainer.model.loss.log_variance.detach()).exp()
+    for task, sigma in zip(tasks, sigmas, strict=True):
+        record[f"sigma_{task.name}"] = float(sigma)
+    return record | {
         "gradient_norm": trainer.engine.gradient_norm,
         "learning_rates": trainer.schedule.rates((epoch + 1) * plan.steps_per_epoch - 1),
-        "seconds": time.perf_counter() - started,
-        "rows_per_s": plan.num_rows / trained,
+        "seconds": validated_s,
+        "rows_per_s": plan.num_rows / trained_s,
         "peak_rss_bytes": peak_rss_bytes(),
     }
 
 
-def validate(trainer: Trainer) -> tuple[float, dict[str, dict[str, float | None]]]:
+def validate(trainer: Trainer) -> tuple[float, dict[str, Metrics]]:
     """Return the validation loss and each task's metrics, on every rank; ranks share the rows."""
     rows, world, recipe = trainer.validation_rows, trainer.world, trainer.recipe
     num_tasks, tables = len(recipe.tasks), string_tables(trainer)
@@ -232,43 +234,44 @@ def validate(trainer: Trainer) -> tuple[float, dict[str, dict[str, float | None]
             trainer.model, tables, block, recipe.train.eval_batch_rows, progress=world.is_main
         )
         own.append(torch.cat([outputs, block.targets, block.weight.unsqueeze(1)], dim=1))
-    outputs, targets, weight = world.gather_rows(torch.cat(own), rows.shares(world.size)).split(
-        [num_tasks, num_tasks, 1], dim=1
-    )
-    result: tuple[float, dict[str, dict[str, float | None]]] | None = None
+    everyone = world.gather_rows(torch.cat(own), rows.shares(world.size))  # [N, 2 T + 1]
+    result: tuple[float, dict[str, Metrics]] | None = None
     if world.is_main:
-        denominators = (weight * targets.isfinite()).sum(0)
+        outputs, targets, weight = everyone.split([num_tasks, num_tasks, 1], dim=1)
+        denominators = (weight * targets.isfinite()).sum(0)  # [T]
         with torch.no_grad():
             loss = trainer.model.loss(outputs, targets, weight.squeeze(1), denominators, 1.0).total
         predictions = to_units(outputs, recipe.tasks, trainer.cache.scaling)
-        result = (
-            float(loss),
-            task_metrics(recipe.tasks, targets.cpu().numpy(), predictions.cpu().numpy()),
-        )
+        metrics = task_metrics(recipe.tasks, targets.cpu().numpy(), predictions.cpu().numpy())
+        result = (float(loss), metrics)
     return world.broadcast(result)
 
 
-def string_tables(trainer: Trainer) -> list[Float[Tensor, "_ _"]]:
+def string_tables(trainer: Trainer) -> list[Float[Tensor, "_S _E"]]:
     """Return the present vectors of all strings, one table per string column."""
     with trainer.model.autocast():
         return [source.vectors_of_all_strings() for source in trainer.sources]
 
 
+def _bar(trainer: Trainer, position: Position) -> tqdm:
+    """Return the progress bar of the rows of an epoch, shown by rank 0 alone."""
+    return tqdm(
+        total=trainer.plan.num_rows,
+        initial=sum(trainer.plan.step_sizes[: position.step]),
+        unit="rows",
+        unit_scale=True,
+        desc=f"epoch {position.epoch + 1}",
+        leave=False,
+        disable=None if trainer.world.is_main else True,
+    )
+
+
 def _save(trainer: Trainer, position: Position, files: RunFiles, moment: str) -> None:
     """Write a checkpoint (collective; rank 0 writes)."""
-    content = checkpoint_content(
-        trainer.engine,
-        position,
-        trainer.plan.steps_per_epoch,
-        trainer.train_rows.order,
-        files.config,
-    )
+    steps_per_epoch, order = trainer.plan.steps_per_epoch, trainer.train_rows.order
+    content = checkpoint_content(trainer.engine, position, steps_per_epoch, order, files.config)
     if trainer.world.is_main:
-        names = [spec.name for spec in trainer.cache.layout.strings]
-        vectors = {
-            name: table.float().cpu()
-            for name, table in zip(names, string_tables(trainer), strict=True)
-        }
-        save_checkpoint(
-            files.checkpoint(moment), {**content, **files.shareable, "vectors": vectors}
-        )
+        tables = zip(trainer.cache.layout.strings, string_tables(trainer), strict=True)
+        vectors = {spec.name: table.float().cpu() for spec, table in tables}
+        content |= {**files.shareable, "vectors": vectors}
+        save_checkpoint(files.checkpoint(moment), content)

@@ -40,22 +40,24 @@ MAY_CHANGE = (
 
 @dataclass
 class Position:
-    """What a run has behind it: whole epochs with their records, and steps of the present one with
-    their summed losses and seconds.
+    """What a run has behind it.
+
+    Whole epochs with their records, and the present epoch's steps with their summed losses (one
+    line per rank, W ranks) and seconds.
     """
 
     epoch: int = 0
     step: int = 0
     records: list[Record] = field(default_factory=list)
     best: float = float("inf")
-    # each rank's part, of the steps of the present epoch
-    totals: Float[Tensor, "W one_plus_T"] | None = None
+    totals: Float[Tensor, "W 1+T"] | None = None
     seconds: float = 0.0
 
 
-def own_totals(position: Position, world: World, num_losses: int) -> Float[Tensor, " one_plus_T"]:
-    """Return this rank's summed losses of the present epoch; where the number of ranks has changed,
-    rank 0 takes over all of them.
+def own_totals(position: Position, world: World, num_losses: int) -> Float[Tensor, " 1+T"]:
+    """Return this rank's summed losses of the present epoch.
+
+    Where the number of ranks has changed, rank 0 takes over all of them.
     """
     if position.totals is None:
         return torch.zeros(num_losses, device=world.device)
@@ -68,8 +70,9 @@ def own_totals(position: Position, world: World, num_losses: int) -> Float[Tenso
 def checkpoint_content(
     engine: Engine, position: Position, steps_per_epoch: int, order: str, config: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what continuing needs, under the specification's names (collective: the optimizer's
-    state is gathered).
+    """Return what continuing needs, under the specification's names.
+
+    Collective: the optimizer's state is gathered.
     """
     state = engine.state()
     loss = engine.model.get_submodule("loss").state_dict()
@@ -93,17 +96,16 @@ def checkpoint_content(
 def resumed(
     engine: Engine, folder: Path, name: str, config: dict[str, Any], order: str
 ) -> Position:
-    """Load the run's furthest checkpoint into the engine and return where it stands; the beginning,
-    if there is none. Refuses another config's.
+    """Load the run's furthest checkpoint into the engine and return where it stands.
+
+    That is the beginning where there is none. Raises RunError for another config's checkpoint.
     """
-    found = [
-        (path, load_checkpoint(path))
-        for moment in ("last", "step")
-        if (path := folder / f"{name}_{moment}.pt").is_file()
-    ]
+    candidates = [folder / f"{name}_{moment}.pt" for moment in ("last", "step")]
+    found = {path: load_checkpoint(path) for path in candidates if path.is_file()}
     if not found:
         return Position()
-    path, checkpoint = max(found, key=lambda item: (item[1]["epoch"], item[1]["step"]))
+    path = max(found, key=lambda path: (found[path]["epoch"], found[path]["step"]))
+    checkpoint = found[path]
     changed = [
         line
         for line in differences(checkpoint["config"], config)
@@ -111,8 +113,7 @@ def resumed(
     ]
     if checkpoint["step"] > 0 and checkpoint["order"] != order:
         changed.append(
-            f"order of rows: {checkpoint['order']} -> {order} (it may change after a whole epoch"
-            " only)"
+            f"order of rows: {checkpoint['order']} -> {order} (it may change between epochs only)"
         )
     if changed:
         raise RunError(

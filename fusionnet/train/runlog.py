@@ -1,6 +1,4 @@
-"""What a run leaves to read: training_log.json, TensorBoard events, and an epoch table on the
-terminal.
-"""
+"""What a run leaves to read: training_log.json, TensorBoard events, a table of its epochs."""
 
 import json
 import re
@@ -13,10 +11,12 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from embedcache.files import write_atomically
+from embedcache.text import aligned, number
 from fusionnet.config import Task
+from fusionnet.metrics import MAIN_METRICS, primary_tasks
 
 Record = dict[str, Any]
-_SHOWN = {"regression": ("mae", "r2"), "binary": ("auroc", "f1")}
+_NARROWEST = 9  # characters; a number of an epoch's line fits
 
 
 def peak_rss_bytes() -> int:
@@ -26,13 +26,10 @@ def peak_rss_bytes() -> int:
     parent, so a small child of a large one would look large.
     """
     status = Path("/proc/self/status")
-    known = (
-        re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        if status.is_file()
-        else None
-    )
-    if known is not None:
-        return 1024 * int(known[1])
+    if status.is_file():
+        high_water = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if high_water is not None:
+            return 1024 * int(high_water[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -43,7 +40,9 @@ class RunLog:
     def __init__(self, folder: Path, tasks: Sequence[Task], records: list[Record]) -> None:
         """`records` are those of the epochs that a resumed run has behind it."""
         self._path = folder / "training_log.json"
-        self._shown = _shown_columns(tasks)
+        self._columns = ("epoch", "train_loss", "val_loss", *main_keys(tasks))
+        self._columns += ("seconds", "rows_per_s")
+        self._widths = [max(_NARROWEST, len(key)) for key in self._columns]
         self.records = list(records)
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(records) + 1)
 
@@ -58,15 +57,11 @@ class RunLog:
 
     def header(self) -> str:
         """Return the head of the epoch table."""
-        return "  ".join(
-            f"{title:>{max(9, len(title))}}"
-            for title in ("epoch", "train_loss", "val_loss", *self._shown, "seconds", "rows_per_s")
-        )
+        return aligned(self._columns, self._widths)
 
     def line(self, record: Record) -> str:
         """Return one line of the epoch table."""
-        keys = ("epoch", "train_loss", "val_loss", *self._shown, "seconds", "rows_per_s")
-        return "  ".join(f"{_cell(record.get(key)):>{max(9, len(key))}}" for key in keys)
+        return aligned([number(record.get(key)) for key in self._columns], self._widths)
 
     def close(self) -> None:
         """Finish the TensorBoard file."""
@@ -75,23 +70,14 @@ class RunLog:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a kill leaves the old file or the new one."""
-    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=1, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
 
 
-def _shown_columns(tasks: Sequence[Task]) -> list[str]:
-    """Return the log keys of the primary tasks: those of the largest weight."""
-    heaviest = max(task.weight for task in tasks)
+def main_keys(tasks: Sequence[Task]) -> list[str]:
+    """Return the keys of a record under which the primary tasks' main metrics are."""
     return [
         f"{task.name}_{metric}"
-        for task in tasks
-        if task.weight == heaviest
-        for metric in _SHOWN[task.kind]
+        for task in primary_tasks(tasks)
+        for metric in MAIN_METRICS[task.kind]
     ]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"

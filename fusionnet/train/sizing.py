@@ -1,5 +1,6 @@
-"""How much of a step one forward pass takes, in which precision, compiled or not, and on how many
-threads: decided from the device, once, at the start.
+"""What the device decides, once, at the start of a run.
+
+How many rows one forward pass takes, in which precision, compiled or not, and on how many threads.
 """
 
 import os
@@ -19,8 +20,9 @@ GPU_SHARE = 0.5
 
 
 def settled_precision(precision: PrecisionName, world: World) -> PrecisionName:
-    """Return the precision that all ranks compute in (collective): `auto` becomes bf16 if each has
-    instructions for it, else fp32.
+    """Return the precision that all ranks compute in (collective).
+
+    `auto` becomes bf16 if every rank's device has instructions for it, else fp32.
     """
     if precision != "auto":
         return precision
@@ -35,8 +37,9 @@ def is_compiled(train: TrainConfig, device: torch.device) -> bool:
 def micro_batches_per_rank(
     train: TrainConfig, model: ModelConfig, tasks: tuple[Task, ...], layout: Layout, world: World
 ) -> int:
-    """Return how many micro-batches each rank reads per optimizer step: on a GPU as few as memory
-    allows, the same number on every rank.
+    """Return how many micro-batches each rank reads per optimizer step, the same on every rank.
+
+    On a GPU they are as few as memory allows.
     """
     rows = train.micro_batch_rows
     if rows is None and world.device.type == "cpu":
@@ -48,27 +51,25 @@ def micro_batches_per_rank(
 
 
 def rows_that_fit(free_bytes: int, bytes_per_row: int) -> int:
-    """Return a micro-batch for this much free memory: a power of two, so that small differences
-    between two starts do not change a run's random numbers.
+    """Return the rows of a micro-batch for this much free memory.
+
+    They are a power of two, so that small differences between two starts do not change a run's
+    random numbers.
     """
     return 1 << max(0, int(GPU_SHARE * free_bytes / bytes_per_row).bit_length() - 1)
 
 
 def activation_bytes(model: ModelConfig, tasks: tuple[Task, ...], layout: Layout) -> int:
-    """Return a bound of what autograd keeps of one row in the network, in fp32: per layer its input
-    and what norms, activations and dropouts remember of it.
+    """Return a bound of the bytes that autograd keeps of one row in the network, in fp32.
 
     Counted by layer: a product keeps its input; a norm, an activation or a dropout its input or
     mask; a residual nothing. Under autocast a product's input is kept in half the bytes, beside the
     fp32 one of its norm, which together is no more than what is counted here.
     """
-    width, wide, num_strings, num_groups = (
-        model.fusion_width,
-        model.feedforward,
-        len(layout.strings),
-        1,
-    )
-    layer = 12 * width + 4 * wide
+    width = model.fusion_width
+    num_strings = len(layout.strings)
+    num_groups = 1
+    layer = 12 * width + 4 * model.feedforward
     if model.fusion == "modality":
         num_groups = len({column.feature_group for column in layout.numeric})
         # tokens, and their queries, keys and values

@@ -16,7 +16,8 @@ from embedcache.files import atomic_write, write_atomically
 from fusionnet.assemble import encoder_of_column
 from fusionnet.config import Task
 from fusionnet.metrics import BINARY_METRICS, REGRESSION_METRICS
-from fusionnet.trained.run import TrainedRun, load_run, trained_encoder
+from fusionnet.trained.run import TrainedRun, load_run
+from fusionnet.trained.vectors import trained_encoder
 
 
 def export_run(folder: Path) -> None:

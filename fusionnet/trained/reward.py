@@ -30,7 +30,8 @@ from embedcache.table.table import Table
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.forward import to_units
 from fusionnet.trained.frames import FrameInputs, frame_inputs, open_frame
-from fusionnet.trained.run import Moment, Precision, TrainedRun, load_run, vectors_of_all_strings
+from fusionnet.trained.run import Moment, Precision, TrainedRun, load_run
+from fusionnet.trained.vectors import vectors_of_all_strings
 
 BATCH_ROWS = 8192
 

@@ -1,15 +1,13 @@
-"""A trained run, loaded for prediction: no DeepSpeed, no raw table, no cache; the encoder only for
-strings that the run has never seen.
+"""A trained run, loaded for prediction: no DeepSpeed, no raw table, no cache.
 
-The checkpoint decides what the model is. From the run's YAML file, which people edit, only what may
-change after training is read: the reward, the goals, the note, and where the encoder lies now (its
-digest is checked). Nothing is filled in: a checkpoint that lacks a weight is refused, and so is one
-whose bytes changed, since torch writes a checksum of every tensor and does not read it.
+The encoder is loaded (by `vectors`) only for strings that the run has never seen. The checkpoint
+decides what the model is. From the run's YAML file, which people edit, only what may change after
+training is read: the reward, the goals, the note, and where the encoder lies now (its digest is
+checked). Nothing is filled in: a checkpoint that lacks a weight is refused, and so is one whose
+bytes changed.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,26 +19,21 @@ from torch import Tensor
 
 from embedcache.cache.layout import Layout
 from embedcache.config import DataConfig, EncoderConfig, parse_config
-from embedcache.encoder.loading import encoding_key, load_encoder
-from embedcache.encoder.lora import add_lora
-from embedcache.encoder.model import StringEncoder, encode_all
-from embedcache.encoder.tokenizer import load_tokenizer, tokenize
-from embedcache.errors import EncoderError, RunError
+from embedcache.encoder.model import StringEncoder
+from embedcache.errors import RunError
 from embedcache.scaling import Scaling
 from fusionnet.assemble import (
-    AUTOCAST_DTYPES,
     Recipe,
     build_model,
-    encoder_of_column,
     observed_tasks,
 )
 from fusionnet.config import LossConfig, ModelConfig, RewardConfig, RunConfig, Task, TrainConfig
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.train.checkpoint import load_checkpoint
+from fusionnet.trained.weights import load_weights, own_random_state
 
 Moment = Literal["best", "final", "last"]
 Precision = Literal["fp32", "bf16"]
-MOST_REMEMBERED = 65_536  # vectors of new strings per column, about 160 MB at polyBERT's width
 CONTENT = (
     "epoch",
     "model_state_dict",
@@ -82,8 +75,8 @@ class TrainedRun:
     identity: dict[str, str]
     records: list[dict[str, Any]]
     model: TrainableModel  # network and loss; encoders are loaded when a new string asks for one
-    strings: dict[str, dict[str, int]]  # per string column: text -> row of `vectors`
-    vectors: dict[str, Float[Tensor, "_ _"]]
+    strings: dict[str, dict[str, int]]  # by string column: text -> row of `vectors`
+    vectors: dict[str, Float[Tensor, "_S _E"]]  # by string column, of the strings trained on
     encoder_state: dict[str, Tensor]
     memory: Memory = field(default_factory=Memory, repr=False, compare=False)
 
@@ -114,141 +107,43 @@ def load_run(
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
 ) -> TrainedRun:
-    """Return a run from its folder, frozen and in evaluation mode; raises RunError where it is
-    missing, incomplete or damaged.
+    """Return a run from its folder, frozen and in evaluation mode.
 
     Executes no code from the files and leaves the random state of the process alone. `precision` is
     that of the network's products: bf16 rounds predictions to about three digits, and is faster on
-    GPUs and on CPUs that have instructions for it (`precision.multiplies_bf16`).
+    GPUs and on CPUs that have instructions for it (`precision.multiplies_bf16`). Raises RunError
+    where the run is missing, incomplete or damaged.
     """
     folder = Path(folder)
     name, written = _read_config(folder)
     _check_device(device)
     path = folder / f"{name}_{moment}.pt"
     checkpoint = _read_checkpoint(path)
-    config = checkpoint["config"]
-    try:
-        layout, scaling = (
-            Layout.model_validate_json(checkpoint["layout"]),
-            Scaling.from_json(checkpoint["scaling"]),
-        )
-    except (ValidationError, TypeError, ValueError) as error:
-        raise RunError(f"{path} does not say what its columns are: {error}") from None
-    data, recipe = _recipe_of(config, written, layout, folder)
-    state = checkpoint["model_state_dict"]
+    layout, scaling = _columns_of(checkpoint, path)
+    data, recipe = _recipe_of(checkpoint["config"], written, layout, folder)
     model = _build(recipe, layout, scaling, device, precision)
-    _load_weights(
-        model, {key: value for key, value in state.items() if not key.startswith("encoders.")}, path
-    )
+    of_encoders, of_network = _by_owner(checkpoint["model_state_dict"])
+    load_weights(model, of_network, path)
+    origin = folder / f"{name}_config.yaml"
     return TrainedRun(
         folder=folder,
         name=name,
         moment=moment,
         epoch=checkpoint["epoch"],
-        config=config,
+        config=checkpoint["config"],
         data=data,
-        reward=parse_config(
-            RewardConfig, written.get("reward", {}), f"{folder}/{name}_config.yaml: reward"
-        ),
-        note=parse_config(
-            RunConfig, written.get("run", {}), f"{folder}/{name}_config.yaml: run"
-        ).note,
+        reward=parse_config(RewardConfig, written.get("reward", {}), f"{origin}: reward"),
+        note=parse_config(RunConfig, written.get("run", {}), f"{origin}: run").note,
         recipe=recipe,
         layout=layout,
         scaling=scaling,
         identity=checkpoint["identity"],
         records=checkpoint["records"],
         model=model.eval().requires_grad_(False),
-        strings={
-            column: {text: place for place, text in enumerate(texts)}
-            for column, texts in checkpoint["strings"].items()
-        },
+        strings=_rows_of_texts(checkpoint["strings"]),
         vectors={column: table.to(device) for column, table in checkpoint["vectors"].items()},
-        encoder_state={key: value for key, value in state.items() if key.startswith("encoders.")},
+        encoder_state=of_encoders,
     )
-
-
-def vectors_of_all_strings(
-    run: TrainedRun, column: str, texts: Sequence[str]
-) -> Float[Tensor, "U E"]:
-    """Return the run's vectors of all these prepared strings, in their order.
-
-    Known ones come from the run, new ones through its encoder with its trained LoRA weights, once.
-    """
-    known, table, learned = (
-        run.strings[column],
-        run.vectors[column],
-        run.memory.vectors.setdefault(column, {}),
-    )
-    new = [text for text in dict.fromkeys(texts) if text not in known]
-    missing = [text for text in new if text not in learned]
-    if missing:
-        learned.update(zip(missing, _encode_new(run, column, missing).to(table), strict=True))
-    place = {**known, **{text: len(known) + number for number, text in enumerate(new)}}
-    if new:
-        table = torch.cat([table, torch.stack([learned[text] for text in new])])
-    for text in list(learned)[: max(0, len(learned) - MOST_REMEMBERED)]:
-        del learned[text]
-    return table[
-        torch.tensor([place[text] for text in texts], dtype=torch.int64, device=table.device)
-    ]
-
-
-def trained_encoder(run: TrainedRun, column: str) -> StringEncoder:
-    """Return the encoder of a string column with the run's LoRA weights; raises EncoderError where
-    it is not the encoder that was trained.
-    """
-    names = [spec.name for spec in run.layout.strings]
-    number = names.index(column)
-    config, spec, key = (
-        run.recipe.encoders[number],
-        run.layout.strings[number],
-        encoder_of_column(run.recipe, names)[number],
-    )
-    if key in run.memory.encoders:
-        return run.memory.encoders[key]
-    if encoding_key(config) != spec.encoding:
-        raise EncoderError(
-            f"{config.source} is not the encoder that run {run.folder} was trained with (weights,"
-            " tokenizer or pooling differ)"
-        )
-    encoder = load_encoder(config)
-    if run.recipe.mode != "frozen":
-        with _own_random_state():
-            add_lora(encoder, config.lora)
-        prefix = f"encoders.{key}."
-        _load_weights(
-            encoder,
-            {
-                name.removeprefix(prefix): value
-                for name, value in run.encoder_state.items()
-                if name.startswith(prefix)
-            },
-            run.folder,
-        )
-    run.memory.encoders[key] = encoder.requires_grad_(False).eval().to(run.device)
-    return run.memory.encoders[key]
-
-
-def _encode_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float[Tensor, "U E"]:
-    """Return the vectors of strings that the run has never seen, in the precision in which the
-    known ones were encoded.
-    """
-    config = run.recipe.encoders[[spec.name for spec in run.layout.strings].index(column)]
-    try:
-        encoder = trained_encoder(run, column)
-        tokens, unknown = tokenize(load_tokenizer(config), texts, encoder.max_length)
-    except EncoderError as error:
-        raise EncoderError(
-            f"{len(texts)} '{column}' strings are new to run {run.folder}, e.g. {texts[0]!r:.120},"
-            f" and need its encoder: {error}\nIf the encoder lies elsewhere now, set encoder.source"
-            f" in {run.folder / run.name}_config.yaml; strings that the run was trained on need"
-            " none"
-        ) from None
-    run.memory.unknown.update(unknown)
-    dtype = None if run.recipe.mode == "frozen" else AUTOCAST_DTYPES[run.recipe.train.precision]
-    with torch.autocast(run.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        return torch.from_numpy(encode_all(encoder, tokens))
 
 
 def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -284,6 +179,31 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def _columns_of(checkpoint: dict[str, Any], path: Path) -> tuple[Layout, Scaling]:
+    """Return what the columns are and their statistics, or raise RunError."""
+    try:
+        layout = Layout.model_validate_json(checkpoint["layout"])
+        return layout, Scaling.from_json(checkpoint["scaling"])
+    except (ValidationError, TypeError, ValueError) as error:
+        raise RunError(f"{path} does not say what its columns are: {error}") from None
+
+
+def _by_owner(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of the encoders, and those of the network and the loss."""
+    of_encoders = {name for name in state if name.startswith("encoders.")}
+    return (
+        {name: value for name, value in state.items() if name in of_encoders},
+        {name: value for name, value in state.items() if name not in of_encoders},
+    )
+
+
+def _rows_of_texts(strings: dict[str, list[str]]) -> dict[str, dict[str, int]]:
+    """Return for each string column the row of its table of vectors that a text has."""
+    return {
+        column: {text: row for row, text in enumerate(texts)} for column, texts in strings.items()
+    }
+
+
 def _build(
     recipe: Recipe,
     layout: Layout,
@@ -292,14 +212,8 @@ def _build(
     precision: Precision,
 ) -> TrainableModel:
     """Return the model without encoders, its weights still to be loaded."""
-    chosen = Recipe(
-        recipe.tasks,
-        recipe.encoders,
-        recipe.model,
-        recipe.loss,
-        recipe.train.model_copy(update={"precision": precision}),
-    )
-    with _own_random_state():
+    chosen = replace(recipe, train=recipe.train.model_copy(update={"precision": precision}))
+    with own_random_state():
         return build_model(chosen, layout, scaling, device, live=False)
 
 
@@ -313,54 +227,20 @@ def _check_device(device: torch.device | str) -> None:
         ) from None
 
 
-def _own_random_state() -> AbstractContextManager[None]:
-    """Return a context whose draws (initial weights, which are overwritten) do not move the
-    caller's random numbers.
-    """
-    return torch.random.fork_rng(
-        devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    )
-
-
-def _load_weights(module: torch.nn.Module, state: Mapping[str, Tensor], origin: Path) -> None:
-    """Load all trainable parameters; raises RunError unless there is exactly one of the right shape
-    for each.
-    """
-    own = {
-        name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad
-    }
-    wrong = [f"{name} is missing" for name in own if name not in state] + [
-        f"{name} has no place in this model" for name in state if name not in own
-    ]
-    wrong += [
-        f"{name} is {list(state[name].shape)}, expected {list(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if wrong:
-        raise RunError(
-            f"the weights in {origin} do not fit the run's config: {'; '.join(wrong[:4])}"
-            + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-        )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
-
-
 def _recipe_of(
     config: dict[str, Any], written: dict[str, Any], layout: Layout, folder: Path
 ) -> tuple[DataConfig, Recipe]:
-    """Return the columns and the recipe as they were trained, with goals and encoder sources as
-    they are written now.
+    """Return the columns and the recipe as they were trained.
+
+    Goals and encoder sources are those that are written now.
     """
-    data = parse_config(
-        DataConfig, _relocated(config["data"], written.get("data")), f"{folder}: data"
-    )
-    shared = parse_config(
-        EncoderConfig, _relocated(config["encoder"], written.get("encoder")), f"{folder}: encoder"
-    )
+    columns = _relocated(config["data"], written.get("data"))
+    data = parse_config(DataConfig, columns, f"{folder}: data")
+    encoder = _relocated(config["encoder"], written.get("encoder"))
+    shared = parse_config(EncoderConfig, encoder, f"{folder}: encoder")
+    tasks = _tasks(config["tasks"], written.get("tasks", []), folder)
     recipe = Recipe(
-        tasks=observed_tasks(_tasks(config["tasks"], written.get("tasks", []), folder), layout),
+        tasks=observed_tasks(tasks, layout),
         encoders=tuple(column.encoder or shared for column in data.strings),
         model=parse_config(ModelConfig, config["model"], f"{folder}: model"),
         loss=parse_config(LossConfig, config["loss"], f"{folder}: loss"),
@@ -384,11 +264,9 @@ def _relocated(trained: dict[str, Any], written: Any) -> dict[str, Any]:
     """Return a config as it was trained, but with every encoder's `source` as it is written now."""
     if not isinstance(written, dict):
         return trained
-    moved = (
-        {**trained, "source": written.get("source", trained["source"])}
-        if "source" in trained
-        else dict(trained)
-    )
+    moved = dict(trained)
+    if "source" in trained:
+        moved["source"] = written.get("source", trained["source"])
     for key in ("strings", "encoder"):
         old, new = trained.get(key), written.get(key)
         if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

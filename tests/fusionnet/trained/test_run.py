@@ -30,8 +30,9 @@ from fusionnet.experiment import load_experiment
 from fusionnet.model.forward import forward_rows, to_units
 from fusionnet.rows.tensors import load_rows
 from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
-from fusionnet.trained import run
-from fusionnet.trained.run import load_run, trained_encoder, vectors_of_all_strings
+from fusionnet.trained import vectors
+from fusionnet.trained.run import load_run
+from fusionnet.trained.vectors import trained_encoder, vectors_of_all_strings
 
 NEW = ["[*]CC([*])C(N)=O", "[*]OCC[*]"]
 RunMaker = Callable[..., Path]
@@ -188,16 +189,16 @@ def test_a_known_string_encoded_anew_gets_its_known_vector(
 
 def test_new_strings_are_encoded_once(made_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
-    plain = run.encode_all
+    plain = vectors.encode_all
     monkeypatch.setattr(
-        run,
+        vectors,
         "encode_all",
         lambda encoder, tokens: encoded.append(tokens.num_strings) or plain(encoder, tokens),
     )
     loaded: list[str] = []
-    load = run.load_encoder
+    load = vectors.load_encoder
     monkeypatch.setattr(
-        run, "load_encoder", lambda config: loaded.append(config.source) or load(config)
+        vectors, "load_encoder", lambda config: loaded.append(config.source) or load(config)
     )
     trained = load_run(made_run)
     known = next(iter(trained.strings["polymer"]))
@@ -208,7 +209,7 @@ def test_new_strings_are_encoded_once(made_run: Path, monkeypatch: pytest.Monkey
     assert len(loaded) == 1
     torch.testing.assert_close(first[[1, 0]], again[:2], rtol=0, atol=0)
     torch.testing.assert_close(first[0], first[2], rtol=0, atol=0)
-    monkeypatch.setattr(run, "MOST_REMEMBERED", 1)
+    monkeypatch.setattr(vectors, "MOST_REMEMBERED", 1)
     vectors_of_all_strings(trained, "polymer", NEW)
     assert list(trained.memory.vectors["polymer"]) == NEW[1:]
 
@@ -336,7 +337,7 @@ def test_cut_foreign_and_partial_checkpoints_are_refused(copy: Path) -> None:
         ),
         (
             {**whole, "model_state_dict": {**state, "network.extra": state[name]}},
-            "network.extra has no place",
+            "network.extra is not part of this model",
         ),
         ({**whole, "layout": "{}"}, "does not say what its columns are"),
     ]

@@ -1,0 +1,34 @@
+"""Numbers and tables as plain text, for terminals and reports."""
+
+from collections.abc import Sequence
+
+NONE = "\N{EN DASH}"  # stands where there is no number
+
+
+def number(value: int | float | None, none: str = NONE) -> str:
+    """Return a number to about four significant digits, counts whole; `none` where there is none.
+
+    From 100 on one decimal is kept, so that neighbours in a table can be compared.
+    """
+    if value is None:
+        return none
+    if isinstance(value, int):
+        return f"{value:,}"
+    size = abs(value)
+    decimals = 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 0.1 else 4
+    return f"{value:,.{decimals}f}"
+
+
+def aligned(cells: Sequence[str], widths: Sequence[int], num_left: int = 0) -> str:
+    """Return one line of a table: the first `num_left` columns flush left, the others right."""
+    padded = [
+        cell.ljust(width) if column < num_left else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  ".join(padded).rstrip()
+
+
+def text_table(rows: Sequence[Sequence[str]], num_left: int = 1) -> list[str]:
+    """Return the lines of a table, its columns as wide as their widest cell; a head is a row."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [aligned(cells, widths, num_left) for cells in rows]

@@ -1,0 +1,19 @@
+"""Text tables line up, and numbers have the digits that matter."""
+
+from embedcache.text import NONE, number, text_table
+
+
+def test_numbers_have_the_digits_that_matter() -> None:
+    values = (None, 0.01634, 0.9078, 1.0019, 12.346, -4.5, 12345.6, 12345, 0)
+    expected = [NONE, "0.0163", "0.908", "1.002", "12.35", "-4.500", "12,345.6", "12,345", "0"]
+    assert [number(value) for value in values] == expected
+    assert number(None, none="") == ""
+
+
+def test_every_column_of_a_table_ends_or_begins_where_its_head_does() -> None:
+    rows = [("target", "metric", "value"), ("a", "mae", "1.25"), ("a_long_name", "r2", "")]
+    assert text_table(rows, num_left=2) == [
+        "target       metric  value",
+        "a            mae      1.25",
+        "a_long_name  r2",
+    ]
