@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import pairwise
@@ -282,7 +282,7 @@ class Build:
                 name: {text: sorted(ways) for text, ways in found.items()}
                 for name, found in merged.items()
             },
-            "split": asdict(parts.tally.report()),
+            "split": parts.tally.counts().model_dump(mode="json"),
             "seconds": [(phase, round(seconds, 3)) for phase, seconds in self.seconds.items()],
         }
 

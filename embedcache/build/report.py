@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from embedcache.cache.layout import StringSpec
 from embedcache.cache.reader import Cache
-from embedcache.split.tally import SplitReport
+from embedcache.split.report import SplitCounts, split_table
 
 MOST_SHOWN = 3  # merged or unknown strings per column
 MOST_SPLIT_LINES = 12
@@ -37,7 +37,7 @@ class BuildReport:
     unknown: dict[str, dict[str, list[str]]]
     # by string column: string -> its spellings in the table
     merged: dict[str, dict[str, tuple[str, ...]]]
-    split: SplitReport
+    split: SplitCounts
     positive_rate: dict[str, float]  # train rows
     seconds: tuple[tuple[str, float], ...]  # by phase, in order
     num_bytes: int
@@ -46,11 +46,6 @@ class BuildReport:
     def of(cache: Cache, status: str) -> "BuildReport":
         """Return the report of a finished cache."""
         layout, kept = cache.layout, cache.report
-        split = SplitReport(
-            tuple(kept["split"]["header"]),
-            tuple(tuple(line) for line in kept["split"]["lines"]),
-            tuple(kept["split"]["remarks"]),
-        )
         return BuildReport(
             status=status,
             path=str(cache.path),
@@ -71,7 +66,7 @@ class BuildReport:
                 name: {text: tuple(spellings) for text, spellings in found.items()}
                 for name, found in kept["merged"].items()
             },
-            split=split,
+            split=SplitCounts.model_validate(kept["split"]),
             positive_rate=cache.scaling.positive_rate,
             seconds=tuple((phase, seconds) for phase, seconds in kept["seconds"]),
             num_bytes=cache.num_bytes,
@@ -103,7 +98,7 @@ class BuildReport:
                 f" width {spec.width}, {spec.pooling} of {spec.encoder.source}{standin}"
             )
             lines += self._oddities(spec.name)
-        lines += self.split.table(MOST_SPLIT_LINES).splitlines()
+        lines += split_table(self.split, MOST_SPLIT_LINES).splitlines()
         times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds)
         encoded = f"{self.num_encoded:,} strings encoded anew"
         if self.num_encoded:

@@ -1,74 +1,70 @@
 """Which rows train, which validate, which test.
 
-Whatever decides is dealt to `folds` folds of equal share; a range of folds is a split. What decides
-is a group (a patient never straddles two splits), a distinct string (does the model predict a
-polymer that it never saw?), the row itself, or a column of the table.
+Whatever decides is assigned to `folds` folds of equal share; a range of folds is a split. What
+decides is a group (a patient never straddles two splits), a distinct string (does the model predict
+a polymer that it never saw?), the row itself, or a column of the table.
 
-Groups are dealt by scikit-learn's StratifiedGroupKFold, separately inside each stratum: it balances
-row counts and class rate. It wants one entry per row, though all it uses is a count per group and
-class; so large tables are handed over with all counts divided by one common factor, which changes
-its balance by rounding only, and never lets a group straddle.
+Groups are assigned by scikit-learn's StratifiedGroupKFold, separately inside each stratum: it
+balances row counts and class rate. It wants one entry per row, though all it uses is a count per
+group and class; so for large tables it is given all counts divided by one common factor, which
+changes its balance by rounding only, and never lets a group straddle.
+
+Axes: N rows, G groups, K classes of the stratifying label (one where there is no such label).
 """
 
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, Int8, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int8, Int64
 from sklearn.model_selection import StratifiedGroupKFold
 
 from embedcache.config import SPLITS, SplitConfig
 from embedcache.errors import SplitError
 
-NUM_SEATINGS = 100
-MOST_ROWS = 500_000  # handed to scikit-learn, which loops over them in Python
+NUM_ORDERS = 100  # random orders of the folds, of which the best is taken
+MOST_ROWS = 500_000  # given to scikit-learn, which loops over them in Python
 
 
-def split_of_fold(fold: Int[np.ndarray, " K"], config: SplitConfig) -> Int8[np.ndarray, " K"]:
-    """Return the split code of each fold number: after `rotation`, the first folds train, the next
-    validate, the rest test.
+def split_of_fold(fold: Int[np.ndarray, " ids"], config: SplitConfig) -> Int8[np.ndarray, " ids"]:
+    """Return the split code of each fold number.
+
+    After `rotation`, the first folds train, the next validate, the rest test.
     """
-    place = (fold - config.rotation) % config.folds
-    return (
-        (place >= config.train_folds).astype(np.int8)
-        + (place >= config.train_folds + config.validation_folds)
-    ).astype(np.int8)
+    edges = np.cumsum([config.train_folds, config.validation_folds])
+    rotated = (fold - config.rotation) % config.folds
+    return np.searchsorted(edges, rotated, side="right").astype(np.int8)
 
 
 def shares(config: SplitConfig) -> Float[np.ndarray, "3"]:
     """Return the share of each split as configured."""
-    folds = np.array(
-        [
-            config.train_folds,
-            config.validation_folds,
-            config.folds - config.train_folds - config.validation_folds,
-        ]
-    )
-    return folds / config.folds
+    test_folds = config.folds - config.train_folds - config.validation_folds
+    return np.array([config.train_folds, config.validation_folds, test_folds]) / config.folds
 
 
 def assign_rows(
     label: Int8[np.ndarray, " N"], config: SplitConfig, first_row: int = 0
 ) -> Int8[np.ndarray, " N"]:
-    """Return the split of each row, dealt at random inside each value of `label`; fold sizes differ
-    by one row at most, overall and per label value.
+    """Return the split of each row, drawn at random inside each value of `label`.
 
-    `first_row` is the number of rows in the files before this one, which were dealt already: were
-    all files dealt alike, the splits of tables that are alike row by row (one per day, say) would
-    be too. Only bytes are shuffled, never row numbers: a table of 100 million rows costs 100 MB
-    here.
+    Fold sizes differ by one row at most, overall and per label value.
+
+    `first_row` is the number of rows in the files before this one, which have their splits already:
+    were all files assigned alike, the splits of tables that are alike row by row (one per day, say)
+    would be too. Only bytes are shuffled, never row numbers: a table of 100 million rows costs 100
+    MB here.
     """
     generator = np.random.default_rng([config.seed, first_row] if first_row else config.seed)
-    split_of = split_of_fold(np.arange(config.folds), config)
+    split_in_turn = split_of_fold(np.arange(config.folds), config)
     split = np.empty(len(label), dtype=np.int8)
-    dealt = 0
+    num_assigned = 0
     for value in np.unique(label):
         rows = label == value
         # goes on at the fold where the last value ended, to keep the totals level
-        hand = np.resize(np.roll(split_of, -dealt), int(rows.sum()))
-        generator.shuffle(hand)
-        split[rows] = hand
-        dealt += len(hand)
+        codes = np.resize(np.roll(split_in_turn, -num_assigned), int(rows.sum()))
+        generator.shuffle(codes)
+        split[rows] = codes
+        num_assigned += len(codes)
     return split
 
 
@@ -82,7 +78,8 @@ def assign_groups(
     """Return the split of each group, given its number of rows in each class.
 
     `counts` has one column per class (one only: balance row counts alone). `what` names a group in
-    messages, `strata` the values of `stratum`.
+    messages, `strata` the values of `stratum`. Raises SplitError where a stratum has fewer groups
+    than there are folds.
     """
     fold = np.empty(len(counts), dtype=np.int64)
     for value in np.unique(stratum):
@@ -94,21 +91,20 @@ def assign_groups(
                 " at least that many; lower split.folds (with split.train_folds and"
                 f" split.validation_folds) or take a table with more {what}s"
             )
-        dealt = _stratified_folds(counts[members], config)
-        fold[members] = _seating(counts[members], dealt, config)[dealt]
+        unordered = _stratified_folds(counts[members], config)
+        fold[members] = _best_order(counts[members], unordered, config)[unordered]
     return split_of_fold(fold, config)
 
 
 def assign_few(
-    num_rows: Int[np.ndarray, " G"], placed: Int[np.ndarray, "3"], config: SplitConfig
+    num_rows: Int[np.ndarray, " G"], held: Int[np.ndarray, "3"], config: SplitConfig
 ) -> Int8[np.ndarray, " G"]:
-    """Return the split of each of a few groups: the largest first, each to the split whose rows are
-    then furthest below its share.
+    """Return the split of each of a few groups, for those that come later and are fewer than folds.
 
-    `placed` are the rows that the splits hold already. For groups that come later and are fewer
-    than the folds.
+    The largest comes first, each to the split whose rows are then furthest below its share; `held`
+    are the rows that the splits hold already.
     """
-    rows, split = placed.astype(np.int64), np.empty(len(num_rows), dtype=np.int8)
+    rows, split = held.astype(np.int64), np.empty(len(num_rows), dtype=np.int8)
     for group in np.argsort(-num_rows, kind="stable"):
         split[group] = (shares(config) * (rows.sum() + num_rows[group]) - rows).argmax()
         rows[split[group]] += num_rows[group]
@@ -128,44 +124,59 @@ def _stratified_folds(
     group = np.repeat(np.repeat(np.arange(num_groups), num_classes), entries.ravel())
     label = np.repeat(np.tile(np.arange(num_classes), num_groups), entries.ravel())
     fold = np.empty(num_groups, dtype=np.int64)
-    dealer = StratifiedGroupKFold(n_splits=config.folds, shuffle=True, random_state=config.seed)
+    splitter = StratifiedGroupKFold(n_splits=config.folds, shuffle=True, random_state=config.seed)
     with warnings.catch_warnings():
-        # the report shows the rates, check() refuses one class
+        # the report shows the rates, SplitTally.check refuses one class
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        for number, (_, rows) in enumerate(dealer.split(np.zeros(len(group)), label, group)):
+        for number, (_, rows) in enumerate(splitter.split(np.zeros(len(group)), label, group)):
             fold[np.unique(group[rows])] = number
     return fold
 
 
-def _seating(
+def _best_order(
     counts: Int64[np.ndarray, "G K"], fold: Int64[np.ndarray, " G"], config: SplitConfig
-) -> Int64[np.ndarray, " _"]:
-    """Return a new number for each fold: of some random seatings, the one whose three splits are
-    nearest to their share of every class.
+) -> Int64[np.ndarray, " folds"]:
+    """Return a new number for each fold, so that the splits come nearest to their shares.
 
-    StratifiedGroupKFold uses its seed for ties alone, and with few groups per fold its folds
-    differ: measured on 50 groups of one size, the class rates of 35 / 10 / 5 of them were no closer
-    than a random deal's. Which folds form a split is still free, and this is where the seed comes
-    in.
+    Of some random orders of the folds it is the one whose three splits are nearest to their share
+    of every class. StratifiedGroupKFold uses its seed for ties alone, and with few groups per fold
+    its folds differ: measured on 50 groups of one size, the class rates of 35 / 10 / 5 of them were
+    no closer than those of random splits. Which folds form a split is still free, and this is where
+    the seed comes in.
     """
     generator = np.random.default_rng(config.seed)
-    # rotations share one seating: they are cross-validation
-    plain = split_of_fold(np.arange(config.folds), config.model_copy(update={"rotation": 0}))
-    wanted = np.bincount(plain, minlength=len(SPLITS)) / config.folds
+    in_class = counts.sum(0)  # [K]
     in_fold = np.zeros((config.folds, counts.shape[1]))
     np.add.at(in_fold, fold, counts)
-    share = in_fold / np.maximum(1, counts.sum(0))  # [folds, K]
+    share = in_fold / np.maximum(1, in_class)  # [folds, K]
+    # rotations share one order: they are cross-validation
+    split_of_number = split_of_fold(
+        np.arange(config.folds), config.model_copy(update={"rotation": 0})
+    )
+    orders = [generator.permutation(config.folds) for _ in range(NUM_ORDERS)]
+    imbalances = [
+        _imbalance(share, split_of_number[order], shares(config), in_class > 0) for order in orders
+    ]
+    return orders[int(np.argmin(imbalances))]
 
-    def imbalance(seats: np.ndarray) -> float:
-        got = np.stack([share[plain[seats] == split].sum(0) for split in range(len(SPLITS))])
-        return float(((got / wanted[:, None] - (counts.sum(0) > 0)) ** 2).sum())
 
-    return min((generator.permutation(config.folds) for _ in range(NUM_SEATINGS)), key=imbalance)
+def _imbalance(
+    share: Float64[np.ndarray, "folds K"],
+    split: Int8[np.ndarray, " folds"],
+    wanted: Float[np.ndarray, "3"],
+    occurs: Bool[np.ndarray, " K"],
+) -> float:
+    """Return the squared relative distance of the splits from the shares that are wanted of each
+    class that occurs.
+    """
+    got = np.stack([share[split == code].sum(0) for code in range(len(SPLITS))])  # [3, K]
+    return float(((got / wanted[:, None] - occurs) ** 2).sum())
 
 
 def compressed(counts: Int64[np.ndarray, "G K"], most: int) -> Int64[np.ndarray, "G K"]:
-    """Return the counts, or where they sum to more than `most`, counts in the same ratios of about
-    that sum; no group vanishes.
+    """Return counts in the same ratios that sum to about `most`, or themselves if they sum to less.
+
+    No group vanishes.
     """
     total = int(counts.sum())
     if total <= most:

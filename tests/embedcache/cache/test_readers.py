@@ -90,5 +90,6 @@ def test_inspect_shows_everything(
     )
     assert {"strings", "splits", "targets"} <= set(found["layout"])
     assert found["layout"]["strings"][0]["encoder"]["source"] == built_study.encoder.source
-    assert found["report"]["split"]["lines"]
+    rows = [line["rows"] for line in found["report"]["split"]["lines"]]
+    assert sum(rows[-3:]) == 240, "the splits' sizes are numbers"
     assert found["provenance"]["versions"]["zarr"]

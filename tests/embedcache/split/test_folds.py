@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from embedcache.config import SplitConfig
 from embedcache.errors import SplitError
-from embedcache.split.folds import assign_groups, assign_rows, compressed, split_of_fold
+from embedcache.split.folds import (
+    NUM_ORDERS,
+    _best_order,
+    assign_groups,
+    assign_rows,
+    compressed,
+    split_of_fold,
+)
+from embedcache.split.report import split_table
 from embedcache.split.tally import SplitTally
 
 TEN = SplitConfig()  # 7 + 2 + 1 of 10
@@ -24,7 +32,7 @@ def cohort(num_groups: int, rows: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_sixty_patients_are_dealt_as_specified(seed: int) -> None:
+def test_sixty_patients_are_assigned_as_specified(seed: int) -> None:
     counts = np.concatenate([cohort(10, 7458, seed), cohort(50, 7458, seed + 100)])
     stratum = np.repeat([1, 0], [10, 50])
     split = assign_groups(counts, stratum, SplitConfig(seed=seed), "group", ("synthetic", "real"))
@@ -40,9 +48,9 @@ def test_class_rates_are_closer_than_chance_gives() -> None:
             np.ptp([counts[split == s, 1].sum() / counts[split == s].sum() for s in range(3)])
         )
 
-    dealt = assign_groups(counts, np.zeros(100, dtype=int), TEN, "group", ())
-    blind = [spread(np.random.default_rng(k).permutation(dealt)) for k in range(50)]
-    assert spread(dealt) < np.quantile(blind, 0.1)
+    found = assign_groups(counts, np.zeros(100, dtype=int), TEN, "group", ())
+    blind = [spread(np.random.default_rng(k).permutation(found)) for k in range(50)]
+    assert spread(found) < np.quantile(blind, 0.1)
 
 
 @settings(max_examples=25, deadline=None)
@@ -62,7 +70,7 @@ def test_every_stratum_reaches_every_split(sizes: list[int], seed: int, num_stra
         assert set(split[stratum == value].tolist()) == {0, 1, 2}
     assert (
         split == assign_groups(counts, stratum, config, "group", ("a", "b")[:num_strata])
-    ).all(), "the same seed must deal the same"
+    ).all(), "the same seed must assign the same"
 
 
 def test_folds_are_level_though_groups_are_not() -> None:
@@ -76,14 +84,14 @@ def test_folds_are_level_though_groups_are_not() -> None:
     assert max(shares) - min(shares) < 0.03, "every fold holds about a tenth of the rows"
 
 
-def test_the_seed_deals_otherwise() -> None:
+def test_another_seed_assigns_otherwise() -> None:
     # groups of distinct spread: scikit-learn's own seed would change nothing
     counts = cohort(50, 746, 0)
-    deals = [
+    splits = [
         assign_groups(counts, np.zeros(50, dtype=int), SplitConfig(seed=seed), "group", ()).tolist()
         for seed in range(4)
     ]
-    assert len({tuple(split) for split in deals}) == 4
+    assert len({tuple(split) for split in splits}) == 4
 
 
 def test_rotating_over_all_folds_tests_every_group_once() -> None:
@@ -104,7 +112,7 @@ def test_rotating_over_all_folds_tests_every_row_once() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(num_rows=st.integers(10, 3000), seed=st.integers(0, 5), rate=st.floats(0, 1))
-def test_rows_are_dealt_in_exact_proportions(num_rows: int, seed: int, rate: float) -> None:
+def test_rows_are_assigned_in_exact_proportions(num_rows: int, seed: int, rate: float) -> None:
     label = (np.random.default_rng(seed).random(num_rows) < rate).astype(np.int8)
     split = assign_rows(label, SplitConfig(seed=seed))
     for value, folds in enumerate((7, 2, 1)):
@@ -116,13 +124,13 @@ def test_rows_are_dealt_in_exact_proportions(num_rows: int, seed: int, rate: flo
             )
 
 
-def test_rows_are_not_dealt_in_order() -> None:
+def test_rows_are_not_assigned_in_order() -> None:
     split = assign_rows(np.zeros(1000, dtype=np.int8), TEN)
     assert len(set(split[:100].tolist())) == 3
     assert (split != assign_rows(np.zeros(1000, dtype=np.int8), SplitConfig(seed=1))).any()
 
 
-def test_counts_divided_by_a_common_factor_deal_the_same() -> None:
+def test_counts_divided_by_a_common_factor_assign_the_same() -> None:
     counts = 10 * cohort(40, 100, 1)  # every count divisible by ten
     small = compressed(counts, int(counts.sum()) // 10)
     assert (small * 10 == counts).all()
@@ -144,6 +152,45 @@ def test_compression_keeps_every_group_and_bounds_the_sum() -> None:
 def test_folds_become_splits_in_order() -> None:
     assert split_of_fold(np.arange(10), TEN).tolist() == [0] * 7 + [1] * 2 + [2]
     assert split_of_fold(np.arange(10), SplitConfig(rotation=1)).tolist() == [2] + [0] * 7 + [1] * 2
+
+
+@given(
+    folds=st.integers(3, 12), train=st.integers(1, 10), rotation=st.integers(0, 12), data=st.data()
+)
+def test_splits_of_folds_are_the_plain_comparison(
+    folds: int, train: int, rotation: int, data: st.DataObject
+) -> None:
+    train = min(train, folds - 2)
+    validation = data.draw(st.integers(1, folds - train - 1))
+    config = SplitConfig(
+        folds=folds, train_folds=train, validation_folds=validation, rotation=rotation
+    )
+    for fold, split in enumerate(split_of_fold(np.arange(folds), config).tolist()):
+        rank = (fold - rotation) % folds
+        assert split == (0 if rank < train else 1 if rank < train + validation else 2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(num_groups=st.integers(3, 30), num_classes=st.integers(1, 3), seed=st.integers(0, 99))
+def test_the_order_of_folds_is_the_best_of_random_ones(
+    num_groups: int, num_classes: int, seed: int
+) -> None:
+    """The plain search: of the same orders, the first with the least squared relative distance."""
+    config = SplitConfig(folds=3, train_folds=1, validation_folds=1, seed=seed)
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 40, (num_groups, num_classes))
+    fold = rng.permutation(np.arange(num_groups) % config.folds)
+    in_fold = np.stack([counts[fold == k].sum(0) for k in range(config.folds)])
+    total = counts.sum(0)
+
+    def distance(order: np.ndarray) -> float:
+        got = [(in_fold / np.maximum(1, total))[order == split].sum(0) for split in range(3)]
+        return float(((np.stack(got) / (1 / 3) - (total > 0)) ** 2).sum())
+
+    generator = np.random.default_rng(seed)
+    orders = [generator.permutation(config.folds) for _ in range(NUM_ORDERS)]
+    expected = min(orders, key=distance)
+    np.testing.assert_array_equal(_best_order(counts, fold, config), expected)
 
 
 def test_too_few_groups_are_refused_with_their_stratum() -> None:
@@ -188,19 +235,29 @@ GOOD = {
 def test_a_sound_split_passes_and_is_counted() -> None:
     counted = tally(**GOOD)
     counted.check("group", None)
-    report = counted.report()
-    train = dict(zip(report.header, report.lines[0], strict=True))
-    assert train == {
+    counts = counted.counts()
+    assert counts.lines[0].model_dump() == {
         "split": "train",
-        "stratum": "all",
-        "groups": "2",
-        "rows": "3",
-        "share": "60.00%",
-        "opt": "0.5000",
-        "polymer strings": "2",
+        "stratum": None,
+        "groups": 2,
+        "rows": 3,
+        "labelled": {"ef": 2, "opt": 2},
+        "positive": {"opt": 1},
+        "strings": {"polymer": 2},
     }
-    assert report.remarks == ()
-    assert len(report.table().splitlines()) == 4
+    assert counts.straddling_groups == 0
+    assert counts.unseen_strings == {"polymer": {"validation": 0, "test": 0}}
+    assert split_table(counts).splitlines() == [
+        "split       stratum  groups  rows   share     opt  polymer strings",
+        "train       all           2     3  60.00%  0.5000                2",
+        "validation  all           1     1  20.00%  1.0000                1",
+        "test        all           1     1  20.00%  0.0000                1",
+    ]
+
+
+def test_counts_survive_the_round_trip_through_json() -> None:
+    counts = tally(**GOOD).counts()
+    assert type(counts).model_validate_json(counts.model_dump_json()) == counts
 
 
 @pytest.mark.parametrize(
@@ -243,9 +300,9 @@ def test_an_unusable_split_is_refused(
 def test_straddling_groups_and_unseen_strings_are_remarked_where_they_are_allowed() -> None:
     counted = tally(**{**GOOD, "group": [0, 0, 1, 1, 3], "string": [0, 0, 0, 1, 0]})
     counted.check("random", None)
-    remarks = "\n".join(counted.report().remarks)
-    assert "1 of 4 groups have rows in more than one split" in remarks
-    assert "1 of 1 distinct polymer strings of validation are not in train" in remarks
+    table = split_table(counted.counts())
+    assert "1 of 4 groups have rows in more than one split" in table
+    assert "1 of 1 distinct polymer strings of validation are not in train" in table
 
 
 def test_the_report_breaks_down_by_stratum() -> None:
@@ -257,16 +314,17 @@ def test_the_report_breaks_down_by_stratum() -> None:
         {},
         np.ones((4, 1), dtype=np.float32),
     )
-    lines = counted.report().lines
-    assert [(line[0], line[1], line[3]) for line in lines] == [
-        ("train", "no", "1"),
-        ("train", "yes", "1"),
-        ("validation", "no", "0"),
-        ("validation", "yes", "1"),
-        ("test", "no", "1"),
-        ("test", "yes", "0"),
-        ("train", "all", "2"),
-        ("validation", "all", "1"),
-        ("test", "all", "1"),
+    counts = counted.counts()
+    assert [(line.split, line.stratum, line.rows) for line in counts.lines] == [
+        ("train", "no", 1),
+        ("train", "yes", 1),
+        ("validation", "no", 0),
+        ("validation", "yes", 1),
+        ("test", "no", 1),
+        ("test", "yes", 0),
+        ("train", None, 2),
+        ("validation", None, 1),
+        ("test", None, 1),
     ]
-    assert len(counted.report().table(most_lines=5).splitlines()) == 4
+    assert len(split_table(counts).splitlines()) == 10
+    assert len(split_table(counts, most_lines=5).splitlines()) == 4

@@ -1,0 +1,85 @@
+"""What each split holds, in numbers as a cache stores it, and as the text that a user reads."""
+
+from collections.abc import Iterator
+
+from embedcache.config import SPLITS, Config
+
+
+class SplitLine(Config):
+    """What one split holds, or one stratum of it."""
+
+    split: str
+    stratum: str | None  # None: all of them
+    groups: int | None  # None: the table has no groups
+    rows: int
+    labelled: dict[str, int]  # rows with a label, by target
+    positive: dict[str, int]  # by binary target
+    strings: dict[str, int]  # distinct ones by string column; of whole splits only
+
+
+class SplitCounts(Config):
+    """What all splits hold, and what a reader of scores should know of them."""
+
+    lines: tuple[SplitLine, ...]  # by split and stratum, where there are strata; then by split
+    num_groups: int
+    straddling_groups: int  # that have rows in more than one split
+    # distinct ones that train lacks, by string column and split
+    unseen_strings: dict[str, dict[str, int]]
+
+
+def split_table(counts: SplitCounts, most_lines: int | None = None) -> str:
+    """Return the counts as aligned plain text, and the remarks on them.
+
+    Where there are more than `most_lines` lines, they come without the break-down by stratum.
+    """
+    whole = counts.lines[-len(SPLITS) :]
+    brief = most_lines is not None and len(counts.lines) > most_lines
+    total = sum(line.rows for line in whole)
+    targets, columns = list(whole[0].positive), list(whole[0].strings)
+    strings = [f"{column} strings" for column in columns]
+    rows = [["split", "stratum", "groups", "rows", "share", *targets, *strings]]
+    rows += [_cells(line, total, columns) for line in (whole if brief else counts.lines)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join([*(_aligned(cells, widths) for cells in rows), *_remarks(counts)])
+
+
+def _cells(line: SplitLine, total: int, columns: list[str]) -> list[str]:
+    """Return one line of the table, given the rows of all splits."""
+    labelled = line.labelled
+    rates = [
+        f"{positive / labelled[target]:.4f}" if labelled[target] else "-"
+        for target, positive in line.positive.items()
+    ]
+    return [
+        line.split,
+        "all" if line.stratum is None else line.stratum,
+        "-" if line.groups is None else f"{line.groups:,}",
+        f"{line.rows:,}",
+        f"{100 * line.rows / max(1, total):.2f}%",
+        *rates,
+        *(f"{line.strings[column]:,}" if column in line.strings else "" for column in columns),
+    ]
+
+
+def _aligned(cells: list[str], widths: list[int]) -> str:
+    """Return names to the left, numbers to the right."""
+    names = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
+    numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
+    return "  ".join(names + numbers).rstrip()
+
+
+def _remarks(counts: SplitCounts) -> Iterator[str]:
+    """Yield what a reader of the scores should know."""
+    if counts.straddling_groups:
+        yield (
+            f"{counts.straddling_groups:,} of {counts.num_groups:,} groups have rows in more than"
+            " one split: scores do not speak of unseen groups"
+        )
+    distinct = {line.split: line.strings for line in counts.lines[-len(SPLITS) :]}
+    for column, unseen_in in counts.unseen_strings.items():
+        for split, unseen in unseen_in.items():
+            if unseen:
+                yield (
+                    f"{unseen:,} of {distinct[split][column]:,} distinct {column} strings of"
+                    f" {split} are not in train"
+                )
