@@ -6,7 +6,7 @@ from typing import Any
 
 from embedcache.cache.identity import FORMAT_VERSION, Identity
 from embedcache.config import DataConfig, EncoderConfig, SplitConfig, TargetColumn
-from embedcache.encoder.loading import DTYPE, encoder_parts
+from embedcache.encoder.loading import DTYPE, encoder_entries
 from embedcache.errors import TableError
 from embedcache.files import file_digest
 
@@ -37,12 +37,12 @@ def wanted_identity(
     parts |= _flat("targets", [target.model_dump(mode="json") for target in targets])
     parts |= _flat("split", split.model_dump(mode="json"))
     if any(column.encoder is None for column in data.strings):
-        parts |= {f"encoder.{name}": value for name, value in encoder_parts(encoder).items()}
+        parts |= {f"encoder.{name}": value for name, value in encoder_entries(encoder).items()}
     for column in data.strings:
         if column.encoder is not None:
             parts |= {
                 f"data.strings[{column.name}].encoder.{name}": value
-                for name, value in encoder_parts(column.encoder).items()
+                for name, value in encoder_entries(column.encoder).items()
             }
     return Identity(parts)
 

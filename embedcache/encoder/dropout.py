@@ -12,11 +12,13 @@ Measured on 2 cores for 1024 x 2048 elements, forward and backward, in turns: bf
 20.1 ms, fp32 4.4 ms against 15.2 ms.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int16, Int64
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _STEPS = 1 << 16
@@ -29,8 +31,9 @@ _INTEGER_OF = {
 
 
 def dropout(x: Float[Tensor, "*shape"], p: float, training: bool) -> Float[Tensor, "*shape"]:
-    """Return x with each element zeroed with probability p and the others scaled by 1 / (1 - p); x
-    itself where not training.
+    """Return x with each element zeroed with probability p and the others scaled by 1 / (1 - p).
+
+    Where not training it is x itself.
     """
     if not training or p == 0:
         return x
@@ -40,7 +43,7 @@ def dropout(x: Float[Tensor, "*shape"], p: float, training: bool) -> Float[Tenso
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` by `dropout`."""
+    """`nn.Dropout`, computed by `dropout`."""
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return x with elements dropped in training."""
@@ -48,8 +51,10 @@ class Dropout(nn.Dropout):
 
 
 class _BitDropout(torch.autograd.Function):
+    """Dropout whose mask is kept for the backward pass."""
+
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, p: float) -> Tensor:
+    def forward(ctx: Any, x: Float[Tensor, "*shape"], p: float) -> Float[Tensor, "*shape"]:
         keep = keep_mask(x.shape, p)
         ctx.save_for_backward(keep)
         ctx.scale = 1 / (1 - p)
@@ -57,7 +62,9 @@ class _BitDropout(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(
+        ctx: Any, gradient: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape"], None]:
         (keep,) = ctx.saved_tensors
         return masked(gradient, keep).mul_(ctx.scale), None
 
@@ -68,13 +75,12 @@ def keep_mask(
     """Return 1 with probability 1 - p, else 0, by the device's default generator."""
     num = shape.numel()
     bits = _random_words(num // 4 + 1, torch.device(device)).view(torch.int16)[:num].view(shape)
-    return bits.lt_(min(round((1 - p) * _STEPS) - _STEPS // 2, _STEPS // 2 - 1))
+    threshold = round((1 - p) * _STEPS) - _STEPS // 2  # of bits read as a signed number
+    return bits.lt_(min(threshold, _STEPS // 2 - 1))
 
 
 def masked(x: Float[Tensor, "*shape"], keep: Int16[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return a copy of x that is zero where `keep_mask` gave 0, whatever x is there; nothing is
-    scaled.
-    """
+    """Return a copy of x, not scaled, that is zero where `keep` is 0, whatever x is there."""
     return (x.contiguous().view(_INTEGER_OF[x.dtype]) * keep).view(x.dtype)
 
 

@@ -16,10 +16,13 @@ from embedcache.encoder.tokenizer import load_tokenizer, tokenizer_digest
 from embedcache.errors import EncoderError
 from embedcache.files import file_digest
 
+DTYPE = "float32"  # of embeddings
+
 
 def load_encoder(config: EncoderConfig) -> StringEncoder:
-    """Return the encoder of a hub id or local folder, frozen and in evaluation mode; raises
-    EncoderError if it cannot be loaded safely.
+    """Return the encoder of a hub id or local folder, frozen and in evaluation mode.
+
+    Raises EncoderError if it cannot be loaded safely.
     """
     weight_files(config)
     # loading takes a second; its bar would be drawn into logs
@@ -37,9 +40,40 @@ def load_encoder(config: EncoderConfig) -> StringEncoder:
     return StringEncoder(model.requires_grad_(False), config.pooling).eval()
 
 
+def encoding_key(encoder: EncoderConfig) -> str:
+    """Return a short key of the encoder.
+
+    Two encoders share it only if they give the same vector for every string.
+    """
+    text = json.dumps({**encoder_entries(encoder), "dtype": DTYPE}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def encoder_entries(encoder: EncoderConfig) -> dict[str, str]:
+    """Return what the vector of a string depends on, besides the string, as named entries."""
+    return {
+        "weights": encoder_digest(encoder),
+        "tokenizer": tokenizer_digest(load_tokenizer(encoder)),
+        "pooling": encoder.pooling,
+    }
+
+
+def encoder_digest(config: EncoderConfig) -> str:
+    """Return a digest of the encoder's configuration and weights, wherever the files lie."""
+    digest = hashlib.sha256()
+    for file in [_file(config, "config.json"), *weight_files(config)]:
+        if file is None:
+            raise EncoderError(
+                f"{config.source} has no config.json, so it is not a Hugging Face model folder"
+            )
+        digest.update(bytes.fromhex(file_digest(file)))
+    return digest.hexdigest()
+
+
 def weight_files(config: EncoderConfig) -> list[Path]:
-    """Return the encoder's safetensors files; raises EncoderError where there are none (pickled
-    weights are not read: they can run code).
+    """Return the encoder's safetensors files; raises EncoderError where there are none.
+
+    Pickled weights are not read: they can run code.
     """
     whole = _file(config, "model.safetensors")
     if whole is not None:
@@ -51,21 +85,18 @@ def weight_files(config: EncoderConfig) -> list[Path]:
             " model folder as encoder.source, or make a stand-in with: python -m jobs.make_encoder"
             " --out encoder --size polybert"
         )
-    shards = [
-        _file(config, name)
-        for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    ]
-    if None in shards:
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    files = [_file(config, name) for name in names]
+    found = [file for file in files if file is not None]
+    if len(found) < len(names):
         raise EncoderError(
             f"{config.source} is incomplete: its index names weight files that are not there"
         )
-    return [shard for shard in shards if shard is not None]
+    return found
 
 
 def _file(config: EncoderConfig, name: str) -> Path | None:
-    """Return one file of the encoder, local or from the hub's cache, or None where it has none of
-    that name.
-    """
+    """Return one file of the encoder, local or from the hub's cache, None where it is missing."""
     try:
         found = cached_file(
             config.source,
@@ -79,37 +110,3 @@ def _file(config: EncoderConfig, name: str) -> Path | None:
             f" {str(error).splitlines()[0]}"
         ) from None
     return None if found is None else Path(found)
-
-
-def encoder_digest(config: EncoderConfig) -> str:
-    """Return a digest of the encoder's configuration and weights, the same wherever the files
-    lie.
-    """
-    digest = hashlib.sha256()
-    for file in [_file(config, "config.json"), *weight_files(config)]:
-        if file is None:
-            raise EncoderError(
-                f"{config.source} has no config.json, so it is not a Hugging Face model folder"
-            )
-        digest.update(bytes.fromhex(file_digest(file)))
-    return digest.hexdigest()
-
-
-DTYPE = "float32"  # of embeddings
-
-
-def encoder_parts(encoder: EncoderConfig) -> dict[str, str]:
-    """Return what the vector of a string depends on, besides the string."""
-    return {
-        "weights": encoder_digest(encoder),
-        "tokenizer": tokenizer_digest(load_tokenizer(encoder)),
-        "pooling": encoder.pooling,
-    }
-
-
-def encoding_key(encoder: EncoderConfig) -> str:
-    """Return a short key that two encoders share only if they give the same vector for every
-    string.
-    """
-    text = json.dumps({**encoder_parts(encoder), "dtype": DTYPE}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -20,9 +20,26 @@ from embedcache.errors import EncoderError
 
 
 def add_lora(encoder: StringEncoder, config: LoraConfig) -> None:
-    """Put adapters on the encoder's attention projections; only they are trainable afterwards. A's
-    initial values come from torch's global generator.
+    """Put adapters on the encoder's attention projections; only they are trainable afterwards.
+
+    A's initial values come from torch's global generator. Raises EncoderError where the encoder has
+    not the modules or layers that the config names.
     """
+    wanted = _peft_config(encoder, config)
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5 by the old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        encoder.model = peft.get_peft_model(encoder.model, wanted)
+    encoder.first_layer = config.first_layer
+    for module in encoder.model.modules():
+        if isinstance(module, LoraLayer):
+            dropouts = {name: Dropout(config.dropout) for name in module.lora_dropout}
+            module.lora_dropout.update(dropouts)
+    encoder.train(encoder.training)
+
+
+def _peft_config(encoder: StringEncoder, config: LoraConfig) -> peft.LoraConfig:
+    """Return the adapters in PEFT's words, checked against the encoder."""
     names = {name.rsplit(".", 1)[-1] for name, _ in encoder.model.named_modules()}
     missing = [target for target in config.target_modules if target not in names]
     if missing:
@@ -41,34 +58,24 @@ def add_lora(encoder: StringEncoder, config: LoraConfig) -> None:
     )
     if config.first_layer:
         num_layers = check_layers(encoder.model, config.first_layer)
-        wanted.layers_to_transform, wanted.layers_pattern = (
-            list(range(config.first_layer, num_layers)),
-            "layer",
-        )
-        encoder.first_layer = config.first_layer
-    with warnings.catch_warnings():
-        # PEFT 0.21 asks transformers 5 by the old name
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        encoder.model = peft.get_peft_model(encoder.model, wanted)
-    for module in encoder.model.modules():
-        if isinstance(module, LoraLayer):
-            module.lora_dropout.update(
-                {name: Dropout(config.dropout) for name in module.lora_dropout}
-            )
-    encoder.train(encoder.training)
+        wanted.layers_to_transform = list(range(config.first_layer, num_layers))
+        wanted.layers_pattern = "layer"
+    return wanted
 
 
 def save_adapter(encoder: StringEncoder, folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, which
-    `peft.PeftModel.from_pretrained` reads on the plain Hugging Face model.
+    """Write adapter_config.json and adapter_model.safetensors, as PEFT does.
+
+    `peft.PeftModel.from_pretrained` reads them on the plain Hugging Face model.
     """
     assert isinstance(encoder.model, peft.PeftModel)
     encoder.model.save_pretrained(str(folder), safe_serialization=True)
 
 
 def load_adapter(encoder: StringEncoder, folder: Path) -> None:
-    """Load adapter weights that `save_adapter` wrote into an encoder with adapters of the same
-    shape.
+    """Load what `save_adapter` wrote into an encoder with adapters of the same shape.
+
+    Raises EncoderError where there is no adapter, or one that does not fit.
     """
     assert isinstance(encoder.model, peft.PeftModel)
     file = folder / "adapter_model.safetensors"

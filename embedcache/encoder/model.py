@@ -18,8 +18,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from embedcache.encoder.batching import MAX_BATCH_TOKENS, chunks, length_batches
-from embedcache.encoder.deberta.attention import packing
+from embedcache.encoder.batching import MAX_BATCH_TOKENS, batches_of_each_pass, length_batches
+from embedcache.encoder.deberta.attention import packing_of
 from embedcache.encoder.deberta.packed import embed, is_packable, pooled, run_layers
 from embedcache.encoder.deberta.projection import CastWeights
 from embedcache.encoder.deberta.relative import needed_positions
@@ -36,15 +36,14 @@ class StringEncoder(nn.Module):
         self.pooling = pooling
         self.width: int = model.config.hidden_size
         self.max_length: int = model.config.max_position_embeddings
-        self._casts = CastWeights()
         self.first_layer = 0  # the lowest layer that is trained; `lora.add_lora` sets it
+        self._casts = CastWeights()
 
     def forward(self, tokens: TokenTable, pad_to: int | None = None) -> Float[Tensor, "S E"]:
-        """Return one fp32 vector per string, in the order given; `pad_to` puts all strings in one
-        batch of that padded length (the naive yardstick).
+        """Return one fp32 vector per string, in the order given.
 
         Where the tokens carry states, these enter layer `first_layer`, and the layers below are not
-        run.
+        run. `pad_to` puts all strings in one batch of that padded length (the naive yardstick).
         """
         if tokens.num_strings == 0:
             return torch.zeros(0, self.width, device=tokens.values.device)
@@ -52,9 +51,8 @@ class StringEncoder(nn.Module):
             return self._encode_padded(tokens, pad_to)
         batches = length_batches(tokens.lengths, MAX_BATCH_TOKENS)
         if is_packable(base_of(self.model)):
-            vectors = torch.cat(
-                [self._encode_packed(tokens, groups) for groups in chunks(tokens.lengths, batches)]
-            )
+            passes = batches_of_each_pass(tokens.lengths, batches)
+            vectors = torch.cat([self._encode_packed(tokens, groups) for groups in passes])
         else:
             vectors = torch.cat([self._encode_cut(tokens.take(ids)) for ids in batches])
         return vectors[torch.cat(batches).argsort().to(vectors.device, non_blocking=True)]
@@ -70,7 +68,7 @@ class StringEncoder(nn.Module):
         return self
 
     @torch.no_grad()
-    def states(self, tokens: TokenTable, first_layer: int) -> Float[Tensor, "total H"]:
+    def states(self, tokens: TokenTable, first_layer: int) -> Float[Tensor, "P E"]:
         """Return the fp32 hidden states that enter layer `first_layer`, one per token."""
         if tokens.num_strings == 0 or first_layer == 0:
             raise ValueError(
@@ -80,50 +78,52 @@ class StringEncoder(nn.Module):
         base = base_of(self.model)
         for ids in length_batches(tokens.lengths, MAX_BATCH_TOKENS):
             batch = tokens.take(ids)
-            places = tokens.places(ids).to(states.device)
+            index = tokens.token_index(ids).to(states.device)
             if is_packable(base):
-                layout = packing((tuple(batch.lengths.tolist()),), states.device)
-                states[places] = run_layers(
-                    base, self._casts, embed(base, batch.values, layout), layout, 0, first_layer
-                ).float()
+                packing = packing_of((tuple(batch.lengths.tolist()),), states.device)
+                embedded = embed(base, batch.values, packing)
+                hidden = run_layers(base, self._casts, embedded, packing, 0, first_layer)
+                states[index] = hidden.float()
                 continue
             padded, mask = batch.padded()
             with some_layers(base, 0, first_layer), needed_positions(base, padded.shape[1]):
                 hidden = base(input_ids=padded, attention_mask=mask.long()).last_hidden_state
-            states[places] = hidden[mask].float()
+            states[index] = hidden[mask].float()
         return states
 
     def _encode_packed(
-        self, tokens: TokenTable, groups: Sequence[Int[Tensor, " _"]]
+        self, tokens: TokenTable, groups: Sequence[Int[Tensor, " _U"]]
     ) -> Float[Tensor, "U E"]:
         """Return the vectors of the strings of all groups, in that order, without padding."""
-        base, part = base_of(self.model), tokens.take(torch.cat(list(groups)))
-        lengths = tokens.lengths
-        layout = packing(tuple(tuple(lengths[ids].tolist()) for ids in groups), part.values.device)
-        if part.states is None:
-            return pooled(
-                base, self._casts, embed(base, part.values, layout), layout, 0, self.pooling
-            )
-        return pooled(base, self._casts, part.states, layout, self.first_layer, self.pooling)
+        base = base_of(self.model)
+        batch = tokens.take(torch.cat(list(groups)))
+        lengths = tuple(tuple(tokens.lengths[ids].tolist()) for ids in groups)
+        packing = packing_of(lengths, batch.values.device)
+        if batch.states is not None:
+            states, first_layer = batch.states, self.first_layer
+        else:
+            states, first_layer = embed(base, batch.values, packing), 0
+        return pooled(base, self._casts, states, packing, first_layer, self.pooling)
 
     def _encode_cut(self, tokens: TokenTable) -> Float[Tensor, "S E"]:
-        """Return the vectors as Hugging Face computes them, with no more relative positions than
-        the longest string has.
+        """Return the vectors as Hugging Face computes them, with the relative positions cut.
+
+        No more of them are left than the longest string has.
         """
         with needed_positions(base_of(self.model), int(tokens.lengths.max())):
             return self._encode_padded(tokens)
 
     def _encode_padded(self, tokens: TokenTable, pad_to: int | None = None) -> Float[Tensor, "S E"]:
+        """Return the vectors as Hugging Face computes them, all strings padded to one length."""
         ids, mask = tokens.padded(pad_to)
-        known = (
-            nullcontext()
-            if tokens.states is None
-            else some_layers(self.model, self.first_layer, None, tokens.padded_states(pad_to))
-        )
-        with known:
-            # [S, L, E]
+        if tokens.states is None:
+            upper_layers = nullcontext()
+        else:
+            states = tokens.padded_states(pad_to)
+            upper_layers = some_layers(self.model, self.first_layer, None, states)
+        with upper_layers:
             hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
-        if self.pooling == "cls":
+        if self.pooling == "cls":  # hidden is [S, L, E]
             return hidden[:, 0]
         weight = mask.unsqueeze(2).float()
         return (hidden * weight).sum(1) / weight.sum(1)
@@ -140,9 +140,8 @@ def encode_all(
     encoder.eval()
     vectors = torch.empty(tokens.num_strings, encoder.width)
     device = next(encoder.parameters()).device
-    with tqdm(
-        total=tokens.num_strings, unit="strings", desc="encode", disable=None if progress else True
-    ) as bar:
+    hidden = None if progress else True  # None: hidden where no terminal is
+    with tqdm(total=tokens.num_strings, unit="strings", desc="encode", disable=hidden) as bar:
         for ids in length_batches(tokens.lengths, batch_tokens) if tokens.num_strings else []:
             vectors[ids] = encoder(tokens.take(ids).to(device)).cpu()
             bar.update(len(ids))

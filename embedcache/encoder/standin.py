@@ -3,7 +3,7 @@ weights.
 
 Published weights cannot be redistributed here, and a test must not need the network. A stand-in has
 the shapes, the parameter count, the token ids and the files of the real folder, so everything that
-loads, adapts, trains and caches an encoder runs on it unchanged. What it has not is chemistry: its
+loads, adapts, trains and caches an encoder runs on it unchanged. What it lacks is chemistry: its
 folder is marked, and every result made with it says so.
 """
 
@@ -42,17 +42,14 @@ _CONTROL, _NORMAL, _UNKNOWN, _USER_DEFINED = 3, 1, 2, 4  # SentencePiece's piece
 
 def published_pieces() -> list[str]:
     """Return polyBERT's 265 SentencePiece pieces in the order of their ids."""
-    return (
-        resources.files("embedcache.encoder")
-        .joinpath("polybert_vocab.txt")
-        .read_text(encoding="utf-8")
-        .split("\n")[:265]
-    )
+    vocabulary = resources.files("embedcache.encoder").joinpath("polybert_vocab.txt")
+    return vocabulary.read_text(encoding="utf-8").split("\n")[:265]
 
 
 def write_standin(folder: Path, size: EncoderSize, seed: int = 0) -> None:
-    """Write a stand-in encoder; an earlier stand-in in the folder is replaced, anything else is
-    refused.
+    """Write a stand-in encoder, replacing an earlier one in the folder.
+
+    Raises EncoderError for a folder that holds anything else.
     """
     if folder.exists() and any(folder.iterdir()) and not is_standin(folder):
         raise EncoderError(
@@ -87,20 +84,14 @@ def sentencepiece_model() -> bytes:
     kinds = {UNKNOWN: _UNKNOWN, "<s>": _CONTROL, "</s>": _CONTROL, PREFIX: _NORMAL}
     pieces = published_pieces()
     for text in pieces:
-        piece = proto.pieces.add()
-        piece.piece, piece.score, piece.type = (
-            text,
-            -1.0 if text == PREFIX else 0.0,
-            kinds.get(text, _USER_DEFINED),
-        )
+        score = -1.0 if text == PREFIX else 0.0
+        proto.pieces.add(piece=text, score=score, type=kinds.get(text, _USER_DEFINED))
     proto.trainer_spec.model_type = 1  # unigram
     proto.trainer_spec.vocab_size = len(pieces)
-    (
-        proto.trainer_spec.unk_id,
-        proto.trainer_spec.bos_id,
-        proto.trainer_spec.eos_id,
-        proto.trainer_spec.pad_id,
-    ) = 0, 1, 2, -1
+    proto.trainer_spec.unk_id = 0
+    proto.trainer_spec.bos_id = 1
+    proto.trainer_spec.eos_id = 2
+    proto.trainer_spec.pad_id = -1
     proto.normalizer_spec.name = "identity"
     proto.normalizer_spec.add_dummy_prefix = True
     return proto.SerializeToString()

@@ -1,5 +1,4 @@
-"""Strings to tokens, ragged: no padding until a batch is made, no silent cut, and the published ids
-or nothing.
+"""Strings to tokens: nothing is cut off silently, and polyBERT's published ids or nothing.
 
 polyBERT's tokenizer is SentencePiece with user-defined pieces (symbols of the elements, in both
 cases) behind a dummy prefix `▁`. transformers 5 rebuilds it from the published files in its own
@@ -24,43 +23,27 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import cached_file
 
 from embedcache.config import EncoderConfig
-from embedcache.encoder.tokens import TokenTable
+from embedcache.encoder.tokens import TokenTable, offsets_of
 from embedcache.errors import TokenizerError
 
 PREFIX = "▁"
 UNKNOWN = "<unk>"
 SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
 _UNIGRAM, _USER_DEFINED = 1, 4  # SentencePiece's model type and piece type
-# Ids that the published polyBERT gives: [CLS] 265, the prefix 264, [SEP] 266; two-letter pieces win
-# over one-letter ones, in `ccsc` the right one of two
-# that overlap; what no piece matches is <unk>, 0.
+# Ids that the published polyBERT gives: [CLS] 265, the prefix 264, [SEP] 266. Two-letter pieces win
+# over one-letter ones, in `ccsc` the right one of two that overlap; what no piece matches is <unk>,
+# 0.
+# fmt: off
 PUBLISHED_IDS = {
     "[*]CC[*]": (265, 264, 5, 33, 33, 5, 266),
     "[*]c1sc([*])c2OCCOc12": (
-        265,
-        264,
-        5,
-        151,
-        12,
-        166,
-        6,
-        5,
-        7,
-        151,
-        13,
-        35,
-        33,
-        33,
-        35,
-        151,
-        12,
-        13,
-        266,
+        265, 264, 5, 151, 12, 166, 6, 5, 7, 151, 13, 35, 33, 33, 35, 151, 12, 13, 266,
     ),
     "[*]CC([*])Cl": (265, 264, 5, 33, 33, 6, 5, 7, 44, 266),
     "[*]C=C([*])c1ccsc1": (265, 264, 5, 33, 8, 33, 6, 5, 7, 151, 12, 151, 151, 166, 12, 266),
     "*C.C[*]": (265, 264, 0, 33, 0, 33, 5, 266),
 }
+# fmt: on
 
 
 class Tokenized(NamedTuple):
@@ -73,13 +56,13 @@ class Tokenized(NamedTuple):
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], max_length: int
 ) -> Tokenized:
-    """Return the tokens of all strings with [CLS] and [SEP]; raises TokenizerError for a string of
-    more than `max_length` tokens.
+    """Return the tokens of all strings with [CLS] and [SEP].
+
+    Raises TokenizerError for a string of more than `max_length` tokens.
     """
     if not strings:
-        return Tokenized(
-            TokenTable(torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)), {}
-        )
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return Tokenized(TokenTable(nothing, offsets_of(nothing)), {})
     encoded = tokenizer(
         list(strings),
         truncation=False,
@@ -89,39 +72,57 @@ def tokenize(
         return_token_type_ids=False,
         verbose=False,
     )
-    too_long = [
-        (string, len(ids))
-        for string, ids in zip(strings, encoded["input_ids"], strict=True)
-        if len(ids) > max_length
-    ]
-    if too_long:
-        listed = "\n".join(
-            f"  - {length} tokens: {string:.120}" for string, length in too_long[:10]
-        )
-        raise TokenizerError(
-            f"{len(too_long)} strings are longer than the encoder's {max_length} positions; shorten"
-            f" or remove them:\n{listed}"
-        )
-    unknown_id, unknown = _unknown_id(tokenizer), {}
-    for string, ids, spans in zip(
-        strings, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
+    ids_of_strings: list[list[int]] = encoded["input_ids"]
+    _refuse_too_long(strings, ids_of_strings, max_length)
+    unknown_id = _unknown_id(tokenizer)
+    unknown = {}
+    spans_of_strings = encoded["offset_mapping"]
+    for string, ids, spans in zip(strings, ids_of_strings, spans_of_strings, strict=True):
         if unknown_id in ids:
             unknown[string] = [
                 string[start:end]
                 for token, (start, end) in zip(ids, spans, strict=True)
                 if token == unknown_id
             ]
-    lengths = torch.tensor([len(ids) for ids in encoded["input_ids"]])
-    values = torch.tensor([token for ids in encoded["input_ids"] for token in ids])
-    return Tokenized(
-        TokenTable(values, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])), unknown
+    values = torch.tensor([token for ids in ids_of_strings for token in ids])
+    lengths = torch.tensor([len(ids) for ids in ids_of_strings])
+    return Tokenized(TokenTable(values, offsets_of(lengths)), unknown)
+
+
+def _refuse_too_long(
+    strings: Sequence[str], ids_of_strings: Sequence[Sequence[int]], max_length: int
+) -> None:
+    """Raise one TokenizerError that names the strings of more than `max_length` tokens."""
+    too_long = [
+        (string, len(ids))
+        for string, ids in zip(strings, ids_of_strings, strict=True)
+        if len(ids) > max_length
+    ]
+    if not too_long:
+        return
+    listed = [f"  - {length} tokens: {string:.120}" for string, length in too_long[:10]]
+    raise TokenizerError(
+        f"{len(too_long)} strings are longer than the encoder's {max_length} positions; shorten or"
+        " remove them:\n" + "\n".join(listed)
     )
 
 
+def _unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id that the tokenizer's model gives to an unknown part.
+
+    `unk_token_id` need not be it. None where nothing is unknown (byte level).
+    """
+    backend = _backend(tokenizer)
+    model = json.loads(backend.to_str())["model"]
+    if "unk_id" in model:
+        return model["unk_id"]
+    return backend.token_to_id(model.get("unk_token") or "")
+
+
 def load_tokenizer(config: EncoderConfig) -> PreTrainedTokenizerBase:
-    """Return the encoder's fast tokenizer; raises TokenizerError if it is missing or, for polyBERT,
-    does not give the published ids.
+    """Return the encoder's fast tokenizer.
+
+    Raises TokenizerError if it is missing or, for polyBERT, does not give the published ids.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -138,6 +139,14 @@ def load_tokenizer(config: EncoderConfig) -> PreTrainedTokenizerBase:
         )
     if config.tokenizer == "any" or not _disagreements(tokenizer):
         return tokenizer
+    return _rebuilt(config, tokenizer)
+
+
+def _rebuilt(config: EncoderConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the encoder's spm.model, which gives the published ids.
+
+    Raises TokenizerError if it does not, or, where it cannot be rebuilt, for `tokenizer`.
+    """
     file = cached_file(
         config.source,
         "spm.model",
@@ -157,14 +166,48 @@ def load_tokenizer(config: EncoderConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_tokenizer(pieces: Sequence[str], charsmap: bytes = b"") -> Tokenizer:
-    """Return a tokenizer that splits as SentencePiece does when all pieces are user-defined; a run
-    that no piece matches is one <unk>.
+def _disagreements(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return one line per probe string whose ids are not the published ones."""
+    found = {text: tuple(tokenizer(text)["input_ids"]) for text in PUBLISHED_IDS}
+    return [
+        f"{text}: published {list(ids)}, found {list(found[text])}"
+        for text, ids in PUBLISHED_IDS.items()
+        if found[text] != ids
+    ]
 
-    `charsmap` is SentencePiece's compiled Unicode normalisation; empty: none.
+
+def rebuild_tokenizer(spm_model: Path) -> Tokenizer | None:
+    """Return the tokenizer of a SentencePiece model.
+
+    None where `build_tokenizer` would not split as the model does.
+    """
+    proto = sentencepiece_model_pb2.ModelProto()
+    try:
+        proto.ParseFromString(spm_model.read_bytes())
+    except DecodeError:
+        raise TokenizerError(
+            f"{spm_model} is damaged: it is not a SentencePiece model; fetch it again"
+        ) from None
+    pieces = [piece.piece for piece in proto.pieces]
+    learned = {piece.piece for piece in proto.pieces if piece.type != _USER_DEFINED}
+    as_built = (
+        learned == {UNKNOWN, "<s>", "</s>", PREFIX}
+        and proto.trainer_spec.model_type == _UNIGRAM
+        and proto.normalizer_spec.add_dummy_prefix
+    )
+    if not as_built:
+        return None
+    return build_tokenizer(pieces, proto.normalizer_spec.precompiled_charsmap)
+
+
+def build_tokenizer(pieces: Sequence[str], charsmap: bytes = b"") -> Tokenizer:
+    """Return a tokenizer that splits as SentencePiece does when all pieces are user-defined.
+
+    A run that no piece matches is one <unk>. `charsmap` is SentencePiece's compiled Unicode
+    normalisation; empty: none.
 
     Scores are equal, so the best path is decided by order alone, as in SentencePiece: of the pieces
-    that end at a place, the longest. Matching the longest piece from the left instead, as
+    that end at a position, the longest. Matching the longest piece from the left instead, as
     transformers 5 does, differs where two-letter pieces overlap: `ccsc` is c c sc, not c cs c.
     """
     unigram = models.Unigram(
@@ -176,9 +219,8 @@ def build_tokenizer(pieces: Sequence[str], charsmap: bytes = b"") -> Tokenizer:
         normalizers.Replace(Regex(" +"), PREFIX),
         normalizers.Prepend(PREFIX),
     ]
-    tokenizer.normalizer = normalizers.Sequence(
-        [*([normalizers.Precompiled(charsmap)] if charsmap else []), *spaces]
-    )
+    unicode = [normalizers.Precompiled(charsmap)] if charsmap else []
+    tokenizer.normalizer = normalizers.Sequence([*unicode, *spaces])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL])
     cls, sep = SPECIAL[:2]
     special = [(token, tokenizer.token_to_id(token)) for token in (cls, sep)]
@@ -201,53 +243,15 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def rebuild_tokenizer(spm_model: Path) -> Tokenizer | None:
-    """Return the tokenizer of a SentencePiece model, or None where `build_tokenizer` would not
-    split as it does.
-    """
-    proto = sentencepiece_model_pb2.ModelProto()
-    try:
-        proto.ParseFromString(spm_model.read_bytes())
-    except DecodeError:
-        raise TokenizerError(
-            f"{spm_model} is damaged: it is not a SentencePiece model; fetch it again"
-        ) from None
-    pieces = [piece.piece for piece in proto.pieces]
-    learned = {piece.piece for piece in proto.pieces if piece.type != _USER_DEFINED}
-    as_built = (
-        learned == {UNKNOWN, "<s>", "</s>", PREFIX}
-        and proto.trainer_spec.model_type == _UNIGRAM
-        and proto.normalizer_spec.add_dummy_prefix
-    )
-    return build_tokenizer(pieces, proto.normalizer_spec.precompiled_charsmap) if as_built else None
-
-
-def _unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id that the tokenizer's model gives to an unknown part, which `unk_token_id` need
-    not be; None where nothing is unknown (byte level).
-    """
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    return (
-        model["unk_id"]
-        if "unk_id" in model
-        else tokenizer.backend_tokenizer.token_to_id(model.get("unk_token") or "")
-    )
-
-
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a digest of everything that decides which ids a string gets; the same for the same
-    content in any process or folder.
+    """Return a digest of everything that decides which ids a string gets.
+
+    It is the same for the same content in any process or folder.
     """
+    return hashlib.sha256(_backend(tokenizer).to_str().encode()).hexdigest()
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Return the fast tokenizer itself, without what transformers puts around it."""
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def _disagreements(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return one line per probe string whose ids are not the published ones."""
-    found = {text: tuple(tokenizer(text)["input_ids"]) for text in PUBLISHED_IDS}
-    return [
-        f"{text}: published {list(ids)}, found {list(found[text])}"
-        for text, ids in PUBLISHED_IDS.items()
-        if found[text] != ids
-    ]
+    return tokenizer.backend_tokenizer

@@ -1,4 +1,4 @@
-"""The tokens of the distinct strings, ragged: no padding until a batch is made."""
+"""The tokens of the distinct strings, end to end: no padding until a batch is made."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenTable:
-    """The tokens of S strings, one after another; string s is `values[offsets[s]:offsets[s + 1]]`.
+    """The P tokens of S strings, end to end: string s is `values[offsets[s]:offsets[s + 1]]`.
 
-    `states`, where known, are the hidden states that enter the encoder's first adapted layer, one
+    `states`, where given, are the hidden states that enter the encoder's first adapted layer, one
     per token (see `prefix`). The offsets stay on the CPU wherever the tokens are: batches are
     planned in Python, and a GPU must not be waited for in every step to learn lengths that never
     change.
     """
 
-    values: Int[Tensor, " total"]
+    values: Int[Tensor, " P"]
     offsets: Int[Tensor, " S_plus_1"]
-    states: Float[Tensor, "total H"] | None = None
+    states: Float[Tensor, "P E"] | None = None
 
     @property
     def num_strings(self) -> int:
@@ -32,60 +32,60 @@ class TokenTable:
         return self.offsets.diff()
 
     def take(self, ids: Int[Tensor, " U"]) -> "TokenTable":
-        """Return the strings with these ids, in that order; an id may come more than once. Ids on a
-        GPU are waited for, ids on the CPU are not.
+        """Return the strings with these ids, in that order; an id may come more than once.
+
+        Ids on a GPU are waited for, ids on the CPU are not.
         """
         ids = ids.cpu()
-        places = self.places(ids).to(self.values.device, non_blocking=True)
-        lengths = self.lengths[ids]
-        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        return TokenTable(
-            self.values[places], offsets, None if self.states is None else self.states[places]
-        )
+        index = self.token_index(ids).to(self.values.device, non_blocking=True)
+        states = None if self.states is None else self.states[index]
+        return TokenTable(self.values[index], offsets_of(self.lengths[ids]), states)
 
-    def places(self, ids: Int[Tensor, " U"]) -> Int[Tensor, " _"]:
-        """Return where the tokens of these strings are in `values`, string after string; on the
-        CPU.
+    def token_index(self, ids: Int[Tensor, " U"]) -> Int[Tensor, " P"]:
+        """Return where the P tokens of these strings are in `values`, string after string.
+
+        The index is on the CPU, as the ids must be.
         """
         lengths = self.lengths[ids]
-        ends = lengths.cumsum(0)
-        within = torch.arange(int(ends[-1]) if len(ids) else 0) - (
-            ends - lengths
-        ).repeat_interleave(lengths)
+        starts = offsets_of(lengths)
+        within = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(lengths)
         return self.offsets[:-1][ids].repeat_interleave(lengths) + within
 
     def padded(self, length: int | None = None) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"]]:
-        """Return (ids, mask), padded with 0 to `length` or to the longest string; the padding's id
-        is irrelevant where the mask is used.
-        """
-        places, mask = self._padded_places(length)
-        return self.values[places].long() * mask, mask
+        """Return (ids, mask), padded with 0 to `length` or to the longest string.
 
-    def padded_states(self, length: int | None = None) -> Float[Tensor, "S L H"]:
+        The padding's id is irrelevant where the mask is used.
+        """
+        index, mask = self._padded_index(length)
+        return self.values[index].long() * mask, mask
+
+    def padded_states(self, length: int | None = None) -> Float[Tensor, "S L E"]:
         """Return the states where `padded` puts their tokens, zeros elsewhere."""
         assert self.states is not None
-        places, mask = self._padded_places(length)
-        return self.states[places] * mask.unsqueeze(2)
+        index, mask = self._padded_index(length)
+        return self.states[index] * mask.unsqueeze(2)
 
     def to(self, device: torch.device | str) -> "TokenTable":
         """Return the table with its tokens and states on a device."""
-        return TokenTable(
-            self.values.to(device),
-            self.offsets,
-            None if self.states is None else self.states.to(device),
-        )
+        states = None if self.states is None else self.states.to(device)
+        return TokenTable(self.values.to(device), self.offsets, states)
 
-    def _padded_places(self, length: int | None) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"]]:
-        """Return where in `values` each token of the padded batch is (padding: anywhere), and which
-        are tokens; made on the CPU, then moved.
+    def _padded_index(self, length: int | None) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"]]:
+        """Return the index in `values` of each slot of the padded batch, and which are tokens.
+
+        Slots of padding have the index 0. Both are made on the CPU, then moved.
         """
-        lengths = self.lengths
-        longest = int(lengths.max()) if self.num_strings else 0
+        longest = int(self.lengths.max()) if self.num_strings else 0
         assert length is None or length >= longest, (
             f"cannot pad strings of {longest} tokens to {length}"
         )
         within = torch.arange(longest if length is None else length)
-        mask = within < lengths.unsqueeze(1)
-        places = torch.where(mask, self.offsets[:-1].unsqueeze(1) + within, 0)
+        mask = within < self.lengths.unsqueeze(1)
+        index = torch.where(mask, self.offsets[:-1].unsqueeze(1) + within, 0)
         device = self.values.device
-        return places.to(device, non_blocking=True), mask.to(device, non_blocking=True)
+        return index.to(device, non_blocking=True), mask.to(device, non_blocking=True)
+
+
+def offsets_of(lengths: Int[Tensor, " S"]) -> Int[Tensor, " S_plus_1"]:
+    """Return where each of the strings that lie end to end begins, and where the last one ends."""
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])

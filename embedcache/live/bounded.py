@@ -30,41 +30,34 @@ _PROBES = (1, 3)  # strings in the two passes that tell what a token costs from 
 
 
 class Budget(NamedTuple):
-    """How many padded tokens may have their activations in memory at a time, and what one of them
-    was measured to cost.
-    """
+    """What fits into memory."""
 
-    max_tokens: int
-    bytes_per_token: float
+    max_tokens: int  # padded tokens that may have their activations in memory at a time
+    bytes_per_token: float  # measured
 
 
 def encode_bounded(
     encoder: StringEncoder, tokens: TokenTable, max_tokens: int
 ) -> Float[Tensor, "S E"]:
-    """Return the vectors of all strings with graph, activations of at most `max_tokens` padded
-    tokens (or one string) in memory at a time.
+    """Return the vectors of all strings with graph, with a bound on the activations in memory.
 
-    With everything within the budget this is `encoder(tokens)`. The values and gradients are those
-    of the same batches without the bound.
+    They are those of at most `max_tokens` padded tokens (or one string) at a time. With everything
+    within the budget this is `encoder(tokens)`. The values and gradients are those of the same
+    batches without the bound.
     """
-    if (
-        tokens.num_strings == 0
-        or not torch.is_grad_enabled()
-        or padded_tokens(tokens, max_tokens) <= max_tokens
-    ):
+    needs_graph = tokens.num_strings > 0 and torch.is_grad_enabled()
+    if not needs_graph or padded_tokens(tokens, max_tokens) <= max_tokens:
         return encoder(tokens)
     batches = length_batches(tokens.lengths, max_tokens)
-    parts = [
+    vectors = [
         checkpoint(encoder, tokens.take(ids), use_reentrant=False, preserve_rng_state=True)
         for ids in batches
     ]
-    return torch.cat(parts)[torch.cat(batches).argsort()]
+    return torch.cat(vectors)[torch.cat(batches).argsort()]
 
 
 def padded_tokens(tokens: TokenTable, max_tokens: int) -> int:
-    """Return the tokens that the encoder reads for these strings, padding included, in batches of
-    at most `max_tokens`.
-    """
+    """Return the tokens, padding included, that the strings have in batches of `max_tokens`."""
     return sum(
         len(ids) * int(tokens.lengths[ids].max())
         for ids in length_batches(tokens.lengths, max_tokens)
@@ -72,11 +65,11 @@ def padded_tokens(tokens: TokenTable, max_tokens: int) -> int:
 
 
 def measure_budget(encoder: StringEncoder, tokens: TokenTable, budget_bytes: int | None) -> Budget:
-    """Return how many tokens fit into `budget_bytes` (None: 4 GiB on a CPU, half of the free memory
-    of a GPU); call it as encoding will be called.
+    """Return how many tokens fit into `budget_bytes`; call it as encoding will be called.
 
-    The longest string is measured, whose attention costs most per token. The random state is left
-    as it was.
+    None stands for DEFAULT_CPU_BYTES, or on a GPU for DEFAULT_GPU_SHARE of its free memory. The
+    longest string is measured, whose attention costs most per token. The random state is left as it
+    was.
     """
     device = tokens.values.device
     longest = tokens.lengths.argmax().reshape(1)
@@ -86,17 +79,16 @@ def measure_budget(encoder: StringEncoder, tokens: TokenTable, budget_bytes: int
         few, many = (_saved_bytes(encoder, tokens.take(longest.repeat(num))) for num in _PROBES)
     per_token = max(1.0, (many - few) / ((_PROBES[1] - _PROBES[0]) * num_tokens))
     if budget_bytes is None:
-        budget_bytes = (
-            int(DEFAULT_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-            if device.type == "cuda"
-            else DEFAULT_CPU_BYTES
-        )
+        budget_bytes = DEFAULT_CPU_BYTES
+        if device.type == "cuda":
+            budget_bytes = int(DEFAULT_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
     return Budget(max(1, int(budget_bytes / per_token)), per_token)
 
 
 def _saved_bytes(encoder: StringEncoder, tokens: TokenTable) -> int:
-    """Return the bytes that autograd keeps for the backward pass of one encoder pass; weights,
-    which are there anyway, do not count.
+    """Return the bytes that autograd keeps for the backward pass of one encoder pass.
+
+    Weights, which are there anyway, do not count.
     """
     weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
     kept: dict[int, Tensor] = {}
@@ -109,5 +101,7 @@ def _saved_bytes(encoder: StringEncoder, tokens: TokenTable) -> int:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         encoder(tokens)
     return sum(
-        saved.untyped_storage().nbytes() for place, saved in kept.items() if place not in weights
+        saved.untyped_storage().nbytes()
+        for address, saved in kept.items()
+        if address not in weights
     )

@@ -1,7 +1,7 @@
 """Where the vectors of a minibatch's rows come from: one protocol, a cached implementation, and two
 live ones that serve as yardsticks.
 
-    string ids [B] -> vectors [U, E] and each row's place among them [B]
+    string ids [B] -> vectors [U, E] and each row's index into them [B]
 
 `CachedVectors` reads what the cache holds. `PerRow` and `PerMicrobatch` encode as everybody's code
 does, per row or per micro-batch; `live.LiveEncoder` encodes once per optimizer step. All four give
@@ -34,18 +34,17 @@ class RowVectors(NamedTuple):
 class VectorSource(Protocol):
     """Where the vectors of one string column come from: `string ids [B] -> RowVectors`."""
 
-    def begin_step(self, string_id: Int[Tensor, " R"], num_micro_batches: int) -> None:
+    def begin_step(self, string_id: Int[Tensor, " B"], num_micro_batches: int) -> None:
         """Announce the rows of the next optimizer step: all micro-batches of all ranks."""
 
     def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:
-        """Return the vectors of one micro-batch; called `num_micro_batches` times a step, each time
-        before that micro-batch's backward.
+        """Return the vectors of one micro-batch.
+
+        Called `num_micro_batches` times a step, each time before that micro-batch's backward.
         """
 
     def end_step(self) -> None:
-        """Check, after the last backward, that the whole step's gradient has reached the
-        encoder.
-        """
+        """Check, after the last backward, that the step's whole gradient reached the encoder."""
 
     def vectors_of_all_strings(self) -> Float[Tensor, "S E"]:
         """Return the present vectors of all strings, without graph (evaluation)."""
@@ -57,7 +56,7 @@ class CachedVectors:
     def __init__(self, embeddings: Float[Tensor, "S E"]) -> None:
         self._embeddings = embeddings
 
-    def begin_step(self, string_id: Int[Tensor, " R"], num_micro_batches: int) -> None:
+    def begin_step(self, string_id: Int[Tensor, " B"], num_micro_batches: int) -> None:
         """Nothing to prepare."""
 
     def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:
@@ -79,7 +78,7 @@ class EncoderSource:
         self.encoder = encoder
         self._tokens = tokens
 
-    def begin_step(self, string_id: Int[Tensor, " R"], num_micro_batches: int) -> None:
+    def begin_step(self, string_id: Int[Tensor, " B"], num_micro_batches: int) -> None:
         """Nothing to prepare."""
 
     def end_step(self) -> None:
@@ -97,8 +96,9 @@ class EncoderSource:
 
 
 class PerRow(EncoderSource):
-    """The yardstick: tokenised string after tokenised string, each row encoded alone, padded to
-    `pad_to` (None: to the longest of the micro-batch).
+    """The yardstick: each row's string encoded, whether it came before or not.
+
+    All are padded to `pad_to` (None: to the longest of the micro-batch).
     """
 
     def __init__(
@@ -116,8 +116,9 @@ class PerRow(EncoderSource):
 
 
 class PerMicrobatch(EncoderSource):
-    """Distinct strings of each micro-batch: `torch.unique`, one pass, gather. Exact, but it pays
-    the encoder once per micro-batch and rank.
+    """Distinct strings of each micro-batch: `torch.unique`, one pass, gather.
+
+    Exact, but it pays for the encoder once per micro-batch and rank.
     """
 
     def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:

@@ -22,7 +22,7 @@ that would be lost is an UnfinishedStepError.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -37,28 +37,10 @@ from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize
 from embedcache.encoder.tokens import TokenTable
 from embedcache.errors import StaleCacheError, UnfinishedStepError
+from embedcache.live.arrival import Arrival, refuse_unannounced
 from embedcache.live.bounded import Budget, encode_bounded, measure_budget
-from embedcache.live.sharding import (
-    assign_strings,
-    average_gradients,
-    gather_vectors,
-    own_strings,
-    union,
-)
+from embedcache.live.sharding import average_gradients, distinct_of_all_ranks, encode_shared
 from embedcache.live.sources import EncoderSource, RowVectors
-
-
-@dataclass
-class _Arrival:
-    """What has come back of one step's gradient. V's hook holds this and not V: a graph that a hook
-    of its own holds is never freed.
-    """
-
-    leaf: Float[Tensor, "U E"]  # V'
-    # micro-batches, where an engine runs the encoder's backward; None: `end_step` runs it
-    announced: int | None
-    arrived: list[bool] = field(default_factory=list)  # per read, whether its gradient came
-    complete: bool = False  # whether the whole gradient went into the encoder
 
 
 @dataclass(frozen=True)
@@ -67,12 +49,13 @@ class _Step:
 
     distinct: Int[Tensor, " U"]
     vectors: Float[Tensor, "U E"]  # V, with graph
-    gradient: _Arrival
+    arrival: Arrival
 
 
 class LiveEncoder(EncoderSource):
-    """The vectors of S strings, encoded once per optimizer step; see the module's docstring, and
-    `embedcache` for a whole example.
+    """The vectors of S strings, encoded once per optimizer step.
+
+    The module's docstring says how, the one of `embedcache` has a whole example.
 
     Plain PyTorch, or DDP around the rest of the model with `group=dist.group.WORLD`:
 
@@ -109,7 +92,9 @@ class LiveEncoder(EncoderSource):
         assert sharding == "replicate" or group is not None, (
             "sharding needs the group of ranks that share the strings"
         )
-        self._sharding, self._group, self._memory_bytes = sharding, group, memory_bytes
+        self._sharding = sharding
+        self._group = group
+        self._memory_bytes = memory_bytes
         self._budget: Budget | None = None
         self._step: _Step | None = None
 
@@ -123,28 +108,26 @@ class LiveEncoder(EncoderSource):
         device: torch.device | str = "cpu",
         **keywords: object,
     ) -> "LiveEncoder":
-        """Return the live encoder of a cache's string column, with fresh LoRA: string ids are those
-        of `cache.rows().string_id`.
+        """Return the live encoder of a cache's string column, with fresh LoRA.
 
-        `source` says where the encoder lies now, if not where the cache was built. Raises
-        StaleCacheError if it is another encoder or tokenizer.
+        String ids are those of `cache.rows().string_id`. `source` says where the encoder lies now,
+        if not where the cache was built. Raises StaleCacheError if it is another encoder or
+        tokenizer.
         """
         strings = cache.strings(name, with_states=True)
         spec = next(spec for spec in cache.layout.strings if spec.name == name)
-        config = (
-            spec.encoder if source is None else spec.encoder.model_copy(update={"source": source})
-        )
+        config = spec.encoder
+        if source is not None:
+            config = config.model_copy(update={"source": source})
         if encoding_key(config) != spec.encoding:
             raise StaleCacheError(
                 f"{config.source} is not the encoder that {cache.path} was built with: its weights,"
                 " tokenizer or pooling differ"
             )
         lora = lora or config.lora
-        tokens = (
-            strings.tokens
-            if spec.prefix_layer == lora.first_layer
-            else TokenTable(strings.tokens.values, strings.tokens.offsets)
-        )
+        tokens = strings.tokens
+        if spec.prefix_layer != lora.first_layer:  # the cached states enter another layer
+            tokens = TokenTable(tokens.values, tokens.offsets)
         return cls(_adapted(config, lora, device), tokens.to(device), **keywords)
 
     @classmethod
@@ -156,11 +139,11 @@ class LiveEncoder(EncoderSource):
         device: torch.device | str = "cpu",
         **keywords: object,
     ) -> "LiveEncoder":
-        """Return a live encoder of these distinct strings, without a cache: a string's id is its
-        place among them.
+        """Return a live encoder of these distinct strings, without a cache.
 
-        Strings are tokenised as they are; `psmiles.prepare_string` checks and normalises PSMILES.
-        Raises TokenizerError for one that is too long.
+        A string's id is its index among them. Strings are tokenised as they are;
+        `table.psmiles.prepare_string` checks and normalises PSMILES. Raises TokenizerError for one
+        that is too long.
         """
         encoder = _adapted(config, lora or config.lora, device)
         tokens, _ = tokenize(load_tokenizer(config), strings, encoder.max_length)
@@ -177,11 +160,11 @@ class LiveEncoder(EncoderSource):
         return self._budget
 
     @contextmanager
-    def step(self, string_id: Int[Tensor, " R"]) -> Iterator["LiveEncoder"]:
-        """Encode the distinct strings among this rank's rows of a step; when the block ends, send
-        the gradient of its backward passes into the encoder.
+    def step(self, string_id: Int[Tensor, " B"]) -> Iterator["LiveEncoder"]:
+        """Encode the distinct strings among this rank's rows of a step, once for the whole block.
 
-        With a group, the encoder's gradients are then the mean over its ranks, as DDP leaves them;
+        When the block ends, the gradient of its backward passes is sent into the encoder. With a
+        group, the encoder's gradients are then the mean over its ranks, as DDP leaves them;
         enter and leave the block on every rank.
         """
         self.begin_step(string_id)
@@ -193,7 +176,7 @@ class LiveEncoder(EncoderSource):
         self.end_step()
 
     def begin_step(
-        self, string_id: Int[Tensor, " R"], num_micro_batches: int | None = None
+        self, string_id: Int[Tensor, " B"], num_micro_batches: int | None = None
     ) -> None:
         """Encode the distinct strings among the step's rows, with graph.
 
@@ -203,70 +186,64 @@ class LiveEncoder(EncoderSource):
         self._refuse_unfinished("the last step")
         if self._budget is None:
             self._budget = measure_budget(self.encoder, self._tokens, self._memory_bytes)
+        max_tokens = self._budget.max_tokens
         if self._sharding == "shard":
             assert self._group is not None
-            present = torch.zeros(
-                self._tokens.num_strings, dtype=torch.bool, device=string_id.device
-            )
-            present[string_id] = True
-            distinct = union(present, self._group).nonzero().squeeze(1)
-            vectors = self._encode_shared(
-                self._tokens.take(distinct), self._budget.max_tokens, self._group
-            )
+            distinct = distinct_of_all_ranks(string_id, self._tokens.num_strings, self._group)
+            tokens = self._tokens.take(distinct)
+            vectors = encode_shared(self.encoder, tokens, max_tokens, self._group)
         else:
             distinct = torch.unique(string_id)
-            vectors = encode_bounded(
-                self.encoder, self._tokens.take(distinct), self._budget.max_tokens
-            )
-        arrival = _Arrival(vectors.detach().requires_grad_(), num_micro_batches)
+            vectors = encode_bounded(self.encoder, self._tokens.take(distinct), max_tokens)
+        arrival = Arrival(vectors.detach().requires_grad_(), num_micro_batches)
         if num_micro_batches is not None and vectors.requires_grad:
-            vectors.register_hook(lambda gradient: _completed(arrival, gradient))
+            vectors.register_hook(arrival.whole)
         self._step = _Step(distinct, vectors, arrival)
 
     def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:
-        """Return the step's vectors [U, E] and each row's place among them; call it before the
-        backward pass of each micro-batch.
+        """Return the step's vectors [U, E] and each row's index into them.
+
+        Call it before the backward pass of each micro-batch.
         """
         step = self._step
         if step is None:
             raise UnfinishedStepError(
                 "read() outside a step: call begin_step(), or use `with live.step(...)`"
             )
-        gradient = step.gradient
-        if gradient.announced is not None and len(gradient.arrived) == gradient.announced:
+        arrival = step.arrival
+        if arrival.announced is not None and len(arrival.arrived) == arrival.announced:
             raise UnfinishedStepError(
-                f"read() was called more often than the {gradient.announced} times that"
+                f"read() was called more often than the {arrival.announced} times that"
                 " begin_step() announced"
             )
-        index = torch.searchsorted(step.distinct, string_id.contiguous()).clamp_max(
-            len(step.distinct) - 1
-        )
-        _check_announced(step.distinct, index, string_id)
-        if not torch.is_grad_enabled():  # looking on, not training: no gradient will come
-            return RowVectors(gradient.leaf, index)
-        place = len(gradient.arrived)
-        gradient.arrived.append(False)
-        vectors = step.vectors if place + 1 == gradient.announced else gradient.leaf
-        seen = vectors.view_as(vectors)
-        if seen.requires_grad:
-            seen.register_hook(lambda _: gradient.arrived.__setitem__(place, True))
-        return RowVectors(seen, index)
+        index = torch.searchsorted(step.distinct, string_id.contiguous())
+        index = index.clamp_max(len(step.distinct) - 1)
+        refuse_unannounced(step.distinct, index, string_id)
+        if not torch.is_grad_enabled():  # evaluation: no gradient will come
+            return RowVectors(arrival.leaf, index)
+        is_last = len(arrival.arrived) + 1 == arrival.announced
+        # the engine's one pass through the encoder rides on the last micro-batch
+        vectors = step.vectors if is_last else arrival.leaf
+        return RowVectors(arrival.watched(vectors), index)
 
     def vectors(self, string_id: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
-        """Return one vector per row; `read` is the same before the rows are spread out, for those
-        who can go on with distinct strings.
+        """Return one vector per row.
+
+        `read` is the same before the rows are spread out, for those who can go on with distinct
+        strings.
         """
         vectors, index = self.read(string_id)
         return vectors.index_select(0, index)
 
     def end_step(self) -> None:
-        """Run the encoder's backward pass, unless an engine has; raises UnfinishedStepError if a
-        gradient of the step is missing.
+        """Run the encoder's backward pass, unless an engine has.
+
+        Raises UnfinishedStepError if a gradient of the step is missing.
         """
         step = self._step
         if step is None:
             raise UnfinishedStepError("end_step() without begin_step()")
-        if step.gradient.announced is None:
+        if step.arrival.announced is None:
             self._send(step)
         self._refuse_unfinished("this step")
         self._step = None
@@ -281,85 +258,36 @@ class LiveEncoder(EncoderSource):
         return super().vectors_of_all_strings()
 
     def _send(self, step: _Step) -> None:
-        """Send the accumulated gradient into the encoder, and average the encoder's gradients over
-        ranks.
-        """
-        leaf = step.gradient.leaf
-        _refuse_missing(step.gradient)
-        if leaf.grad is None and self._group is None:
+        """Send the accumulated gradient into the encoder, and average over ranks what it gives."""
+        step.arrival.refuse_missing()
+        gradient = step.arrival.leaf.grad
+        if gradient is None and self._group is None:
             raise UnfinishedStepError(
                 "no gradient arrived in this step: call vectors() or read() and backward()"
                 " inside it"
             )
-        step.vectors.backward(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+        step.vectors.backward(torch.zeros_like(step.vectors) if gradient is None else gradient)
         if self._group is not None:
-            average_gradients(
-                [parameter for parameter in self.encoder.parameters() if parameter.requires_grad],
-                self._group,
-            )
-        step.gradient.complete = True
-
-    def _encode_shared(
-        self, tokens: TokenTable, max_tokens: int, group: dist.ProcessGroup
-    ) -> Float[Tensor, "U E"]:
-        """Encode this rank's part of the strings, each rank with dropout of its own, and return the
-        vectors of all.
-        """
-        rank, device = dist.get_rank(group), tokens.values.device
-        parts = assign_strings(tokens.lengths, dist.get_world_size(group))
-        own, num = own_strings(tokens, parts, rank)
-        seed = int(torch.randint(2**62, ()))
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed + rank)
-            vectors = encode_bounded(self.encoder, own, max_tokens)[:num]
-        return gather_vectors(vectors, parts, group)
+            trained = [each for each in self.encoder.parameters() if each.requires_grad]
+            average_gradients(trained, self._group)
+        step.arrival.complete = True
 
     def _refuse_unfinished(self, which: str) -> None:
         """Raise if a step is open whose gradient has not gone into the encoder."""
         step = self._step
-        if step is not None and not step.gradient.complete and step.vectors.requires_grad:
-            by_hand, by_engine = (
-                "leave its `with` block or call end_step()",
-                "read every announced micro-batch and call backward on each loss",
-            )
-            wanted = by_hand if step.gradient.announced is None else by_engine
-            raise UnfinishedStepError(
-                f"the gradient of {which} never reached the encoder: {wanted}, or abandon_step()"
-            )
+        if step is None or step.arrival.complete or not step.vectors.requires_grad:
+            return
+        if step.arrival.announced is None:
+            wanted = "leave its `with` block or call end_step()"
+        else:
+            wanted = "read every announced micro-batch and call backward on each loss"
+        raise UnfinishedStepError(
+            f"the gradient of {which} never reached the encoder: {wanted}, or abandon_step()"
+        )
 
 
 def _adapted(config: EncoderConfig, lora: LoraConfig, device: torch.device | str) -> StringEncoder:
+    """Return the encoder with fresh LoRA, in training mode."""
     encoder = load_encoder(config)
     add_lora(encoder, lora)
     return encoder.to(device).train()
-
-
-def _completed(arrival: _Arrival, gradient: Float[Tensor, "U E"]) -> Float[Tensor, "U E"]:
-    """Return the gradient of the whole step, when that of its last micro-batch passes V."""
-    _refuse_missing(arrival)
-    arrival.complete = True
-    return gradient if arrival.leaf.grad is None else gradient + arrival.leaf.grad
-
-
-def _refuse_missing(arrival: _Arrival) -> None:
-    """Raise if the vectors of a micro-batch were read and no gradient came back."""
-    missing = [place for place, arrived in enumerate(arrival.arrived) if not arrived]
-    if missing:
-        raise UnfinishedStepError(
-            f"micro-batch {missing[0] + 1} of {len(arrival.arrived)} was read, but backward was not"
-            " called on its loss before the step ended: its gradient would be lost; read under"
-            " torch.no_grad() what is only looked at"
-        )
-
-
-def _check_announced(
-    distinct: Int[Tensor, " U"], index: Int[Tensor, " B"], string_id: Int[Tensor, " B"]
-) -> None:
-    """Raise if a row's string was not announced; on a GPU without waiting for it."""
-    found = (distinct[index] == string_id).all()
-    if found.device.type != "cpu":
-        torch._assert_async(found)
-    elif not found:
-        raise UnfinishedStepError(
-            "read() met a string that begin_step() was not told of: announce all rows of the step"
-        )

@@ -4,35 +4,41 @@ forward and backward without intermediate graphs.
 Scores are products in the compute dtype, softmax and its gradient are fp32. Measured on 2 cores in
 bf16: torch's fused attention takes 3 to 6 times as long on a CPU, and the same steps under autograd
 1.3 times as long. Memory is that of the plain model, the probabilities of every head.
+
+Axes of this file: P tokens of S strings lie end to end; a group has K of the strings, padded to L.
+H heads of width D make the hidden width E; KH are the K H heads of a group, one under another; C
+are columns side by side: query, key and value (3 E), key and value (2 E), or one of them (E). Q are
+the queries of a string: L, or 1 where only its [CLS] is asked for.
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 class Padding(NamedTuple):
-    """How the T tokens of a group lie in its flattened padded batch of S L slots."""
+    """How the P tokens of a group lie in its flattened padded batch of K L slots."""
 
-    place: Int[Tensor, " T"]  # the slot of each token
+    slot: Int[Tensor, " P"]  # of each token
     # the token of each slot; where there is none, the first of its string
-    token: Int[Tensor, " S*L"]
-    empty: Int[Tensor, " _"]  # slots without a token
-    bias: Float[Tensor, "S 1 1 L"]  # 0 for tokens, -inf for empty slots
+    token: Int[Tensor, " K*L"]
+    empty: Int[Tensor, " num_empty"]  # slots without a token
+    bias: Float[Tensor, "K 1 1 L"]  # 0 for tokens, -inf for empty slots
 
 
 class Group(NamedTuple):
-    """Strings of like length, padded to the longest, L, for attention alone."""
+    """K strings of like length, padded to the longest, L, for attention alone."""
 
-    strings: slice
-    tokens: slice
-    num: int  # S
+    strings: slice  # among all strings
+    tokens: slice  # among all tokens
+    num_strings: int  # K
     longest: int  # L
-    length: Int[Tensor, " S"]
+    length: Int[Tensor, " K"]
     padding: Padding | None  # None: all strings are equally long
 
 
@@ -40,46 +46,64 @@ class Packing(NamedTuple):
     """Strings end to end, shortest first, in groups; a function of their lengths alone."""
 
     groups: tuple[Group, ...]
-    position: Int[Tensor, " T"]  # of each token in its string
-    first: Int[Tensor, " S"]  # each string's [CLS] among the T tokens
+    position: Int[Tensor, " P"]  # of each token in its string
+    cls: Int[Tensor, " S"]  # each string's [CLS] among the P tokens
 
 
 @lru_cache(maxsize=64)  # steps encode the same strings again and again
-def packing(lengths: tuple[tuple[int, ...], ...], device: torch.device) -> Packing:
-    """Return the packing of groups of strings of these lengths. It is made on the CPU and only
-    copied to the device, so that no step waits for the device.
+def packing_of(lengths: tuple[tuple[int, ...], ...], device: torch.device) -> Packing:
+    """Return the packing of groups of strings of these lengths.
+
+    It is made on the CPU and only copied to the device, so that no step waits for the device.
     """
-    groups, num_strings, num_tokens = [], 0, 0
+    groups: list[Group] = []
+    first_string = first_token = 0
     for of_group in lengths:
-        longest, num, total = max(of_group), len(of_group), sum(of_group)
-        length = torch.tensor(of_group)
-        inside = torch.arange(longest) < length.unsqueeze(1)  # [S, L]
-        padding = None
-        if total < num * longest:
-            place, empty = (which.flatten().nonzero().squeeze(1) for which in (inside, ~inside))
-            start = length.cumsum(0) - length
-            token = (start.unsqueeze(1) + torch.where(inside, torch.arange(longest), 0)).flatten()
-            bias = torch.zeros(num, 1, 1, longest).masked_fill(~inside[:, None, None], -torch.inf)
-            padding = Padding(
-                *(each.to(device, non_blocking=True) for each in (place, token, empty, bias))
-            )
-        strings, tokens = (
-            slice(num_strings, num_strings + num),
-            slice(num_tokens, num_tokens + total),
-        )
-        groups.append(
-            Group(strings, tokens, num, longest, length.to(device, non_blocking=True), padding)
-        )
-        num_strings, num_tokens = strings.stop, tokens.stop
+        groups.append(_group(of_group, first_string, first_token, device))
+        first_string += len(of_group)
+        first_token += sum(of_group)
     length = torch.tensor([each for of_group in lengths for each in of_group])
-    first = length.cumsum(0) - length
-    position = torch.arange(num_tokens) - first.repeat_interleave(length)
+    cls = length.cumsum(0) - length
+    position = torch.arange(first_token) - cls.repeat_interleave(length)
     return Packing(
-        tuple(groups), position.to(device, non_blocking=True), first.to(device, non_blocking=True)
+        tuple(groups), position.to(device, non_blocking=True), cls.to(device, non_blocking=True)
     )
 
 
-def pad(x: Float[Tensor, "T C"], group: Group) -> Float[Tensor, "S L C"]:
+def _group(
+    lengths: tuple[int, ...], first_string: int, first_token: int, device: torch.device
+) -> Group:
+    """Return the group of strings of these lengths, the first of which is `first_string`."""
+    num_strings = len(lengths)
+    num_tokens = sum(lengths)
+    longest = max(lengths)
+    length = torch.tensor(lengths)
+    return Group(
+        strings=slice(first_string, first_string + num_strings),
+        tokens=slice(first_token, first_token + num_tokens),
+        num_strings=num_strings,
+        longest=longest,
+        length=length.to(device, non_blocking=True),
+        padding=_padding(length, device) if num_tokens < num_strings * longest else None,
+    )
+
+
+def _padding(length: Int[Tensor, " K"], device: torch.device) -> Padding:
+    """Return how strings of these lengths are padded to the longest."""
+    position = torch.arange(int(length.max()))
+    inside = position < length.unsqueeze(1)  # [K, L]
+    start = length.cumsum(0) - length
+    token = start.unsqueeze(1) + torch.where(inside, position, 0)  # [K, L]
+    bias = torch.zeros(inside.shape).masked_fill(~inside, -torch.inf)
+    return Padding(
+        slot=inside.flatten().nonzero().squeeze(1).to(device, non_blocking=True),
+        token=token.flatten().to(device, non_blocking=True),
+        empty=(~inside).flatten().nonzero().squeeze(1).to(device, non_blocking=True),
+        bias=bias[:, None, None].to(device, non_blocking=True),
+    )
+
+
+def pad(x: Float[Tensor, "P C"], group: Group) -> Float[Tensor, "K L C"]:
     """Return the tokens of each string of a group apart, zeros after its end."""
     apart = _spread(x, group)
     if group.padding is not None:
@@ -87,121 +111,128 @@ def pad(x: Float[Tensor, "T C"], group: Group) -> Float[Tensor, "S L C"]:
     return apart
 
 
-def _spread(x: Float[Tensor, "T C"], group: Group) -> Float[Tensor, "S L C"]:
-    """Return the tokens of each string of a group apart, its first one again and again after its
-    end.
-    """
+def _spread(x: Float[Tensor, "P C"], group: Group) -> Float[Tensor, "K L C"]:
+    """Return the tokens of each string of a group apart, its first one repeated after its end."""
     if group.padding is not None:
         x = x.index_select(0, group.padding.token)
-    return x.view(group.num, group.longest, -1)
+    return x.view(group.num_strings, group.longest, -1)
 
 
 def attend(
-    query: Float[Tensor, "S H"] | None,
-    stacked: Float[Tensor, "T C"],
-    layout: Packing,
+    query: Float[Tensor, "S E"] | None,
+    stacked: Float[Tensor, "P C"],
+    packing: Packing,
     num_heads: int,
-) -> Float[Tensor, "_ H"]:
-    """Return the context of every token, or of one query a string where `query` is given; `stacked`
-    has query, key and value side by side, or key and value.
+) -> Float[Tensor, "num_queries E"]:
+    """Return the context of every token, or of one query a string where `query` is given.
+
+    `stacked` has query, key and value side by side, or key and value where `query` is given.
     """
-    return _Attention.apply(query, stacked, layout, num_heads)
+    return _Attention.apply(query, stacked, packing, num_heads)
 
 
 class _Attention(torch.autograd.Function):
+    """Softmax attention; what the backward pass needs are q, k, v and the probabilities."""
+
     @staticmethod
     def forward(
-        ctx: FunctionCtx, query: Tensor | None, stacked: Tensor, layout: Packing, num_heads: int
-    ) -> Tensor:
-        num_parts = 3 if query is None else 2
-        width = stacked.shape[1] // num_parts
-        context = stacked.new_empty(len(stacked if query is None else query), width)
+        ctx: Any,
+        query: Float[Tensor, "S E"] | None,
+        stacked: Float[Tensor, "P C"],
+        packing: Packing,
+        num_heads: int,
+    ) -> Float[Tensor, "num_queries E"]:
+        num_stacked = 3 if query is None else 2
+        num_queries = len(stacked if query is None else query)
+        context = stacked.new_empty(num_queries, stacked.shape[1] // num_stacked)
         saved = []
-        for group in layout.groups:
+        for group in packing.groups:
             # Empty slots need not be zero: as keys they have no weight, as queries nobody reads
             # them, and their gradient is zero.
-            # [q, k, v] or [k, v], each [S heads, L, D]
-            parts = _heads(_spread(stacked[group.tokens], group), num_parts, num_heads)
-            if query is not None:
-                parts = [query[group.strings].reshape(group.num * num_heads, 1, -1), *parts]
-            q, k, v = parts
+            heads = _split_heads(_spread(stacked[group.tokens], group), num_stacked, num_heads)
+            if query is None:
+                q, k, v = heads.unbind(0)  # [KH, L, D] each
+            else:
+                k, v = heads.unbind(0)
+                q = query[group.strings].reshape(len(k), 1, -1)  # [KH, 1, D]
             probability = _softmax(q, k, group)
-            _put(context, torch.bmm(probability.to(v.dtype), v), group, query is not None)
+            of_heads = torch.bmm(probability.to(v.dtype), v)  # [KH, Q, D]
+            if query is None:
+                _write_tokens(context, of_heads.unsqueeze(0), group)
+            else:
+                context[group.strings] = of_heads.reshape(group.num_strings, -1)
             saved += [q, k, v, probability]
         ctx.save_for_backward(*saved)
-        ctx.layout, ctx.num_heads, ctx.alone, ctx.shape = (
-            layout,
-            num_heads,
-            query is not None,
-            stacked.shape,
-        )
+        ctx.packing = packing
+        ctx.num_heads = num_heads
+        ctx.one_query = query is not None
+        ctx.stacked_shape = stacked.shape
         return context
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        of_stacked = gradient.new_empty(ctx.shape)
-        of_query = torch.empty_like(gradient) if ctx.alone else None
-        remaining = iter(ctx.saved_tensors)
-        for group in ctx.layout.groups:
-            q, k, v, probability = (next(remaining) for _ in range(4))
-            if ctx.alone:
+    def backward(
+        ctx: Any, gradient: Float[Tensor, "num_queries E"]
+    ) -> tuple[Float[Tensor, "S E"] | None, Float[Tensor, "P C"], None, None]:
+        of_stacked = gradient.new_empty(ctx.stacked_shape)
+        of_query = torch.empty_like(gradient) if ctx.one_query else None
+        saved = iter(ctx.saved_tensors)
+        for group in ctx.packing.groups:
+            q, k, v, probability = (next(saved) for _ in range(4))
+            if ctx.one_query:
                 of_context = gradient[group.strings].reshape(q.shape)
             else:
-                (of_context,) = _heads(pad(gradient[group.tokens], group), 1, ctx.num_heads)
+                of_tokens = pad(gradient[group.tokens], group)
+                of_context = _split_heads(of_tokens, 1, ctx.num_heads).squeeze(0)
             of_score = torch._softmax_backward_data(
                 _wide(torch.bmm(of_context, v.transpose(1, 2))), probability, 2, probability.dtype
             )
-            of_score = of_score.div_(_root(q.shape[2])).to(q.dtype)
+            of_score = of_score.div_(_root(q.shape[2])).to(q.dtype)  # [KH, Q, L]
             # [of q, of k, of v] or [of k, of v]
-            of_parts = k.new_empty(2 if ctx.alone else 3, *k.shape)
+            of_heads = k.new_empty(2 if ctx.one_query else 3, *k.shape)
             if of_query is None:
-                torch.bmm(of_score, k, out=of_parts[0])
+                torch.bmm(of_score, k, out=of_heads[0])
             else:
-                of_query[group.strings] = torch.bmm(of_score, k).view(group.num, -1)
-            torch.bmm(of_score.transpose(1, 2), q, out=of_parts[-2])
-            torch.bmm(probability.to(v.dtype).transpose(1, 2), of_context, out=of_parts[-1])
-            _put(of_stacked, of_parts, group, False)
+                of_query[group.strings] = torch.bmm(of_score, k).view(group.num_strings, -1)
+            torch.bmm(of_score.transpose(1, 2), q, out=of_heads[-2])
+            torch.bmm(probability.to(v.dtype).transpose(1, 2), of_context, out=of_heads[-1])
+            _write_tokens(of_stacked, of_heads, group)
         return of_query, of_stacked, None, None
 
 
-def _heads(
-    x: Float[Tensor, "S L C"], num_parts: int, num_heads: int
-) -> list[Float[Tensor, "_ L D"]]:
-    """Return each part's heads apart."""
-    num, longest, _ = x.shape
-    apart = x.view(num, longest, num_parts, num_heads, -1).permute(2, 0, 3, 1, 4).contiguous()
-    return list(apart.flatten(1, 2).unbind(0))
+def _split_heads(
+    x: Float[Tensor, "K L C"], num_stacked: int, num_heads: int
+) -> Float[Tensor, "num_stacked KH L D"]:
+    """Return the heads of query, key and value (or of what is stacked of them) apart."""
+    heads = rearrange(x, "k l (stacked h d) -> stacked (k h) l d", stacked=num_stacked, h=num_heads)
+    return heads.contiguous()  # a lone string's would be a view, which bmm reads more slowly
 
 
-def _put(
-    out: Float[Tensor, "_ C"], heads: Float[Tensor, "*parts _ _ D"], group: Group, alone: bool
+def _write_tokens(
+    out: Float[Tensor, "P C"], heads: Float[Tensor, "num_stacked KH L D"], group: Group
 ) -> None:
-    """Write a group's rows, heads side by side again, into `out`, without the padding."""
-    if alone:
-        out[group.strings] = heads.reshape(group.num, -1)
-        return
-    num_heads = heads.shape[-3] // group.num
-    rows = (
-        heads.view(-1, group.num, num_heads, group.longest, heads.shape[-1])
-        .permute(1, 3, 0, 2, 4)
-        .reshape(group.num * group.longest, -1)
-    )
+    """Write a group's tokens into `out`: heads side by side again, without the padding."""
+    rows = rearrange(
+        heads, "stacked (k h) l d -> (k l) (stacked h d)", k=group.num_strings
+    )  # [K L, C]
     if group.padding is None:
         out[group.tokens] = rows
     else:
-        torch.index_select(rows, 0, group.padding.place, out=out[group.tokens])
+        torch.index_select(rows, 0, group.padding.slot, out=out[group.tokens])
 
 
 def _softmax(
-    q: Float[Tensor, "_ Q D"], k: Float[Tensor, "_ L D"], group: Group
-) -> Float[Tensor, "_ Q L"]:
-    """Return the attention probabilities. They stay wide for the backward pass: rounded, they would
-    not add up to 1, and keys' gradients are differences.
+    q: Float[Tensor, "KH Q D"], k: Float[Tensor, "KH L D"], group: Group
+) -> Float[Tensor, "KH Q L"]:
+    """Return the attention probabilities.
+
+    They stay wide for the backward pass: rounded, they would not add up to 1, and keys' gradients
+    are differences.
     """
     scores = _wide(torch.bmm(q, k.transpose(1, 2))).div_(_root(q.shape[2]))
     if group.padding is not None:
-        scores.view(group.num, -1, *scores.shape[1:]).add_(group.padding.bias)
+        of_strings = scores.view(group.num_strings, -1, *scores.shape[1:])  # [K, H, Q, L]
+        of_strings.add_(group.padding.bias)
     return scores.softmax(2)
 
 
@@ -211,6 +242,6 @@ def _root(num: int) -> float:
     return float(torch.tensor(float(num)).sqrt())
 
 
-def _wide(x: Tensor) -> Tensor:
+def _wide(x: Float[Tensor, "KH Q L"]) -> Float[Tensor, "KH Q L"]:
     """Return x in fp32 (fp64 stays)."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

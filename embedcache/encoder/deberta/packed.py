@@ -5,11 +5,13 @@ The plain Hugging Face model pads every string to the longest of its batch, cast
 weight to the autocast dtype in every pass (autocast keeps casts of trainable weights alone), casts
 one input three times for query, key and value, and computes the last layer for every token although
 [CLS] pooling reads one. None of that changes a vector. Here all that acts on single tokens
-(projections, norms, feed-forward) runs on the T tokens of the batch, end to end; only attention,
+(projections, norms, feed-forward) runs on the P tokens of the batch, end to end; only attention,
 which needs strings apart, is padded. With [CLS] pooling the last layer's keys and values are those
 of all tokens, its query, output and feed-forward those of the S [CLS] tokens. Equal to the plain
-model in exact arithmetic (tests/embedcache/test_packed.py, float64); the plain model remains what
-`naive` runs, and what runs encoders that `is_packable` does not know.
+model in exact arithmetic (tests/embedcache/encoder/deberta/test_packed.py, float64); the plain
+model remains what `naive` runs, and what runs encoders that `is_packable` does not know.
+
+K are the tokens that leave a layer: all P, or the S that are asked for.
 """
 
 import torch
@@ -22,82 +24,92 @@ from embedcache.encoder.deberta.projection import CastWeights, project
 
 
 def is_packable(base: nn.Module) -> bool:
-    """Return whether `run_packed` knows this model: DeBERTa-v2 with absolute positions alone,
-    polyBERT's architecture.
+    """Return whether this file can run the model: DeBERTa-v2 with absolute positions alone.
+
+    That is polyBERT's architecture.
     """
     if not isinstance(base, DebertaV2Model) or base.z_steps > 1 or base.encoder.conv is not None:
         return False
     return not base.encoder.relative_attention and not base.config.pos_att_type
 
 
-def embed(base: DebertaV2Model, values: Int[Tensor, " T"], layout: Packing) -> Float[Tensor, "T H"]:
+def embed(
+    base: DebertaV2Model, values: Int[Tensor, " P"], packing: Packing
+) -> Float[Tensor, "P E"]:
     """Return the states that enter the lowest layer."""
-    return base.embeddings(
-        input_ids=values.long().unsqueeze(0), position_ids=layout.position.unsqueeze(0)
-    ).squeeze(0)
+    position = packing.position.unsqueeze(0)
+    return base.embeddings(input_ids=values.long().unsqueeze(0), position_ids=position).squeeze(0)
 
 
 def run_layers(
     base: DebertaV2Model,
     casts: CastWeights,
-    hidden: Float[Tensor, "T H"],
-    layout: Packing,
-    first: int,
-    stop: int | None,
-) -> Float[Tensor, "T H"]:
-    """Return what leaves layers `first` to `stop`, for all tokens."""
-    for layer in base.encoder.layer[first:stop]:
-        hidden = _layer(layer, casts, hidden, layout)
-    return hidden
+    states: Float[Tensor, "P E"],
+    packing: Packing,
+    first_layer: int,
+    stop: int,
+) -> Float[Tensor, "P E"]:
+    """Return what leaves layers `first_layer` to `stop` (not included), for all tokens."""
+    for layer in base.encoder.layer[first_layer:stop]:
+        states = _run_layer(layer, casts, states, packing)
+    return states
 
 
 def pooled(
     base: DebertaV2Model,
     casts: CastWeights,
-    hidden: Float[Tensor, "T H"],
-    layout: Packing,
-    first: int,
+    states: Float[Tensor, "P E"],
+    packing: Packing,
+    first_layer: int,
     pooling: str,
-) -> Float[Tensor, "S H"]:
-    """Return one fp32 vector per string from the states that enter layer `first`."""
-    last = len(base.encoder.layer) - 1
-    hidden = run_layers(base, casts, hidden, layout, first, last)
-    if pooling == "cls":
-        return _layer(base.encoder.layer[last], casts, hidden, layout, layout.first).float()
-    hidden = _layer(base.encoder.layer[last], casts, hidden, layout).float()
-    return torch.cat(
-        [
-            pad(hidden[group.tokens], group).sum(1) / group.length.unsqueeze(1)
-            for group in layout.groups
-        ]
-    )
+) -> Float[Tensor, "S E"]:
+    """Return one fp32 vector per string from the states that enter layer `first_layer`."""
+    states = run_layers(base, casts, states, packing, first_layer, stop=-1)
+    last_layer = base.encoder.layer[-1]
+    if pooling == "cls":  # the last layer for [CLS] alone
+        return _run_layer(last_layer, casts, states, packing, queries=packing.cls).float()
+    return _mean_over_tokens(_run_layer(last_layer, casts, states, packing).float(), packing)
 
 
-def _layer(
+def _mean_over_tokens(states: Float[Tensor, "P E"], packing: Packing) -> Float[Tensor, "S E"]:
+    """Return the mean of each string's tokens."""
+    means = [
+        pad(states[group.tokens], group).sum(1) / group.length.unsqueeze(1)
+        for group in packing.groups
+    ]
+    return torch.cat(means)
+
+
+def _run_layer(
     layer: nn.Module,
     casts: CastWeights,
-    hidden: Float[Tensor, "T H"],
-    layout: Packing,
+    states: Float[Tensor, "P E"],
+    packing: Packing,
     queries: Int[Tensor, " S"] | None = None,
-) -> Float[Tensor, "_ H"]:
+) -> Float[Tensor, "K E"]:
     """Return what leaves one layer, for all tokens or for `queries` alone, one a string."""
     attention = layer.attention.self
-    query = None
-    residual = hidden
     projections = [attention.query_proj, attention.key_proj, attention.value_proj]
-    if queries is not None:
-        residual = hidden[queries]
+    if queries is None:
+        residual = states
+        query = None
+        stacked = project(casts, states, projections)
+    else:
+        residual = states[queries]
         query = project(casts, residual, projections[:1])
-    stacked = project(casts, hidden, projections if query is None else projections[1:])
-    context = attend(query, stacked, layout, attention.num_attention_heads)
+        stacked = project(casts, states, projections[1:])
+    context = attend(query, stacked, packing, attention.num_attention_heads)
     attended = _add_and_norm(layer.attention.output, casts, context, residual)
-    inner = layer.intermediate.intermediate_act_fn(
-        project(casts, attended, [layer.intermediate.dense])
-    )
+    inner = project(casts, attended, [layer.intermediate.dense])
+    inner = layer.intermediate.intermediate_act_fn(inner)
     return _add_and_norm(layer.output, casts, inner, attended)
 
 
 def _add_and_norm(
-    block: nn.Module, casts: CastWeights, x: Float[Tensor, "N I"], residual: Float[Tensor, "N H"]
-) -> Float[Tensor, "N H"]:
+    block: nn.Module,
+    casts: CastWeights,
+    x: Float[Tensor, "K width_in"],
+    residual: Float[Tensor, "K E"],
+) -> Float[Tensor, "K E"]:
+    """Return the norm of the block's projection of x, added to what went around the block."""
     return block.LayerNorm(project(casts, x, [block.dense]) + residual)

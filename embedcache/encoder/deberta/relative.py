@@ -1,5 +1,5 @@
-"""Encoders with relative positions (DeBERTa-v2 and v3 checkpoints): no more rows of the position
-table than the strings at hand can reach.
+"""Encoders with relative positions (DeBERTa-v2 and v3 checkpoints): the position table is cut to
+the rows that the strings of a batch can reach.
 
 Every layer projects the whole table (512 rows in base models) in every pass, and multiplies every
 query and key with all of it, although the tokens of a string of L are at most L - 1 apart. The
@@ -22,40 +22,42 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 _MULTIPLE = 16
 
 
-class _Rows(nn.Module):
+class _CutTable(nn.Module):
     """Stands for the position table; gradients reach the whole one."""
 
-    def __init__(self, weight: Float[Tensor, "rows H"]) -> None:
+    def __init__(self, weight: Float[Tensor, "positions E"]) -> None:
         super().__init__()
         self.weight = weight
 
 
 @contextmanager
 def needed_positions(base: nn.Module, longest: int) -> Iterator[None]:
-    """Let the model's table of relative positions consist of those within strings of `longest`
-    tokens while the context lasts; other models are left alone.
+    """Cut the model's table of relative positions to those within strings of `longest` tokens.
+
+    The whole table is back when the context ends. Models without such a table are left alone.
     """
     if not isinstance(base, DebertaV2Model) or not base.encoder.relative_attention:
         yield
         return
-    encoder, attentions = base.encoder, [layer.attention.self for layer in base.encoder.layer]
-    table, whole = encoder.rel_embeddings, [attention.pos_ebd_size for attention in attentions]
+    encoder = base.encoder
+    attentions = [layer.attention.self for layer in encoder.layer]
+    table = encoder.rel_embeddings
+    whole_sizes = [attention.pos_ebd_size for attention in attentions]
     span = table.weight.shape[0] // 2
     kept = needed_span(longest, span, encoder.position_buckets, encoder.max_relative_positions)
-    encoder.rel_embeddings = _Rows(table.weight[span - kept : span + kept])
+    encoder.rel_embeddings = _CutTable(table.weight[span - kept : span + kept])
     for attention in attentions:
         attention.pos_ebd_size = kept
     try:
         yield
     finally:
         encoder.rel_embeddings = table
-        for attention, size in zip(attentions, whole, strict=True):
+        for attention, size in zip(attentions, whole_sizes, strict=True):
             attention.pos_ebd_size = size
 
 
 def needed_span(longest: int, span: int, buckets: int, max_positions: int) -> int:
-    """Return how many of the table's `span` distances to either side are enough for strings of
-    `longest` tokens.
+    """Return how many distances to either side, of the table's `span`, `longest` tokens need.
 
     Row `span + d` stands for distance d, so distances -R to R need R + 1 to either side. One more
     is kept: on another device the logarithm behind a bucket may be rounded otherwise.

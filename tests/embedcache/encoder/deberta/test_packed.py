@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from embedcache.config import EncoderConfig, LoraConfig
-from embedcache.encoder.deberta.attention import attend, packing
+from embedcache.encoder.deberta.attention import attend, packing_of
 from embedcache.encoder.deberta.packed import is_packable
 from embedcache.encoder.deberta.projection import CastWeights, project
 from embedcache.encoder.loading import load_encoder
@@ -208,13 +208,13 @@ def test_each_projection_has_a_mask_of_its_own_and_the_gradient_goes_through_it(
 
 
 def test_a_string_that_is_not_finite_spoils_no_other_of_its_group() -> None:
-    layout = packing(((2, 5, 3),), torch.device("cpu"))
+    packing = packing_of(((2, 5, 3),), torch.device("cpu"))
     stacked = torch.randn(10, 3 * 8, generator=torch.Generator().manual_seed(0))
-    wanted = attend(None, stacked, layout, 2)
+    wanted = attend(None, stacked, packing, 2)
     for start, stop in ((0, 2), (2, 7), (7, 10)):
         spoilt = stacked.clone()
         spoilt[start:stop] = torch.nan
-        context = attend(None, spoilt, layout, 2)
+        context = attend(None, spoilt, packing, 2)
         others = torch.tensor([not start <= token < stop for token in range(10)])
         assert torch.equal(context[others], wanted[others])
         assert context[start:stop].isnan().all()
@@ -223,14 +223,14 @@ def test_a_string_that_is_not_finite_spoils_no_other_of_its_group() -> None:
 @pytest.mark.parametrize("one_query", [False, True])
 def test_attention_has_the_gradient_of_its_own_differences(one_query: bool) -> None:
     torch.manual_seed(0)
-    layout = packing(((1, 2, 2), (4, 4)), torch.device("cpu"))
+    packing = packing_of(((1, 2, 2), (4, 4)), torch.device("cpu"))
     stacked = torch.randn(13, 12 if one_query else 18, dtype=torch.float64, requires_grad=True)
     query = torch.randn(5, 6, dtype=torch.float64, requires_grad=True) if one_query else None
     if query is None:
-        assert torch.autograd.gradcheck(lambda both: attend(None, both, layout, 3), (stacked,))
+        assert torch.autograd.gradcheck(lambda both: attend(None, both, packing, 3), (stacked,))
     else:
         assert torch.autograd.gradcheck(
-            lambda one, both: attend(one, both, layout, 3), (query, stacked)
+            lambda one, both: attend(one, both, packing, 3), (query, stacked)
         )
 
 
