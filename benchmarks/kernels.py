@@ -13,16 +13,17 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import fusionnet.kernels as kernels
-from benchmarks.harness.publish import output_path, parser, publish
+from benchmarks.harness.cells import Column, Table
+from benchmarks.harness.pictures import COLORS
+from benchmarks.harness.publish import Report, output_path, parser, publish, tell
 from benchmarks.harness.stamp import stamp
 from embedcache.encoder.dropout import dropout
 from fusionnet.kernels import TaskTerm, reference
@@ -38,7 +39,7 @@ OPERATIONS = {
     "gather_dropout": "string vectors to rows, with dropout",
     "multitask_loss": f"{len(TERMS)} tasks: smooth-L1, focal and MSE, with gaps and row weights",
 }
-COLOURS = {"eager": "#9aa9b8", "compiled": "#4a6b8a", "kernel": "#c8641e"}
+COLOURS = {"eager": COLORS["plain"], "compiled": COLORS["mid"], "kernel": COLORS["ours"]}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
@@ -56,9 +57,7 @@ class Case(NamedTuple):
 
 
 def main(words: list[str]) -> None:
-    """Measure all operations and write benchmarks/results/kernels_<device>_<precision>.json, .md
-    and .png.
-    """
+    """Measure all operations and write benchmarks/results/kernels_<device>_<precision>.*."""
     command = parser("kernels", __doc__ or "")
     command.add_argument(
         "--precision", choices=("fp32", "bf16"), help="unset: bf16 on a GPU, fp32 on a CPU"
@@ -67,31 +66,20 @@ def main(words: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = arguments.precision or ("bf16" if device.type == "cuda" else "fp32")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    sizes = (
-        ((1024, 8192), (21, 300)) if arguments.quick else ((1024, 8192, 65_536), (1, 21, 300, 5000))
-    )
-    found: dict[str, Any] = {
-        **stamp(),
-        "quick": arguments.quick,
-        "device": device.type,
-        "precision": precision,
-        "cases": [],
-    }
+    rows = (1024, 8192) if arguments.quick else (1024, 8192, 65_536)
+    vectors = (21, 300) if arguments.quick else (1, 21, 300, 5000)
+    seconds = 0.05 if arguments.quick else 0.3
+    found: dict[str, Any] = {**stamp(), "quick": arguments.quick, "cases": []}
+    found |= {"device": device.type, "precision": precision}
     for name in OPERATIONS:
-        for num_rows, num_vectors in itertools.product(
-            sizes[0], sizes[1] if name != "multitask_loss" else (0,)
-        ):
-            case = {
-                "operation": name,
-                "B": num_rows,
-                "U": num_vectors,
-                **measure(
-                    name, num_rows, num_vectors, dtype, device, 0.05 if arguments.quick else 0.3
-                ),
-            }
+        of_name = (0,) if name == "multitask_loss" else vectors
+        for num_rows, num_vectors in itertools.product(rows, of_name):
+            tell(f"now measuring {name}, B {num_rows:,}, U {num_vectors:,}")
+            measured = measure(name, num_rows, num_vectors, dtype, device, seconds)
+            case = {"operation": name, "B": num_rows, "U": num_vectors, **measured}
             found["cases"].append(case)
             print(_line(case), flush=True)
-    publish(output_path(f"kernels_{device.type}_{precision}", arguments), found, as_markdown, draw)
+    publish(output_path(f"kernels_{device.type}_{precision}", arguments), found, report)
 
 
 def make_case(
@@ -303,75 +291,48 @@ def _line(case: dict[str, Any]) -> str:
     )
 
 
-def as_markdown(found: dict[str, Any]) -> str:
-    """Return one table per operation: median microseconds (20 % to 80 %), GB/s."""
-    device = (
-        found["hardware"]["gpu"]
-        or f"{found['hardware']['processor']}, {found['hardware']['cores']} cores"
-    )
-    lines = [
-        f"# Kernels, {found['precision']}, {device}",
-        "",
-        (
-            f"`{found['command']}` at {found['commit']}, {found['date']}, torch"
-            f" {found['versions']['torch']}. Median microseconds"
-        ),
-        "(20 % to 80 %), GB/s in brackets.",
-    ]
+def report(found: dict[str, Any]) -> Report:
+    """Return one table per operation, and forward and backward time over B."""
+    gpu = found["hardware"]["gpu"]
+    remarks = ["Median microseconds (20 % to 80 %), GB/s in square brackets."]
     if found["device"] == "cpu":
-        lines += [
-            "",
-            (
-                "On a CPU the kernels do not run; this is what runs in their place (eager), beside"
-                " torch.compile of it."
-            ),
-        ]
+        remarks.append(
+            "On a CPU the kernels do not run; this is what runs in their place (eager), beside"
+            " torch.compile of it."
+        )
     ways = [way for way in COLOURS if way in found["cases"][0]]
+    columns = [Column("B", "B"), Column("U", lambda row: row["U"] or None), Column("pass", "pass")]
+    columns += [Column(way, way, _microseconds) for way in ways]
+    blocks: list[str | Table] = []
     for name, what in OPERATIONS.items():
-        lines += [
-            "",
-            f"## {name}: {what}",
-            "",
-            "| B | U | pass | " + " | ".join(ways) + " |",
-            "|---|---|---|" + "---|" * len(ways),
+        rows = [
+            {"B": case["B"], "U": case["U"], "pass": words} | {way: case[way][part] for way in ways}
+            for case in found["cases"]
+            if case["operation"] == name
+            for part, words in (("forward", "forward"), ("both", "forward and backward"))
         ]
-        for case in found["cases"]:
-            if case["operation"] == name:
-                for part, label in (("forward", "forward"), ("both", "forward and backward")):
-                    cells = " | ".join(_cell(case[way][part]) for way in ways)
-                    lines.append(f"| {case['B']:,} | {case['U'] or '-'} | {label} | {cells} |")
-    return "\n".join(lines) + "\n"
+        blocks += [f"## {name}: {what}", Table(columns, rows)]
+    drawings = [partial(_draw_operation, found["cases"], name) for name in OPERATIONS]
+    title = f"Kernels, {found['precision']}, {gpu or 'CPU'}"
+    return Report(title, remarks, blocks, drawings, size=(10, 3))
 
 
-def _cell(result: dict[str, float]) -> str:
+def _microseconds(result: dict[str, float]) -> str:
     median, low, high = (result[key] * 1e6 for key in ("median_s", "low_s", "high_s"))
     return f"{median:,.0f} ({low:,.0f} to {high:,.0f}) [{result['GB_per_s']:,.1f}]"
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Draw forward and backward time over B for each operation, at the U nearest to that of Stage
-    1.
-    """
-    figure, panels = plt.subplots(1, len(OPERATIONS), figsize=(10, 3), layout="constrained")
-    for axes, name in zip(panels, OPERATIONS, strict=True):
-        cases = [
-            case for case in found["cases"] if case["operation"] == name and case["U"] in (0, 21)
-        ]
-        for way, colour in COLOURS.items():
-            if way in cases[0]:
-                axes.plot(
-                    [case["B"] for case in cases],
-                    [case[way]["both"]["median_s"] * 1e6 for case in cases],
-                    "o-",
-                    color=colour,
-                    label=way,
-                )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_title(name, fontsize=10)
-        axes.set_xlabel("rows B" + ("" if name == "multitask_loss" else ", U = 21"))
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("forward and backward, µs")
-    panels[0].legend(frameon=False)
-    figure.savefig(path, dpi=160)
-    plt.close(figure)
+def _draw_operation(cases: list[dict[str, Any]], name: str, axes: Any) -> None:
+    """Draw forward and backward time over B, at the U nearest to that of Stage 1."""
+    shown = [case for case in cases if case["operation"] == name and case["U"] in (0, 21)]
+    rows = [case["B"] for case in shown]
+    for way, colour in COLOURS.items():
+        if way in shown[0]:
+            micros = [case[way]["both"]["median_s"] * 1e6 for case in shown]
+            axes.plot(rows, micros, "o-", color=colour, label=way)
+    axes.set(xscale="log", yscale="log")
+    axes.set_title(name, fontsize=10)
+    axes.set_xlabel("rows B" + ("" if name == "multitask_loss" else ", U = 21"))
+    if name == next(iter(OPERATIONS)):
+        axes.set_ylabel("forward and backward, µs")
+        axes.legend(frameon=False)

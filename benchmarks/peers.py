@@ -9,23 +9,14 @@ import importlib.util
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.publish import (
-    COLORS,
-    axes_pair,
-    heading,
-    machine,
-    number,
-    output_path,
-    parser,
-    publish,
-    save,
-    table,
-    tell,
-)
+from benchmarks.harness.cells import Column, Table, gib, named, times, with_spread
+from benchmarks.harness.pictures import draw_rates
+from benchmarks.harness.publish import Report, machine, output_path, parser, publish, tell
 from benchmarks.harness.setting import SMALL_NETWORK, gradient_errors, make_setting
 from benchmarks.harness.stamp import stamp
 from benchmarks.harness.timing import interleaved, paired_ratio, spread
@@ -55,7 +46,7 @@ QUICK = Size("tiny", 128, 32, 1024, 4, SMALL_NETWORK)
 
 def main(words: list[str]) -> None:
     """Run all installed loops and write benchmarks/results/peers.json, .md and .png."""
-    options = parser("peers", __doc__)
+    options = parser("peers", __doc__ or "")
     options.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     arguments = options.parse_args(words)
     size = QUICK if arguments.quick else FULL
@@ -76,57 +67,48 @@ def main(words: list[str]) -> None:
         elif module is not None:
             distribution = packages_distributions()[module][0]
             found["versions"][distribution] = version(distribution)
-    found["loops"] = run(
-        size, arguments.precision, [name for name in LOOPS if name not in found["absent"]]
-    )
-    publish(output_path("peers", arguments), found, as_markdown, draw)
+    names = [name for name in LOOPS if name not in found["absent"]]
+    found["loops"] = run(size, arguments.precision, names)
+    publish(output_path("peers", arguments), found, report)
 
 
 def run(size: Size, precision: str, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Return each loop's rows per second and losses; raises AssertionError where a loop's losses
-    are not ours.
+    """Return each loop's rows per second and losses.
+
+    Raises AssertionError where a loop's losses are not ours.
     """
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
-        make_setting(folder, size.encoder, 24, overrides=size.overrides)
-        gradient_errors(folder, overrides=size.overrides)
+        tell("now making the setting and comparing gradients")
+        make_setting(Path(name), size.encoder, 24, overrides=size.overrides)
+        gradient_errors(Path(name), overrides=size.overrides)
         common = {"folder": name, "precision": precision, "overrides": size.overrides}
         step = {**common, "rows": size.rows, "micro_rows": size.micro_rows}
         specs = {
             loop: {**step, "loop": loop, "mode": loop.removeprefix("ours, ")} for loop in names
         }
-        specs[WHOLE] = {
-            **common,
-            "loop": OURS,
-            "mode": "per_step",
-            "rows": size.whole_rows,
-            "micro_rows": None,
-        }
+        whole = {"rows": size.whole_rows, "micro_rows": None}
+        specs[WHOLE] = {**common, "loop": OURS, "mode": "per_step", **whole}
+        tell("now starting one process per loop")
         workers = {
             loop: stack.enter_context(Worker("benchmarks.peer_loops:make", spec))
             for loop, spec in specs.items()
         }
         for worker in workers.values():
             _ = worker.ready
-        turns = interleaved(
-            {loop: worker.ask for loop, worker in workers.items()}, size.rounds, tell
-        )
-    check_losses(
-        {loop: [turn["loss"] for turn in turns[loop]] for loop in names}, TOLERANCE[precision]
-    )
+        asks = {loop: worker.ask for loop, worker in workers.items()}
+        turns = interleaved(asks, size.rounds, tell)
+    losses = {loop: [turn["loss"] for turn in turns[loop]] for loop in names}
+    check_losses(losses, TOLERANCE[precision])
+    ours = [turn["seconds"] for turn in turns[OURS][1:]]  # the first one warms up
     found = {}
     for loop, results in turns.items():
-        seconds = [turn["seconds"] for turn in results[1:]]  # the first one warms up
+        seconds = [turn["seconds"] for turn in results[1:]]
         rows = specs[loop]["rows"]
         found[loop] = {
             "rows": rows,
             "rows_per_s": spread([rows / each for each in seconds]),
             "step_s": spread(seconds),
-            "per_step_is_faster_by": (
-                paired_ratio(seconds, [turn["seconds"] for turn in turns[OURS][1:]])
-                if loop != WHOLE
-                else None
-            ),
+            "per_step_is_faster_by": None if loop == WHOLE else paired_ratio(seconds, ours),
             "losses": [turn["loss"] for turn in results],
             "peak_rss_bytes": results[-1]["peak_rss_bytes"],
         }
@@ -134,8 +116,9 @@ def run(size: Size, precision: str, names: list[str]) -> dict[str, dict[str, Any
 
 
 def check_losses(losses: dict[str, list[float]], tolerance: float) -> None:
-    """Raise AssertionError unless every loop has our loss at every step, within a share of how far
-    the loss has moved.
+    """Raise AssertionError unless every loop has our loss at every step.
+
+    `tolerance` is a share of how far the loss has moved.
     """
     ours = losses[OURS]
     moved = max(max(ours) - min(ours), 1e-6)
@@ -156,64 +139,53 @@ def check_losses(losses: dict[str, list[float]], tolerance: float) -> None:
         )
 
 
-def as_markdown(found: dict[str, Any]) -> str:
+def report(found: dict[str, Any]) -> Report:
     """Return the loops side by side."""
-    lines = heading(
-        f"The same training in {len(found['loops']) - 1} loops: steps of {found['rows']:,} rows,"
-        f" {found['encoder']} size, {found['precision']}",
-        found,
+    loops = found["loops"]
+    whole = loops[WHOLE]["rows_per_s"]["median"]
+
+    def at_whole_batch(row: dict[str, Any]) -> float | None:
+        ours = row["name"].startswith("ours")
+        return None if ours else whole / row["rows_per_s"]["median"]
+
+    def final_loss(row: dict[str, Any]) -> float | None:
+        return None if row["name"] == WHOLE else row["losses"][-1]
+
+    columns = (
+        Column("loop", "name"),
+        Column("rows of a step", "rows"),
+        Column("rows/s", "rows_per_s", with_spread),
+        Column("per_step is faster by", "per_step_is_faster_by", _faster),
+        Column(f"at {found['whole_rows']:,} rows", at_whole_batch, times),
+        Column(
+            "final loss", lambda row: None if row["name"] == WHOLE else row["losses"][-1], ".5f"
+        ),
+        Column("peak GiB", "peak_rss_bytes", gib),
+    )
+    how = (
         "Equal rows, weights, LoRA, fusion network, loss, AdamW, micro-batches of"
         f" {found['micro_rows']} rows, dropout off; losses compared at every step. Per-row loops"
         " cost the same per row at any size of the batch; ours does not, so its step of"
-        f" {found['whole_rows']:,} rows stands last.",
-        *(f"{name} was not installed and is not measured." for name in found["absent"]),
+        f" {found['whole_rows']:,} rows stands last."
     )
-    cells = []
-    for name, result in found["loops"].items():
-        rates, ratio = result["rows_per_s"], result["per_step_is_faster_by"]
-        rate = f"{number(rates['median'])} ({number(rates['p20'])} to {number(rates['p80'])})"
-        faster = "" if ratio is None else f"{number(ratio['median'])} x"
-        whole = found["loops"][WHOLE]["rows_per_s"]["median"] / rates["median"]
-        beside = "" if name.startswith("ours") else f"{number(whole)} x"
-        loss = "" if name == WHOLE else f"{result['losses'][-1]:.5f}"
-        cells.append(
-            (
-                name,
-                f"{result['rows']:,}",
-                rate,
-                faster,
-                beside,
-                loss,
-                f"{result['peak_rss_bytes'] / 2**30:.1f}",
-            )
-        )
-    header = (
-        "loop",
-        "rows of a step",
-        "rows/s",
-        "per_step is faster by",
-        f"at {found['whole_rows']:,} rows",
-        "final loss",
-        "peak GiB",
+    return Report(
+        f"The same training in {len(loops) - 1} loops: steps of {found['rows']:,} rows,"
+        f" {found['encoder']} size, {found['precision']}",
+        (how, *(f"{name} was not installed and is not measured." for name in found["absent"])),
+        [Table(columns, named(loops))],
+        [partial(_draw_loops, found)],
+        size=(7.5, 0.42 * len(loops) + 1.2),
     )
-    return "\n".join([*lines, *table(header, cells)]) + "\n"
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
+def _faster(ratio: dict[str, float] | None) -> str:
+    return times(None if ratio is None else ratio["median"])
+
+
+def _draw_loops(found: dict[str, Any], axes: Any) -> None:
     """Draw rows per second of each loop."""
-    figure, axes = axes_pair(7.5, 0.42 * len(found["loops"]) + 1.2)
-    names = list(found["loops"])[::-1]
-    rates = [found["loops"][name]["rows_per_s"]["median"] for name in names]
-    bars = axes.barh(
-        [f"{name} ({found['loops'][name]['rows']:,} rows)" for name in names],
-        rates,
-        color=[COLORS["ours" if name.startswith(OURS) else "plain"] for name in names],
-    )
-    axes.bar_label(bars, [number(rate) for rate in rates], padding=3)
-    axes.set_xscale("log")
-    axes.set_xlim(min(rates) / 2, max(rates) * 4)
-    axes.set_xlabel(
-        f"rows per second (log scale), {found['encoder']} size,"
-        f" {found['precision']}\n{machine(found)}"
-    )
-    save(figure, path)
+    titles = {name: f"{name} ({loop['rows']:,} rows)" for name, loop in found["loops"].items()}
+    rates = {titles[name]: loop["rows_per_s"]["median"] for name, loop in found["loops"].items()}
+    ours = [title for name, title in titles.items() if name.startswith(OURS)]
+    unit = f"rows per second (log scale), {found['encoder']} size, {found['precision']}"
+    draw_rates(axes, rates, ours, f"{unit}\n{machine(found)}")

@@ -1,7 +1,7 @@
 """Is it any good? The model beside what costs a hundredth of it, on patients and on strings that
 training never saw.
 
-Every seed deals the patients (or strings) anew, draws new initial weights and another order of
+Every seed splits the patients (or strings) anew, draws new initial weights and another order of
 rows, so the spread over seeds is that of a reader who repeats the whole study. The cohort is scaled
 down and the network with it; the encoder is a stand-in with random weights. What is compared is
 therefore the software and the questions one should ask of it: does it beat a mean per string, does
@@ -17,36 +17,24 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float
 
-from benchmarks.harness.publish import (
-    Panel,
-    draw_bars,
-    heading,
-    output_path,
-    parser,
-    publish,
-    table,
-    tell,
-    with_kept,
-)
-from benchmarks.harness.setting import SMALL_NETWORK, experiment_of, make_setting, recipe_of, world
+from benchmarks.harness.cells import Column, Table, counts, mean_and_sd, named
+from benchmarks.harness.pictures import Panel
+from benchmarks.harness.publish import Report, output_path, parser, publish, tell, with_kept
+from benchmarks.harness.setting import SMALL_NETWORK, make_setting, world
 from benchmarks.harness.stamp import stamp
-from embedcache.build.decide import Existing, build_cache
+from benchmarks.quality_fit import cached, fit, score, target_index
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.config import SPLITS
 from fusionnet.config import ModelConfig
 from fusionnet.evaluation.baselines import BASELINES
 from fusionnet.experiment import Experiment
-from fusionnet.metrics import task_metrics
-from fusionnet.model.forward import forward_rows, to_units
-from fusionnet.rows.tensors import load_rows
-from fusionnet.train.loop import RunFiles, Trainer, make_trainer, run_epoch
-from fusionnet.train.resume import Position
 from fusionnet.train.sizing import settled_precision
 from jobs.cohort.generate import cohort_frames
 
 SHOWN = (("delta_EF_pct", "mae"), ("delta_EF_pct", "r2"), ("is_optimal", "auroc"))
+KEYS = [f"{column} {metric}" for column, metric in SHOWN]
+COLUMNS = list(dict.fromkeys(column for column, _ in SHOWN))
 STRATEGIES = {
     "patients left out": (),
     "strings left out": (
@@ -59,6 +47,11 @@ STRATEGIES = {
 TRAINING = ("train.batch_rows=384", "optim.warmup_epochs=2", "optim.lr_encoder=0.0002")
 REFERENCE = "LoRA, CLS, joint fusion"
 ORACLE = "noise-free outcome: the best that can be reached"
+HOW = (
+    "Test rows; mean and standard deviation over seeds, each of which splits patients or strings"
+    " anew. Brackets: mean difference to the first line, seed by seed. The cohort is synthetic and"
+    " the encoder a stand-in with random weights: what real polyBERT adds is not in these numbers."
+)
 
 
 @dataclass(frozen=True)
@@ -81,10 +74,9 @@ QUICK = Size("tiny", 24, 2, 1, (*SMALL_NETWORK, "train.batch_rows=128"))
 
 def main(words: list[str]) -> None:
     """Run all models on all splits and write benchmarks/results/quality.json, .md and .png."""
-    options = parser("quality", __doc__)
-    options.add_argument(
-        "--only", choices=STRATEGIES, help="run one split; the other stays as the file has it"
-    )
+    options = parser("quality", __doc__ or "")
+    only = "run one split; the other stays as the file has it"
+    options.add_argument("--only", choices=STRATEGIES, help=only)
     arguments = options.parse_args(words)
     size = QUICK if arguments.quick else FULL
     found: dict[str, Any] = {
@@ -93,8 +85,8 @@ def main(words: list[str]) -> None:
         "encoder": size.encoder,
         "epochs": size.epochs,
         "seeds": size.seeds,
+        "precision": settled_precision("auto", world()),
     }
-    found["precision"] = settled_precision("auto", world())
     output = output_path("quality", arguments)
     fresh: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -103,17 +95,14 @@ def main(words: list[str]) -> None:
         for split, overrides in STRATEGIES.items():
             if arguments.only in (None, split):
                 fresh[split] = study(Path(name), size, split, overrides, oracle)
-    publish(
-        output,
-        {**found, "splits": with_kept(output, "splits", fresh, STRATEGIES)},
-        as_markdown,
-        draw,
-    )
+    splits = with_kept(output, "splits", fresh, STRATEGIES)
+    publish(output, {**found, "splits": splits}, report)
 
 
 def variants() -> dict[str, tuple[str, ...]]:
-    """Return the models by name, as overrides of the reference; every kind of fusion that the
-    config knows takes part.
+    """Return the models by name, as overrides of the reference.
+
+    Every kind of fusion that the config knows takes part.
     """
     kinds = typing.get_args(ModelConfig.model_fields["fusion"].annotation)
     return {
@@ -152,160 +141,101 @@ def study(
             *overrides,
         )
         for name, changes in variants().items():
+            tell(f"now fitting, {split}, seed {seed}: {name}")
             started = time.perf_counter()
-            experiment = _cached(folder, [*common, *changes])
-            models.setdefault(name, []).append(
-                {**fit(experiment), "seconds": time.perf_counter() - started}
-            )
-            tell(f"{split}, seed {seed}: {name}")
-        cache = open_cache(_cached(folder, [*common]).cache.path)
-        rows.append(
-            dict(zip(SPLITS, np.bincount(cache.rows().split, minlength=3).tolist(), strict=True))
-        )
-        for name, baseline in BASELINES.items():
-            started = time.perf_counter()
-            predictions = {
-                column: baseline(cache, _target(cache, column), seed)
-                for column in dict.fromkeys(column for column, _ in SHOWN)
-            }
-            models.setdefault(name, []).append(
-                {**_score(cache, experiment, predictions), "seconds": time.perf_counter() - started}
-            )
-        best = {
-            column: oracle[column].cast(pl.Float64).to_numpy()
-            for column in dict.fromkeys(column for column, _ in SHOWN)
-        }
-        models.setdefault(ORACLE, []).append(_score(cache, experiment, best))
+            found = fit(cached(folder, [*common, *changes]))
+            seconds = time.perf_counter() - started
+            models.setdefault(name, []).append({**found, "seconds": seconds})
+        experiment = cached(folder, [*common])
+        cache = open_cache(experiment.cache.path)
+        num_rows = np.bincount(cache.rows().split, minlength=len(SPLITS)).tolist()
+        rows.append(dict(zip(SPLITS, num_rows, strict=True)))
+        for name, scores in _baselines(cache, experiment, seed).items():
+            models.setdefault(name, []).append(scores)
+        best = {column: oracle[column].cast(pl.Float64).to_numpy() for column in COLUMNS}
+        models.setdefault(ORACLE, []).append(score(cache, experiment, best))
     return {"rows": rows, "models": {name: _gathered(results) for name, results in models.items()}}
 
 
-def _cached(folder: Path, overrides: list[str]) -> Experiment:
-    """Return the experiment with its cache built."""
-    mode = "frozen" if "encoder.mode=frozen" in overrides else "per_step"
-    experiment = experiment_of(folder, mode, "auto", overrides)
-    build_cache(
-        experiment.data,
-        experiment.targets,
-        experiment.split,
-        experiment.encoder,
-        experiment.cache,
-        existing=Existing.OVERWRITE,
-    )
-    return experiment
-
-
-def fit(experiment: Experiment) -> dict[str, dict[str, float | None]]:
-    """Train a model and return its test metrics at the epoch of the lowest validation loss."""
-    cache = open_cache(experiment.cache.path)
-    trainer = make_trainer(recipe_of(experiment, cache), experiment.optim, cache, world())
-    # nothing is written: checkpoints inside an epoch are off
-    files = RunFiles(Path(experiment.run.dir), experiment.run.name, {}, {})
-    best, predictions = float("inf"), None
-    for epoch in range(experiment.train.epochs):
-        record = run_epoch(trainer, Position(epoch), files)
-        if record["val_loss"] < best or predictions is None:
-            best, predictions = record["val_loss"], _predict(trainer, cache)
-    test = load_rows(cache, "test")
-    return task_metrics(trainer.recipe.tasks, test.targets.numpy().astype(np.float64), predictions)
-
-
-def _predict(trainer: Trainer, cache: Cache) -> Float[np.ndarray, "N T"]:
-    """Return the test rows' predictions in raw units."""
-    rows = load_rows(cache, "test", world().device)
-    with trainer.model.autocast():
-        tables = [source.vectors_of_all_strings() for source in trainer.sources]
-    outputs = forward_rows(trainer.model, tables, rows, trainer.recipe.train.eval_batch_rows)
-    return to_units(outputs, trainer.recipe.tasks, cache.scaling).cpu().numpy().astype(np.float64)
-
-
-def _target(cache: Cache, column: str) -> int:
-    return [target.column for target in cache.layout.targets].index(column)
-
-
-def _score(
-    cache: Cache, experiment: Experiment, predictions: dict[str, Float[np.ndarray, " N"]]
-) -> dict[str, dict[str, float | None]]:
-    """Return the test metrics of predictions for the whole table, by target column."""
-    rows = cache.rows()
-    test = rows.split == SPLITS.index("test")
-    tasks = [
-        next(task for task in experiment.tasks if task.column == column) for column in predictions
-    ]
-    targets = np.stack(
-        [rows.targets[test, _target(cache, column)] for column in predictions], axis=1
-    ).astype(np.float64)
-    return task_metrics(
-        tasks, targets, np.stack([values[test] for values in predictions.values()], axis=1)
-    )
+def _baselines(cache: Cache, experiment: Experiment, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the test metrics and seconds of what costs less."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, baseline in BASELINES.items():
+        started = time.perf_counter()
+        predictions = {
+            column: baseline(cache, target_index(cache, column), seed) for column in COLUMNS
+        }
+        scores = score(cache, experiment, predictions)
+        found[name] = {**scores, "seconds": time.perf_counter() - started}
+    return found
 
 
 def _gathered(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the shown metrics, each with its values over seeds."""
-    found: dict[str, Any] = {
-        f"{column} {metric}": [result[column][metric] for result in results]
-        for column, metric in SHOWN
-    }
+    found: dict[str, Any] = {}
+    for (column, metric), key in zip(SHOWN, KEYS, strict=True):
+        found[key] = [result[column][metric] for result in results]
     if "seconds" in results[0]:
         found["seconds"] = [result["seconds"] for result in results]
     return found
 
 
 def mean_sd(values: list[float | None]) -> tuple[float, float] | None:
-    """Return mean and standard deviation over seeds (0 where there is one), None where no seed has
-    a value.
+    """Return mean and standard deviation over seeds; None where no seed has a value.
+
+    The standard deviation of a single value is 0.
     """
     known = [value for value in values if value is not None]
-    return (
-        (float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else 0.0)
-        if known
-        else None
-    )
+    if not known:
+        return None
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
 
 
-def as_markdown(found: dict[str, Any]) -> str:
-    """Return one table per split."""
-    lines = heading(
-        f"Quality on the reference cohort, scaled down: {found['seeds']} seeds, {found['epochs']}"
-        f" epochs, encoder of {found['encoder']} size"
-        + (f", {found['precision']}" if "precision" in found else ""),
-        found,
-        "Test rows; mean and standard deviation over seeds, each of which deals patients or strings"
-        " anew. Brackets: mean difference to the first line, seed by seed. The cohort is synthetic"
-        " and the encoder a stand-in with random weights: what real polyBERT adds is not in these"
-        " numbers.",
-    )
+def report(found: dict[str, Any]) -> Report:
+    """Return one table per split, and the error of every model.
+
+    The noise-free outcome's error is a line that no model can cross.
+    """
+    blocks: list[str | Table] = []
+    panels = []
     for split, result in found["splits"].items():
-        sizes = " / ".join(f"{count:,}" for count in result["rows"][0].values())
-        lines += [
-            f"## {split}",
-            "",
-            f"{sizes} train / validation / test rows in the first seed.",
-            "",
-        ]
-        reference = result["models"][REFERENCE]
-        cells = []
-        for name, model in result["models"].items():
-            seconds = f"{np.mean(model['seconds']):,.0f}" if "seconds" in model else ""
-            cells.append(
-                (
-                    name,
-                    *(
-                        _cell(model[f"{column} {metric}"], reference[f"{column} {metric}"])
-                        for column, metric in SHOWN
-                    ),
-                    seconds,
-                )
+        models = result["models"]
+        columns = [Column("model", "name")]
+        columns += [
+            Column(
+                key, lambda row, key=key, plain=models[REFERENCE]: (row[key], plain[key]), _beside
             )
-        lines += [
-            *table(
-                ("model", *(f"{column} {metric}" for column, metric in SHOWN), "seconds"), cells
-            ),
-            "",
+            for key in KEYS
         ]
-    return "\n".join(lines)
+        columns.append(Column("seconds", lambda row: row.get("seconds"), _mean_seconds))
+        blocks += [f"## {split}", f"{counts(result['rows'][0])} in the first seed."]
+        blocks.append(Table(columns, named(models)))
+        panels.append(_panel(split, models))
+    precision = f", {found['precision']}" if "precision" in found else ""
+    return Report(
+        f"Quality on the reference cohort, scaled down: {found['seeds']} seeds, {found['epochs']}"
+        f" epochs, encoder of {found['encoder']} size{precision}",
+        (HOW,),
+        blocks,
+        panels,
+    )
 
 
-def _cell(values: list[float | None], reference: list[float | None]) -> str:
+def _panel(split: str, models: dict[str, Any]) -> Panel:
+    """Return the error of every model on a split."""
+    errors = {name: mean_sd(model["delta_EF_pct mae"]) or (0, 0) for name, model in models.items()}
+    best = errors.pop(ORACLE)[0]
+    unit = (
+        "mean absolute error of the change in ejection fraction, %\n(lines: standard deviation over"
+        " seeds)"
+    )
+    bars = {name: (mean, mean - sd, mean + sd) for name, (mean, sd) in errors.items()}
+    return Panel(split, unit, bars, {ORACLE.split(":")[0]: best}, ours=list(variants()))
+
+
+def _beside(both: tuple[list[float | None], list[float | None]]) -> str:
+    """Return a model's metric, and in brackets its mean difference to the reference's."""
+    values, reference = both
     found = mean_sd(values)
     if found is None:
         return "undefined"
@@ -314,31 +244,9 @@ def _cell(values: list[float | None], reference: list[float | None]) -> str:
         for own, other in zip(values, reference, strict=True)
         if own is not None and other is not None
     ]
-    beside = f" ({np.mean(differences):+.3f})" if differences and values != reference else ""
-    return f"{found[0]:.3f} ± {found[1]:.3f}{beside}"
+    differs = bool(differences) and values != reference
+    return mean_and_sd(found) + (f" ({np.mean(differences):+.3f})" if differs else "")
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Draw the error of every model, one panel per split; the noise-free outcome's is a line that
-    no model can cross.
-    """
-    panels = []
-    for split, result in found["splits"].items():
-        errors = {
-            name: mean_sd(model["delta_EF_pct mae"]) or (0.0, 0.0)
-            for name, model in result["models"].items()
-        }
-        best = errors.pop(ORACLE)[0]
-        unit = (
-            "mean absolute error of the change in ejection fraction, %\n(lines: standard deviation"
-            " over seeds)"
-        )
-        panels.append(
-            Panel(
-                split,
-                unit,
-                {name: (mean, mean - sd, mean + sd) for name, (mean, sd) in errors.items()},
-                {ORACLE.split(":")[0]: best},
-            )
-        )
-    draw_bars(path, panels, ours=list(variants()))
+def _mean_seconds(seconds: list[float] | None) -> str:
+    return "" if seconds is None else f"{np.mean(seconds):,.0f}"

@@ -8,13 +8,16 @@ the same run would take naively, the throughput benchmark of the same precision.
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmarks.harness.publish import COLORS, Panel, axes_pair, draw_panel, publish, save, tell
+from benchmarks.harness.cells import Column, Table, gib, named, number
+from benchmarks.harness.pictures import COLORS, Panel
+from benchmarks.harness.publish import Report, publish, tell
 from benchmarks.harness.stamp import RESULTS, stamp
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.config import SPLITS
@@ -39,25 +42,17 @@ EPOCH_COLUMNS = (
 
 def main(words: list[str]) -> None:
     """Write benchmarks/results/stage1.json, .md and .png."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks stage1", description=__doc__.splitlines()[0]
+    options = argparse.ArgumentParser(
+        prog="python -m benchmarks stage1", description=" ".join((__doc__ or "").split())
     )
-    parser.add_argument(
-        "--run",
-        type=Path,
-        required=True,
-        help="a run folder that jobs.evaluate_model has evaluated with --oracle",
-    )
-    parser.add_argument(
-        "--trained-at", required=True, metavar="COMMIT", help="the commit that trained it"
-    )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        help="the run's cache, to fit the baselines to the same train rows (minutes)",
-    )
-    parser.add_argument("--json", type=Path, default=RESULTS / "stage1.json")
-    arguments = parser.parse_args(words)
+    run = "a run folder that jobs.evaluate_model has evaluated with --oracle"
+    options.add_argument("--run", type=Path, required=True, help=run)
+    commit = "the commit that trained it"
+    options.add_argument("--trained-at", required=True, metavar="COMMIT", help=commit)
+    cache = "the run's cache, to fit the baselines to the same train rows (minutes)"
+    options.add_argument("--cache", type=Path, help=cache)
+    options.add_argument("--json", type=Path, default=RESULTS / "stage1.json")
+    arguments = options.parse_args(words)
     config, records, metrics = (
         _read(arguments.run, name)
         for name in ("*_config.yaml", "training_log.json", "metrics.json")
@@ -75,16 +70,18 @@ def main(words: list[str]) -> None:
         "metrics": metrics,
     }
     if arguments.cache is not None:
+        tell("now fitting the baselines")
         found["baselines"] = baselines(open_cache(arguments.cache), list(metrics["goals"]))
     throughput = arguments.json.with_name(f"throughput_{config['train']['precision']}.json")
     if throughput.is_file() and not found["changed"]:  # measured with the specified network
         found["stage1_hours"] = json.loads(throughput.read_text())["stage1_hours"]
-    publish(arguments.json, found, as_markdown, draw)
+    publish(arguments.json, found, report)
 
 
 def changes(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings in which a run's training differs from configs/stage1.yaml: name and the
-    run's value. A precision that was settled does not.
+    """Return the settings, with the run's values, that configs/stage1.yaml has otherwise.
+
+    A precision that was settled at the start of the run is no difference.
     """
     specified = load_experiment(SPECIFIED).model_dump(mode="json")
     if specified["train"]["precision"] == "auto":
@@ -105,12 +102,12 @@ def baselines(
     test = rows.split == SPLITS.index("test")
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for name, baseline in BASELINES.items():
-        for place, target in enumerate(cache.layout.targets):
+        for index, target in enumerate(cache.layout.targets):
             if target.column in columns:
                 metrics = binary_metrics if target.kind == "binary" else regression_metrics
-                found.setdefault(name, {})[target.column] = metrics(
-                    rows.targets[test, place], baseline(cache, place, 0)[test]
-                )
+                predicted = baseline(cache, index, 0)[test]
+                true = rows.targets[test, index]
+                found.setdefault(name, {})[target.column] = metrics(true, predicted)
                 tell(f"{name}: {target.column}")
     return found
 
@@ -126,162 +123,148 @@ def _read(run: Path, pattern: str) -> Any:
     )
 
 
-def as_markdown(found: dict[str, Any]) -> str:
-    """Return the run as tables."""
+def report(found: dict[str, Any]) -> Report:
+    """Return the run's epochs, and its test metrics beside goals, oracle and baselines."""
     metrics, train = found["metrics"], found["train"]
+    blocks: list[str | Table] = [_took(found), "## Epochs (validation patients)"]
+    blocks.append(Table([Column(key, key, _exact) for key in EPOCH_COLUMNS], found["epochs"]))
+    blocks += [
+        f"## Test: {metrics['num_rows']:,} rows of {metrics['num_groups']} patients that training"
+        f" never saw, epoch {metrics['epoch']}",
+        _test_table(metrics),
+    ]
+    if "baselines" in found:
+        blocks += ["## Beside what costs less, on the same rows", _beside_baselines(found)]
+    share = metrics["oracle_share"]["delta_EF_pct"]["r2"]
+    said = "not defined" if share is None else f"{share:.1%} of the oracle's"
+    blocks += [f"R2 of delta_EF_pct is {said}.", "## Real and synthetic patients"]
+    blocks.append(Table(PATIENT_COLUMNS, metrics["by"]["is_real"].items()))
+    how = (
+        f"{train['precision']}, mode {found['mode']}, lr {found['optim']['lr']:g} (LoRA"
+        f" {found['optim']['lr_encoder']:g}), {train['batch_rows']:,} rows per step."
+    )
+    return Report(
+        "Stage 1 at full size on the reference cohort",
+        (how, f"{metrics['note']} The encoder is a stand-in with random weights."),
+        blocks,
+        (partial(_draw_epochs, found), _test_panel(found)),
+        size=(11.0, 3.8),
+        made=f"{_command(found)}, then `jobs.evaluate_model --oracle`; trained at"
+        f" {found['trained_at']}, {found['date']}",
+    )
+
+
+def _command(found: dict[str, Any]) -> str:
+    """Return the command that trained the run."""
     changed = "".join(
         " --set " + shlex.quote(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
         for name, value in found["changed"].items()
     )
-    lines = [
-        "# Stage 1 at full size on the reference cohort",
-        "",
-        (
-            f"`deepspeed --num_accelerators 1 jobs/train.py --config configs/stage1.yaml{changed}`,"
-            f" then `jobs.evaluate_model --oracle`; trained at {found['trained_at']},"
-            f" {found['date']}."
-        ),
-        (
-            f"{found['hardware']['processor']}, {found['hardware']['cores']} cores, torch"
-            f" {found['versions']['torch']}, {train['precision']}, mode {found['mode']}, lr"
-            f" {found['optim']['lr']:g} (LoRA {found['optim']['lr_encoder']:g}),"
-            f" {train['batch_rows']:,} rows per step."
-        ),
-        f"{found['metrics']['note']} The encoder is a stand-in with random weights.",
-        "",
-        (
-            f"Training with validation: **{found['seconds'] / 60:.1f} min**, peak memory"
-            f" {found['peak_rss_bytes'] / 2**30:.2f} GiB."
-        ),
-    ]
+    launcher = "deepspeed --num_accelerators 1"
+    return f"`{launcher} jobs/train.py --config configs/stage1.yaml{changed}`"
+
+
+def _took(found: dict[str, Any]) -> str:
+    """Return time and memory in words."""
+    text = (
+        f"Training with validation: **{found['seconds'] / 60:.1f} min**, peak memory"
+        f" {gib(found['peak_rss_bytes'])} GiB."
+    )
     if "stage1_hours" in found:
         padded, longest = (found["stage1_hours"][mode] for mode in ("naive_128", "naive_longest"))
-        lines.append(
-            f"The same steps with per-row encoding, extended from measured ones: {padded:,.0f} h"
-            f" padded to 128 tokens, {longest:,.0f} h to the longest."
+        text += (
+            "\nThe same steps with per-row encoding, extended from measured ones:"
+            f" {padded:,.0f} h padded to 128 tokens, {longest:,.0f} h to the longest."
         )
-    lines += [
-        "",
-        "## Epochs (validation patients)",
-        "",
-        "| " + " | ".join(EPOCH_COLUMNS) + " |",
-        "|" + "---|" * len(EPOCH_COLUMNS),
-    ]
-    lines += [
-        "| " + " | ".join(_cell(record[key]) for key in EPOCH_COLUMNS) + " |"
-        for record in found["epochs"]
-    ]
-    lines += [
-        "",
-        (
-            f"## Test: {metrics['num_rows']:,} rows of {metrics['num_groups']} patients that"
-            f" training never saw, epoch {metrics['epoch']}"
-        ),
-        "",
-    ]
-    lines += [
-        "| target | metric | value | goal | | noise-free oracle |",
-        "|---|---|---|---|---|---|",
-    ]
-    for target, values in metrics["test"].items():
-        for name, value in values.items():
-            goal = metrics["goals"].get(target, {}).get(name)
-            verdict = (
-                ("", "")
-                if goal is None
-                else (f"{goal['goal']:g}", "pass" if goal["reached"] else "**FAIL**")
-            )
-            lines.append(
-                f"| {target} | {name} | {_exact(value)} | {verdict[0]} | {verdict[1]} |"
-                f" {_exact(metrics['oracle'][target][name])} |"
-            )
-    if "baselines" in found:
-        lines += _beside_baselines(found["baselines"], metrics["test"])
-    share = metrics["oracle_share"]["delta_EF_pct"]["r2"]
-    said = "not defined" if share is None else f"{share:.1%} of the oracle's"
-    lines += ["", f"R2 of delta_EF_pct is {said}.", "", "## Real and synthetic patients", ""]
-    lines += [
-        "| patients | rows | delta_EF_pct MAE | R2 | oracle's MAE | is_optimal AUROC |",
-        "|---|---|---|---|---|---|",
-    ]
-    for real, entry in metrics["by"]["is_real"].items():
-        ef, name = entry["delta_EF_pct"], "labelled real" if real == "true" else "synthetic"
-        lines.append(
-            f"| {name} ({entry['groups']}) | {entry['rows']:,} | {_cell(ef['mae'])} |"
-            f" {_cell(ef['r2'])} | {_cell(entry['oracle']['delta_EF_pct']['mae'])} |"
-            f" {_cell(entry['is_optimal']['auroc'])} |"
-        )
-    return "\n".join(lines) + "\n"
+    return text
 
 
-def _beside_baselines(found: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """Return the run beside its baselines, fitted to the same train rows; trees are chosen by
-    validation rows.
+def _test_table(metrics: dict[str, Any]) -> Table:
+    """Return every test metric beside its goal and what the noise-free outcome reaches."""
+    rows = [
+        {
+            "target": target,
+            "metric": metric,
+            "value": value,
+            "goal": metrics["goals"].get(target, {}).get(metric),
+            "oracle": metrics["oracle"][target][metric],
+        }
+        for target, values in metrics["test"].items()
+        for metric, value in values.items()
+    ]
+    columns = (
+        Column("target", "target"),
+        Column("metric", "metric"),
+        Column("value", "value", ".4f"),
+        Column("goal", lambda row: row["goal"] and row["goal"]["goal"], _blank_or("g")),
+        Column("", lambda row: row["goal"] and row["goal"]["reached"], _verdict),
+        Column("noise-free oracle", "oracle", ".4f"),
+    )
+    return Table(columns, rows)
+
+
+def _beside_baselines(found: dict[str, Any]) -> Table:
+    """Return the run beside its baselines, fitted to the same train rows.
+
+    Trees are chosen by validation rows.
     """
-    shown = [
-        (column, metric)
-        for column in next(iter(found.values()))
+    ours, baselines = found["metrics"]["test"], found["baselines"]
+    columns = [Column("model", "name")]
+    columns += [
+        Column(f"{column} {metric}", f"{column}.{metric}", _exact)
+        for column in next(iter(baselines.values()))
         for metric in ("mae", "r2", "auroc", "f1")
         if metric in ours[column]
     ]
-    cells = {"**this run**": ours, **found}
-    lines = [
-        "",
-        "## Beside what costs less, on the same rows",
-        "",
-        "| model | " + " | ".join(" ".join(each) for each in shown) + " |",
-        "|---" * (1 + len(shown)) + "|",
-    ]
-    return lines + [
-        f"| {name} | "
-        + " | ".join(_cell(values[column][metric]) for column, metric in shown)
-        + " |"
-        for name, values in cells.items()
-    ]
+    return Table(columns, named({"**this run**": ours, **baselines}))
 
 
 def _exact(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    """Return a metric or loss with three decimals, larger numbers whole."""
+    if value is None or isinstance(value, int) or abs(value) >= 100:
+        return number(value)
+    return f"{value:.3f}"
 
 
-def _cell(value: float | None) -> str:
-    if value is None:  # a metric that the rows do not define
-        return "-"
-    return (
-        f"{value:,}"
-        if isinstance(value, int)
-        else f"{value:,.0f}"
-        if abs(value) >= 100
-        else f"{value:.3f}"
-    )
+def _blank_or(form: str) -> Callable[[Any], str]:
+    return lambda value: "" if value is None else format(value, form)
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Draw the validation error of each epoch, and the test error beside its goal, the baselines
-    and what can be reached.
-    """
+def _verdict(reached: bool | None) -> str:
+    return "" if reached is None else "pass" if reached else "**FAIL**"
+
+
+def _who(row: tuple[str, dict[str, Any]]) -> str:
+    real, entry = row
+    return f"{'labelled real' if real == 'true' else 'synthetic'} ({entry['groups']})"
+
+
+PATIENT_COLUMNS = (
+    Column("patients", _who),
+    Column("rows", lambda row: row[1]["rows"]),
+    Column("delta_EF_pct MAE", lambda row: row[1]["delta_EF_pct"]["mae"], _exact),
+    Column("R2", lambda row: row[1]["delta_EF_pct"]["r2"], _exact),
+    Column("oracle's MAE", lambda row: row[1]["oracle"]["delta_EF_pct"]["mae"], _exact),
+    Column("is_optimal AUROC", lambda row: row[1]["is_optimal"]["auroc"], _exact),
+)
+
+
+def _draw_epochs(found: dict[str, Any], axes: Any) -> None:
+    """Draw the validation error of each epoch."""
+    epochs, best = found["epochs"], found["metrics"]["epoch"]
+    errors = [record["ef_mae"] for record in epochs]
+    axes.plot([record["epoch"] for record in epochs], errors, "o-", color=COLORS["ours"])
+    style = {"color": COLORS["mid"], "linewidth": 1.0, "linestyle": ":"}
+    axes.axvline(best, label=f"epoch of the least loss: {best}", **style)
+    unit = "mean absolute error of the change\nin ejection fraction, %"
+    axes.set(xlabel="epoch", ylabel=unit, ylim=(0, None))
+    axes.set_title(f"validation patients, {found['seconds'] / 60:.0f} min in all", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _test_panel(found: dict[str, Any]) -> Panel:
+    """Return the test error beside its goal, the baselines and what can be reached."""
     metrics, column = found["metrics"], "delta_EF_pct"
-    figure, (left, right) = axes_pair(11.0, 3.8, columns=2)
-    left.plot(
-        [record["epoch"] for record in found["epochs"]],
-        [record["ef_mae"] for record in found["epochs"]],
-        "o-",
-        color=COLORS["ours"],
-    )
-    left.axvline(
-        metrics["epoch"],
-        color=COLORS["mid"],
-        linewidth=1.0,
-        linestyle=":",
-        label=f"epoch of the least loss: {metrics['epoch']}",
-    )
-    left.set(
-        xlabel="epoch",
-        ylabel="mean absolute error of the change\nin ejection fraction, %",
-        ylim=(0, None),
-    )
-    left.set_title(f"validation patients, {found['seconds'] / 60:.0f} min in all", fontsize=10)
-    left.legend(frameon=False, fontsize=8)
     errors = {
         "this run": metrics["test"][column]["mae"],
         **{name: values[column]["mae"] for name, values in found.get("baselines", {}).items()},
@@ -291,9 +274,5 @@ def draw(found: dict[str, Any], path: Path) -> None:
         "noise-free outcome": metrics["oracle"][column]["mae"],
     }
     unit = "mean absolute error of the change in ejection fraction, %"
-    draw_panel(
-        right,
-        Panel(f"test patients, {metrics['num_rows']:,} rows", unit, errors, limits),
-        ours=("this run",),
-    )
-    save(figure, path)
+    title = f"test patients, {metrics['num_rows']:,} rows"
+    return Panel(title, unit, errors, limits, ours=("this run",))

@@ -1,8 +1,8 @@
-"""Persistent worker processes that take turns: each mode has its own memory, hence its own peak,
-and is warm when its turn comes.
+"""Child processes: workers that take turns, and commands of this project.
 
-A worker is `factory(spec)`, a callable that answers JSON with JSON, one line each. Only the worker
-that was asked works; the others sleep.
+In a persistent worker each mode has its own memory, hence its own peak, and is warm when its turn
+comes. A worker is `factory(spec)`, a callable that answers JSON with JSON, one line each. Only the
+worker that was asked works; the others sleep.
 """
 
 import json
@@ -10,13 +10,64 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, NamedTuple, Self
 
+from benchmarks.harness.stamp import REPOSITORY
 from embedcache.errors import UserError
 
-REPOSITORY = Path(__file__).parents[2]
+SHOWN_CHARACTERS = 3000  # of a failed child's error stream
+
+
+class Ended(NamedTuple):
+    """What a finished command leaves."""
+
+    output: str
+    peak_rss_bytes: int
+
+
+def run_python(
+    *words: str, shown: bool = False, defaults: Mapping[str, str] | None = None
+) -> Ended:
+    """Run a command of this project, such as ("-m", "jobs.build_cache"), by this interpreter.
+
+    `shown` lets its output go to the terminal; `defaults` are environment variables where none is
+    set. Raises UserError with the end of its error stream where it fails.
+    """
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        streams = {} if shown else {"stdout": output, "stderr": errors}
+        child = subprocess.Popen(
+            [sys.executable, *words], cwd=REPOSITORY, env=_environment(defaults), **streams
+        )
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            child.kill()
+            raise
+        child.returncode = os.waitstatus_to_exitcode(status)
+        said, failed = (_read(stream) for stream in (output, errors))
+    if child.returncode:
+        command = " ".join(words[:4])
+        raise UserError(
+            f"{command} failed with exit code {child.returncode}:\n{failed[-SHOWN_CHARACTERS:]}"
+        )
+    return Ended(said, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+
+
+def _environment(defaults: Mapping[str, str] | None = None) -> dict[str, str]:
+    return {
+        "TOKENIZERS_PARALLELISM": "false",
+        **(defaults or {}),
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+
+
+def _read(stream: IO[str]) -> str:
+    stream.seek(0)
+    return stream.read()
 
 
 class Worker:
@@ -26,27 +77,22 @@ class Worker:
         """`factory` is "module:name"; its result must be callable."""
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the worker
         self._name = f"{factory} {spec.get('mode', '')}".strip()
-        environment = {
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
-        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.harness.workers", factory, json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=environment,
+            env=_environment(),
             cwd=REPOSITORY,
         )
         self._ready: list[Any] = []
 
     @property
     def ready(self) -> Any:
-        """What the worker said when it was made; waits for it, so that several can be started side
-        by side.
+        """What the worker said when it was made.
+
+        Waits for it, so that several can be started side by side.
         """
         if not self._ready:
             self._ready.append(self._answer())
@@ -78,18 +124,15 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
-            self._errors.seek(0)
             raise UserError(
                 f"the benchmark's worker {self._name} ended with exit code"
-                f" {self._process.returncode}:\n{self._errors.read()[-3000:]}"
+                f" {self._process.returncode}:\n{_read(self._errors)[-SHOWN_CHARACTERS:]}"
             )
         return json.loads(line)
 
 
 def main(words: list[str]) -> None:
-    """Answer requests until there are no more; whatever libraries print goes to the error
-    stream.
-    """
+    """Answer requests until there are no more; what libraries print goes to the error stream."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     module, name = words[0].split(":")

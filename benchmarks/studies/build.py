@@ -6,9 +6,6 @@ strings, one row each, are encoded by one rank and by two on the same cores; bef
 reported, both must give the same vectors.
 """
 
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,12 +18,13 @@ import torch
 import yaml
 from polars.io.plugins import register_io_source
 
-from benchmarks.harness.publish import Panel, draw_bars, output_path, parser, publish
+from benchmarks.harness.cells import Column, Table, gib, megabytes, named
+from benchmarks.harness.pictures import Panel
+from benchmarks.harness.publish import Report, output_path, parser, publish, tell
 from benchmarks.harness.stamp import stamp
+from benchmarks.harness.workers import run_python
 from embedcache.cache.reader import Cache, open_cache
-from embedcache.errors import UserError
 
-REPOSITORY = Path(__file__).parents[2]
 ROW_GROUP = 1 << 18
 NUM_FEATURES = 8
 NUM_GROUPS = 400
@@ -60,40 +58,35 @@ FRAGMENTS = (
 
 
 def main(words: list[str]) -> None:
-    """Measure both parts and write benchmarks/results/build.json and .md."""
-    # quick: 500,000 rows, and 2,000 strings of a tiny encoder
+    """Measure both parts and write benchmarks/results/build.*; quick: far fewer of a tiny size."""
     command = parser("build", __doc__ or "")
     command.add_argument("--rows", type=int, default=20_000_000)
     command.add_argument("--strings", type=int, default=100_000)
-    command.add_argument(
-        "--size",
-        choices=("tiny", "polybert"),
-        default="polybert",
-        help="of the encoder (polybert: half an hour for 100,000 strings)",
-    )
+    size = "of the encoder (polybert: half an hour for 100,000 strings)"
+    command.add_argument("--size", choices=("tiny", "polybert"), default="polybert", help=size)
     arguments = command.parse_args(words)
-    num_rows, num_strings, size = (
-        (500_000, 2_000, "tiny")
-        if arguments.quick
-        else (arguments.rows, arguments.strings, arguments.size)
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        _run("-m", "jobs.make_encoder", "--out", f"{folder}/encoder", "--size", size)
-        found: dict[str, Any] = {
-            **stamp(),
-            "quick": arguments.quick,
-            "encoder": size,
-            "rows": build_rows(Path(folder), num_rows),
-            "strings": encode_strings(Path(folder), num_strings),
-        }
-    publish(output_path("build", arguments), found, as_markdown, draw)
+    if arguments.quick:
+        arguments.rows, arguments.strings, arguments.size = 500_000, 2_000, "tiny"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run_python(
+            "-m", "jobs.make_encoder", "--out", str(folder / "encoder"), "--size", arguments.size
+        )
+        tell(f"now building a cache of {arguments.rows:,} rows")
+        rows = build_rows(folder, arguments.rows)
+        tell(f"now encoding {arguments.strings:,} strings, by one rank and by two")
+        strings = encode_strings(folder, arguments.strings)
+    found: dict[str, Any] = {**stamp(), "quick": arguments.quick, "encoder": arguments.size}
+    publish(output_path("build", arguments), found | {"rows": rows, "strings": strings}, report)
 
 
 def build_rows(folder: Path, num_rows: int) -> dict[str, Any]:
     """Return what building a cache of this many rows takes."""
     table = folder / "rows.parquet"
     random_rows(num_rows).sink_parquet(table, row_group_size=ROW_GROUP)
-    features = [{"column": f"x{k}", "low": -100, "high": 100} for k in range(NUM_FEATURES)]
+    features = [
+        {"column": f"x{number}", "low": -100, "high": 100} for number in range(NUM_FEATURES)
+    ]
     data = {
         "path": str(table),
         "strings": [{"name": "polymer", "column": "smiles"}],
@@ -118,7 +111,6 @@ def build_rows(folder: Path, num_rows: int) -> dict[str, Any]:
 
 def random_rows(num_rows: int) -> pl.LazyFrame:
     """Return random rows that are made block by block while they are read."""
-    numeric = {f"x{k}": pl.Float32 for k in range(NUM_FEATURES)}
     schema = pl.Schema(
         {
             "smiles": pl.String,
@@ -126,35 +118,37 @@ def random_rows(num_rows: int) -> pl.LazyFrame:
             "group": pl.Int32,
             "y": pl.Float32,
             "good": pl.Boolean,
-            **numeric,
+            **{f"x{number}": pl.Float32 for number in range(NUM_FEATURES)},
         }
     )
 
     def blocks(
         columns: list[str] | None, predicate: Any, limit: int | None, _: int | None
     ) -> Iterator[pl.DataFrame]:
-        assert (columns, predicate, limit) == (
-            None,
-            None,
-            None,
-        ), "the rows are written as they are made"
-        rng = np.random.default_rng(0)
+        asked = (columns, predicate, limit)
+        assert asked == (None, None, None), "the rows are written as they are made"
+        generator = np.random.default_rng(0)
         for start in range(0, num_rows, ROW_GROUP):
-            n = min(ROW_GROUP, num_rows - start)
-            x = rng.normal(size=(n, NUM_FEATURES)).astype(np.float32)
-            yield pl.DataFrame(
-                {
-                    "smiles": pl.Series(POLYMERS).gather(rng.integers(0, len(POLYMERS), n)),
-                    "kind": pl.Series(["a", "b", "c"]).gather(rng.integers(0, 3, n)),
-                    "group": (start + np.arange(n)) % NUM_GROUPS,
-                    "y": x[:, 0] + x[:, 1],
-                    "good": rng.random(n) < 0.25,
-                    **{f"x{k}": x[:, k] for k in range(NUM_FEATURES)},
-                },
-                schema=schema,
-            )
+            yield _row_group(start, min(ROW_GROUP, num_rows - start), schema, generator)
 
     return register_io_source(blocks, schema=schema)
+
+
+def _row_group(
+    start: int, num_rows: int, schema: pl.Schema, generator: np.random.Generator
+) -> pl.DataFrame:
+    x = generator.normal(size=(num_rows, NUM_FEATURES)).astype(np.float32)
+    polymer = generator.integers(0, len(POLYMERS), num_rows)
+    kind = generator.integers(0, 3, num_rows)
+    columns = {
+        "smiles": pl.Series(POLYMERS).gather(polymer),
+        "kind": pl.Series(["a", "b", "c"]).gather(kind),
+        "group": (start + np.arange(num_rows)) % NUM_GROUPS,
+        "y": x[:, 0] + x[:, 1],
+        "good": generator.random(num_rows) < 0.25,
+        **{f"x{number}": x[:, number] for number in range(NUM_FEATURES)},
+    }
+    return pl.DataFrame(columns, schema=schema)
 
 
 def encode_strings(folder: Path, num_strings: int) -> dict[str, Any]:
@@ -195,16 +189,12 @@ def encode_strings(folder: Path, num_strings: int) -> dict[str, Any]:
 
 
 def random_strings(num_strings: int) -> list[str]:
-    """Return distinct random chains of fragments between two endpoints: all of them valid repeat
-    units.
-    """
-    rng, texts = np.random.default_rng(0), set()
+    """Return distinct random chains of fragments between two endpoints, all valid repeat units."""
+    generator = np.random.default_rng(0)
+    texts: set[str] = set()
     while len(texts) < num_strings:
-        texts.add(
-            "[*]C"
-            + "".join(FRAGMENTS[k] for k in rng.integers(0, len(FRAGMENTS), rng.integers(3, 10)))
-            + "C[*]"
-        )
+        chosen = generator.integers(0, len(FRAGMENTS), generator.integers(3, 10))
+        texts.add("[*]C" + "".join(FRAGMENTS[number] for number in chosen) + "C[*]")
     return sorted(texts)
 
 
@@ -225,7 +215,7 @@ def _build(
         else []
     )
     started = time.perf_counter()
-    peak = _run(*launcher, "-m", "jobs.build_cache", "--config", str(file))
+    peak = run_python(*launcher, "-m", "jobs.build_cache", "--config", str(file)).peak_rss_bytes
     seconds = time.perf_counter() - started
     cache = open_cache(path)
     used = {
@@ -236,103 +226,58 @@ def _build(
     return {**used, "peak_rss_bytes": peak} if num_ranks == 1 else used, cache
 
 
-def _run(*words: str) -> int:
-    """Run a command of this project; return the peak memory of its process."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    with tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen(
-            [sys.executable, *words], env=environment, stdout=subprocess.DEVNULL, stderr=errors
-        )
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            errors.seek(0)
-            raise UserError(f"{' '.join(words[:6])} failed:\n{errors.read()[-3000:]}")
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def as_markdown(found: dict[str, Any]) -> str:
-    """Return the results as tables."""
+def report(found: dict[str, Any]) -> Report:
+    """Return what building takes by phase, and the rates at which ranks encode."""
     rows, strings = found["rows"], found["strings"]
-    phases = ", ".join(f"{phase} {seconds:,.1f} s" for phase, seconds in rows["phases_s"].items())
-    lines = [
-        (
-            f"# Building a cache of {rows['num_rows']:,} rows, and encoding"
-            f" {strings['num_strings']:,} distinct strings"
-        ),
-        "",
-        (
-            f"`{found['command']}` at {found['commit']}, {found['date']}:"
-            f" {found['hardware']['processor']}, {found['hardware']['cores']} cores."
-        ),
-        "",
-        (
-            "| rows | distinct strings | Parquet, MB | cache, MB | build, s | rows/s | peak memory,"
-            " GiB | verify, s |"
-        ),
-        "|---|---|---|---|---|---|---|---|",
-        (
-            f"| {rows['num_rows']:,} | {rows['num_strings']} | {rows['table_bytes'] / 1e6:,.0f} |"
-            f" {rows['cache_bytes'] / 1e6:,.0f} | {rows['seconds']:,.1f} |"
-            f" {rows['num_rows'] / rows['seconds']:,.0f} | {rows['peak_rss_bytes'] / 2**30:.2f} |"
-            f" {rows['verify_s']:,.1f} |"
-        ),
-        "",
-        f"Phases: {phases}; the rest is starting the process, hashing the table and publishing.",
-        "",
-        (
-            f"Encoding {strings['num_strings']:,} random repeat units, {strings['num_tokens']:,}"
-            f" tokens, {found['encoder']} size, fp32, on the same cores:"
-        ),
-        "",
-        "| ranks | encoding, s | strings/s | whole build, s |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {n} | {used['encoding_s']:,.1f} | {used['strings_per_s']:,.0f} |"
-        f" {used['seconds']:,.1f} |"
-        for n, used in strings["ranks"].items()
-    ]
-    equal = (
-        "bit for bit"
-        if strings["equal_bits"]
-        else (
-            f"to a relative {strings['difference']:.0e} (other thread counts add up in another"
-            " order)"
-        )
+    of_rows = (
+        Column("rows", "num_rows"),
+        Column("distinct strings", "num_strings"),
+        Column("Parquet, MB", "table_bytes", megabytes),
+        Column("cache, MB", "cache_bytes", megabytes),
+        Column("build, s", "seconds", ",.1f"),
+        Column("rows/s", lambda row: row["num_rows"] / row["seconds"], ",.0f"),
+        Column("peak memory, GiB", "peak_rss_bytes", gib),
+        Column("verify, s", "verify_s", ",.1f"),
     )
-    return "\n".join([*lines, "", f"One rank and two give the same vectors, {equal}."]) + "\n"
+    of_ranks = (
+        Column("ranks", "name"),
+        Column("encoding, s", "encoding_s", ",.1f"),
+        Column("strings/s", "strings_per_s", ",.0f"),
+        Column("whole build, s", "seconds", ",.1f"),
+    )
+    phases = ", ".join(f"{phase} {seconds:,.1f} s" for phase, seconds in rows["phases_s"].items())
+    by = f"to a relative {strings['difference']:.0e} (other thread counts add in another order)"
+    equal = "bit for bit" if strings["equal_bits"] else by
+    return Report(
+        f"Building a cache of {rows['num_rows']:,} rows, and encoding {strings['num_strings']:,}"
+        " distinct strings",
+        (),
+        (
+            Table(of_rows, [rows]),
+            f"Phases: {phases}; the rest is starting the process, hashing the table and"
+            " publishing.",
+            f"Encoding {strings['num_strings']:,} random repeat units, {strings['num_tokens']:,}"
+            f" tokens, {found['encoder']} size, fp32, on the same cores:",
+            Table(of_ranks, named(strings["ranks"])),
+            f"One rank and two give the same vectors, {equal}.",
+        ),
+        (_phases_panel(rows), _rates_panel(found["encoder"], strings)),
+    )
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Draw where the time of a build goes, and the rate at which ranks encode."""
-    rows, strings = found["rows"], found["strings"]
+def _phases_panel(rows: dict[str, Any]) -> Panel:
+    """Return where the time of a build goes."""
     rest = rows["seconds"] - sum(rows["phases_s"].values())
-    phases = {
-        **rows["phases_s"],
-        "start, hash, publish": rest,
-        "verify (afterwards)": rows["verify_s"],
-    }
+    after = {"start, hash, publish": rest, "verify (afterwards)": rows["verify_s"]}
+    title = f"cache of {rows['num_rows']:,} rows, {rows['num_strings']} distinct strings"
+    return Panel(title, "seconds", {**rows["phases_s"], **after})
+
+
+def _rates_panel(encoder: str, strings: dict[str, Any]) -> Panel:
+    """Return the rate at which ranks encode."""
+    title = f"encoding {strings['num_strings']:,} strings, {encoder} size, on the same cores"
     rates = {
-        f"{n} rank{'s' if int(n) > 1 else ''}": used["strings_per_s"]
-        for n, used in strings["ranks"].items()
+        f"{ranks} rank{'s' if int(ranks) > 1 else ''}": used["strings_per_s"]
+        for ranks, used in strings["ranks"].items()
     }
-    panels = [
-        Panel(
-            f"cache of {rows['num_rows']:,} rows, {rows['num_strings']} distinct strings",
-            "seconds",
-            phases,
-        ),
-        Panel(
-            f"encoding {strings['num_strings']:,} strings, {found['encoder']} size, on the same"
-            " cores",
-            "distinct strings per second",
-            rates,
-        ),
-    ]
-    draw_bars(path, panels)
+    return Panel(title, "distinct strings per second", rates)

@@ -14,33 +14,30 @@ flop_per_row. `--quick` takes only the precision that the machine has instructio
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 import torch
 
-from benchmarks.harness.publish import Panel, draw_bars, output_path, parser, publish
-from benchmarks.harness.stamp import stamp
+from benchmarks.harness.cells import Column, Table, mib, named, number, with_spread
+from benchmarks.harness.pictures import Panel
+from benchmarks.harness.publish import Report, output_path, parser, publish, tell
+from benchmarks.harness.setting import recipe_of
+from benchmarks.harness.stamp import REPOSITORY, stamp
 from benchmarks.harness.timing import interleaved, spread, timed
+from benchmarks.harness.workers import run_python
+from benchmarks.studies.roofline import flop_per_row, roofline
 from embedcache.cache.reader import open_cache
-from embedcache.errors import UserError
 from fusionnet import RewardModel
-from fusionnet.assemble import Recipe, build_model, observed_tasks
-from fusionnet.config import ModelConfig
+from fusionnet.assemble import build_model
 from fusionnet.experiment import Experiment, load_experiment
-from fusionnet.model.constant import ConstantLinear
 from fusionnet.model.evaluator import CPU_BLOCK_ROWS
 from fusionnet.model.forward import forward_rows
-from fusionnet.model.network import FusionNetwork
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable, load_rows
 from fusionnet.train.checkpoint import save_checkpoint
@@ -48,13 +45,13 @@ from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.trained.vectors import vectors_of_all_strings
 
-REPOSITORY = Path(__file__).parents[2]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ROW_GROUP = 8192
 MEMORY_ROWS = 480_000  # of the larger of two files; the smaller has an eighth
 
 
 def main(words: list[str]) -> None:
-    """Measure and write benchmarks/results/inference.json and .md."""
+    """Measure and write benchmarks/results/inference.*."""
     command = parser("inference", __doc__ or "")
     command.add_argument(
         "--peak", nargs=3, metavar=("RUN", "FILE", "PRECISION"), help=argparse.SUPPRESS
@@ -64,58 +61,51 @@ def main(words: list[str]) -> None:
         print(json.dumps(_peak(*arguments.peak)))
         return
     num_rows, num_runs = (8_192, 3) if arguments.quick else (32_768, 7)
+    # what this machine has instructions for
+    own = "bf16" if multiplies_bf16(torch.device("cpu")) else "fp32"
+    found: dict[str, Any] = {**stamp(), "quick": arguments.quick, "num_rows": num_rows}
+    found |= {"num_runs": num_runs, "threads": torch.get_num_threads(), "precisions": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        tell(f"now writing {MEMORY_ROWS:,} rows, their cache and a run folder")
         prepare(folder, rows_per_patient=MEMORY_ROWS // 60)
-        found: dict[str, Any] = {
-            **stamp(),
-            "quick": arguments.quick,
-            "num_rows": num_rows,
-            "num_runs": num_runs,
-            "threads": torch.get_num_threads(),
-            **sizes(folder),
-        }
-        # what this machine has instructions for
-        own = "bf16" if multiplies_bf16(torch.device("cpu")) else "fp32"
-        found["precisions"] = {
-            precision: measure(folder, precision, num_rows, num_runs)
-            for precision in ((own,) if arguments.quick else PRECISIONS)
-        }
-        found["peak_rss_bytes"], found["peak_precision"] = peaks(folder, own), own
-    publish(output_path("inference", arguments), found, as_markdown, draw)
+        found |= sizes(folder)
+        for precision in (own,) if arguments.quick else PRECISIONS:
+            tell(f"now measuring {precision}")
+            found["precisions"][precision] = measure(folder, precision, num_rows, num_runs)
+        tell("now measuring peak memory")
+        found |= {"peak_rss_bytes": peaks(folder, own), "peak_precision": own}
+    publish(output_path("inference", arguments), found, report)
 
 
 def prepare(folder: Path, rows_per_patient: int) -> None:
-    """Make cohort, stand-in encoder and cache, and a run folder with fresh weights as training
-    would leave it.
-    """
-    run_module(
-        "jobs.make_cohort",
-        "--out",
-        str(folder / "cohort.parquet"),
-        "--rows-per-patient",
-        str(rows_per_patient),
-    )
-    pl.read_parquet(folder / "cohort.parquet").sample(
-        fraction=1.0, shuffle=True, seed=0
-    ).write_parquet(folder / "cohort.parquet", row_group_size=8192)
-    run_module("jobs.make_encoder", "--out", str(folder / "encoder"), "--size", "polybert")
-    experiment = _experiment(folder)
-    overrides = [word for override in _overrides(folder) for word in ("--set", override)]
-    run_module(
-        "jobs.build_cache", "--config", str(REPOSITORY / "configs" / "stage1.yaml"), *overrides
-    )
-    cache = open_cache(folder / "cache.zarr")
-    recipe = Recipe(
-        observed_tasks(experiment.tasks, cache.layout),
-        (experiment.encoder,),
-        experiment.model,
-        experiment.loss,
-        experiment.train,
-    )
-    model = build_model(recipe, cache.layout, cache.scaling)
-    names = [spec.name for spec in cache.layout.strings]
-    (folder / "run").mkdir()
+    """Make cohort, encoder and cache, and a run folder with fresh weights as training leaves it."""
+    cohort = folder / "cohort.parquet"
+    rows = ("--rows-per-patient", str(rows_per_patient))
+    run_python("-m", "jobs.make_cohort", "--out", str(cohort), *rows)
+    shuffled = pl.read_parquet(cohort).sample(fraction=1.0, shuffle=True, seed=0)
+    shuffled.write_parquet(cohort, row_group_size=ROW_GROUP)
+    encoder = ("--out", str(folder / "encoder"), "--size", "polybert")
+    run_python("-m", "jobs.make_encoder", *encoder)
+    overrides = [
+        f"data.path={cohort}",
+        f"encoder.source={folder / 'encoder'}",
+        f"cache.path={folder / 'cache.zarr'}",
+        "encoder.mode=frozen",
+        "train.precision=fp32",
+        f"run.dir={folder / 'run'}",
+    ]
+    config = REPOSITORY / "configs" / "stage1.yaml"
+    words = [word for override in overrides for word in ("--set", override)]
+    run_python("-m", "jobs.build_cache", "--config", str(config), *words)
+    _write_run(folder / "run", load_experiment(config, overrides))
+
+
+def _write_run(run: Path, experiment: Experiment) -> None:
+    """Write the folder of a run that has just begun."""
+    cache = open_cache(experiment.cache.path)
+    model = build_model(recipe_of(experiment, cache), cache.layout, cache.scaling)
+    strings = {spec.name: cache.strings(spec.name) for spec in cache.layout.strings}
     content = {
         "epoch": 1,
         "model_state_dict": model.trainable_state(),
@@ -123,50 +113,47 @@ def prepare(folder: Path, rows_per_patient: int) -> None:
         "config": experiment.model_dump(mode="json"),
         "layout": cache.layout.model_dump_json(),
         "scaling": cache.scaling.to_json(),
-        "strings": {name: cache.strings(name).text for name in names},
-        "vectors": {name: cache.strings(name).embeddings for name in names},
+        "strings": {name: own.text for name, own in strings.items()},
+        "vectors": {name: own.embeddings for name, own in strings.items()},
         "identity": dict(cache.identity.parts),
     }
-    save_checkpoint(folder / "run" / "stage1_best.pt", content)
-    (folder / "run" / "stage1_config.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
+    run.mkdir()
+    save_checkpoint(run / "stage1_best.pt", content)
+    (run / "stage1_config.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
 
 
 def measure(folder: Path, precision: str, num_rows: int, num_runs: int) -> dict[str, Any]:
-    """Return rows per second of forward_rows and reward, interleaved with the roofline, and how far
-    the evaluator is from the network's fp32 outputs.
+    """Return rows per second of forward_rows and reward, interleaved with the roofline.
+
+    Also how far the evaluator is from the network's fp32 outputs.
     """
-    cache, frame = (
-        open_cache(folder / "cache.zarr"),
-        pl.read_parquet(folder / "cohort.parquet").head(num_rows),
-    )
-    model = RewardModel.load(folder / "run", precision=precision)
-    run = model.run
+    cache = open_cache(folder / "cache.zarr")
+    frame = pl.read_parquet(folder / "cohort.parquet").head(num_rows)
+    reward = RewardModel.load(folder / "run", precision=precision)
+    run = reward.run
     rows = load_rows(cache, "train").take(torch.arange(num_rows))
-    vectors = [
-        vectors_of_all_strings(run, spec.name, cache.strings(spec.name).text)
-        for spec in cache.layout.strings
-    ]
-    off = _off(RewardModel.load(folder / "run"), vectors, rows.take(torch.arange(2048)), run.model)
+    texts = {spec.name: cache.strings(spec.name).text for spec in cache.layout.strings}
+    vectors = [vectors_of_all_strings(run, name, text) for name, text in texts.items()]
+    exact = RewardModel.load(folder / "run").run.model
+    off = _off(exact, vectors, rows.take(torch.arange(2048)), run.model)
     products = roofline(run.recipe.model, PRECISIONS[precision])
+    block = run.recipe.train.eval_batch_rows
     calls: dict[str, Callable[[], object]] = {
-        "forward_rows": lambda: forward_rows(
-            run.model, vectors, rows, run.recipe.train.eval_batch_rows
-        ),
+        "forward_rows": lambda: forward_rows(run.model, vectors, rows, block),
         "network, batch by batch": lambda: _plainly(run.model, vectors, rows),
-        "reward": lambda: model.reward(frame),
+        "reward": lambda: reward.reward(frame),
+        "products": products.run,
     }
-    calls["products"] = products.run
     for call in calls.values():
         call()
-    seconds = interleaved({name: partial(timed, call) for name, call in calls.items()}, num_runs)
+    turns = {name: partial(timed, call) for name, call in calls.items()}
+    seconds = interleaved(turns, num_runs, tell)
     gflops = [products.flop / each / 1e9 for each in seconds.pop("products")]
     bound = statistics.median(gflops) * 1e9 / flop_per_row(run.model.network, run.recipe)
-    found = {
-        name: {"rows_per_s": spread([num_rows / each for each in times])}
-        for name, times in seconds.items()
-    }
-    for result in found.values():
-        result["share_of_roofline"] = result["rows_per_s"]["median"] / bound
+    found = {}
+    for name, own in seconds.items():
+        rates = spread([num_rows / each for each in own])
+        found[name] = {"rows_per_s": rates, "share_of_roofline": rates["median"] / bound}
     return {
         "worst_difference_in_spreads": off,
         "roofline_gflop_per_s": spread(gflops),
@@ -176,19 +163,16 @@ def measure(folder: Path, precision: str, num_rows: int, num_runs: int) -> dict[
 
 
 def _off(
-    exact: RewardModel, vectors: list[torch.Tensor], rows: RowTable, model: TrainableModel
+    exact: TrainableModel, vectors: list[torch.Tensor], rows: RowTable, model: TrainableModel
 ) -> float:
-    """Return the largest difference from the network's own fp32 outputs, in standard deviations of
-    each output; refuse to time a wrong evaluator.
+    """Return the largest difference from the network's fp32 outputs, in their standard deviations.
+
+    Raises AssertionError where the evaluator is wrong: nothing is timed then.
     """
     with torch.no_grad():
-        wanted = exact.run.model.outputs(vectors, rows.string_id, rows.numeric, rows.category)
-    off = float(
-        (
-            (forward_rows(model, vectors, rows, len(rows.weight)) - wanted).abs().amax(0)
-            / wanted.std(0)
-        ).max()
-    )
+        wanted = exact.outputs(vectors, rows.string_id, rows.numeric, rows.category)
+    found = forward_rows(model, vectors, rows, len(rows.weight))
+    off = float(((found - wanted).abs().amax(0) / wanted.std(0)).max())
     limit = 1e-4 if model.product_dtype == torch.float32 else 0.1
     if off > limit:
         raise AssertionError(
@@ -200,61 +184,19 @@ def _off(
 
 @torch.no_grad()
 def _plainly(model: TrainableModel, vectors: list[torch.Tensor], rows: RowTable) -> None:
-    """Evaluate rows by the network itself, which projects the strings in every batch and casts the
-    weights in every batch.
+    """Evaluate rows by the network itself.
+
+    It projects the strings and casts the weights in every batch.
     """
     for start in range(0, rows.num_rows, CPU_BLOCK_ROWS):
         part = slice(start, start + CPU_BLOCK_ROWS)
         model.outputs(vectors, rows.string_id[part], rows.numeric[part], rows.category[part])
 
 
-class Products(NamedTuple):
-    """Matrix products to time, and their operations."""
-
-    run: Callable[[], object]
-    flop: int
-
-
-def roofline(model: ModelConfig, dtype: torch.dtype, num_times: int = 4) -> Products:
-    """Return the feed-forward network's two products, on a block of rows, some times."""
-    rows, (narrow, wide) = CPU_BLOCK_ROWS, (model.fusion_width, model.feedforward)
-    x, h = torch.randn(rows, narrow, dtype=dtype), torch.randn(rows, wide, dtype=dtype)
-    up, down = (
-        ConstantLinear(torch.randn(wide, narrow, dtype=dtype), None),
-        ConstantLinear(torch.randn(narrow, wide, dtype=dtype), None),
-    )
-    return Products(
-        lambda: [(up(x), down(h)) for _ in range(num_times)],
-        num_times * 2 * 2 * rows * narrow * wide,
-    )
-
-
-def flop_per_row(network: FusionNetwork, recipe: Recipe) -> int:
-    """Return the operations in the evaluator's matrix products for one row, strings and categories
-    not counted: 2 for each weight that a row meets.
-    """
-    model, num_features = recipe.model, len(network.feature_order)
-    numeric = (
-        num_features * model.numeric_hidden
-        + model.numeric_hidden * model.numeric_width
-        + model.numeric_width * model.fusion_width
-    )
-    layers = (
-        model.num_layers * 2 * model.fusion_width * model.feedforward
-        + max(0, model.num_layers - 1) * model.fusion_width**2
-    )
-    heads = sum(
-        wide * narrow
-        for task in recipe.tasks
-        for wide, narrow in pairwise((model.fusion_width, *task.head, 1))
-    )
-    skip = num_features * len(recipe.tasks) if model.linear_skip else 0
-    return 2 * (numeric + layers + heads + skip)
-
-
 def sizes(folder: Path) -> dict[str, Any]:
-    """Return parameters of the network and operations per row: as specified (queries and keys too),
-    and as evaluated.
+    """Return parameters of the network, and operations per row as specified and as evaluated.
+
+    Specified are queries and keys too.
     """
     run = RewardModel.load(folder / "run").run
     width, layers = run.recipe.model.fusion_width, run.recipe.model.num_layers
@@ -267,19 +209,16 @@ def sizes(folder: Path) -> dict[str, Any]:
 
 
 def peaks(folder: Path, precision: str) -> dict[str, int]:
-    """Return the peak memory of a process that rewards a Parquet file, and of one that rewards 8
-    times as many rows.
-    """
+    """Return the peak bytes of a process that rewards a Parquet file, and one 8 times as long."""
     whole = pl.scan_parquet(folder / "cohort.parquet")
     found = {}
     for times in (1, 8):
         file = folder / f"rows_{times}.parquet"
-        whole.head(times * MEMORY_ROWS // 8).collect().write_parquet(file, row_group_size=8192)
-        found[f"{times}x"] = json.loads(
-            run_module(
-                "benchmarks", "inference", "--peak", str(folder / "run"), str(file), precision
-            )
-        )
+        rows = whole.head(times * MEMORY_ROWS // 8).collect()
+        rows.write_parquet(file, row_group_size=ROW_GROUP)
+        words = ("--peak", str(folder / "run"), str(file), precision)
+        output = run_python("-m", "benchmarks", "inference", *words).output
+        found[f"{times}x"] = json.loads(output)
     return found
 
 
@@ -289,91 +228,66 @@ def _peak(run: str, file: str, precision: str) -> int:
     return peak_rss_bytes()
 
 
-def as_markdown(found: dict[str, Any]) -> str:
-    """Return the results as a table."""
-    peaks_mib = {times: peak / 2**20 for times, peak in found["peak_rss_bytes"].items()}
-    lines = [
-        f"# Evaluation and reward at full size, {found['num_rows']:,} rows",
-        "",
-        (
-            f"`{found['command']}` at {found['commit']}, {found['date']}:"
-            f" {found['hardware']['processor']}, {found['hardware']['cores']} cores,"
-        ),
-        (
-            f"{found['threads']} threads, torch {found['versions']['torch']}; median of"
-            f" {found['num_runs']} runs in rounds of all calls (20 to 80 %)."
-        ),
-        "",
-        (
-            f"{found['parameters']:,} parameters. As specified a row takes"
-            f" {found['flop_per_row_specified'] / 1e6:.1f} MFLOP in matrix products, here"
-            f" {found['flop_per_row'] / 1e6:.1f}: no queries and keys, value and output projection"
-            " one matrix (the first in the input projection), strings and categories from tables."
-        ),
-        "",
-        "| precision | call | rows/s | 20 to 80 % | share of roofline |",
-        "|---|---|---|---|---|",
+def report(found: dict[str, Any]) -> Report:
+    """Return the rates of all calls beside what the matrix products alone allow."""
+    columns = (
+        Column("precision", "precision"),
+        Column("call", "name"),
+        Column("rows/s (20 to 80 %)", "rows_per_s", with_spread),
+        Column("share of roofline", "share_of_roofline", ".0%"),
+    )
+    rows = [
+        {"precision": precision, **call}
+        for precision, result in found["precisions"].items()
+        for call in named(result["calls"])
     ]
-    for precision, result in found["precisions"].items():
-        for name, call in result["calls"].items():
-            rates = "{median:,.0f} | {p20:,.0f} to {p80:,.0f}".format(**call["rows_per_s"])
-            lines.append(f"| {precision} | {name} | {rates} | {call['share_of_roofline']:.0%} |")
-    for precision, result in found["precisions"].items():
-        lines += [
-            "",
-            (
-                f"{precision}: the products alone reach"
-                f" {result['roofline_gflop_per_s']['median']:,.0f} GFLOP/s, hence at most"
-                f" {result['roofline_rows_per_s']:,.0f} rows/s; outputs are within"
-                f" {result['worst_difference_in_spreads']:.1g} standard deviations of the network's"
-                " own in fp32."
-            ),
-        ]
-    few, many = (
-        f"{peaks_mib[times]:,.0f} MiB for {rows:,}"
-        for times, rows in (("1x", MEMORY_ROWS // 8), ("8x", MEMORY_ROWS))
+    peaks_mib = ", ".join(
+        f"{mib(found['peak_rss_bytes'][times])} MiB for {num_rows:,} rows"
+        for times, num_rows in (("1x", MEMORY_ROWS // 8), ("8x", MEMORY_ROWS))
     )
-    return (
-        "\n".join([*lines, "", f"Peak memory, {found['peak_precision']}: {few} rows, {many}."])
-        + "\n"
-    )
-
-
-def _overrides(folder: Path) -> list[str]:
-    return [
-        f"data.path={folder / 'cohort.parquet'}",
-        f"encoder.source={folder / 'encoder'}",
-        f"cache.path={folder / 'cache.zarr'}",
-        "encoder.mode=frozen",
-        "train.precision=fp32",
-        f"run.dir={folder / 'run'}",
-    ]
-
-
-def _experiment(folder: Path) -> Experiment:
-    return load_experiment(REPOSITORY / "configs" / "stage1.yaml", _overrides(folder))
-
-
-def run_module(*words: str) -> str:
-    """Return what a command of this project prints."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *words], env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise UserError(f"{' '.join(words[:3])} failed:\n{done.stderr[-3000:]}")
-    return done.stdout
-
-
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Draw the rates of all calls beside what the matrix products alone allow."""
     panels = [
         Panel(
             f"{precision}, {found['threads']} threads",
             "rows per second (lines: 20 to 80 % of the runs)",
             {name: tuple(call["rows_per_s"].values()) for name, call in result["calls"].items()},
             {"matrix products alone": result["roofline_rows_per_s"]},
+            ours=("forward_rows", "reward"),
         )
         for precision, result in found["precisions"].items()
     ]
-    draw_bars(path, panels, ours=("forward_rows", "reward"))
+    how = (
+        f"{found['threads']} threads; median of {found['num_runs']} runs in rounds of all calls (20"
+        " to 80 %)."
+    )
+    return Report(
+        f"Evaluation and reward at full size, {found['num_rows']:,} rows",
+        (how,),
+        (
+            _operations(found),
+            Table(columns, rows),
+            *(_roofline_words(*entry) for entry in found["precisions"].items()),
+            f"Peak memory, {found['peak_precision']}: {peaks_mib}.",
+        ),
+        panels,
+    )
+
+
+def _operations(found: dict[str, Any]) -> str:
+    """Return what a row takes, as specified and as evaluated."""
+    specified, ours = (found[key] / 1e6 for key in ("flop_per_row_specified", "flop_per_row"))
+    return (
+        f"{found['parameters']:,} parameters. As specified a row takes {specified:.1f} MFLOP in"
+        f" matrix products, here {ours:.1f}: no queries and keys, value and output projection one"
+        " matrix (the first in the input projection), strings and categories from tables."
+    )
+
+
+def _roofline_words(precision: str, result: dict[str, Any]) -> str:
+    """Return what the matrix products alone reach in a precision."""
+    return (
+        f"{precision}: the products alone reach"
+        f" {number(result['roofline_gflop_per_s']['median'])} GFLOP/s, hence at most"
+        f" {result['roofline_rows_per_s']:,.0f} rows/s; outputs are within"
+        f" {result['worst_difference_in_spreads']:.1g} standard deviations of the network's own in"
+        " fp32."
+    )

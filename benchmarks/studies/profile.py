@@ -10,12 +10,10 @@ that does not for better kernels.
 """
 
 import tempfile
-from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,83 +25,29 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.harness.timing
 import embedcache.encoder.dropout
-from benchmarks.harness.publish import (
-    Panel,
-    draw_bars,
-    heading,
-    number,
-    output_path,
-    parser,
-    publish,
-    table,
-    tell,
-)
+from benchmarks.harness.cells import Column, Table, named, number, with_spread
+from benchmarks.harness.pictures import Panel
+from benchmarks.harness.publish import Report, output_path, parser, publish, tell
 from benchmarks.harness.setting import SMALL_NETWORK, Stepper, batch_of, device, make_setting
 from benchmarks.harness.stamp import stamp
-from benchmarks.harness.timing import PHASES, Phases, interleaved, paired_ratio, spread, timed
+from benchmarks.harness.timing import PHASES, interleaved, paired_ratio, spread, timed
 from benchmarks.harness.workers import Worker
+from benchmarks.studies.operations import (
+    ASKED,
+    ENCODER,
+    OTHERS,
+    PRODUCTS,
+    RANDOM,
+    by_kind,
+    by_phase,
+    leave_marks,
+    seconds_of,
+    together,
+)
 
-Ops = dict[str, dict[str, float]]  # calls and seconds by name
 MODES = ("per_step", "frozen")
-PRODUCTS = "matrix products"
-RANDOM = "random bits of dropout masks"
-PYTHON = "Python between operations"
-COMPILED = "kernels of torch.compile and Triton"
-KINDS = {
-    PRODUCTS: ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_addmm_activation"),
-    "norms, softmax, activations": (
-        "native_layer_norm",
-        "native_layer_norm_backward",
-        "_softmax",
-        "_softmax_backward_data",
-        "gelu",
-        "gelu_backward",
-        "native_dropout",
-        "native_dropout_backward",
-    ),
-    "arithmetic by element": ("add", "add_", "mul", "mul_", "div", "div_", "sub", "lt_", "sum"),
-    "copies, casts, gathers": (
-        "copy_",
-        "cat",
-        "fill_",
-        "zero_",
-        "index_select",
-        "index_copy",
-        "index_copy_",
-        "index_fill_",
-        "index",
-        "index_put_",
-        "gather",
-        "index_add_",
-        "embedding",
-    ),
-    RANDOM: (RANDOM, "random_", "bernoulli_"),
-    COMPILED: (),  # by their names' beginnings
-    "update of the weights": (
-        "_fused_adamw_",
-        "_foreach_norm",
-        "_foreach_mul_",
-        "linalg_vector_norm",
-    ),
-    "all else: small operations, Python, autograd": (),
-}
-REST = list(KINDS)[-1]
-KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops}
-OF_COMPILED = ("triton_", "fusionnet::")
-ASKED = {  # of the driver of a GPU
-    "launches": (
-        "cudaLaunchKernel",
-        "cudaLaunchKernelExC",
-        "cuLaunchKernel",
-        "cuLaunchKernelEx",
-        "cudaGraphLaunch",
-    ),
-    "waits": ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
-}
 # of their shapes; torch counts the other form alone
 IN_PLACE = {torch.ops.aten.addmm_: lambda _sum, a, b, **_: 2 * a[0] * a[1] * b[1]}
-ENCODER = ("encode", "backward: encoder")
-MARK, OUTSIDE = "phase of the step: ", "outside"
 SHOWN = 16  # operations in the table
 
 
@@ -131,46 +75,39 @@ def main(words: list[str]) -> None:
     arguments = options.parse_args(words)
     found = run(QUICK if arguments.quick else FULL, arguments.precision)
     found["quick"] = arguments.quick
-    publish(output_path(f"profile_{arguments.precision}", arguments), found, as_markdown, draw)
+    publish(output_path(f"profile_{arguments.precision}", arguments), found, report)
 
 
 def run(size: Size, precision: str) -> dict[str, Any]:
     """Return each mode's seconds without the profiler, and the operations of per_step with it."""
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        make_setting(Path(name), size.encoder, size.rows_per_patient, overrides=size.overrides)
-        spec = {
-            "folder": name,
-            "precision": precision,
-            "batch_rows": size.batch_rows,
-            "steps": size.steps,
-            "overrides": size.overrides,
-        }
-        workers = {
-            mode: stack.enter_context(
-                Worker("benchmarks.studies.profile:Turn", {**spec, "mode": mode})
-            )
-            for mode in MODES
-        }
-        seconds = interleaved(
-            {mode: lambda worker=worker: worker.ask("time") for mode, worker in workers.items()},
-            size.rounds,
-            tell,
-        )
-        found = workers["per_step"].ask("profile")
-        gflop = {mode: worker.ask("gflop") for mode, worker in workers.items()}
-    made = {
+    made: dict[str, Any] = {
         "precision": precision,
         "encoder": size.encoder,
         "batch_rows": size.batch_rows,
         "steps": size.steps,
         "rounds": size.rounds,
     }
-    made["encoder_gflop"], made["other_gflop"] = (
-        gflop["per_step"] - gflop["frozen"],
-        gflop["frozen"],
-    )
-    made["step_s"] = {mode: spread(each) for mode, each in seconds.items()}
-    made["per_step_to_frozen"] = paired_ratio(seconds["per_step"], seconds["frozen"])
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        tell("now making the setting and two workers")
+        make_setting(Path(name), size.encoder, size.rows_per_patient, overrides=size.overrides)
+        spec = {**made, "folder": name, "overrides": size.overrides}
+        workers = {
+            mode: stack.enter_context(
+                Worker("benchmarks.studies.profile:Turn", {**spec, "mode": mode})
+            )
+            for mode in MODES
+        }
+        turns = {mode: partial(worker.ask, "time") for mode, worker in workers.items()}
+        seconds = interleaved(turns, size.rounds, tell)
+        tell("now profiling per_step")
+        found = workers["per_step"].ask("profile")
+        gflop = {mode: worker.ask("gflop") for mode, worker in workers.items()}
+    made |= {
+        "encoder_gflop": gflop["per_step"] - gflop["frozen"],
+        "other_gflop": gflop["frozen"],
+        "step_s": {mode: spread(own) for mode, own in seconds.items()},
+        "per_step_to_frozen": paired_ratio(seconds["per_step"], seconds["frozen"]),
+    }
     return {**stamp(), **made, **found}
 
 
@@ -207,37 +144,29 @@ class Turn:
         return counter.get_total_flops() / 1e9
 
     def _profile(self) -> dict[str, Any]:
-        """Return the seconds of a mean step under the profiler, calls and seconds of its
-        operations, and what the driver of a GPU was asked.
+        """Return the seconds of a mean step under the profiler, and its operations by phase.
+
+        On a GPU also how often its driver was asked for launches and waits.
         """
-        on_gpu, words = device().type != "cpu", embedcache.encoder.dropout._random_words
-
-        def drawn(*arguments: Any) -> torch.Tensor:
-            with record_function(RANDOM):  # NumPy draws them: no operation of torch's
-                return words(*arguments)
-
+        on_gpu = device().type != "cpu"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         if self._stepper.trainer.model.network._compiled_call_impl is not None:
             # under a profiler, compiled code is compiled once more
             with profile(activities=activities):
                 self._stepper.step(self._batch)
-        _leave_marks(self._stepper.phases)
-        with (
-            mock.patch.object(embedcache.encoder.dropout, "_random_words", drawn),
-            profile(activities=activities) as profiler,
-        ):
+        leave_marks(self._stepper.phases)
+        with _random_words_marked(), profile(activities=activities) as profiler:
             seconds = timed(self._steps_without_waiting) / self._steps
         events = [event for event in profiler.events() if event.device_type == DeviceType.CPU]
         phases, asked = by_phase(events, on_gpu)
-        for op in (*asked.values(), *(op for ops in phases.values() for op in ops.values())):
-            for key in op:
-                op[key] /= self._steps
+        for ops in (asked, *phases.values()):
+            for op in ops.values():
+                for key in op:
+                    op[key] /= self._steps
         result: dict[str, Any] = {"profiled_s": seconds, "phases": phases}
         if on_gpu:
-            result |= {
-                name: sum(asked[key]["calls"] for key in keys if key in asked)
-                for name, keys in ASKED.items()
-            }
+            for name, keys in ASKED.items():
+                result[name] = sum(asked[key]["calls"] for key in keys if key in asked)
         return result
 
     def _steps_without_waiting(self) -> None:
@@ -249,167 +178,88 @@ class Turn:
                 self._stepper.step(self._batch)
 
 
-def _leave_marks(phases: Phases) -> None:
-    """Let each change of phase leave an event that names the new one."""
+def _random_words_marked() -> AbstractContextManager[Any]:
+    """Let the drawing of dropout masks leave an event: NumPy does it, no operation of torch's."""
+    words = embedcache.encoder.dropout._random_words
 
-    def marking(method: Callable[..., Any], ends: bool) -> Callable[..., Any]:
-        def marked(*arguments: Any) -> Any:
-            result = method(*arguments)
-            with record_function(MARK + (OUTSIDE if ends else phases._open[-1])):
-                return result
+    def drawn(*arguments: Any) -> torch.Tensor:
+        with record_function(RANDOM):
+            return words(*arguments)
 
-        return marked
-
-    for name in ("reset", "enter", "leave", "become", "finish"):
-        setattr(phases, name, marking(getattr(phases, name), name == "finish"))
+    return mock.patch.object(embedcache.encoder.dropout, "_random_words", drawn)
 
 
-def by_phase(events: Sequence[Any], on_gpu: bool) -> tuple[dict[str, Ops], Ops]:
-    """Return calls and seconds of each operation in each phase, and of what the driver of a GPU was
-    asked; on a CPU what is left of a phase is Python's.
-    """
-    marks = sorted(
-        (event.time_range.start, event.name.removeprefix(MARK))
-        for event in events
-        if event.name.startswith(MARK)
+def report(found: dict[str, Any]) -> Report:
+    """Return the milliseconds of a step by kind, phase and operation, and what follows."""
+    phases = found["phases"]
+    shown = [kind for kind, op in by_kind(phases).items() if op["calls"]]
+    kinds = {phase: by_kind(phases, [phase]) for phase in PHASES} | {"whole": by_kind(phases)}
+    of_kinds = [Column("kind of operation", lambda kind: kind)]
+    of_kinds += [
+        Column(phase, lambda kind, ops=ops: 1e3 * ops[kind]["seconds"])
+        for phase, ops in kinds.items()
+    ]
+    of_kinds.append(Column("calls", lambda kind: kinds["whole"][kind]["calls"], ",.0f"))
+    of_operations = (
+        Column("operation", lambda row: f"`{row['name']}`"),
+        Column("ms", lambda row: 1e3 * row["seconds"]),
+        Column("calls", "calls", ",.0f"),
     )
-    times = [time for time, _ in marks]
-    phases: dict[str, Ops] = {
-        phase: defaultdict(lambda: {"calls": 0.0, "seconds": 0.0}) for phase in PHASES
-    }
-    asked: Ops = defaultdict(lambda: {"calls": 0.0})
-    for event in events:
-        place = bisect_right(times, event.time_range.start) - 1
-        if event.name.startswith(MARK) or place < 0 or marks[place][1] == OUTSIDE:
-            continue
-        if any(event.name in names for names in ASKED.values()):
-            asked[event.name]["calls"] += 1
-            continue
-        op = phases[marks[place][1]][event.name.removeprefix("aten::")]
-        op["calls"] += 1
-        op["seconds"] += (
-            event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        ) / 1e6
-    if not on_gpu:
-        for (start, phase), (stop, _) in pairwise(marks):
-            if phase != OUTSIDE:
-                phases[phase][PYTHON]["seconds"] += (stop - start) / 1e6
-        for ops in phases.values():
-            ops[PYTHON]["seconds"] -= sum(
-                op["seconds"] for name, op in ops.items() if name != PYTHON
-            )
-    return {phase: dict(ops) for phase, ops in phases.items()}, dict(asked)
-
-
-def by_kind(phases: dict[str, Ops], wanted: Iterable[str] = PHASES) -> Ops:
-    """Return calls and seconds of each kind of operation in some phases."""
-    kinds = {kind: {"calls": 0.0, "seconds": 0.0} for kind in KINDS}
-    for name, op in _together(phases, wanted).items():
-        for key, value in op.items():
-            kinds[COMPILED if name.startswith(OF_COMPILED) else KIND_OF.get(name, REST)][key] += (
-                value
-            )
-    return kinds
-
-
-def _together(phases: dict[str, Ops], wanted: Iterable[str]) -> Ops:
-    """Return calls and seconds of each operation in some phases."""
-    ops: Ops = defaultdict(lambda: {"calls": 0.0, "seconds": 0.0})
-    for phase in wanted:
-        for name, op in phases[phase].items():
-            for key, value in op.items():
-                ops[name][key] += value
-    return ops
-
-
-def as_markdown(found: dict[str, Any]) -> str:
-    """Return the results as tables and what follows from them."""
-    title = (
+    operations = sorted(named(together(phases, ENCODER)), key=lambda row: -row["seconds"])
+    plain = " and ".join(f"{mode} {with_spread(own)} s" for mode, own in found["step_s"].items())
+    how = (
+        f"Seconds of a step: {plain}; medians of {found['rounds']} turns, in brackets the 20th and"
+        f" 80th percentile; under the profiler per_step takes {number(found['profiled_s'])} s, the"
+        f" mean of {found['steps']} steps."
+    )
+    return Report(
         f"Where one optimizer step of {found['batch_rows']:,} rows goes, {found['encoder']} size,"
-        f" {found['precision']}"
-    )
-    plain = " and ".join(
-        f"{mode} {number(step['median'])} s ({number(step['p20'])} to {number(step['p80'])})"
-        for mode, step in found["step_s"].items()
-    )
-    lines = heading(
-        title,
-        found,
-        f"A step takes {plain}: medians of {found['rounds']} turns, in brackets the 20th and 80th"
-        f" percentile; under the profiler per_step takes {number(found['profiled_s'])} s, the mean"
-        f" of {found['steps']} steps.",
-        _verdict(found),
-    )
-    columns = {phase: by_kind(found["phases"], [phase]) for phase in PHASES}
-    whole = by_kind(found["phases"])
-    lines += ["Milliseconds of a step by kind of operation and by phase:", ""]
-    rows = [
+        f" {found['precision']}",
+        (how, _verdict(found)),
         (
-            kind,
-            *(number(1e3 * columns[phase][kind]["seconds"]) for phase in PHASES),
-            number(1e3 * op["seconds"]),
-            f"{op['calls']:,.0f}",
-        )
-        for kind, op in whole.items()
-        if op["calls"]
-    ]
-    lines += [
-        *table(("kind of operation", *PHASES, "whole", "calls"), rows),
-        "",
-        "The encoder's two passes, by operation:",
-        "",
-    ]
-    shown = sorted(
-        _together(found["phases"], ENCODER).items(), key=lambda item: -item[1]["seconds"]
-    )[:SHOWN]
-    rows = [(f"`{name}`", number(1e3 * op["seconds"]), f"{op['calls']:,.0f}") for name, op in shown]
-    return "\n".join([*lines, *table(("operation", "ms", "calls"), rows)]) + "\n"
+            "Milliseconds of a step by kind of operation and by phase:",
+            Table(of_kinds, shown),
+            "The encoder's two passes, by operation:",
+            Table(of_operations, operations[:SHOWN]),
+        ),
+        _panels(found, shown),
+    )
+
+
+def _panels(found: dict[str, Any], shown: Sequence[str]) -> list[Panel]:
+    """Return the time of each kind of operation, in the encoder's passes and in all else."""
+    unit = f"milliseconds of a step of {found['batch_rows']:,} rows, {found['precision']}"
+    titles = {"the encoder's two passes": ENCODER, "the network, its loss and update": OTHERS}
+    panels = []
+    for title, phases in titles.items():
+        kinds = by_kind(found["phases"], phases)
+        bars = {kind: max(0.0, 1e3 * kinds[kind]["seconds"]) for kind in shown}
+        title = f"{title}, {number(1e3 * seconds_of(kinds))} ms"
+        panels.append(Panel(title, unit, bars, ours=(PRODUCTS,)))
+    return panels
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    ratio = found["per_step_to_frozen"]
-    encoder, rest = (
-        by_kind(found["phases"], phases)
-        for phases in (ENCODER, [phase for phase in PHASES if phase not in ENCODER])
+    """Return what the profile says in words."""
+    encoder, others = (by_kind(found["phases"], phases) for phases in (ENCODER, OTHERS))
+    products = encoder[PRODUCTS]
+    rates = (
+        found["encoder_gflop"] / products["seconds"],
+        found["other_gflop"] / others[PRODUCTS]["seconds"],
     )
-    products = encoder[PRODUCTS]["seconds"]
+    calls = sum(kind["calls"] for kind in encoder.values()) - products["calls"]
+    ratio = {key: number(value) for key, value in found["per_step_to_frozen"].items()}
     text = (
-        f"per_step takes {number(ratio['median'])} x the time of frozen ({number(ratio['p20'])} to"
-        f" {number(ratio['p80'])}, within rounds). The encoder's two passes take"
-        f" {number(1e3 * _seconds(encoder))} ms: {number(1e3 * products)} ms are matrix products,"
-        f" at {number(found['encoder_gflop'] / products)} GFLOP/s (all others run at"
-        f" {number(found['other_gflop'] / rest[PRODUCTS]['seconds'])}), the rest are"
-        f" {sum(kind['calls'] for kind in encoder.values()) - encoder[PRODUCTS]['calls']:,.0f}"
-        " other operations."
+        f"per_step takes {ratio['median']} x the time of frozen ({ratio['p20']} to {ratio['p80']},"
+        f" within rounds). The encoder's two passes take {number(1e3 * seconds_of(encoder))} ms:"
+        f" {number(1e3 * products['seconds'])} ms are matrix products, at {number(rates[0])}"
+        f" GFLOP/s (all others run at {number(rates[1])}), the rest are {calls:,.0f} other"
+        " operations."
     )
     if "launches" in found:
-        busy = _seconds(by_kind(found["phases"])) / found["step_s"]["per_step"]["median"]
+        busy = seconds_of(by_kind(found["phases"])) / found["step_s"]["per_step"]["median"]
         text += (
             f" A step asks for {found['launches']:,.0f} launches and {found['waits']:,.0f} waits of"
             f" the host; the GPU works in {busy:.0%} of it."
         )
     return text
-
-
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Draw the time of each kind of operation, in the encoder's passes and in all else."""
-    unit = f"milliseconds of a step of {found['batch_rows']:,} rows, {found['precision']}"
-    shown = [kind for kind, op in by_kind(found["phases"]).items() if op["calls"]]
-    panels = []
-    for title, phases in (
-        ("the encoder's two passes", ENCODER),
-        ("the network, its loss and update", [each for each in PHASES if each not in ENCODER]),
-    ):
-        kinds = by_kind(found["phases"], phases)
-        panels.append(
-            Panel(
-                f"{title}, {number(1e3 * _seconds(kinds))} ms",
-                unit,
-                {kind: max(0.0, 1e3 * kinds[kind]["seconds"]) for kind in shown},
-            )
-        )
-    draw_bars(path, panels, ours=(PRODUCTS,))
-
-
-def _seconds(ops: Ops) -> float:
-    return sum(op["seconds"] for op in ops.values())

@@ -5,17 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.costmodel import (
-    GPU,
-    TERMS,
-    Architecture,
-    distinct_expected,
-    features,
-    fit,
-    project,
-    relative_errors,
-)
-from benchmarks.scaling import as_markdown, check, draw, projections
+from benchmarks.costmodel import TERMS, Architecture, check, features, fit, relative_errors
+from benchmarks.harness.publish import markdown, picture
+from benchmarks.projection import GPU, distinct_expected, project, projections
+from benchmarks.scaling import report
 
 FULL = Architecture(600, 12, 512, 13_000_000, 14_000_000)
 RATES = np.array([2e-11, 1e-11, 0.01, 0.02, 0.05])
@@ -23,18 +16,12 @@ RATES = np.array([2e-11, 1e-11, 0.01, 0.02, 0.05])
 
 def steps(num: int, seed: int = 0) -> list[list[float]]:
     rng = np.random.default_rng(seed)
-    return [
-        features(
-            FULL,
-            rng.integers(64, 8192),
-            tokens := rng.integers(0, 4000),
-            tokens * rng.integers(8, 90),
-            rng.integers(0, 9),
-            rng.integers(1, 9),
-            12,
-        )
-        for _ in range(num)
-    ]
+    found = []
+    for _ in range(num):
+        rows, tokens = rng.integers(64, 8192), rng.integers(0, 4000)
+        pairs, passes = tokens * rng.integers(8, 90), rng.integers(0, 9)
+        found.append(features(FULL, rows, tokens, pairs, passes, rng.integers(1, 9), 12))
+    return found
 
 
 def test_known_constants_are_recovered() -> None:
@@ -62,12 +49,12 @@ def test_a_third_is_held_out_and_judged_by_rates_that_never_saw_it() -> None:
         }
         for number, row in enumerate(work)
     ]
-    found = check(FULL, cases)
+    found = check(cases)
     assert sum(case["held_out"] for case in found["cases"]) == 10
     assert found["held_out_error"]["largest"] < 1e-6
     spoiled = next(case for case in cases if case["held_out"])
     spoiled["seconds"] = {**spoiled["seconds"], "median": 2 * spoiled["seconds"]["median"]}
-    again = check(FULL, cases)
+    again = check(cases)
     assert again["rates"] == pytest.approx(found["rates"])  # it took no part in the fit
     assert again["held_out_error"]["largest"] == pytest.approx(0.5, abs=1e-6)
 
@@ -134,18 +121,18 @@ def test_the_text_says_what_is_measured_and_what_is_not(tmp_path) -> None:
         "date": "e",
         "hardware": {"processor": "p", "cores": 2},
         "versions": {"torch": "2"},
-        **check(FULL, cases),
+        **check(cases),
         "projected": projections(FULL),
         "assumed": {
             name: {"value": a.value, "unit": a.unit, "source": a.source} for name, a in GPU.items()
         },
     }
-    text = as_markdown(found)
+    text = markdown(report(found), found)
     assert (
         text.index("## Measured here")
         < text.index("## Projected, not measured")
         < text.index("1,024 GPUs")
     )
     assert all(name in text for name in (*GPU, *TERMS))
-    draw(found, tmp_path / "scaling.png")
+    picture(report(found), tmp_path / "scaling.json")
     assert (tmp_path / "scaling.png").stat().st_size > 5000

@@ -13,9 +13,11 @@ import pytest
 
 from benchmarks import readme
 from benchmarks.__main__ import BENCHMARKS, STUDIES, main, module_of
-from benchmarks.harness.publish import number, output_path
+from benchmarks.harness.cells import number
+from benchmarks.harness.publish import markdown, output_path, picture
 from benchmarks.harness.stamp import RESULTS
-from benchmarks.quality import ORACLE, REFERENCE, as_markdown, draw, mean_sd, variants
+from benchmarks.quality import ORACLE, REFERENCE, mean_sd, report, variants
+from benchmarks.readme_sections import SECTIONS
 from benchmarks.studies import electrolyte
 from embedcache.errors import UserError
 from fusionnet.commands.command import run_job
@@ -69,7 +71,7 @@ def test_what_was_not_measured_is_said(root: Path) -> None:
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    for name in ("throughput", *readme.SECTIONS):
+    for name in ("throughput", *SECTIONS):
         assert f"`python -m benchmarks {name}`: not measured." in text
 
 
@@ -164,16 +166,16 @@ def test_the_list_and_a_wrong_name(
 
 @pytest.mark.parametrize("name", [*BENCHMARKS, *STUDIES])
 def test_each_name_is_a_module(name: str) -> None:
-    assert {"main", "as_markdown", "draw"} <= vars(module_of(name)).keys()
+    assert {"main", "report"} <= vars(module_of(name)).keys()
 
 
 def test_quality_says_differences_seed_by_seed(tmp_path: Path) -> None:
     assert mean_sd([1.0, 3.0, None]) == (2.0, pytest.approx(2**0.5))
     assert mean_sd([None]) is None
-    text = as_markdown(quality())
+    text = markdown(report(quality()), quality())
     assert "0.700 ± 0.141 (+0.100)" in text
     assert "0.600 ± 0.141 |" in text  # the reference itself has no difference
-    draw(quality(), tmp_path / "quality.png")
+    picture(report(quality()), tmp_path / "quality.json")
     assert (tmp_path / "quality.png").stat().st_size > 5000
 
 
@@ -196,7 +198,7 @@ def test_electrolyte_gives_mean_and_spread_over_seeds() -> None:
         {"model": {"mae": 1.0, "rmse": 2.0, "r2": 0.5, "seconds": 3.0}},
         {"model": {"mae": 3.0, "rmse": 2.0, "r2": 0.7, "seconds": 3.0}},
     ]
-    both, one = electrolyte._over_seeds(runs)["model"], electrolyte._over_seeds(runs[:1])["model"]
+    both, one = electrolyte.over_seeds(runs)["model"], electrolyte.over_seeds(runs[:1])["model"]
     assert (both["mae"], both["mae_sd"], both["rmse_sd"]) == (2.0, pytest.approx(2**0.5), 0.0)
     assert "mae_sd" not in one
     made = {"command": "c", "commit": "d", "date": "e"}
@@ -215,10 +217,10 @@ def test_electrolyte_gives_mean_and_spread_over_seeds() -> None:
             "random rows": split,
         },
     }
-    text = electrolyte.as_markdown(found)
+    text = markdown(electrolyte.report(found), found)
     assert "| model | 2.000 ± 1.414 | 2.000 ± 0.000 | 0.600 ± 0.141 | 3 |" in text
     assert "`c` at d, e; 2 seed(s)." in text
-    shown = readme.SECTIONS["electrolyte"](found, False)
+    shown = SECTIONS["electrolyte"](found, False)
     assert "| model | 2.00 ± 1.41, R2 0.60 | 2.00 ± 1.41, R2 0.60 |" in shown
     assert "| other | 1.00, R2 0.50 | not measured |" in shown
     assert "| least error | other | model |" in shown

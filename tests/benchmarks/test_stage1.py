@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from benchmarks.stage1 import as_markdown, changes
+from benchmarks.harness.publish import markdown
+from benchmarks.stage1 import changes, report
 from fusionnet.experiment import load_experiment
 
 
@@ -35,6 +36,6 @@ def test_metrics_that_are_not_defined_are_said_to_be_so(repository: Path) -> Non
         "is_optimal"
     ]["auroc"] = None
     found["metrics"]["oracle_share"]["delta_EF_pct"]["r2"] = found["epochs"][0]["opt_f1"] = None
-    text = as_markdown(found)
+    text = markdown(report(found), found)
     assert "| is_optimal | precision | - | 0.7 |" in text
     assert "R2 of delta_EF_pct is not defined." in text

@@ -8,8 +8,10 @@ import pytest
 from matplotlib import pyplot as plt
 from rdkit import Chem
 
+from benchmarks.harness.publish import markdown, picture
 from benchmarks.harness.setting import PADDED, made_strings
-from benchmarks.sweeps import FULL, QUICK, _by_strings, as_markdown, crossing, draw, draw_ids
+from benchmarks.sweep_steps import crossing, draw_ids, speedups
+from benchmarks.sweeps import FULL, QUICK, report
 
 
 def test_uniform_and_zipf_draw_as_they_say() -> None:
@@ -52,11 +54,7 @@ def made() -> dict[str, Any]:
     per row.
     """
 
-    class Batch:
-        def __init__(self, count: int) -> None:
-            self.string_id = draw_ids(QUICK.rows, count, "uniform").unsqueeze(1)
-
-    batches = {count: Batch(count) for count in QUICK.strings}
+    distinct = {count: count for count in QUICK.strings}
     naive = {
         "seconds": {rows: float(rows) for rows in QUICK.naive_rows},
         "tokens": 50 * QUICK.naive_rows[-1],
@@ -70,9 +68,7 @@ def made() -> dict[str, Any]:
         f"per_step {count}": [{"step": 1 + 0.01 * count, "tokens": 50 * count}] * 2
         for count in QUICK.strings
     }
-    sweep = _by_strings(
-        QUICK, QUICK.strings, batches, turns, ("naive_128", "naive_bucketed"), QUICK.naive_rows
-    )
+    sweep = speedups(QUICK.rows, distinct, turns, ("naive_128", "naive_bucketed"), QUICK.naive_rows)
     sweep |= {
         "axis": "distinct strings of the table",
         "encoder": "middle",
@@ -102,9 +98,9 @@ def test_speed_up_and_bound_of_known_costs(made: dict[str, Any]) -> None:
 
 
 def test_the_text_and_the_picture_say_it(made: dict[str, Any], tmp_path: Path) -> None:
-    text = as_markdown(made)
+    text = markdown(report(made), made)
     assert "falls below 1.1 in no measured point" in text
-    draw(made, tmp_path / "sweeps.png")
+    picture(report(made), tmp_path / "sweeps.json")
     assert (tmp_path / "sweeps.png").stat().st_size > 5000
 
 
@@ -123,8 +119,10 @@ def test_sweeps_without_distinct_strings_are_drawn_where_they_are_alone(
         }
     }
     drawn = []
-    monkeypatch.setattr("benchmarks.sweeps.save", lambda figure, path: drawn.append(figure))
-    draw(made, tmp_path / "sweeps.png")
+    monkeypatch.setattr(
+        "benchmarks.harness.pictures.save", lambda figure, path: drawn.append(figure)
+    )
+    picture(report(made), tmp_path / "sweeps.json")
     (axes,) = drawn[0].axes
     assert axes.get_xlabel() == "tokens of a string"
     # no bound was computed

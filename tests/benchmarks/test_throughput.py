@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.publish import markdown, picture
 from benchmarks.harness.setting import MODES
 from benchmarks.harness.timing import PHASES
 from benchmarks.peers import OURS, check_losses
-from benchmarks.studies import profile
-from benchmarks.throughput import TINY, amdahl, as_markdown, derive, draw, summary
+from benchmarks.speedup import amdahl, derive, summary
+from benchmarks.studies import operations
+from benchmarks.throughput import TINY, report
 
 
 def made_turns(mode: str, step: float, tokens: int) -> list[dict[str, Any]]:
@@ -58,7 +60,7 @@ def made() -> dict[str, Any]:
         "versions": {"torch": "2"},
     }
     found["modes"] = {
-        mode: summary(mode, made_turns(mode, *numbers), 2**30, TINY)
+        mode: summary(made_turns(mode, *numbers), 2**30, TINY.batch_rows)
         for mode, numbers in steps.items()
     }
     derive(found)
@@ -99,10 +101,10 @@ def test_the_contract_of_the_json_holds(made: dict[str, Any]) -> None:
 
 
 def test_the_text_and_the_picture_say_it(made: dict[str, Any], tmp_path: Path) -> None:
-    text = as_markdown(made)
+    text = markdown(report(made), made)
     assert "50.0 (50.0 to 50.0)" in text
     assert "Its numbers are not results" in text
-    draw(made, tmp_path / "plot.png")
+    picture(report(made), tmp_path / "plot.json")
     assert (tmp_path / "plot.png").stat().st_size > 5000
 
 
@@ -174,10 +176,10 @@ def test_a_tiny_step_is_profiled_whole(measured: dict[str, Any]) -> None:
         found["profiled_s"], rel=0.1
     )
     for phase in ("encode", "fusion forward", "backward: fusion", "backward: encoder"):
-        assert profile.by_kind(phases, [phase])[profile.PRODUCTS]["calls"] > 4, phase
-    assert phases["encode"][profile.RANDOM]["calls"] > 0
-    assert profile.RANDOM not in phases["backward: encoder"]
-    assert profile.by_kind(phases, ["update"])["update of the weights"]["calls"] > 0
+        assert operations.by_kind(phases, [phase])[operations.PRODUCTS]["calls"] > 4, phase
+    assert phases["encode"][operations.RANDOM]["calls"] > 0
+    assert operations.RANDOM not in phases["backward: encoder"]
+    assert operations.by_kind(phases, ["update"])["update of the weights"]["calls"] > 0
     assert 0 < found["encoder_gflop"] < 1 > found["other_gflop"] > 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.harness.setting import gradient_errors, make_setting
 from benchmarks.peer_loops import make
-from benchmarks.quality import _cached, fit
+from benchmarks.quality_fit import cached, fit
 from benchmarks.studies import profile
 from benchmarks.throughput import TINY, Turn
 
@@ -42,7 +42,7 @@ def main() -> None:
         found["turns"][mode] = turn(None)
     found["profile"] = profile.run(profile.TINY, "fp32")
     found["quality"] = fit(
-        _cached(
+        cached(
             folder,
             [*TINY.overrides, "encoder.mode=frozen", "train.epochs=2", "train.batch_rows=64"],
         )

@@ -12,7 +12,8 @@ from matplotlib.colors import to_hex
 
 import benchmarks.harness.stamp
 from benchmarks import readme
-from benchmarks.harness.publish import COLORS, Panel, draw_bars, draw_panel, machine, with_kept
+from benchmarks.harness.pictures import COLORS, Panel, draw, draw_panel
+from benchmarks.harness.publish import machine, picture, with_kept
 from benchmarks.harness.stamp import RESULTS, stamp
 from embedcache.errors import UserError
 
@@ -26,8 +27,8 @@ def test_a_panel_says_each_value_and_what_its_lines_are() -> None:
             "seconds",
             {"first": (2.0, 1.5, 3.0), "second": 0.125},
             {"goal": 4.0, "best": 1.0},
+            ours=("second",),
         ),
-        ours=("second",),
     )
     second, first = axes.patches  # drawn from below: the first thing is on top
     assert (first.get_width(), second.get_width()) == (2.0, 0.125)
@@ -48,11 +49,11 @@ def test_names_that_panels_share_are_written_once(
 ) -> None:
     drawn = []
     monkeypatch.setattr(
-        "benchmarks.harness.publish.save", lambda figure, path: drawn.append(figure)
+        "benchmarks.harness.pictures.save", lambda figure, path: drawn.append(figure)
     )
     same, other = Panel("a", "s", {"x": 1.0, "y": 2.0}), Panel("b", "s", {"z": 1.0})
-    draw_bars(tmp_path / "same.png", [same, same])
-    draw_bars(tmp_path / "other.png", [same, other])
+    draw(tmp_path / "same.png", [same, same])
+    draw(tmp_path / "other.png", [same, other])
     written = [
         [[label.get_text() for label in axes.get_yticklabels()] for axes in figure.axes]
         for figure in drawn
@@ -120,7 +121,7 @@ def test_published_texts_are_what_the_json_says(repository: Path) -> None:
 @pytest.mark.parametrize("name", ["throughput_fp32", "build"])
 def test_published_pictures_can_be_drawn_again(name: str, tmp_path: Path) -> None:
     file, module = next(each for each in readme.published(RESULTS) if each[0].stem == name)
-    module.draw(json.loads(file.read_text()), tmp_path / "picture.png")
+    picture(module.report(json.loads(file.read_text())), tmp_path / "picture.json")
     assert (tmp_path / "picture.png").stat().st_size > 5000
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.studies.inference import flop_per_row
+from benchmarks.studies.roofline import flop_per_row
 from fusionnet.config import ModelConfig, Task
 from fusionnet.model import constant
 from fusionnet.model.evaluator import RowEvaluator

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.harness.publish import markdown, picture
 from benchmarks.harness.timing import PHASES
-from benchmarks.studies.profile import (
+from benchmarks.studies.operations import (
     COMPILED,
-    IN_PLACE,
     KINDS,
     MARK,
     OUTSIDE,
@@ -21,11 +21,10 @@ from benchmarks.studies.profile import (
     PYTHON,
     RANDOM,
     REST,
-    as_markdown,
     by_kind,
     by_phase,
-    draw,
 )
+from benchmarks.studies.profile import IN_PLACE, report
 
 
 def event(name: str, start: float, micros: float = 0.0, on_device: float = 0.0) -> SimpleNamespace:
@@ -124,7 +123,7 @@ def test_every_operation_is_of_one_kind(made: dict[str, Any]) -> None:
 
 
 def test_the_text_and_the_picture_say_it(made: dict[str, Any], tmp_path: Path) -> None:
-    text = as_markdown(made)
+    text = markdown(report(made), made)
     assert "1.20 x the time of frozen (1.19 to 1.21, within rounds)" in text
     assert (
         "two passes take 400 ms: 250 ms are matrix products, at 500 GFLOP/s (all others run at"
@@ -137,7 +136,7 @@ def test_the_text_and_the_picture_say_it(made: dict[str, Any], tmp_path: Path) -
     assert "| matrix products | 0 | 100 | 800 | 0 | 0 | 150 | 0 | 0 | 1,050 | 100 |" in text
     assert "| `copy_` | 110 | 55 |" in text
     assert "norms, softmax" not in text, "there were none"
-    draw(made, tmp_path / "profile.png")
+    picture(report(made), tmp_path / "profile.json")
     assert (tmp_path / "profile.png").stat().st_size > 10_000
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.harness.publish import markdown, picture
 from benchmarks.kernels import (
     COLOURS,
     OPERATIONS,
     TOLERANCE,
-    as_markdown,
     check,
-    draw,
     make_case,
+    report,
     timed,
 )
 
@@ -71,14 +71,14 @@ def test_tables_and_figure(tmp_path: Path) -> None:
         for rows in (7, 77)
     ]
     stamp = {
-        "hardware": {"gpu": "a GPU"},
+        "hardware": {"gpu": "a GPU", "cores": 2, "processor": "p"},
         "command": "c",
         "commit": "d",
         "date": "e",
         "versions": {"torch": "2"},
     }
     found = {**stamp, "cases": cases, "device": "cuda", "precision": "bf16"}
-    text = as_markdown(found)
+    text = markdown(report(found), found)
     assert text.count("| 2 (1 to 3) [5.0] ") == len(cases) * len(COLOURS) * 2
-    draw(found, tmp_path / "figure.png")
+    picture(report(found), tmp_path / "figure.json")
     assert (tmp_path / "figure.png").stat().st_size > 1000

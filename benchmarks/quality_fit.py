@@ -1,0 +1,76 @@
+"""What `quality` fits and scores: a model of one experiment, on the test rows of its cache."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from benchmarks.harness.setting import experiment_of, recipe_of, world
+from embedcache.build.decide import Existing, build_cache
+from embedcache.cache.reader import Cache, open_cache
+from embedcache.config import SPLITS
+from fusionnet.experiment import Experiment
+from fusionnet.metrics import task_metrics
+from fusionnet.model.forward import forward_rows, to_units
+from fusionnet.rows.tensors import load_rows
+from fusionnet.train.loop import RunFiles, Trainer, make_trainer, run_epoch
+from fusionnet.train.resume import Position
+
+
+def cached(folder: Path, overrides: list[str]) -> Experiment:
+    """Return the experiment with its cache built."""
+    mode = "frozen" if "encoder.mode=frozen" in overrides else "per_step"
+    experiment = experiment_of(folder, mode, "auto", overrides)
+    build_cache(
+        experiment.data,
+        experiment.targets,
+        experiment.split,
+        experiment.encoder,
+        experiment.cache,
+        existing=Existing.OVERWRITE,
+    )
+    return experiment
+
+
+def fit(experiment: Experiment) -> dict[str, dict[str, float | None]]:
+    """Train a model and return its test metrics at the epoch of the lowest validation loss."""
+    cache = open_cache(experiment.cache.path)
+    trainer = make_trainer(recipe_of(experiment, cache), experiment.optim, cache, world())
+    # nothing is written: checkpoints inside an epoch are off
+    files = RunFiles(Path(experiment.run.dir), experiment.run.name, {}, {})
+    best, predictions = float("inf"), None
+    for epoch in range(experiment.train.epochs):
+        record = run_epoch(trainer, Position(epoch), files)
+        if record["val_loss"] < best or predictions is None:
+            best, predictions = record["val_loss"], _predict(trainer, cache)
+    test = load_rows(cache, "test")
+    return task_metrics(trainer.recipe.tasks, test.targets.numpy().astype(np.float64), predictions)
+
+
+def _predict(trainer: Trainer, cache: Cache) -> Float[np.ndarray, "N T"]:
+    """Return the test rows' predictions in raw units."""
+    rows = load_rows(cache, "test", world().device)
+    with trainer.model.autocast():
+        tables = [source.vectors_of_all_strings() for source in trainer.sources]
+    outputs = forward_rows(trainer.model, tables, rows, trainer.recipe.train.eval_batch_rows)
+    return to_units(outputs, trainer.recipe.tasks, cache.scaling).cpu().numpy().astype(np.float64)
+
+
+def target_index(cache: Cache, column: str) -> int:
+    """Return which of the cache's targets a column is."""
+    return [target.column for target in cache.layout.targets].index(column)
+
+
+def score(
+    cache: Cache, experiment: Experiment, predictions: dict[str, Float[np.ndarray, " N"]]
+) -> dict[str, dict[str, float | None]]:
+    """Return the test metrics of predictions for the whole table, by target column."""
+    rows = cache.rows()
+    test = rows.split == SPLITS.index("test")
+    by_column = {task.column: task for task in experiment.tasks}
+    tasks = [by_column[column] for column in predictions]
+    targets = [rows.targets[test, target_index(cache, column)] for column in predictions]
+    predicted = [values[test] for values in predictions.values()]
+    return task_metrics(
+        tasks, np.stack(targets, axis=1).astype(np.float64), np.stack(predicted, axis=1)
+    )
