@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,9 +156,7 @@ class Peer:
         share = 1 / self.num_micro if share is None else share
         return self.model(
             [vectors],
-            index,
-            batch.numeric,
-            batch.category,
+            replace(batch.inputs, string_id=index),
             batch.targets,
             batch.weight,
             self.denominators,

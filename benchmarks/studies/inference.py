@@ -170,7 +170,7 @@ def _off(
     Raises AssertionError where the evaluator is wrong: nothing is timed then.
     """
     with torch.no_grad():
-        wanted = exact.outputs(vectors, rows.string_id, rows.numeric, rows.category)
+        wanted = exact.outputs(vectors, rows.inputs)
     found = forward_rows(model, vectors, rows, len(rows.weight))
     off = float(((found - wanted).abs().amax(0) / wanted.std(0)).max())
     limit = 1e-4 if model.product_dtype == torch.float32 else 0.1
@@ -190,7 +190,7 @@ def _plainly(model: TrainableModel, vectors: list[torch.Tensor], rows: RowTable)
     """
     for start in range(0, rows.num_rows, CPU_BLOCK_ROWS):
         part = slice(start, start + CPU_BLOCK_ROWS)
-        model.outputs(vectors, rows.string_id[part], rows.numeric[part], rows.category[part])
+        model.outputs(vectors, rows.inputs.take(part))
 
 
 def sizes(folder: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +32,7 @@ from fusionnet.model.constant import ConstantLinear
 from fusionnet.model.modality_tokens import ModalityFusion, ModalityFusionLayer
 from fusionnet.model.network import FusionNetwork
 from fusionnet.model.single_token import MLPLayer, SingleTokenFusion, SingleTokenFusionLayer
+from fusionnet.rows.tensors import RowInputs
 
 CPU_BLOCK_ROWS = 1024  # the widest activation of a block stays near the caches
 
@@ -158,35 +159,30 @@ class RowEvaluator:
     def __call__(
         self,
         tables: Sequence[Float[Tensor, "_ D"]],
-        string_id: Int[Tensor, "B C"],
-        numeric: Float[Tensor, "B F"],
-        category: Int[Tensor, "B K"],
+        inputs: RowInputs,
     ) -> Float[Tensor, "B T"]:
-        """Return the heads' outputs in fp32; `tables` are those of the vectors that `string_id`
-        indexes, `numeric` is standardised.
-        """
-        outputs = torch.empty(len(numeric), len(self._head_ends), device=numeric.device)
-        on_cpu = numeric.device.type == "cpu"
-        block_rows = CPU_BLOCK_ROWS if on_cpu else max(1, len(numeric))
-        for start in range(0, len(numeric), block_rows):
+        """Return the heads' outputs in fp32; `tables` are those of the vectors."""
+        num_rows, device = inputs.num_rows, inputs.numeric.device
+        outputs = torch.empty(num_rows, len(self._head_ends), device=device)
+        on_cpu = device.type == "cpu"
+        block_rows = CPU_BLOCK_ROWS if on_cpu else max(1, num_rows)
+        for start in range(0, num_rows, block_rows):
             rows = slice(start, start + block_rows)
-            index, numbers = torch.cat([string_id[rows], category[rows]], dim=1), numeric[rows]
-            more = (0, 0, 0, _rounded(len(numbers)) - len(numbers) if on_cpu else 0)
-            outputs[rows] = self._block(tables, F.pad(index, more), F.pad(numbers, more))[
-                : len(numbers)
-            ]
+            block = inputs.take(rows)
+            padded = _padded(block) if on_cpu else block
+            outputs[rows] = self._block(tables, padded)[: block.num_rows]
         return outputs
 
     def _block(
-        self, tables: Sequence[Tensor], index: Int[Tensor, "B _"], numeric: Float[Tensor, "B F"]
+        self, tables: Sequence[Float[Tensor, "_ D"]], inputs: RowInputs
     ) -> Float[Tensor, "B T"]:
         """Return the outputs of rows that are computed together."""
         network = self._network
+        columns = [*inputs.string_id.unbind(1), *inputs.category.unbind(1)]
         gathered = [
-            table.index_select(0, column)
-            for table, column in zip(tables, index.unbind(1), strict=True)
+            table.index_select(0, column) for table, column in zip(tables, columns, strict=True)
         ]
-        groups = network.numeric_groups(numeric.to(network.projection.weight.dtype))
+        groups = network.numeric_groups(inputs.numeric.to(network.projection.weight.dtype))
         numbers = [
             project(encoder(group))
             for encoder, group, project in zip(
@@ -205,7 +201,7 @@ class RowEvaluator:
         outputs = torch.cat(
             [end(part) for end, part in zip(self._head_ends, hidden, strict=True)], dim=1
         )
-        return outputs if self._skip is None else outputs + self._skip(numeric)
+        return outputs if self._skip is None else outputs + self._skip(inputs.numeric)
 
     def _modality_tokens(
         self, gathered: Sequence[Tensor], numbers: Sequence[Tensor]
@@ -255,11 +251,17 @@ class RowEvaluator:
         yield _Perceptron(*linears, _norm(layer.norm2))
 
 
-def _rounded(num_rows: int) -> int:
-    """Return the next power of two, or multiple of 128: products of few sizes, since code is
-    generated, and kept, for each (`constant`).
+def _padded(rows: RowInputs) -> RowInputs:
+    """Return the rows and some more of zeros, up to a power of two or a multiple of 128.
+
+    Products then have few sizes: code is generated, and kept, for each (`constant`).
     """
-    return min(1 << (num_rows - 1).bit_length(), -(-num_rows // 128) * 128)
+    num_rows = rows.num_rows
+    rounded = min(1 << (num_rows - 1).bit_length(), -(-num_rows // 128) * 128)
+    below = (0, 0, 0, rounded - num_rows)
+    return RowInputs(
+        F.pad(rows.string_id, below), F.pad(rows.numeric, below), F.pad(rows.category, below)
+    )
 
 
 def _single_token_attention(

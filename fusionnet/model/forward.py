@@ -32,6 +32,7 @@ def forward_rows(
     model.eval()
     evaluate = RowEvaluator(model.network, model.product_dtype)
     projected = evaluate.tables(tables)
+    inputs = rows.inputs
     outputs = rows.weight.new_empty(rows.num_rows, len(model.network.heads))
     try:
         with tqdm(
@@ -44,9 +45,7 @@ def forward_rows(
         ) as bar:
             for start in range(0, rows.num_rows, batch_rows):
                 batch = slice(start, start + batch_rows)
-                outputs[batch] = evaluate(
-                    projected, rows.string_id[batch], rows.numeric[batch], rows.category[batch]
-                )
+                outputs[batch] = evaluate(projected, inputs.take(batch))
                 bar.update(len(outputs[batch]))
     finally:
         model.train(training)

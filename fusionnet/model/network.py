@@ -23,6 +23,7 @@ from fusionnet.model.adapters import LinearSkip, NumericEncoder, StringAdapter
 from fusionnet.model.heads import Heads
 from fusionnet.model.modality_tokens import ModalityFusion
 from fusionnet.model.single_token import MLPFusion, SingleTokenFusion
+from fusionnet.rows.tensors import RowInputs
 
 
 class Part(NamedTuple):
@@ -108,16 +109,10 @@ class FusionNetwork(nn.Module):
         )
 
     def forward(
-        self,
-        vectors: Sequence[Float[Tensor, "_ _"]],
-        string_id: Int[Tensor, "B C"],
-        numeric: Float[Tensor, "B F"],
-        category: Int[Tensor, "B K"],
+        self, vectors: Sequence[Float[Tensor, "_ _"]], inputs: RowInputs
     ) -> Float[Tensor, "B T"]:
-        """Return one output per row and task; `string_id[:, c]` indexes `vectors[c]`, `numeric` is
-        standardised.
-        """
-        parts = self.parts(vectors, string_id, numeric, category)
+        """Return one output per row and task; `vectors` has one matrix [U, E] per string column."""
+        parts = self.parts(vectors, inputs)
         outputs = self.heads(
             self.fusion(
                 [part.on_rows() for part in parts]
@@ -125,7 +120,7 @@ class FusionNetwork(nn.Module):
                 else self.single_token(parts)
             )
         )
-        return outputs if self.linear_skip is None else outputs + self.linear_skip(numeric)
+        return outputs if self.linear_skip is None else outputs + self.linear_skip(inputs.numeric)
 
     def single_token(self, parts: Sequence[Part]) -> Float[Tensor, "B D"]:
         """Return `projection(concat(strings, numbers, categories))` from its parts."""
@@ -134,13 +129,7 @@ class FusionNetwork(nn.Module):
             tables, [part.projected for part in parts if part.index is None], self.projection.bias
         )
 
-    def parts(
-        self,
-        vectors: Sequence[Float[Tensor, "_ _"]],
-        string_id: Int[Tensor, "B C"],
-        numeric: Float[Tensor, "B F"],
-        category: Int[Tensor, "B K"],
-    ) -> list[Part]:
+    def parts(self, vectors: Sequence[Float[Tensor, "_ _"]], inputs: RowInputs) -> list[Part]:
         """Return the parts of the input projection, without its bias, in the order strings,
         numbers, categories, each on as few rows as it allows.
         """
@@ -150,11 +139,12 @@ class FusionNetwork(nn.Module):
         for column, (adapter, table) in enumerate(
             zip(self.adapters.values(), vectors, strict=True)
         ):
-            weight, index = weights.pop(0), string_id[:, column]
+            weight, index = weights.pop(0), inputs.string_id[:, column]
             if adapter.draws_per_row:
                 parts.append(Part(F.linear(adapter(table.to(dtype), index), weight)))
             else:
                 parts.append(Part(F.linear(adapter.distinct(table.to(dtype)), weight), index))
+        numeric = inputs.numeric
         if self.training and self.noise is not None:
             numeric = numeric + torch.randn_like(numeric) * self.noise
         for encoder, group in zip(
@@ -162,7 +152,9 @@ class FusionNetwork(nn.Module):
         ):
             parts.append(Part(F.linear(encoder(group), weights.pop(0))))
         for column, embedding in enumerate(self.categories):
-            parts.append(Part(F.linear(embedding.weight, weights.pop(0)), category[:, column]))
+            parts.append(
+                Part(F.linear(embedding.weight, weights.pop(0)), inputs.category[:, column])
+            )
         return parts
 
     def numeric_groups(self, numeric: Float[Tensor, "B F"]) -> Sequence[Float[Tensor, "B _"]]:

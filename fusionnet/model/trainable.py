@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from embedcache.encoder.model import StringEncoder
 from fusionnet.config import OptimConfig
 from fusionnet.model.loss import LossParts, MultiTaskLoss
 from fusionnet.model.network import FusionNetwork
+from fusionnet.rows.tensors import RowInputs
 
 
 class TrainableModel(nn.Module):
@@ -39,37 +40,25 @@ class TrainableModel(nn.Module):
     def forward(
         self,
         vectors: Sequence[Float[Tensor, "_ _"]],
-        string_id: Int[Tensor, "B C"],
-        numeric: Float[Tensor, "B F"],
-        category: Int[Tensor, "B K"],
+        inputs: RowInputs,
         targets: Float[Tensor, "B T"],
         weight: Float[Tensor, " B"],
         denominators: Float[Tensor, " T"],
         share: float,
     ) -> LossParts:
-        """Return one micro-batch's part of the step's loss; `string_id` indexes `vectors`, one
-        matrix per string column.
+        """Return one micro-batch's share of the step's loss; see `MultiTaskLoss`.
+
+        `vectors` has one matrix [U, E] per string column.
         """
-        return self.loss(
-            self.outputs(vectors, string_id, numeric, category),
-            targets,
-            weight,
-            denominators,
-            share,
-        )
+        outputs = self.outputs(vectors, inputs)
+        return self.loss(outputs, targets, weight, denominators, share)
 
     def outputs(
-        self,
-        vectors: Sequence[Float[Tensor, "_ _"]],
-        string_id: Int[Tensor, "B C"],
-        numeric: Float[Tensor, "B F"],
-        category: Int[Tensor, "B K"],
+        self, vectors: Sequence[Float[Tensor, "_ _"]], inputs: RowInputs
     ) -> Float[Tensor, "B T"]:
-        """Return the heads' outputs in fp32: standardised for regression, logits for binary
-        tasks.
-        """
+        """Return the heads' outputs in fp32: standardised for regression, logits for binary."""
         with self.autocast():
-            return self.network(vectors, string_id, numeric, category).float()
+            return self.network(vectors, inputs).float()
 
     @property
     def product_dtype(self) -> torch.dtype:

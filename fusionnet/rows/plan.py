@@ -10,12 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How N rows are dealt to optimizer steps of at most `batch_rows` rows, and each step to ranks
-    x micro-batches.
+    """How N rows are assigned to optimizer steps, and a step's to ranks and micro-batches.
 
-    The steps of an epoch are of equal size (within one row): an epoch of 313,236 rows at 8,192 is
-    39 steps of 8,031 or 8,032 rows, not 38 full ones and a small one that would get the same
-    learning rate.
+    A step has at most `batch_rows` rows, and the steps of an epoch are of equal size (within one
+    row): an epoch of 313,236 rows at 8,192 is 39 steps of 8,031 or 8,032 rows, not 38 full ones and
+    a small one that would get the same learning rate.
+
+    Axes: R rows of a step, over all ranks; B rows of a micro-batch.
     """
 
     num_rows: int
@@ -36,16 +37,15 @@ class StepPlan:
         return [each + (step < larger) for step in range(self.steps_per_epoch)]
 
     def steps(self, epoch: int, first: int = 0) -> Iterator[Int[Tensor, " R"]]:
-        """Yield the row positions of each step of an epoch (numbered from 0), from step `first`
-        on.
-        """
+        """Yield the row positions of each step of an epoch (from 0), from step `first` on."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(self.num_rows, generator=generator)
         yield from order.split(self.step_sizes)[first:]
 
     def micro_batches(self, step_rows: Int[Tensor, " R"], rank: int) -> list[Int[Tensor, " B"]]:
-        """Return the parts of a step that one rank reads; sizes differ by at most one row, and may
-        be zero.
+        """Return the micro-batches of a step that one rank reads.
+
+        Their sizes differ by at most one row, and may be zero.
         """
-        parts = step_rows.tensor_split(self.num_micro_batches * self.world_size)
-        return list(parts[rank :: self.world_size])
+        every = step_rows.tensor_split(self.num_micro_batches * self.world_size)
+        return list(every[rank :: self.world_size])

@@ -20,20 +20,19 @@ class RowSource(Protocol):
 
     @property
     def order(self) -> str:
-        """What decides the order of an epoch beside seed and epoch; a run resumes inside an epoch
-        only where it is the same.
+        """What decides the order of an epoch, beside seed and epoch.
+
+        A run resumes inside an epoch only where it is the same.
         """
 
-    def steps(self, plan: "StepPlan", epoch: int, first: int = 0) -> Iterator[RowTable]:
+    def steps(self, plan: StepPlan, epoch: int, first: int = 0) -> Iterator[RowTable]:
         """Yield all rows of each step of an epoch (numbered from 0), from step `first` on."""
 
-    def prepare(self, plan: "StepPlan", epoch: int) -> None:
+    def prepare(self, plan: StepPlan, epoch: int) -> None:
         """Start reading what the epoch's first step needs."""
 
     def blocks(self, rank: int, world_size: int) -> Iterator[RowTable]:
-        """Yield one rank's share of the rows, in table order; the ranks' shares follow one
-        another.
-        """
+        """Yield one rank's share of the rows, in table order; ranks' shares follow one another."""
 
     def shares(self, world_size: int) -> list[int]:
         """Return how many rows each rank's share has."""
@@ -65,8 +64,10 @@ class ResidentRows:
 
     def blocks(self, rank: int, world_size: int) -> Iterator[RowTable]:
         """Yield one rank's share of the rows as one table."""
-        start, stop = (sum(self.shares(world_size)[:end]) for end in (rank, rank + 1))
-        yield self.table.take(torch.arange(start, stop, device=self.table.weight.device))
+        shares = self.shares(world_size)
+        start = sum(shares[:rank])
+        rows = torch.arange(start, start + shares[rank], device=self.table.weight.device)
+        yield self.table.take(rows)
 
     def shares(self, world_size: int) -> list[int]:
         """Return how many rows each rank's share has."""

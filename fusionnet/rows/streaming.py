@@ -1,5 +1,6 @@
-"""The rows of a split that does not fit in memory: read from the cache in the background, mixed in
-a buffer, handed out step by step.
+"""The rows of a split that does not fit in memory, read from the cache in the background.
+
+They are mixed in a buffer and handed out step by step.
 
 Mixing. Neighbouring rows of a table belong together (a patient's rows follow one another), so a
 buffer filled in table order would show the model one patient after another. The unit of reading is
@@ -20,7 +21,7 @@ is refused before the first step, not in the middle of an epoch.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from fusionnet.rows.resident import ResidentRows, RowSource
 from fusionnet.rows.tensors import (
     RowTable,
     empty_rows,
+    joined,
     load_rows,
     row_bytes,
     rows_of,
@@ -45,7 +47,7 @@ from fusionnet.rows.tensors import (
 
 FEWEST_CHUNKS = 4  # in a buffer; fewer would not mix
 _DECODING = 3  # chunks' worth of memory that reading one takes: decoded, chosen, standardised
-_ORDER_BYTES = 8  # of a row's place in the shuffled buffer
+_ORDER_BYTES = 8  # of a row's index in the shuffled buffer
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Buffer:
-    """Rows of several chunks and the order in which they are handed out."""
+    """M rows of several chunks and the order in which they are handed out."""
 
     table: RowTable
     order: Int[Tensor, " M"]
@@ -68,18 +70,19 @@ class Buffer:
 def open_rows(
     cache: Cache, train: TrainConfig, device: torch.device | str
 ) -> tuple[RowSource, RowSource]:
-    """Return the train and the validation rows, in memory if the table fits into
-    `train.rows_memory_mib` (or as `train.rows` says).
+    """Return the train and the validation rows, resident or streaming as `train.rows` says.
+
+    "auto" holds them in memory if the table fits into `train.rows_memory_mib`.
     """
-    budget = train.rows_memory_mib << 20
-    fits = cache.layout.num_rows * row_bytes(cache.layout) <= budget
+    budget_bytes = train.rows_memory_mib << 20
+    fits = cache.layout.num_rows * row_bytes(cache.layout) <= budget_bytes
     if train.rows == "resident" or (train.rows == "auto" and fits):
-        return ResidentRows(load_rows(cache, "train", device)), ResidentRows(
-            load_rows(cache, "validation", device)
-        )
+        train_rows = load_rows(cache, "train", device)
+        return ResidentRows(train_rows), ResidentRows(load_rows(cache, "validation", device))
     chunks = count_chunks(cache)
-    return StreamingRows(cache, "train", chunks["train"], budget, device), StreamingRows(
-        cache, "validation", chunks["validation"], budget, device
+    return (
+        StreamingRows(cache, "train", chunks["train"], budget_bytes, device),
+        StreamingRows(cache, "validation", chunks["validation"], budget_bytes, device),
     )
 
 
@@ -94,8 +97,9 @@ class StreamingRows:
         budget_bytes: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`chunks` are those that hold rows of the split. Raises ConfigError if the budget does not
-        hold two buffers of a few of them.
+        """`chunks` are those that hold rows of the split.
+
+        Raises ConfigError if the budget does not hold two buffers of a few of them.
         """
         self._cache, self._split, self._chunks, self._device = cache, split, chunks, device
         self._rows_per_chunk = rows_per_chunk(cache)
@@ -128,32 +132,30 @@ class StreamingRows:
         )
 
     def steps(self, plan: StepPlan, epoch: int, first: int = 0) -> Iterator[RowTable]:
-        """Yield all rows of each step of an epoch, from step `first` on; only the buffers that
-        these steps need are read.
+        """Yield all rows of each step of an epoch, from step `first` on.
+
+        Only the buffers that these steps need are read.
         """
-        edges = np.cumsum(
-            [
-                0,
-                *(
-                    sum(chunk.num_rows for chunk in buffer)
-                    for buffer in self._buffers(plan.seed, epoch)
-                ),
-            ]
-        )
+        buffers = self._buffers(plan.seed, epoch)
+        sizes = [sum(chunk.num_rows for chunk in chunks) for chunks in buffers]
+        edges = np.cumsum([0, *sizes])
         start = sum(plan.step_sizes[:first])
         number = int(np.searchsorted(edges, start, side="right")) - 1
-        place = start - int(edges[number])
+        position = start - int(edges[number])  # of the next row in buffer `number`
         buffer: Buffer | None = None
-        for size in plan.step_sizes[first:]:
-            parts: list[RowTable] = []
-            while size > 0:
-                if buffer is None or place == buffer.table.num_rows:
-                    number, place = (number, place) if buffer is None else (number + 1, 0)
-                    buffer = self._fetch(plan.seed, epoch, number, more=number + 2 < len(edges))
-                part = buffer.order[place : place + size]
-                parts.append(buffer.table.take(part))
-                place, size = place + len(part), size - len(part)
-            yield _joined(parts).to(self._device)
+        for missing in plan.step_sizes[first:]:
+            pieces: list[RowTable] = []
+            while missing > 0:
+                if buffer is not None and position == buffer.table.num_rows:
+                    buffer, number, position = None, number + 1, 0
+                if buffer is None:
+                    more = number + 1 < len(buffers)
+                    buffer = self._fetch(plan.seed, epoch, number, more)
+                chosen = buffer.order[position : position + missing]
+                pieces.append(buffer.table.take(chosen))
+                position += len(chosen)
+                missing -= len(chosen)
+            yield joined(pieces).to(self._device)
 
     def prepare(self, plan: StepPlan, epoch: int) -> None:
         """Start reading the epoch's first buffer."""
@@ -162,42 +164,37 @@ class StreamingRows:
 
     def blocks(self, rank: int, world_size: int) -> Iterator[RowTable]:
         """Yield one rank's share of the rows, chunk by chunk; the next chunk is read meanwhile."""
-        share = np.array_split(np.arange(len(self._chunks)), world_size)[rank]
-        ahead = [self._reader.submit(self._read, self._chunks[number]) for number in share[:1]]
-        for number in share:
-            block = ahead.pop().result()
-            ahead += (
-                [self._reader.submit(self._read, self._chunks[number + 1])]
-                if number != share[-1]
-                else []
-            )
+        numbers = np.array_split(np.arange(len(self._chunks)), world_size)[rank]
+        chunks = [self._chunks[number] for number in numbers]
+        ahead: Future[RowTable] | None = None
+        for chunk, following in zip(chunks, [*chunks, None][1:], strict=True):
+            block = (ahead or self._reader.submit(self._read, chunk)).result()
+            ahead = None if following is None else self._reader.submit(self._read, following)
             yield block.to(self._device)
 
     def shares(self, world_size: int) -> list[int]:
         """Return how many rows each rank's share has."""
-        parts = np.array_split(
-            np.array([chunk.num_rows for chunk in self._chunks], dtype=np.int64), world_size
-        )
-        return [int(part.sum()) for part in parts]
+        sizes = np.array([chunk.num_rows for chunk in self._chunks], dtype=np.int64)
+        return [int(share.sum()) for share in np.array_split(sizes, world_size)]
 
     def _buffers(self, seed: int, epoch: int) -> list[list[Chunk]]:
-        """Return the chunks of each buffer of an epoch: one from each of `chunks_per_buffer`
-        stretches of the table, as far as they go round.
+        """Return the chunks of each buffer of an epoch.
+
+        There is one from each of `chunks_per_buffer` stretches of the table, as far as they go
+        round.
         """
         generator = np.random.default_rng((seed, epoch))
         num_buffers = max(1, -(-len(self._chunks) // self.chunks_per_buffer))
         buffers: list[list[Chunk]] = [[] for _ in range(num_buffers)]
         for stretch in np.array_split(np.arange(len(self._chunks)), self.chunks_per_buffer):
-            for number, place in zip(
-                generator.permutation(stretch), generator.permutation(num_buffers), strict=False
-            ):
-                buffers[place].append(self._chunks[number])
+            chunks = generator.permutation(stretch)
+            order = generator.permutation(num_buffers)
+            for number, buffer in zip(chunks, order, strict=False):
+                buffers[buffer].append(self._chunks[number])
         return buffers
 
     def _fetch(self, seed: int, epoch: int, number: int, more: bool) -> Buffer:
-        """Return a buffer, waiting for it if need be, and start reading the next one of the epoch
-        if there is one.
-        """
+        """Return a buffer, waiting for it if need be, and start reading the next if `more`."""
         wanted = (seed, epoch, number)
         if self._pending is None or self._pending[0] != wanted:
             self._submit(wanted)
@@ -212,21 +209,20 @@ class StreamingRows:
         self._pending = (which, self._reader.submit(self._fill, *which))
 
     def _fill(self, seed: int, epoch: int, number: int) -> Buffer:
-        """Read a buffer's chunks and shuffle their rows."""
+        """Return a buffer: its chunks, read, and a random order of their rows."""
         chunks = self._buffers(seed, epoch)[number]
         table = empty_rows(self._cache.layout, sum(chunk.num_rows for chunk in chunks))
         start = 0
         for chunk in chunks:
             table.put(start, self._read(chunk))
             start += chunk.num_rows
-        return Buffer(
-            table, torch.from_numpy(np.random.default_rng((seed, epoch, number)).permutation(start))
-        )
+        order = np.random.default_rng((seed, epoch, number)).permutation(table.num_rows)
+        return Buffer(table, torch.from_numpy(order))
 
     def _read(self, chunk: Chunk) -> RowTable:
-        rows = rows_of(
-            self._cache, self._cache.rows(chunk.start, chunk.stop), self._split, chunk.start
-        )
+        """Return the chunk's rows of the split."""
+        block = self._cache.rows(chunk.start, chunk.stop)
+        rows = rows_of(self._cache, block, self._split, chunk.start)
         assert rows.num_rows == chunk.num_rows, (
             f"rows {chunk.start} to {chunk.stop} changed their split while they were being"
             " trained on"
@@ -235,8 +231,9 @@ class StreamingRows:
 
 
 def count_chunks(cache: Cache) -> dict[str, list[Chunk]]:
-    """Return for each split the chunks that hold rows of it, in table order; reads and checks all
-    rows once.
+    """Return for each split the chunks that hold rows of it, in table order.
+
+    Reads and checks all rows once.
     """
     total, length = cache.layout.num_rows, rows_per_chunk(cache)
     chunks: dict[str, list[Chunk]] = {split: [] for split in SPLITS}
@@ -247,18 +244,7 @@ def count_chunks(cache: Cache) -> dict[str, list[Chunk]]:
             stop = min(start + length, total)
             counts = np.bincount(cache.rows(start, stop).split, minlength=len(SPLITS))
             for split, num_rows in zip(SPLITS, counts.tolist(), strict=True):
-                chunks[split] += [Chunk(start, stop, num_rows)] * (num_rows > 0)
+                if num_rows > 0:
+                    chunks[split].append(Chunk(start, stop, num_rows))
             bar.update(stop - start)
     return chunks
-
-
-def _joined(parts: list[RowTable]) -> RowTable:
-    if len(parts) == 1:
-        return parts[0]
-    return replace(
-        parts[0],
-        **{
-            field.name: torch.cat([getattr(part, field.name) for part in parts])
-            for field in fields(RowTable)
-        },
-    )

@@ -1,14 +1,17 @@
-"""Rows of the cache as tensors, the plan of which optimizer step has how many of them, and the rows
-of a split held in memory.
+"""Rows of the cache as tensors: what the network reads of them, and what the loss reads besides.
 
 A step is a `RowTable` of all its rows, those of every rank: each rank then knows the step's
 distinct strings and loss denominators without communication, and reads its own micro-batches. Where
-the rows come from is a `RowSource`: `ResidentRows` here, `StreamingRows` (in `streaming`) where
-they do not fit. Either way the order of an epoch is a function of (seed, epoch) alone, the same on
-every rank, and an epoch can be entered at any step by counting.
+the rows come from is a `RowSource`: `ResidentRows` (in `resident`) where they fit in memory,
+`StreamingRows` (in `streaming`) where not. Either way the order of an epoch is a function of
+(seed, epoch) alone, the same on every rank, and an epoch can be entered at any step by counting.
+
+Axes: N or B rows, C string columns, F numeric features, K category columns, T tasks.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,34 +27,59 @@ _CHUNKS_PER_READ = 4
 
 
 @dataclass(frozen=True)
-class RowTable:
-    """N rows on one device: features standardised, targets in raw units with NaN where
-    unobserved.
+class RowInputs:
+    """What the network reads of B rows, beside the vectors of their strings.
+
+    `string_id[:, c]` indexes the vectors of string column c. The network takes standardised
+    features; frames and rewards hold raw units, and say so.
     """
+
+    string_id: Int[Tensor, "B C"]
+    numeric: Float[Tensor, "B F"]
+    category: Int[Tensor, "B K"]
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(self.numeric)
+
+    def take(self, rows: Int[Tensor, " _"] | slice) -> "RowInputs":
+        """Return the rows at these positions."""
+        return _each(self, lambda column: column[rows])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowInputs":
+        """Return the rows on a device."""
+        return _each(self, lambda column: column.to(device, non_blocking=non_blocking))
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """N rows on one device: features standardised, targets in raw units with NaN if unobserved."""
 
     string_id: Int[Tensor, "N C"]
     numeric: Float[Tensor, "N F"]
     category: Int[Tensor, "N K"]
     targets: Float[Tensor, "N T"]
     weight: Float[Tensor, " N"]
-    row: Int[Tensor, " N"]  # place in the source table, for messages
+    row: Int[Tensor, " N"]  # row number in the source table, for messages
 
     @property
     def num_rows(self) -> int:
         """N."""
         return len(self.weight)
 
+    @property
+    def inputs(self) -> RowInputs:
+        """What the network reads of the rows."""
+        return RowInputs(self.string_id, self.numeric, self.category)
+
     def take(self, rows: Int[Tensor, " B"]) -> "RowTable":
         """Return the rows at these positions."""
-        return replace(
-            self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)}
-        )
+        return _each(self, lambda column: column[rows])
 
     def to(self, device: torch.device | str) -> "RowTable":
         """Return the rows on a device."""
-        return replace(
-            self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)}
-        )
+        return _each(self, lambda column: column.to(device))
 
     def put(self, start: int, rows: "RowTable") -> None:
         """Overwrite the rows from position `start` on."""
@@ -63,22 +91,42 @@ class RowTable:
         return (self.weight.unsqueeze(1) * self.targets.isfinite()).sum(0)
 
 
-def load_rows(cache: Cache, split: str, device: torch.device | str = "cpu") -> RowTable:
-    """Return the rows of one split ("train", "validation" or "test") in table order, read a few
-    chunks at a time: the peak is about twice their memory.
-    """
-    num_rows, block = cache.layout.num_rows, _CHUNKS_PER_READ * rows_per_chunk(cache)
-    parts = [
-        rows_of(cache, cache.rows(start, min(start + block, num_rows)), split, start)
-        for start in range(0, num_rows, block)
-    ]
+Rows = TypeVar("Rows", RowInputs, RowTable)
+
+
+def joined(blocks: Sequence[Rows]) -> Rows:
+    """Return the rows of all blocks, one after the other; a single block is returned as it is."""
+    first = blocks[0]
+    if len(blocks) == 1:
+        return first
     columns = {
-        field.name: [getattr(part, field.name) for part in parts] for field in fields(RowTable)
+        field.name: torch.cat([getattr(block, field.name) for block in blocks])
+        for field in fields(first)
     }
-    del parts  # a column's parts are freed as soon as it is whole
-    return RowTable(
-        **{field.name: torch.cat(columns.pop(field.name)) for field in fields(RowTable)}
-    ).to(device)
+    return replace(first, **columns)
+
+
+def _each(rows: Rows, change: Callable[[Tensor], Tensor]) -> Rows:
+    """Return rows with a change made to each of their tensors."""
+    return replace(
+        rows, **{field.name: change(getattr(rows, field.name)) for field in fields(rows)}
+    )
+
+
+def load_rows(cache: Cache, split: str, device: torch.device | str = "cpu") -> RowTable:
+    """Return the rows of one split ("train", "validation" or "test") in table order.
+
+    They are read a few chunks at a time: the peak is about twice their memory.
+    """
+    num_rows, block_rows = cache.layout.num_rows, _CHUNKS_PER_READ * rows_per_chunk(cache)
+    blocks = [
+        rows_of(cache, cache.rows(start, min(start + block_rows, num_rows)), split, start)
+        for start in range(0, num_rows, block_rows)
+    ]
+    names = [field.name for field in fields(RowTable)]
+    columns = {name: [getattr(block, name) for block in blocks] for name in names}
+    del blocks  # a column's blocks are freed as soon as it is whole
+    return RowTable(**{name: torch.cat(columns.pop(name)) for name in names}).to(device)
 
 
 def rows_per_chunk(cache: Cache) -> int:

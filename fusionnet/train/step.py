@@ -6,6 +6,7 @@ rank reads it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -74,11 +75,10 @@ def _micro_batch_loss(
     """Return the loss to back-propagate for one micro-batch, and its parts."""
     with model.autocast():
         read = [source.read(batch.string_id[:, column]) for column, source in enumerate(sources)]
+    index = torch.stack([each.index for each in read], dim=1)
     parts = engine(
         vectors=[each.vectors for each in read],
-        string_id=torch.stack([each.index for each in read], dim=1),
-        numeric=batch.numeric,
-        category=batch.category,
+        inputs=replace(batch.inputs, string_id=index),
         targets=batch.targets,
         weight=batch.weight,
         denominators=denominators,
@@ -94,12 +94,8 @@ def _blame(
     apart.
     """
     with torch.no_grad():
-        outputs = model.outputs(
-            [source.vectors_of_all_strings() for source in sources],
-            rows.string_id,
-            rows.numeric,
-            rows.category,
-        )
+        vectors = [source.vectors_of_all_strings() for source in sources]
+        outputs = model.outputs(vectors, rows.inputs)
     bad = rows.row[~outputs.isfinite().all(dim=1)]
     found = (
         f"{len(bad)} of {rows.num_rows} rows give non-finite outputs, the first are table rows"

@@ -2,37 +2,26 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
 
 from embedcache.config import CategoryColumn, DataConfig, SplitConfig
 from embedcache.errors import TableError
 from embedcache.table.read import read_source
 from embedcache.table.reader import Source, open_source
 from embedcache.table.table import Table
+from fusionnet.rows.tensors import RowInputs
 from fusionnet.trained.run import TrainedRun
 
 _NO_SPLIT = SplitConfig(strategy="random")
 # before the names of columns that only come along, so that none can be taken for a canonical one
 _KEPT = "kept:"
-
-
-@dataclass(frozen=True)
-class FrameInputs:
-    """Model inputs of B rows, numeric features in raw units; `string_id[:, c]` indexes the sorted
-    distinct strings of column c.
-    """
-
-    string_id: Int[Tensor, "B C"]
-    numeric: Float[Tensor, "B F"]
-    category: Int[Tensor, "B K"]
 
 
 def open_frame(run: TrainedRun, frame: Any) -> Table:
@@ -49,9 +38,11 @@ def open_frame(run: TrainedRun, frame: Any) -> Table:
 
 def frame_inputs(
     run: TrainedRun, table: Table, block_rows: int, keep: pl.LazyFrame | None = None
-) -> Iterator[tuple[FrameInputs, pl.DataFrame]]:
-    """Yield the table's rows as model inputs on the CPU, block by block, each with the same rows of
-    `keep`, a frame of equal length.
+) -> Iterator[tuple[RowInputs, pl.DataFrame]]:
+    """Yield the table's rows as inputs on the CPU, block by block, with the same rows of `keep`.
+
+    Features are in raw units; `string_id[:, c]` indexes the sorted distinct strings of column c.
+    `keep` is a frame of equal length.
     """
     strings = [f"string:{column.name}" for column in run.data.strings]
     numeric = [f"numeric:{column.column}" for column in run.data.numeric]
@@ -72,7 +63,7 @@ def frame_inputs(
             if numeric
             else np.zeros((len(block), 0), dtype=np.float32)
         )
-        inputs = FrameInputs(
+        inputs = RowInputs(
             torch.from_numpy(ids),
             torch.from_numpy(features),
             torch.from_numpy(_stacked(block, categories)),

@@ -1,5 +1,6 @@
-"""The trained model as predictor, and as the reward of a later reinforcement-learning stage
-(specification, section 10).
+"""The trained model as predictor and as reward for reinforcement learning.
+
+The reward is the specification's (section 10):
 
     reward = sum of weight x prediction (probability for binary tasks)
              - penalty where a prediction is on the wrong side of its threshold
@@ -7,21 +8,22 @@
 Terms and penalties are in the run's config. `reward(frame)` is batched and free of gradients. To
 optimise a design by gradients:
 
-    rows = model.inputs(frame)
-    numeric = rows.numeric.requires_grad_()                     # raw units: kPa, mm, ...
-    model.differentiable(rows.vectors, rows.string_id, numeric, rows.category).sum().backward()
+    vectors, inputs = model.inputs(frame)
+    inputs.numeric.requires_grad_()  # raw units: kPa, mm, ...
+    model.differentiable(vectors, inputs).sum().backward()
 
 A threshold has no gradient; there it is a sigmoid of the penalty's `width`, in the unit of its
 task.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,27 +31,18 @@ from embedcache.errors import ConfigError, UnobservedTaskError
 from embedcache.table.table import Table
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.forward import to_units
-from fusionnet.trained.frames import FrameInputs, frame_inputs, open_frame
+from fusionnet.rows.tensors import RowInputs, joined
+from fusionnet.trained.frames import frame_inputs, open_frame
 from fusionnet.trained.run import Moment, Precision, TrainedRun, load_run
 from fusionnet.trained.vectors import vectors_of_all_strings
 
 BATCH_ROWS = 8192
 
 
-class Inputs(NamedTuple):
-    """Rows as `RewardModel.differentiable` takes them: one matrix of vectors per string column,
-    numeric features in raw units.
-    """
-
-    vectors: list[Float[Tensor, "_ _"]]
-    string_id: Int[Tensor, "B C"]
-    numeric: Float[Tensor, "B F"]
-    category: Int[Tensor, "B K"]
-
-
 class RewardModel:
-    """A run, frozen, that predicts and rewards rows in raw units; memory does not grow with their
-    number.
+    """A frozen run that predicts and rewards rows in raw units.
+
+    Memory does not grow with their number.
     """
 
     def __init__(self, run: TrainedRun) -> None:
@@ -68,22 +61,21 @@ class RewardModel:
         return cls(load_run(folder, moment, device, precision))
 
     def predict(self, frame: Any) -> pl.DataFrame:
-        """Return predictions in raw units, one column `predicted_<column>` per task; probabilities
-        for binary tasks.
+        """Return predictions in raw units, one column `predicted_<column>` per task.
 
-        `frame` is a polars or pandas frame, or a path, with the columns that the run's config
-        names, in their units. Raises TableError with all violations.
+        Binary tasks have probabilities. `frame` is a polars or pandas frame, or a path, with the
+        columns that the run's config names, in their units. Raises TableError with all violations.
         """
         return pl.concat(self.batches(frame))
 
     def reward(self, frame: Any) -> Float[Tensor, " B"]:
-        """Return one reward per row, with hard thresholds, without gradients. Raises
-        UnobservedTaskError if the reward reads an untrained task.
+        """Return one reward per row, with hard thresholds, without gradients.
+
+        Raises UnobservedTaskError if the reward reads an untrained task.
         """
         self.check_reward()
-        return torch.cat(
-            [self.reward_of(part) for part, _ in self._predictions(open_frame(self.run, frame))]
-        )
+        batches = self._predictions(open_frame(self.run, frame))
+        return torch.cat([self.reward_of(predictions) for predictions, _ in batches])
 
     def score(self, frame: Any) -> pl.DataFrame:
         """Return predictions and the column `reward`, in one pass."""
@@ -96,10 +88,10 @@ class RewardModel:
         keep: pl.LazyFrame | None = None,
         progress: bool = False,
     ) -> Iterator[pl.DataFrame]:
-        """Yield predictions, and rewards where asked, batch by batch in the frame's order, beside
-        the same rows of `keep`.
+        """Yield predictions batch by batch in the frame's order, and rewards where asked.
 
-        The whole frame is checked before the first batch.
+        They stand beside the same rows of `keep`. The whole frame is checked before the first
+        batch.
         """
         if reward:
             self.check_reward()
@@ -114,57 +106,54 @@ class RewardModel:
             disable=None if progress else True,
         ) as bar:
             for predictions, kept in self._predictions(table, keep):
-                added = pl.DataFrame(predictions.cpu().numpy(), schema=columns)
-                added = (
-                    added.with_columns(reward=self.reward_of(predictions).cpu().numpy())
-                    if reward
-                    else added
-                )
-                yield kept.hstack(added) if keep is not None else added
-                bar.update(len(added))
+                batch = pl.DataFrame(predictions.cpu().numpy(), schema=columns)
+                if reward:
+                    rewards = self.reward_of(predictions).cpu().numpy()
+                    batch = batch.with_columns(reward=rewards)
+                yield batch if keep is None else kept.hstack(batch)
+                bar.update(len(batch))
 
-    def inputs(self, frame: Any) -> Inputs:
-        """Return all rows of a frame as tensors on the run's device, for `differentiable`."""
-        table, device = open_frame(self.run, frame), self.run.device
-        parts = [part for part, _ in frame_inputs(self.run, table, BATCH_ROWS)]
-        string_id, numeric, category = (
-            torch.cat([getattr(part, name) for part in parts]).to(device)
-            for name in ("string_id", "numeric", "category")
-        )
-        return Inputs(self._vectors(table), string_id, numeric, category)
+    def inputs(self, frame: Any) -> tuple[list[Float[Tensor, "_ _"]], RowInputs]:
+        """Return a frame's vectors, one matrix per string column, and its rows in raw units.
+
+        All are on the run's device, as `differentiable` takes them.
+        """
+        table = open_frame(self.run, frame)
+        blocks = [inputs for inputs, _ in frame_inputs(self.run, table, BATCH_ROWS)]
+        return self._vectors(table), joined(blocks).to(self.run.device)
 
     def differentiable(
         self,
         vectors: Sequence[Float[Tensor, "_ _"]],
-        string_id: Int[Tensor, "B C"],
-        numeric: Float[Tensor, "B F"],
-        category: Int[Tensor, "B K"],
+        inputs: RowInputs,
         softness: float | None = None,
     ) -> Float[Tensor, " B"]:
-        """Return rewards with gradients with respect to `vectors` and `numeric` (raw units), always
-        in fp32: bf16 steps would swamp a slope.
+        """Return rewards with gradients with respect to `vectors` and `inputs.numeric` (raw units).
 
-        `softness`, in the tasks' units, stands for the `width` of every penalty. A penalty with
-        neither keeps its hard threshold, which has no gradient.
+        They are always in fp32: bf16 steps would swamp a slope. `softness`, in the tasks' units,
+        stands for the `width` of every penalty. A penalty with neither keeps its hard threshold,
+        which has no gradient.
         """
         self.check_reward()
         run = self.run
         with torch.autocast(run.device.type, enabled=False):
-            outputs = run.model.network(vectors, string_id, run.scaling.apply(numeric), category)
+            outputs = run.model.network(vectors, _standardised(run, inputs))
         widths = [
-            softness if softness is not None else penalty.width for penalty in run.reward.penalties
+            penalty.width if softness is None else softness for penalty in run.reward.penalties
         ]
         return self._total(to_units(outputs, run.tasks, run.scaling), widths)
 
     def reward_of(self, predictions: Float[Tensor, "B T"]) -> Float[Tensor, " B"]:
-        """Return the reward of predictions in raw units, in the order of the run's tasks, with hard
-        thresholds.
+        """Return the reward of predictions in raw units, with hard thresholds.
+
+        Columns are in the order of the run's tasks.
         """
         return self._total(predictions, [None] * len(self.run.reward.penalties))
 
     def check_reward(self) -> None:
-        """Raise ConfigError if the run's config says nothing of a reward, UnobservedTaskError if it
-        reads a task that was not trained.
+        """Raise ConfigError if the run's config has no reward.
+
+        Raises UnobservedTaskError if it reads a task that was not trained.
         """
         reward = self.run.reward
         if not reward.terms:
@@ -172,8 +161,8 @@ class RewardModel:
                 f"{self.run.folder / self.run.name}_config.yaml has no reward.terms, so there is no"
                 " reward; see configs/stage1.yaml for an example"
             )
-        for part in (*reward.terms, *reward.penalties):
-            self._place(part.task)
+        for each in (*reward.terms, *reward.penalties):
+            self._index_of(each.task)
 
     def _total(
         self, predictions: Float[Tensor, "B T"], widths: Sequence[float | None]
@@ -182,19 +171,16 @@ class RewardModel:
         config = self.run.reward
         total = predictions.new_zeros(len(predictions))
         for term in config.terms:
-            total = total + term.weight * predictions[:, self._place(term.task)]
+            total = total + term.weight * predictions[:, self._index_of(term.task)]
         for penalty, width in zip(config.penalties, widths, strict=True):
-            value = predictions[:, self._place(penalty.task)]
+            value = predictions[:, self._index_of(penalty.task)]
             beyond = value - penalty.above if penalty.above is not None else penalty.below - value
-            total = total - penalty.penalty * (
-                (beyond > 0).to(value) if width is None else torch.sigmoid(beyond / width)
-            )
+            paid = (beyond > 0).to(value) if width is None else torch.sigmoid(beyond / width)
+            total = total - penalty.penalty * paid
         return total
 
-    def _place(self, task: str) -> int:
-        """Return a task's column among the outputs; raises UnobservedTaskError if it was not
-        trained.
-        """
+    def _index_of(self, task: str) -> int:
+        """Return a task's index among the outputs; raise UnobservedTaskError if it is untrained."""
         trained = [each.name for each in self.run.tasks]
         if task in trained:
             return trained.index(task)
@@ -227,14 +213,14 @@ class RewardModel:
         ]
 
     def _outputs(
-        self, tables: list[Float[Tensor, "_ D"]], inputs: FrameInputs
+        self, tables: list[Float[Tensor, "_ D"]], inputs: RowInputs
     ) -> Float[Tensor, "B T"]:
-        """Return the heads' outputs; the inputs move to the device while it still works on the
-        batch before.
-        """
-        device = self.run.device
-        given = (
-            each.to(device, non_blocking=True)
-            for each in (inputs.string_id, self.run.scaling.apply(inputs.numeric), inputs.category)
-        )
-        return self._evaluate(tables, *given)
+        """Return the heads' outputs of rows in raw units."""
+        rows = _standardised(self.run, inputs)
+        # they move to the device while it still works on the batch before
+        return self._evaluate(tables, rows.to(self.run.device, non_blocking=True))
+
+
+def _standardised(run: TrainedRun, inputs: RowInputs) -> RowInputs:
+    """Return rows in raw units as the network takes them."""
+    return replace(inputs, numeric=run.scaling.apply(inputs.numeric))

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,9 +80,7 @@ def gradients(
         vectors = [each.vectors for each in read]
         loss = model(
             vectors,
-            index,
-            part.numeric,
-            part.category,
+            replace(part.inputs, string_id=index),
             part.targets,
             part.weight,
             rows.loss_denominators(),

@@ -11,6 +11,7 @@ from fusionnet.config import ModelConfig, Task
 from fusionnet.model import constant
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.network import FusionNetwork
+from fusionnet.rows.tensors import RowInputs
 
 
 def test_the_operations_of_a_row_are_those_that_torch_counts(
@@ -35,13 +36,9 @@ def test_the_operations_of_a_row_are_those_that_torch_counts(
     network = FusionNetwork(model, tasks, (("a", 10),), 5, (3,)).eval()
     evaluate = RowEvaluator(network, torch.float32)
     tables = evaluate.tables([torch.randn(4, 10)])
+    zeros = torch.zeros(8, 1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        evaluate(
-            tables,
-            torch.zeros(8, 1, dtype=torch.int64),
-            torch.randn(8, 5),
-            torch.zeros(8, 1, dtype=torch.int64),
-        )
+        evaluate(tables, RowInputs(zeros, torch.randn(8, 5), zeros))
     assert (
         flop_per_row(network, SimpleNamespace(model=model, tasks=tasks))
         == counter.get_total_flops() / 8

@@ -63,7 +63,7 @@ def run(
     """Return the outputs of some rows and the gradients of all weights and vectors."""
     batch = rows.take(torch.arange(size))
     leaves = [table.clone().requires_grad_() for table in tables]
-    outputs = model.outputs(leaves, batch.string_id, batch.numeric, batch.category)
+    outputs = model.outputs(leaves, batch.inputs)
     return [
         outputs,
         *torch.autograd.grad(outputs.square().sum(), [*model.network.parameters(), *leaves]),

@@ -5,6 +5,7 @@ blocks; memory does not grow with their number.
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +18,7 @@ from fusionnet.model import evaluator as inference
 from fusionnet.model.constant import ConstantLinear
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.network import FusionNetwork
+from fusionnet.rows.tensors import RowInputs
 
 TASKS = (
     Task(name="ef", column="y", head=(16, 8)),
@@ -60,26 +62,22 @@ def network(
 
 def inputs(
     num_rows: int, num_numeric: int = 5, cardinalities: tuple[int, ...] = (3, 2)
-) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[list[torch.Tensor], RowInputs]:
     ids = torch.stack([torch.randint(0, 4, (num_rows,)), torch.randint(0, 3, (num_rows,))], dim=1)
     category = (
         torch.stack([torch.randint(0, size, (num_rows,)) for size in cardinalities], 1)
         if cardinalities
         else torch.zeros(num_rows, 0, dtype=torch.int64)
     )
-    return (
-        [torch.randn(4, 10), torch.randn(3, 6)],
-        ids,
-        torch.randn(num_rows, num_numeric),
-        category,
-    )
+    vectors, numeric = [torch.randn(4, 10), torch.randn(3, 6)], torch.randn(num_rows, num_numeric)
+    return vectors, RowInputs(ids, numeric, category)
 
 
 def evaluated(
-    net: FusionNetwork, dtype: torch.dtype, vectors: list[torch.Tensor], *rows: torch.Tensor
+    net: FusionNetwork, dtype: torch.dtype, vectors: list[torch.Tensor], rows: RowInputs
 ) -> torch.Tensor:
     evaluate = RowEvaluator(net, dtype)
-    return evaluate(evaluate.tables(vectors), *rows)
+    return evaluate(evaluate.tables(vectors), rows)
 
 
 @pytest.mark.parametrize("fusion", FORMS)
@@ -96,10 +94,9 @@ def test_fp32_outputs_are_the_networks(fusion: str, num_rows: int) -> None:
 @pytest.mark.parametrize("fusion", FORMS)
 def test_rounding_is_no_worse_than_autocasts(fusion: str) -> None:
     net, given = network(fusion), inputs(1023)
-    vectors, string_id, numeric, category = given
-    exact = net.double()(
-        [table.double() for table in vectors], string_id, numeric.double(), category
-    ).float()
+    vectors, rows = given
+    exactly = replace(rows, numeric=rows.numeric.double())
+    exact = net.double()([table.double() for table in vectors], exactly).float()
     net.float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = net(*given).float()
@@ -130,7 +127,7 @@ def test_residuals_and_norms_are_fp32_and_products_are_not(
         "__call__",
         lambda self, x: products.append((self.dtype, x.shape[-1])) or product(self, x),
     )
-    evaluate(tables, *given[1:])
+    evaluate(tables, given[1])
     assert len(norms) > SMALL.num_layers
     assert set(norms) == {torch.float32}
     assert {dtype for dtype, _ in products} == {torch.bfloat16}
@@ -165,14 +162,14 @@ def test_blocks_do_not_matter_and_strings_may(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(inference, "CPU_BLOCK_ROWS", 7)
     torch.testing.assert_close(evaluated(net, torch.float32, *given), whole, rtol=1e-5, atol=1e-5)
     others = [table.flip(0) for table in given[0]]
-    assert (evaluated(net, torch.float32, others, *given[1:]) - whole).abs().max() > 0.1
+    assert (evaluated(net, torch.float32, others, given[1]) - whole).abs().max() > 0.1
 
 
 def test_products_have_few_sizes_however_many_the_batches_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # oneDNN generates code for each and keeps it: batches of 300 sizes took a gigabyte.
-    net, (vectors, *rows) = network("joint"), inputs(1100)
+    net, (vectors, rows) = network("joint"), inputs(1100)
     seen: set[int] = set()
     product = ConstantLinear.__call__
     monkeypatch.setattr(
@@ -180,20 +177,17 @@ def test_products_have_few_sizes_however_many_the_batches_have(
     )
     evaluate = RowEvaluator(net, torch.float32)
     tables = evaluate.tables(vectors)
-    whole = evaluate(tables, *rows)
+    whole = evaluate(tables, rows)
     for num_rows in (*range(1, 40), *range(90, 1100, 37)):
         torch.testing.assert_close(
-            evaluate(tables, *(each[:num_rows] for each in rows)),
-            whole[:num_rows],
-            rtol=1e-4,
-            atol=1e-4,
+            evaluate(tables, rows.take(slice(num_rows))), whole[:num_rows], rtol=1e-4, atol=1e-4
         )
     assert len(seen) <= 16
     assert max(seen) == inference.CPU_BLOCK_ROWS
 
 
 def test_strings_are_projected_once_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, (vectors, *rows) = network("joint"), inputs(50)
+    net, (vectors, rows) = network("joint"), inputs(50)
     seen: list[int] = []
     for adapter in net.adapters.values():
         adapter.register_forward_hook(lambda *_: seen.append(-1))
@@ -201,7 +195,7 @@ def test_strings_are_projected_once_for_all_batches(monkeypatch: pytest.MonkeyPa
     evaluate = RowEvaluator(net, torch.float32)
     tables = evaluate.tables(vectors)
     for _ in range(3):
-        evaluate(tables, *rows)
+        evaluate(tables, rows)
     assert seen == [4, 3]
     assert [len(table) for table in tables] == [4, 3, 3, 2]
 

@@ -10,6 +10,7 @@ from fusionnet.config import ModelConfig, Task
 from fusionnet.model.modality_tokens import ModalityFusion, ModalityFusionLayer
 from fusionnet.model.network import FusionNetwork
 from fusionnet.model.single_token import MLPFusion, SingleTokenFusion, SingleTokenFusionLayer
+from fusionnet.rows.tensors import RowInputs
 
 WIDTH, HEADS, FEEDFORWARD, LAYERS, PARTS = 32, 4, 64, 3, 5
 SMALL = ModelConfig(
@@ -173,43 +174,27 @@ def network(fusion: str, dropout: float = 0.1) -> FusionNetwork:
     return FusionNetwork(config, tasks, (("a", 10), ("b", 6)), 5, (3,), ["x", "y", "x", "y", "y"])
 
 
-def inputs(num_rows: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(num_rows: int) -> tuple[list[torch.Tensor], RowInputs]:
     ids = torch.stack([torch.randint(0, 4, (num_rows,)), torch.randint(0, 3, (num_rows,))], dim=1)
-    return (
-        [torch.randn(4, 10), torch.randn(3, 6)],
-        ids,
-        torch.randn(num_rows, 5),
-        torch.randint(0, 3, (num_rows, 1)),
-    )
+    vectors, numeric = [torch.randn(4, 10), torch.randn(3, 6)], torch.randn(num_rows, 5)
+    return vectors, RowInputs(ids, numeric, torch.randint(0, 3, (num_rows, 1)))
 
 
-def as_specified(
-    net: FusionNetwork,
-    vectors: list[torch.Tensor],
-    ids: torch.Tensor,
-    numeric: torch.Tensor,
-    category: torch.Tensor,
-) -> torch.Tensor:
-    """Gather first, every layer on every row, a projection of its own for each token, all tokens
-    through all layers.
-    """
-    parts = [
-        adapter.second(adapter.first(table[ids[:, c]]))
-        for c, (adapter, table) in enumerate(zip(net.adapters.values(), vectors, strict=True))
-    ]
-    parts += [net.numeric[0](numeric[:, [0, 2]]), net.numeric[1](numeric[:, [1, 3, 4]])]
-    parts += [embedding(category[:, k]) for k, embedding in enumerate(net.categories)]
-    weights = net.projection.weight.split([part.shape[1] for part in parts], dim=1)
-    x = torch.stack(
-        [
-            net.fusion.cls.expand(len(ids), -1),
-            *(
-                part @ w.T + kind
-                for part, w, kind in zip(parts, weights, net.fusion.kinds, strict=True)
-            ),
-        ],
-        1,
-    )
+def as_specified(net: FusionNetwork, vectors: list[torch.Tensor], rows: RowInputs) -> torch.Tensor:
+    """Gather first, project each token on its own, take all tokens through all layers."""
+    encoded = []
+    for column, adapter in enumerate(net.adapters.values()):
+        gathered = vectors[column][rows.string_id[:, column]]
+        encoded.append(adapter.second(adapter.first(gathered)))
+    for encoder, group in zip(net.numeric, ([0, 2], [1, 3, 4]), strict=True):
+        encoded.append(encoder(rows.numeric[:, group]))
+    for column, embedding in enumerate(net.categories):
+        encoded.append(embedding(rows.category[:, column]))
+    weights = net.projection.weight.split([each.shape[1] for each in encoded], dim=1)
+    tokens = [net.fusion.cls.expand(rows.num_rows, -1)]
+    for each, weight, kind in zip(encoded, weights, net.fusion.kinds, strict=True):
+        tokens.append(each @ weight.T + kind)
+    x = torch.stack(tokens, dim=1)
     for layer in net.fusion.layers:
         x = layer(x)
     return net.heads(net.fusion.norm(x[:, 0]))
@@ -236,10 +221,10 @@ def test_the_network_with_modality_tokens_equals_the_plain_order_of_operations(
 
 def test_a_group_is_a_token_and_its_features_reach_no_other() -> None:
     net = network("modality").eval()
-    vectors, ids, numeric, category = inputs(7)
-    before = [part.on_rows() for part in net.parts(vectors, ids, numeric, category)]
-    numeric[:, 2] += 1  # of group x
-    after = [part.on_rows() for part in net.parts(vectors, ids, numeric, category)]
+    vectors, rows = inputs(7)
+    before = [part.on_rows() for part in net.parts(vectors, rows)]
+    rows.numeric[:, 2] += 1  # of group x
+    after = [part.on_rows() for part in net.parts(vectors, rows)]
     assert [not torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [
         False,
         False,
@@ -262,12 +247,9 @@ def test_a_part_of_every_kind_can_be_missing() -> None:
     net = FusionNetwork(
         SMALL.model_copy(update={"fusion": "modality"}), TASKS, (("a", 10),), 0, ()
     ).eval()
-    found = net(
-        [torch.randn(4, 10)],
-        torch.arange(4).unsqueeze(1),
-        torch.zeros(4, 0),
-        torch.zeros(4, 0, dtype=torch.int64),
-    )
+    nothing = torch.zeros(4, 0)
+    rows = RowInputs(torch.arange(4).unsqueeze(1), nothing, nothing.long())
+    found = net([torch.randn(4, 10)], rows)
     assert found.std(0).min() > 0
 
 

@@ -9,6 +9,7 @@ from embedcache.scaling import VectorScaling
 from fusionnet.config import ModelConfig, Task
 from fusionnet.model.adapters import StringAdapter
 from fusionnet.model.network import FusionNetwork
+from fusionnet.rows.tensors import RowInputs
 
 TASKS = (
     Task(name="ef", column="y", head=(16, 8)),
@@ -37,30 +38,23 @@ def network(
     return FusionNetwork(SMALL, TASKS, strings, num_numeric, cardinalities)
 
 
-def inputs(
-    num_rows: int, num_numeric: int = 5
-) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(num_rows: int, num_numeric: int = 5) -> tuple[list[torch.Tensor], RowInputs]:
     vectors = [torch.randn(4, 10), torch.randn(3, 6)]
     ids = torch.stack([torch.randint(0, 4, (num_rows,)), torch.randint(0, 3, (num_rows,))], dim=1)
-    return vectors, ids, torch.randn(num_rows, num_numeric), torch.randint(0, 3, (num_rows, 1))
+    numeric, category = torch.randn(num_rows, num_numeric), torch.randint(0, 3, (num_rows, 1))
+    return vectors, RowInputs(ids, numeric, category)
 
 
-def as_specified(
-    net: FusionNetwork,
-    vectors: list[torch.Tensor],
-    ids: torch.Tensor,
-    numeric: torch.Tensor,
-    category: torch.Tensor,
-) -> torch.Tensor:
+def as_specified(net: FusionNetwork, vectors: list[torch.Tensor], rows: RowInputs) -> torch.Tensor:
     """Gather first, then every layer on every row, concat, one projection."""
-    parts = []
+    encoded = []
     for column, adapter in enumerate(net.adapters.values()):
-        rows = vectors[column][ids[:, column]]
-        parts.append(adapter.second(adapter.first(rows)))
-    parts += [net.numeric[0](numeric)] + [
-        embedding(category[:, k]) for k, embedding in enumerate(net.categories)
-    ]
-    return net.heads(net.fusion(net.projection(torch.cat(parts, dim=1))))
+        gathered = vectors[column][rows.string_id[:, column]]
+        encoded.append(adapter.second(adapter.first(gathered)))
+    encoded.append(net.numeric[0](rows.numeric))
+    for column, embedding in enumerate(net.categories):
+        encoded.append(embedding(rows.category[:, column]))
+    return net.heads(net.fusion(net.projection(torch.cat(encoded, dim=1))))
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 7, 257])
@@ -82,15 +76,15 @@ def test_training_without_dropout_equals_it_too_and_so_do_its_gradients() -> Non
         5,
         (3,),
     ).train()
-    vectors, ids, numeric, category = inputs(33)
+    vectors, rows = inputs(33)
     vectors = [table.requires_grad_() for table in vectors]
     wanted = torch.autograd.grad(
-        as_specified(net, vectors, ids, numeric, category).square().sum(),
+        as_specified(net, vectors, rows).square().sum(),
         [*vectors, *net.parameters()],
         allow_unused=True,
     )
     found = torch.autograd.grad(
-        net(vectors, ids, numeric, category).square().sum(),
+        net(vectors, rows).square().sum(),
         [*vectors, *net.parameters()],
         allow_unused=True,
     )
@@ -106,10 +100,10 @@ def test_vectors_enter_standardised() -> None:
     net = FusionNetwork(
         SMALL, TASKS, (("a", 10), ("b", 6)), 5, (3,), vector_scaling={"a": scaling}
     ).eval()
-    vectors, *rest = inputs(33)
+    vectors, rows = inputs(33)
     standardised = (vectors[0] - torch.tensor(scaling.mean)) / torch.tensor(scaling.std)
-    wanted = network().eval()([standardised, vectors[1]], *rest)
-    torch.testing.assert_close(net(vectors, *rest), wanted, rtol=1e-5, atol=1e-5)
+    wanted = network().eval()([standardised, vectors[1]], rows)
+    torch.testing.assert_close(net(vectors, rows), wanted, rtol=1e-5, atol=1e-5)
     off = FusionNetwork(
         SMALL.model_copy(update={"standardize_vectors": False}),
         TASKS,
@@ -135,14 +129,14 @@ def test_noise_is_added_to_the_features_of_its_part_and_in_training_alone() -> N
     )
     read: list[torch.Tensor] = []
     net.numeric[0].register_forward_pre_hook(lambda _, given: read.append(given[0]))
-    given = inputs(4000)
-    net.train()(*given)
-    added = read[0] - given[2]
+    vectors, rows = inputs(4000)
+    net.train()(vectors, rows)
+    added = read[0] - rows.numeric
     assert added[:, [1, 3, 4]].eq(0).all()
     torch.testing.assert_close(added[:, [0, 2]].std(0), torch.full((2,), 0.3), rtol=0.05, atol=0)
     torch.testing.assert_close(added[:, [0, 2]].mean(0), torch.zeros(2), rtol=0, atol=0.02)
-    net.eval()(*given)
-    assert read[1].equal(given[2])
+    net.eval()(vectors, rows)
+    assert read[1].equal(rows.numeric)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -162,19 +156,20 @@ def test_a_linear_skip_adds_a_linear_function_of_the_features_as_they_are(traini
         )[1]
         for skip in (False, True)
     )
-    given = inputs(33)
+    vectors, rows = inputs(33)
 
     def outputs(net: FusionNetwork) -> torch.Tensor:
         torch.manual_seed(1)
-        return net.train(training)(*given)
+        return net.train(training)(vectors, rows)
 
     assert outputs(skipping).equal(outputs(plain)), "nothing at first"
     with torch.no_grad():
         skipping.linear_skip.weight.normal_()
     found = outputs(skipping)
-    torch.testing.assert_close(found, outputs(plain) + given[2] @ skipping.linear_skip.weight.T)
+    wanted = outputs(plain) + rows.numeric @ skipping.linear_skip.weight.T
+    torch.testing.assert_close(found, wanted)
     found.sum().backward()
-    torch.testing.assert_close(skipping.linear_skip.weight.grad, given[2].sum(0, keepdim=True))
+    torch.testing.assert_close(skipping.linear_skip.weight.grad, rows.numeric.sum(0, keepdim=True))
     assert ("linear skip", 5, None) in skipping.parameter_table()
 
 
@@ -188,12 +183,9 @@ def test_rows_of_one_string_have_their_own_dropout_masks() -> None:
 
 def test_columns_without_numbers_or_categories() -> None:
     net = FusionNetwork(SMALL, TASKS, (("a", 10),), 0, ()).eval()
-    found = net(
-        [torch.randn(4, 10)],
-        torch.randint(0, 4, (7, 1)),
-        torch.zeros(7, 0),
-        torch.zeros(7, 0, dtype=torch.int64),
-    )
+    nothing = torch.zeros(7, 0)
+    rows = RowInputs(torch.randint(0, 4, (7, 1)), nothing, nothing.long())
+    found = net([torch.randn(4, 10)], rows)
     assert found.shape == (7, 3)
     assert found.std(0).min() > 0
 

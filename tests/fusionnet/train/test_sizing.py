@@ -10,6 +10,7 @@ import torch
 from embedcache.cache.layout import Layout
 from fusionnet.config import ModelConfig, Task, TrainConfig
 from fusionnet.model.network import FusionNetwork
+from fusionnet.rows.tensors import RowInputs
 from fusionnet.train.sizing import activation_bytes, is_compiled, rows_that_fit
 
 TASKS = (
@@ -40,10 +41,9 @@ def kept_bytes(network: FusionNetwork, num_strings: int) -> int:
 
     vectors = [torch.randn(4, WIDTH) for _ in range(num_strings)]
     ids = torch.randint(0, 4, (NUM_ROWS, num_strings))
+    rows = RowInputs(ids, torch.randn(NUM_ROWS, len(PARTS)), torch.randint(0, 8, (NUM_ROWS, 1)))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = network(
-            vectors, ids, torch.randn(NUM_ROWS, len(PARTS)), torch.randint(0, 8, (NUM_ROWS, 1))
-        )
+        outputs = network(vectors, rows)
     assert outputs.requires_grad
     return sum(size for size, _ in kept.values())
 

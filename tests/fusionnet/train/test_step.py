@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,9 +85,7 @@ def plain_pytorch(
         )
         total = model(
             vectors,
-            index,
-            batch.numeric,
-            batch.category,
+            replace(batch.inputs, string_id=index),
             batch.targets,
             batch.weight,
             batch.loss_denominators(),

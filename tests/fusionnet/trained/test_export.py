@@ -73,7 +73,7 @@ def test_every_form_of_the_network_goes_from_config_to_checkpoint_to_export_and_
     rows = load_rows(open_cache(run.config["cache"]["path"]), "test")
     vectors = list(run.vectors.values())
     with torch.no_grad():
-        wanted = fresh.outputs(vectors, rows.string_id, rows.numeric, rows.category)
+        wanted = fresh.outputs(vectors, rows.inputs)
     torch.testing.assert_close(
         forward_rows(run.model, vectors, rows, 50), wanted, rtol=1e-4, atol=1e-4
     )

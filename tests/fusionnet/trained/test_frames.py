@@ -2,6 +2,7 @@
 trained on.
 """
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 
 from embedcache.cache.reader import open_cache
 from embedcache.errors import TableError
-from fusionnet.trained.frames import FrameInputs, frame_inputs, open_frame
+from fusionnet.rows.tensors import RowInputs, joined
+from fusionnet.trained.frames import frame_inputs, open_frame
 from fusionnet.trained.run import TrainedRun, load_run
 
-NAMES = ("string_id", "numeric", "category")
+NAMES = [field.name for field in fields(RowInputs)]
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +29,13 @@ def frame(tiny_experiment: Path) -> pl.DataFrame:
     return pl.read_parquet(tiny_experiment.parent / "table.parquet")
 
 
-def inputs_of(run: TrainedRun, frame: object, block_rows: int = 1000) -> dict[str, torch.Tensor]:
-    parts = [part for part, _ in frame_inputs(run, open_frame(run, frame), block_rows)]
-    return {name: torch.cat([getattr(part, name) for part in parts]) for name in NAMES}
+def inputs_of(run: TrainedRun, frame: object, block_rows: int = 1000) -> RowInputs:
+    return joined([block for block, _ in frame_inputs(run, open_frame(run, frame), block_rows)])
 
 
-def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+def assert_same(found: RowInputs, wanted: RowInputs) -> None:
     for name in NAMES:
-        torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=0)
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=0, atol=0)
 
 
 def test_inputs_equal_the_rows_of_the_cache(
@@ -43,7 +44,7 @@ def test_inputs_equal_the_rows_of_the_cache(
     rows = open_cache(tiny_experiment.parent / "cache.zarr").rows()
     found = inputs_of(trained, frame)
     for name in NAMES:
-        np.testing.assert_array_equal(found[name].numpy(), getattr(rows, name))
+        np.testing.assert_array_equal(getattr(found, name).numpy(), getattr(rows, name))
 
 
 @pytest.mark.parametrize("block_rows", [1, 7, 420])
@@ -83,10 +84,9 @@ def test_columns_come_along_row_by_row_whatever_their_names(
     )
     blocks = list(frame_inputs(trained, open_frame(trained, awkward), 50, keep=awkward.lazy()))
     assert pl.concat([kept for _, kept in blocks]).equals(awkward)
-    found = {name: torch.cat([getattr(part, name) for part, _ in blocks]) for name in NAMES}
-    assert_same(found, inputs_of(trained, frame))
+    assert_same(joined([inputs for inputs, _ in blocks]), inputs_of(trained, frame))
     for part, kept in blocks:
-        assert isinstance(part, FrameInputs)
+        assert isinstance(part, RowInputs)
         np.testing.assert_array_equal(
             part.numeric[:, 0].numpy(), kept["x0"].to_numpy().astype(np.float32)
         )

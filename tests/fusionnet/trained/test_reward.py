@@ -110,17 +110,15 @@ def test_the_slope_is_that_of_finite_differences(
 ) -> None:
     # slopes are fp32 whatever predictions are
     model = rewarding(RewardModel.load(made_run, precision="bf16"), *penalties)
-    rows = model.inputs(frame.head(6))
+    vectors, inputs = model.inputs(frame.head(6))
 
     def of_numeric(numeric: Tensor) -> Tensor:
-        return model.differentiable(rows.vectors, rows.string_id, numeric, rows.category)
+        return model.differentiable(vectors, replace(inputs, numeric=numeric))
 
-    def of_vectors(vectors: Tensor) -> Tensor:
-        return model.differentiable(
-            [vectors, *rows.vectors[1:]], rows.string_id, rows.numeric, rows.category
-        )
+    def of_vectors(first: Tensor) -> Tensor:
+        return model.differentiable([first, *vectors[1:]], inputs)
 
-    for function, leaf in ((of_numeric, rows.numeric), (of_vectors, rows.vectors[0])):
+    for function, leaf in ((of_numeric, inputs.numeric), (of_vectors, vectors[0])):
         (found,) = torch.autograd.grad(function(leaf.requires_grad_()).sum(), leaf)
         wanted = slope_by_differences(function, leaf.detach(), 3e-3)
         assert found.abs().max() > 1e-3
@@ -133,8 +131,7 @@ def test_the_differentiable_form_is_the_reward_but_for_its_thresholds(
 ) -> None:
     above, below = at_the_median(plain, frame)
     model = rewarding(plain, above, below.model_copy(update={"width": 0.2}))
-    rows, hard = model.inputs(frame), model.reward(frame)
-    inputs = (rows.vectors, rows.string_id, rows.numeric, rows.category)
+    inputs, hard = model.inputs(frame), model.reward(frame)
     torch.testing.assert_close(
         model.differentiable(*inputs, softness=1e-6), hard, rtol=1e-4, atol=2e-2
     )
@@ -170,11 +167,11 @@ def test_an_untrained_task_is_an_error_that_says_so(
             tmp_path / "run", tasks=tasks, reward={"terms": [{"task": "safety", "weight": 0.2}]}
         )
     )
-    rows = model.inputs(frame)
+    inputs = model.inputs(frame)
     for read in (
         model.reward,
         model.score,
-        lambda _: model.differentiable(rows.vectors, rows.string_id, rows.numeric, rows.category),
+        lambda _: model.differentiable(*inputs),
     ):
         with pytest.raises(
             UnobservedTaskError, match=r"task 'safety' was not trained.*its table had no labels"
