@@ -4,17 +4,18 @@ cache.zarr.
 This file decides: whether the cache is there already, is in the way, is appended to or replaced;
 `phases` then builds. Everything that can be wrong with the user's table, config or encoder is found
 before the first row is written. The encoder sees each distinct string once; rows stream through in
-blocks, so memory does not grow with the table. See `publish` for what a kill or a second builder
-meets, and `parts` for how a table grows.
+blocks, so memory does not grow with the table. See `cache.folder` for what a kill or a second
+builder meets, and `files` for how a table grows.
 """
 
 from enum import Enum
 
 from embedcache.build.identity import wanted_identity
-from embedcache.build.phases import Build
+from embedcache.build.phases import write_store
 from embedcache.build.report import BuildReport
+from embedcache.build.request import BuildRequest
+from embedcache.cache.folder import CacheFolder
 from embedcache.cache.identity import Identity
-from embedcache.cache.publish import Places, builder_lock, clean_up, discard_store, publish, recover
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.config import CacheConfig, DataConfig, EncoderConfig, SplitConfig, TargetColumn
 from embedcache.errors import CacheError, CorruptCacheError, MissingCacheError, StaleCacheError
@@ -38,8 +39,7 @@ def build_cache(
     existing: Existing = Existing.KEEP,
     ranks: Ranks = ALONE,
 ) -> BuildReport:
-    """Build the cache of a config at `cache.path`, unless it is there already, and return what it
-    holds.
+    """Build the cache of a config at `cache.path`, unless it is there, and return what it holds.
 
     Of several ranks, rank 0 calls this and the others `vectors.serve`.
 
@@ -48,37 +48,40 @@ def build_cache(
     to do with it, BusyCacheError where another process builds it, CacheError where the disk is
     full. After any error or kill the cache that was there before is still there.
     """
-    places = Places.of(cache.path)
-    with builder_lock(places):
-        recover(places)
-        found = _cache_in_the_way(places, existing)
+    folder = CacheFolder(cache.path)
+    with folder.locked():
+        folder.recover()
+        found = _cache_in_the_way(folder, existing)
         # the files that are appended to need not be there any more: their rows are in the cache
-        known_files = (
-            found.identity.files if found is not None and existing is Existing.APPEND else ()
-        )
+        appends = found is not None and existing is Existing.APPEND
+        known_files = found.identity.files if appends else ()
         wanted = wanted_identity(data, targets, split, encoder, known_files)
         if found is not None and found.identity == wanted and has_states(found, data, encoder):
-            clean_up(places)
+            folder.clean_up()
             return BuildReport.of(found, "up to date")
-        base = _appended_to(places, found, wanted, existing)
-        if not _is_finished(places, wanted, data, encoder):
-            Build(data, targets, split, encoder, cache, places, wanted, found, base, ranks).run()
-        publish(places)
-        return BuildReport.of(open_cache(places.path), "built" if base is None else "appended to")
+        base = _appended_to(folder, found, wanted, existing)
+        finished = folder.finished(wanted)
+        if finished is None or not has_states(finished, data, encoder):
+            folder.discard_store()
+            request = BuildRequest(data, targets, split, encoder, cache)
+            write_store(request, folder, wanted, found, base, ranks)
+        folder.publish()
+        return BuildReport.of(open_cache(folder.path), "built" if base is None else "appended to")
 
 
-def _cache_in_the_way(places: Places, existing: Existing) -> Cache | None:
-    """Return the sound cache at the path, if any; raises if there is something else that may not be
-    replaced.
+def _cache_in_the_way(folder: CacheFolder, existing: Existing) -> Cache | None:
+    """Return the sound cache at the path, if any.
+
+    Raises CacheError if there is something else, which may not be replaced.
     """
     try:
-        found = open_cache(places.path)
+        found = open_cache(folder.path)
         if existing is not Existing.KEEP:
             found.verify()
     except MissingCacheError:
-        if places.path.exists() and (not places.path.is_dir() or any(places.path.iterdir())):
+        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
             raise CacheError(
-                f"{places.path} exists and is not a cache of this project; it is left alone: choose"
+                f"{folder.path} exists and is not a cache of this project; it is left alone: choose"
                 " another cache.path"
             ) from None
         return None
@@ -90,10 +93,11 @@ def _cache_in_the_way(places: Places, existing: Existing) -> Cache | None:
 
 
 def _appended_to(
-    places: Places, found: Cache | None, wanted: Identity, existing: Existing
+    folder: CacheFolder, found: Cache | None, wanted: Identity, existing: Existing
 ) -> Cache | None:
-    """Return the cache whose rows the wanted one begins with, or None to build all of it; raises
-    StaleCacheError where neither is allowed.
+    """Return the cache whose rows the wanted one begins with, or None to build all of it.
+
+    Raises StaleCacheError where neither is allowed.
     """
     if found is None or existing is Existing.OVERWRITE:
         return None
@@ -105,45 +109,25 @@ def _appended_to(
     if grows:
         added = len(wanted.files) - len(found.identity.files)
         raise StaleCacheError(
-            f"{places.path} holds the first {len(found.identity.files)} of the {len(wanted.files)}"
+            f"{folder.path} holds the first {len(found.identity.files)} of the {len(wanted.files)}"
             f" files of data.path; to add the other {added}, run the same command with --append"
             " (rows, string ids and splits of the others stay as they are) or with --overwrite"
             " (all is built anew)"
         )
     lines = "\n".join(f"  - {line}" for line in found.identity.difference(wanted))
+    only_files = "Only files can be appended, behind those that it was built from. "
     raise StaleCacheError(
-        f"{places.path} was built from something else ({found.identity.short}) than this config"
+        f"{folder.path} was built from something else ({found.identity.short}) than this config"
         f" asks for ({wanted.short}):\n{lines}\n"
-        + (
-            "Only files can be appended, behind those that it was built from. "
-            if existing is Existing.APPEND
-            else ""
-        )
-        + "Run the same command with --overwrite to replace it, or set another cache.path"
+        f"{only_files if existing is Existing.APPEND else ''}"
+        "Run the same command with --overwrite to replace it, or set another cache.path"
     )
 
 
 def has_states(cache: Cache, data: DataConfig, encoder: EncoderConfig) -> bool:
-    """Whether the cache has the hidden states that the encoding mode asks for. They are no part of
-    its identity: other modes share the cache.
+    """Return whether the cache has the hidden states that the encoding mode asks for.
+
+    They are no part of its identity: other modes share the cache.
     """
     wanted = {column.name: (column.encoder or encoder).prefix_layer for column in data.strings}
     return all(wanted[spec.name] in (None, spec.prefix_layer) for spec in cache.layout.strings)
-
-
-def _is_finished(
-    places: Places, wanted: Identity, data: DataConfig, encoder: EncoderConfig
-) -> bool:
-    """Whether a killed build left the wanted cache complete, but unpublished; any other is
-    discarded.
-    """
-    try:
-        finished = open_cache(places.store)
-        finished.verify()
-    except (MissingCacheError, CorruptCacheError, StaleCacheError):
-        discard_store(places)
-        return False
-    sound = finished.identity == wanted and has_states(finished, data, encoder)
-    if not sound:
-        discard_store(places)
-    return sound

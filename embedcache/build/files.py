@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int64
 
 from embedcache.build.blocks import reblocked, row_blocks
 from embedcache.cache.layout import RowBlock
@@ -27,7 +28,7 @@ ROWS_PER_BLOCK = 1 << 19
 
 
 @dataclass(frozen=True)
-class Part:
+class TableFile:
     """One file, and where its rows go."""
 
     table: Table
@@ -35,13 +36,13 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Parts:
+class TableFiles:
     """The rows of a cache that is appended to, if any, and the files whose rows follow them; there
     is at least one.
     """
 
     base: Cache | None
-    files: tuple[Part, ...]
+    files: tuple[TableFile, ...]
     tally: SplitTally
 
     @property
@@ -58,18 +59,14 @@ class Parts:
         """Return how many distinct strings of a column are known in front of the first file, and
         after each.
         """
-        before = (
-            0
-            if self.base is None
-            else next(spec.num_strings for spec in self.base.layout.strings if spec.name == name)
-        )
-        return [before, *(len(part.table.strings[name].text) for part in self.files)]
+        before = 0 if self.base is None else self.base.layout.strings_of(name).num_strings
+        return [before, *(len(file.table.strings[name].text) for file in self.files)]
 
-    def rows_of_strings(self, name: str) -> np.ndarray:
-        """Return the number of rows of each distinct string of a column, [S]."""
+    def rows_of_strings(self, name: str) -> Int64[np.ndarray, " S"]:
+        """Return the number of rows of each distinct string of a column."""
         total = np.zeros(len(self.last.strings[name].text), dtype=np.int64)
-        for part in self.files:
-            found = part.table.strings[name].num_rows
+        for file in self.files:
+            found = file.table.strings[name].num_rows
             total[: len(found)] += found
         if self.base is not None:
             before = self.base.strings(name).num_rows.numpy()
@@ -87,13 +84,13 @@ class Parts:
             for start in range(0, layout.num_rows, num_rows):
                 block = self.base.rows(start, min(start + num_rows, layout.num_rows))
                 yield block.with_targets(targets, layout.targets)
-        for part in self.files:
-            yield from row_blocks(part.table, data, part.dealt, targets, num_rows)
+        for file in self.files:
+            yield from row_blocks(file.table, data, file.dealt, targets, num_rows)
 
 
-def read_parts(
+def read_files(
     data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig, base: Cache | None
-) -> Parts:
+) -> TableFiles:
     """Return the files that `base` does not have, or all of them where there is none, dealt to
     splits.
 
@@ -112,12 +109,12 @@ def read_parts(
         tally = tally.grown(known.strata, len(known.groups), num_strings, table.targets)
         dealt = assign_splits(table, data, split, tally)
         count_rows(tally, table, dealt)
-        files.append(Part(table, dealt))
+        files.append(TableFile(table, dealt))
     tally.check(
         split.strategy,
         left_out_column(data, split) if split.strategy == "leave_strings_out" else None,
     )
-    return Parts(base, tuple(files), tally)
+    return TableFiles(base, tuple(files), tally)
 
 
 def names_of(cache: Cache) -> Vocabularies:

@@ -1,20 +1,20 @@
 """Encoding distinct strings once, on one rank or several, and keeping what was encoded.
 
-Encoding is the dear part of a build with many strings: hours, where the rows take seconds. So
-vectors are written to the partial folder piece by piece, and are known by their text and their
-encoding key (encoder weights, tokenizer, pooling). A build that was killed goes on where it was,
-with as many ranks as it then has; a build of an edited table, of another split, or over an old
+Encoding dominates the time of a build with many strings: hours, where the rows take seconds. So
+vectors are written to the partial folder piece by piece, and are found again by their text and
+their encoding key (encoder weights, tokenizer, pooling). A build that was killed goes on where it
+was, with as many ranks as it then has; a build of an edited table, of another split, or over an old
 cache finds the strings that it shares with it, and encodes only the new ones.
 
 Which strings share a batch decides the last bits of their vectors. Batches are planned over the
-strings that no cache has, before they are dealt to ranks, and a piece holds whole batches: so
+strings that no cache has, before they are assigned to ranks, and a piece holds whole batches: so
 neither the number of ranks nor a kill changes a bit, on machines and thread counts that are alike.
 """
 
 import os
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,18 +35,18 @@ from embedcache.files import atomic_write
 from embedcache.ranks import Ranks
 
 PIECE = 512  # strings per file: about this much is encoded again after a kill
-Known = dict[str, np.ndarray]  # text -> vector [E]
+VectorsByText = dict[str, np.ndarray]  # each vector is [E]
 
 
 @dataclass(frozen=True)
 class Work:
-    """Strings to encode, in whole batches, dealt to ranks."""
+    """Strings to encode, in whole batches, assigned to ranks."""
 
     encoder: EncoderConfig
     folder: Path
     texts: tuple[str, ...]
     tokens: TokenTable
-    shares: tuple[tuple[Tensor, ...], ...]  # by rank: the string numbers of its batches
+    shares: tuple[tuple[Tensor, ...], ...]  # by rank: its batches, each of indices of texts
 
 
 @dataclass(frozen=True)
@@ -56,33 +56,24 @@ class Finished:
     exit_code: int
 
 
-@dataclass
-class Encoded:
-    """What a build has encoded so far."""
+def saved_vectors(folder: Path) -> VectorsByText:
+    """Return the vectors that earlier builds left in a folder.
 
-    num_strings: int = 0
-    seconds: float = 0.0
-
-
-def saved_vectors(folder: Path) -> Known:
-    """Return the vectors that earlier builds left in a folder; a piece that is damaged is deleted,
-    and encoded again.
+    A damaged piece is deleted, so that its strings are encoded again.
     """
-    known: Known = {}
+    vectors: VectorsByText = {}
     for file in sorted(folder.glob("*.npz")):
         try:
             with file.open("rb") as stream, np.load(stream, allow_pickle=False) as piece:
-                known.update(zip(piece["text"].tolist(), piece["vectors"], strict=True))
+                vectors.update(zip(piece["text"].tolist(), piece["vectors"], strict=True))
         except (zipfile.BadZipFile, ValueError, KeyError, EOFError):
             file.unlink()
-    return known
+    return vectors
 
 
-def cached_vectors(cache: Cache | None, encoding: str) -> Known:
-    """Return the vectors in a cache that have this encoding key; none from a column that is
-    damaged.
-    """
-    known: Known = {}
+def cached_vectors(cache: Cache | None, encoding: str) -> VectorsByText:
+    """Return the vectors in a cache that have this encoding key, none of a damaged column."""
+    vectors: VectorsByText = {}
     for spec in cache.layout.strings if cache is not None else ():
         if spec.encoding != encoding:
             continue
@@ -90,21 +81,21 @@ def cached_vectors(cache: Cache | None, encoding: str) -> Known:
             strings = cache.strings(spec.name)
         except CacheError:
             continue
-        known.update(zip(strings.text, strings.embeddings.numpy(), strict=True))
-    return known
+        vectors.update(zip(strings.text, strings.embeddings.numpy(), strict=True))
+    return vectors
 
 
 @dataclass
 class VectorStore:
-    """The vectors of one encoder: those of the old cache, and those that lie in the partial
-    folder.
-    """
+    """The vectors of one encoder: those of the old cache, and those in the partial folder."""
 
     config: EncoderConfig
     encoder: StringEncoder
     folder: Path
-    cached: Known
+    cached: VectorsByText
     ranks: Ranks
+    num_encoded: int = 0
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         """Read what earlier builds left."""
@@ -116,27 +107,14 @@ class VectorStore:
             [self.cached[text] if text in self.cached else self._saved[text] for text in texts]
         ).astype(np.float32)
 
-    def encode_missing(self, texts: Sequence[str], tokens: TokenTable, encoded: Encoded) -> None:
+    def encode_missing(self, texts: Sequence[str], tokens: TokenTable) -> None:
         """Encode the strings whose vectors are not known yet, on all ranks."""
-        batches = [torch.tensor(batch) for batch in self._missing_batches(texts, tokens)]
+        batches = self._missing_batches(texts, tokens)
         if not batches:
             return
-        started, num_missing = time.perf_counter(), sum(len(batch) for batch in batches)
+        started = time.perf_counter()
         self.folder.mkdir(parents=True, exist_ok=True)
-        # only what is encoded travels
-        wanted = torch.cat(batches)
-        work_tokens = tokens.take(wanted)
-        places = torch.arange(len(wanted)).split([len(batch) for batch in batches])
-        shares = dealt_batches(places, work_tokens.lengths, self.ranks.size)
-        work = self.ranks.broadcast(
-            Work(
-                self.config,
-                self.folder,
-                tuple(texts[s] for s in wanted.tolist()),
-                work_tokens,
-                shares,
-            )
-        )
+        work = self.ranks.broadcast(self._work(texts, tokens, batches))
         _raise_first(self.ranks.gather(_encode_share(work, self.encoder, self.ranks)))
         self._saved |= saved_vectors(self.folder)
         absent = [text for text in work.texts if text not in self._saved]
@@ -145,8 +123,8 @@ class VectorStore:
                 f"{len(absent)} strings that another rank encoded are not in {self.folder};"
                 " cache.path must lie on a disk that all ranks share"
             )
-        encoded.num_strings += num_missing
-        encoded.seconds += time.perf_counter() - started
+        self.num_encoded += len(work.texts)
+        self.seconds += time.perf_counter() - started
 
     def _missing_batches(self, texts: Sequence[str], tokens: TokenTable) -> list[list[int]]:
         """Return what is missing of each batch of the strings that the old cache does not have: all
@@ -156,24 +134,35 @@ class VectorStore:
             [s for s, text in enumerate(texts) if text not in self.cached], dtype=torch.int64
         )
         planned = length_batches(tokens.lengths[fresh], MAX_BATCH_TOKENS) if len(fresh) else []
-        parts = [fresh[part].tolist() for batch in planned for part in batch.split(PIECE)]
-        missing = ([s for s in part if texts[s] not in self._saved] for part in parts)
-        return [part for part in missing if part]
+        batches = [fresh[some].tolist() for batch in planned for some in batch.split(PIECE)]
+        missing = ([s for s in batch if texts[s] not in self._saved] for batch in batches)
+        return [batch for batch in missing if batch]
+
+    def _work(self, texts: Sequence[str], tokens: TokenTable, batches: list[list[int]]) -> Work:
+        """Return the strings of these batches alone, for only what is encoded should travel."""
+        wanted = [s for batch in batches for s in batch]
+        work_tokens = tokens.take(torch.tensor(wanted))
+        renumbered = torch.arange(len(wanted)).split([len(batch) for batch in batches])
+        shares = assigned_batches(renumbered, work_tokens.lengths, self.ranks.size)
+        work_texts = tuple(texts[s] for s in wanted)
+        return Work(self.config, self.folder, work_texts, work_tokens, shares)
 
 
-def dealt_batches(
+def assigned_batches(
     batches: Sequence[Int[Tensor, " _"]], lengths: Int[Tensor, " S"], size: int
 ) -> tuple[tuple[Int[Tensor, " _"], ...], ...]:
-    """Return the batches of each of `size` ranks, of costs as equal as dealing the dearest first
-    makes them, each rank's shortest strings first.
+    """Return the batches of each of `size` ranks, each rank's shortest strings first.
+
+    Costs are nearly equal: the most expensive batch left goes to the rank with the least to do.
     """
     costs = [len(batch) * int(lengths[batch].max()) + BATCH_OVERHEAD_TOKENS for batch in batches]
-    load, mine = [0] * size, [[] for _ in range(size)]
+    load = [0] * size
+    numbers_of: list[list[int]] = [[] for _ in range(size)]
     for number in sorted(range(len(batches)), key=lambda number: -costs[number]):
         rank = load.index(min(load))
         load[rank] += costs[number]
-        mine[rank].append(number)
-    return tuple(tuple(batches[number] for number in sorted(numbers)) for numbers in mine)
+        numbers_of[rank].append(number)
+    return tuple(tuple(batches[number] for number in sorted(numbers)) for numbers in numbers_of)
 
 
 def serve(ranks: Ranks) -> int:
@@ -192,44 +181,55 @@ def serve(ranks: Ranks) -> int:
 
 
 def _encode_share(work: Work, encoder: StringEncoder, ranks: Ranks) -> Exception | None:
-    """Encode this rank's batches and save them piece by piece; return what went wrong, for all
-    ranks to know.
+    """Encode this rank's batches and save them piece by piece.
+
+    Returns what went wrong, for all ranks to know.
     """
     share = work.shares[ranks.rank]
-    total = sum(len(batch) for batch in share)
-    name = (
-        "encoding strings"
-        if ranks.size == 1
-        else f"encoding strings (rank {ranks.rank} of {ranks.size})"
-    )
-    bar = tqdm(
-        total=total, desc=name, unit="string", disable=None if total and ranks.rank == 0 else True
-    )
-    piece: list[int] = []
-    vectors: list[np.ndarray] = []
     try:
-        with bar:
-            for number, batch in enumerate(share):
-                found = encode_all(encoder, work.tokens.take(batch), progress=False)
-                _refuse_non_finite(found, [work.texts[s] for s in batch.tolist()])
-                piece += batch.tolist()
-                vectors.append(found)
-                if len(piece) >= PIECE or number + 1 == len(share):
-                    _save_piece(
-                        _free_name(work.folder, ranks.rank),
-                        [work.texts[s] for s in piece],
-                        np.concatenate(vectors),
-                    )
-                    piece, vectors = [], []
-                bar.update(len(batch))
+        with _bar(sum(len(batch) for batch in share), ranks) as bar:
+            for piece in _pieces(share):
+                vectors = []
+                for batch in piece:
+                    vectors.append(encode_all(encoder, work.tokens.take(batch), progress=False))
+                    _refuse_non_finite(vectors[-1], [work.texts[s] for s in batch.tolist()])
+                    bar.update(len(batch))
+                file = _free_name(work.folder, ranks.rank)
+                texts = [work.texts[s] for s in torch.cat(piece).tolist()]
+                _save_piece(file, texts, np.concatenate(vectors))
     except (UserError, OSError) as error:
         return error
     return None
 
 
+def _pieces(batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield consecutive batches together: PIECE strings or a few more, the last perhaps fewer."""
+    piece: list[Tensor] = []
+    for batch in batches:
+        piece.append(batch)
+        if sum(len(batch) for batch in piece) >= PIECE:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
+
+
+def _bar(num_strings: int, ranks: Ranks) -> tqdm:
+    """Return the progress bar of this rank's share; rank 0 alone shows its own."""
+    whose = "" if ranks.size == 1 else f" (rank {ranks.rank} of {ranks.size})"
+    is_shown = num_strings and ranks.rank == 0
+    return tqdm(
+        total=num_strings,
+        desc=f"encoding strings{whose}",
+        unit="string",
+        disable=None if is_shown else True,
+    )
+
+
 def _raise_first(failures: list[Exception | None]) -> None:
-    """Raise the failure of the lowest rank that has one; a system error keeps its number, which
-    says whether the disk is full.
+    """Raise the failure of the lowest rank that has one.
+
+    A system error keeps its number, which says whether the disk is full.
     """
     for rank, failure in enumerate(failures):
         if failure is not None and rank == 0:

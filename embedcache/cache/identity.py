@@ -27,7 +27,7 @@ class Identity:
     @property
     def digest(self) -> str:
         """One digest over all parts."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        return hashlib.sha256(json.dumps(dict(self.parts), sort_keys=True).encode()).hexdigest()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -63,15 +63,6 @@ class Identity:
                 continue
             lines.append(f"{name}: {_show(mine)} -> {_show(theirs)}")
         return lines
-
-    def to_json(self) -> str:
-        """Return the parts as JSON text."""
-        return json.dumps(dict(self.parts), sort_keys=True)
-
-    @staticmethod
-    def from_json(text: str) -> "Identity":
-        """Return what `to_json` wrote."""
-        return Identity(json.loads(text))
 
 
 def _reading_order(name: str) -> tuple[bool, str]:

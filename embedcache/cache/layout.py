@@ -45,14 +45,13 @@ class Layout(Config):
         default_factory=lambda: {name: code for code, name in enumerate(SPLITS)}
     )
 
-    def to_json(self) -> str:
-        """Return the layout as JSON text."""
-        return self.model_dump_json()
-
-    @staticmethod
-    def from_json(text: str) -> "Layout":
-        """Return what `to_json` wrote."""
-        return Layout.model_validate_json(text)
+    def strings_of(self, name: str) -> StringSpec:
+        """Return the string column with this short name; raises KeyError where there is none."""
+        for spec in self.strings:
+            if spec.name == name:
+                return spec
+        names = ", ".join(spec.name for spec in self.strings)
+        raise KeyError(f"the cache has no string column '{name}'; it has {names}")
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,7 @@ class Cache:
         """Return the strings of the column with this short name; `with_states` reads the cached
         hidden states too, if there are any.
         """
-        spec = next((spec for spec in self.layout.strings if spec.name == name), None)
-        if spec is None:
-            raise KeyError(
-                f"the cache has no string column '{name}'; it has"
-                f" {', '.join(spec.name for spec in self.layout.strings)}"
-            )
+        spec = self.layout.strings_of(name)
         where = f"strings/{name}"
         values, offsets = self._read(f"{where}/token_ids"), self._read(f"{where}/token_offsets")
         states = (

@@ -288,7 +288,7 @@ def test_columns_share_an_encoder_or_have_their_own(
     write_standin(tmp_path / "own", "tiny", seed=5)
     loaded: list[str] = []
     monkeypatch.setattr(
-        "embedcache.build.phases.load_encoder",
+        "embedcache.build.strings.load_encoder",
         lambda config: loaded.append(config.source) or load_encoder(config),
     )
     own = {"source": str(tmp_path / "own"), "tokenizer": "any", "pooling": "cls"}
@@ -378,7 +378,7 @@ def test_a_table_that_changes_during_the_build_is_refused(
         os.utime(study.data.path, (0, 0))
         return load_encoder(config)
 
-    monkeypatch.setattr("embedcache.build.phases.load_encoder", load)
+    monkeypatch.setattr("embedcache.build.strings.load_encoder", load)
     with pytest.raises(TableError, match="was changed while it was being read"):
         study.build()
     assert not Path(study.cache.path).exists()

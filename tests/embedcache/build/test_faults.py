@@ -24,8 +24,8 @@ import pytest
 from embedcache.build import vectors
 from embedcache.build.decide import Existing, build_cache
 from embedcache.build.identity import wanted_identity
-from embedcache.cache import manifest, publish, writer
-from embedcache.cache.publish import Places, builder_lock
+from embedcache.cache import folder, manifest, writer
+from embedcache.cache.folder import CacheFolder
 from embedcache.cache.reader import Cache
 from embedcache.errors import BusyCacheError, CacheError, MissingCacheError
 
@@ -123,13 +123,13 @@ def test_a_kill_at_any_moment_leaves_the_old_cache_or_a_build_that_goes_on(
         builder.kill()
         builder.join()
         cache = published(study)
-        assert cache is not None or Places.of(study.cache.path).replaced.exists(), (
+        assert cache is not None or CacheFolder(study.cache.path).replaced.exists(), (
             "the old cache is gone"
         )
         outcomes.append("old" if cache is None or cache.identity == old else "new")
         assert other.build(overwrite=True).status in ("built", "up to date")
         same_content(other.open(), reference)
-        assert not Places.of(study.cache.path).partial.exists()
+        assert not CacheFolder(study.cache.path).partial.exists()
     assert "old" in outcomes, "no kill came before the end: the test shows nothing"
 
 
@@ -163,14 +163,14 @@ def test_a_kill_while_appending_leaves_the_old_cache_or_the_grown_one(
         builder.kill()
         builder.join()
         cache = published(study)
-        assert cache is not None or Places.of(study.cache.path).replaced.exists(), (
+        assert cache is not None or CacheFolder(study.cache.path).replaced.exists(), (
             "the old cache is gone"
         )
         outcomes.append("old" if cache is None or cache.identity == old else "new")
         assert grown.build(append=True).status in ("appended to", "up to date")
         same_content(grown.open(), reference)
         assert grown.open().strings("polymer").text == reference.strings("polymer").text
-        assert not Places.of(study.cache.path).partial.exists()
+        assert not CacheFolder(study.cache.path).partial.exists()
     assert "old" in outcomes, "no kill came before the end: the test shows nothing"
 
 
@@ -197,7 +197,7 @@ def test_a_stop_while_appending_is_mended_by_the_next_build(
             grown.build(append=True)
     assert grown.build(append=True).status in ("appended to", "up to date")
     assert published(grown).layout.num_rows == 300
-    assert not Places.of(study.cache.path).partial.exists()
+    assert not CacheFolder(study.cache.path).partial.exists()
 
 
 STEPS = [
@@ -255,10 +255,10 @@ def test_a_stop_at_any_step_is_mended_by_the_next_build(
             other.build(overwrite=True)
         assert calls[0] == call
     cache = published(study)
-    assert cache is not None or Places.of(study.cache.path).replaced.exists()
+    assert cache is not None or CacheFolder(study.cache.path).replaced.exists()
     assert other.build(overwrite=True).status in ("built", "up to date")
     assert published(other).identity != old
-    assert not Places.of(study.cache.path).partial.exists()
+    assert not CacheFolder(study.cache.path).partial.exists()
 
 
 def test_the_old_cache_comes_back_if_the_build_is_not_repeated(
@@ -318,7 +318,7 @@ def test_a_damaged_piece_is_encoded_again(
         stop_at(patch, manifest, "seal", 1)
         with pytest.raises(Stopped):
             study.build()
-    first, second, _ = sorted(Places.of(study.cache.path).vectors.rglob("*.npz"))
+    first, second, _ = sorted(CacheFolder(study.cache.path).vectors.rglob("*.npz"))
     damaged = bytearray(first.read_bytes())
     damaged[len(damaged) // 2] ^= 255
     first.write_bytes(damaged)
@@ -355,10 +355,10 @@ def test_two_builders_make_one_cache(
 def test_a_builder_that_waits_too_long_says_for_whom(
     study: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "WAIT_S", 0.1)
-    places = Places.of(study.cache.path)
-    with builder_lock(places):
-        assert json.loads(places.builder.read_text())["pid"] == os.getpid()
+    monkeypatch.setattr(folder, "WAIT_S", 0.1)
+    own = CacheFolder(study.cache.path)
+    with own.locked():
+        assert json.loads(own.builder.read_text())["pid"] == os.getpid()
         with pytest.raises(
             BusyCacheError, match=rf"is being built by process {os.getpid()} on .* since 20"
         ):
@@ -399,7 +399,7 @@ def test_a_full_disk_is_a_clear_error_and_the_old_cache_stays(
     ):
         build_cache(*big, Existing.OVERWRITE)
     vectors.Cache(Path(path), manifest.read_root(Path(path))).verify()
-    assert not Places.of(path).store.exists(), (
+    assert not CacheFolder(path).store.exists(), (
         "the unfinished cache must not go on filling the disk"
     )
 

@@ -25,8 +25,8 @@ import yaml
 
 from embedcache import ranks
 from embedcache.build import vectors
-from embedcache.build.vectors import Encoded, VectorStore, dealt_batches
-from embedcache.cache.publish import Places
+from embedcache.build.vectors import VectorStore, assigned_batches
+from embedcache.cache.folder import CacheFolder
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.config import EncoderConfig
 from embedcache.encoder.loading import load_encoder
@@ -183,7 +183,7 @@ def test_a_rank_that_dies_ends_the_others_and_its_work_is_kept(
         False,
         False,
     ]
-    pieces = list(Places.of(config.with_name("cache.zarr")).vectors.rglob("*.npz"))
+    pieces = list(CacheFolder(config.with_name("cache.zarr")).vectors.rglob("*.npz"))
     assert len(pieces) == 2, "those of the other ranks"
     codes, printed = build(2)
     assert codes == [0, 0], printed
@@ -226,16 +226,16 @@ def test_all_ranks_killed_at_any_moment_go_on_with_another_number(
         )
 
 
-def test_batches_are_dealt_whole_once_and_evenly() -> None:
+def test_batches_are_assigned_whole_once_and_evenly() -> None:
     lengths = torch.tensor(np.random.default_rng(0).integers(4, 80, 5000))
     batches = torch.arange(5000).split(100)
     for size in (1, 2, 3, 7):
-        shares = dealt_batches(batches, lengths, size)
-        dealt = [batch for share in shares for batch in share]
-        assert sorted(int(batch[0]) for batch in dealt) == list(range(0, 5000, 100))
+        shares = assigned_batches(batches, lengths, size)
+        assigned = [batch for share in shares for batch in share]
+        assert sorted(int(batch[0]) for batch in assigned) == list(range(0, 5000, 100))
         costs = [sum(len(batch) * int(lengths[batch].max()) for batch in share) for share in shares]
         assert max(costs) <= 1.2 * sum(costs) / size
-    assert dealt_batches([], lengths, 3) == ((), (), ())
+    assert assigned_batches([], lengths, 3) == ((), (), ())
 
 
 def test_after_a_kill_the_batches_are_those_of_before(
@@ -254,7 +254,7 @@ def test_after_a_kill_the_batches_are_those_of_before(
     monkeypatch.setattr(vectors, "PIECE", 6)
     monkeypatch.setattr(vectors, "encode_all", recorded)
     folder = tmp_path / "vectors"
-    VectorStore(config, encoder, folder, {}, ALONE).encode_missing(texts, tokens, Encoded())
+    VectorStore(config, encoder, folder, {}, ALONE).encode_missing(texts, tokens)
     planned = list(batches)
     assert len(planned) > 8
     pieces = sorted(folder.glob("*.npz"))
@@ -262,7 +262,7 @@ def test_after_a_kill_the_batches_are_those_of_before(
         lost.unlink()
     batches.clear()
     rest = VectorStore(config, encoder, folder, {}, ALONE)
-    rest.encode_missing(texts, tokens, Encoded())
+    rest.encode_missing(texts, tokens)
     assert 0 < len(batches) < len(planned)
     assert set(batches) <= set(planned)
     assert rest.of(texts).shape == (len(texts), encoder.width)

@@ -225,7 +225,7 @@ def test_every_path_in_the_cache_is_relative(built_study: Any) -> None:
 
 def test_layout_round_trip(built_study: Any) -> None:
     layout = built_study.open().layout
-    assert Layout.from_json(layout.to_json()) == layout
+    assert Layout.model_validate_json(layout.model_dump_json()) == layout
     assert layout.splits == {name: code for code, name in enumerate(SPLITS)}
     assert layout.strings[0].standin
 
