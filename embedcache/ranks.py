@@ -1,9 +1,11 @@
-"""Several processes that build one cache: one does everything that is done once, all share the
-encoding.
+"""Who this process is among the ranks that a launcher started, and the ranks of one build.
 
-`torchrun` and `deepspeed` announce the ranks in the environment; plain python is one rank. Only
-small objects and tokens travel, so gloo serves CPUs and GPUs alike. A rank that dies closes its
-connections, which ends the others at their next exchange: nobody waits for the dead.
+`torchrun`, `deepspeed` and `srun` announce ranks in the environment, each in its own words; plain
+python is one rank. Training reads them here too (`fusionnet.train.engine.World`).
+
+Of the ranks that build one cache, rank 0 does everything that is done once, and all share the
+encoding. Only small objects and tokens travel, so gloo serves CPUs and GPUs alike. A rank that dies
+closes its connections, which ends the others at their next exchange: no rank hangs on a dead one.
 """
 
 import os
@@ -27,7 +29,7 @@ LONGEST_WAIT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among the ranks."""
+    """Which of the ranks of a build this process is."""
 
     rank: int = 0
     size: int = 1
@@ -57,25 +59,37 @@ ALONE = Ranks()
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """Join the ranks that the launcher announced, and leave them at the end; each computes on a GPU
-    of its own where there is one.
+    """Join the ranks that torchrun, deepspeed or srun announced, and leave them at the end.
+
+    Each computes on a GPU of its own where there is one, else on its share of the cores. Raises
+    RankError where the others are not found, ConfigError for what `rank_environment` refuses.
     """
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank, local_size = (
-        int(os.environ.get("LOCAL_RANK", "0")),
-        int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
-    )
-    device = (
-        f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    )
-    if size == 1:
+    announced = rank_environment(os.environ)
+    local_rank = int(announced["LOCAL_RANK"])
+    has_gpu = torch.cuda.is_available()
+    device = f"cuda:{local_rank % torch.cuda.device_count()}" if has_gpu else "cpu"
+    if announced["WORLD_SIZE"] == "1":
         yield Ranks(device=device)
         return
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    # torchrun says one thread, deepspeed all of them to each rank
-    torch.set_num_threads(max(1, cores // local_size))
+    torch.set_num_threads(threads_per_rank(int(announced["LOCAL_WORLD_SIZE"])))
+    os.environ.update(announced)
+    rank, size = _join(int(announced["RANK"]), int(announced["WORLD_SIZE"]))
+    yield Ranks(rank, size, device)
+    dist.destroy_process_group()
+
+
+def threads_per_rank(local_size: int) -> int:
+    """Return each rank's share of this machine's cores, which `local_size` ranks divide.
+
+    Launchers do not: torchrun says one thread to each rank, deepspeed all cores.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, num_cores // local_size)
+
+
+def _join(rank: int, size: int) -> tuple[int, int]:
+    """Meet the other ranks at MASTER_ADDR and MASTER_PORT of the environment; return who we are."""
     try:
         store, rank, size = next(rendezvous("env://", rank, size, timeout=JOINING))
     except (RuntimeError, ValueError) as error:
@@ -88,8 +102,7 @@ def joined_ranks() -> Iterator[Ranks]:
         dist.init_process_group(
             "gloo", store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT
         )
-    yield Ranks(rank, size, device)
-    dist.destroy_process_group()
+    return rank, size
 
 
 @contextmanager
@@ -106,35 +119,35 @@ def _losses_named() -> Iterator[None]:
 
 
 def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT as
-    torch.distributed reads them.
+    """Return what a launcher says of this process, in the words of torch.distributed.
 
+    The keys are RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
     Without a launcher this is one process. Raises ConfigError for an srun over several nodes that
     was not told where rank 0 listens.
     """
     if "RANK" in environment:
-        size = environment.get("WORLD_SIZE", "1")
-        found = {
-            "RANK": environment["RANK"],
-            "WORLD_SIZE": size,
-            "LOCAL_RANK": environment.get("LOCAL_RANK", "0"),
-        }
-        # torchrun's and deepspeed's words
-        found["LOCAL_WORLD_SIZE"] = environment.get(
-            "LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", size)
-        )
+        found = _of_torchrun(environment)
     elif "SLURM_STEP_NUM_TASKS" in environment:
         found = _of_srun(environment)
     else:
         found = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    alone = found["WORLD_SIZE"] == "1"
+    port = environment.get("MASTER_PORT", found.get("MASTER_PORT", "29500"))
     found["MASTER_ADDR"] = environment.get("MASTER_ADDR", "127.0.0.1")
-    found["MASTER_PORT"] = (
-        str(_free_port())
-        if alone
-        else environment.get("MASTER_PORT", found.get("MASTER_PORT", "29500"))
-    )
+    # two runs of one process each on one machine must not meet
+    found["MASTER_PORT"] = str(_free_port()) if found["WORLD_SIZE"] == "1" else port
     return found
+
+
+def _of_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what torchrun says, or deepspeed, which calls LOCAL_WORLD_SIZE LOCAL_SIZE."""
+    size = environment.get("WORLD_SIZE", "1")
+    local_size = environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", size))
+    return {
+        "RANK": environment["RANK"],
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": environment.get("LOCAL_RANK", "0"),
+        "LOCAL_WORLD_SIZE": local_size,
+    }
 
 
 def _of_srun(environment: Mapping[str, str]) -> dict[str, str]:

@@ -44,7 +44,11 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class World:
-    """This process's place among the ranks, and the device that it computes on."""
+    """The ranks of a training: DeepSpeed's process group, whose tensors travel on the device.
+
+    Not `embedcache.ranks.Ranks`, whose objects travel over gloo; what a launcher announced is read
+    by the same function.
+    """
 
     def __init__(self) -> None:
         """Join the process group that `deepspeed`, `torchrun` or `srun` announced in the

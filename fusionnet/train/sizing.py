@@ -3,11 +3,10 @@
 How many rows one forward pass takes, in which precision, compiled or not, and on how many threads.
 """
 
-import os
-
 import torch
 
 from embedcache.cache.layout import Layout
+from embedcache.ranks import threads_per_rank
 from fusionnet.config import ModelConfig, PrecisionName, Task, TrainConfig
 from fusionnet.train.engine import World
 from fusionnet.train.precision import multiplies_bf16
@@ -85,9 +84,4 @@ def set_threads(asked: int | None, world: World) -> None:
     far too few for few ranks.
     """
     if world.device.type == "cpu":
-        cores = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-        torch.set_num_threads(asked or max(1, cores // world.local_size))
+        torch.set_num_threads(asked or threads_per_rank(world.local_size))

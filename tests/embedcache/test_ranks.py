@@ -2,10 +2,12 @@
 only in a task of a step.
 """
 
+import os
+
 import pytest
 
 from embedcache.errors import ConfigError
-from embedcache.ranks import rank_environment
+from embedcache.ranks import rank_environment, threads_per_rank
 
 SRUN = {
     "SLURM_PROCID": "11",
@@ -88,3 +90,8 @@ def test_plain_python_in_a_batch_script_is_one_process() -> None:
         "SLURM_NNODES": "2",
     }
     assert rank_environment(batch)["WORLD_SIZE"] == "1"
+
+
+def test_ranks_of_one_machine_divide_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
+    assert [threads_per_rank(size) for size in (1, 2, 4, 8)] == [6, 3, 1, 1]

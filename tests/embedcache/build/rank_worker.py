@@ -19,6 +19,7 @@ from fusionnet.commands.command import run_job
 RANK: int
 SIZE: int
 PORT: int
+LAUNCHER: str
 FAULT: tuple[int, int, str] | None  # rank, batch, what
 ARGUMENTS: list[str]
 OUTPUT: str
@@ -31,7 +32,16 @@ def main() -> None:
     os.dup2(stream.fileno(), 2)
     sys.stdout = sys.stderr = stream
     torch.set_num_threads(1)
-    if SIZE > 1:
+    if SIZE > 1 and LAUNCHER == "srun":
+        os.environ |= {
+            "SLURM_PROCID": str(RANK),
+            "SLURM_LOCALID": str(RANK),
+            "SLURM_STEP_NUM_TASKS": str(SIZE),
+            "SLURM_STEP_NUM_NODES": "1",
+            "SLURM_STEP_TASKS_PER_NODE": str(SIZE),
+            "SLURM_JOB_ID": str(os.getppid()),
+        }
+    elif SIZE > 1:
         os.environ |= {
             "RANK": str(RANK),
             "LOCAL_RANK": str(RANK),

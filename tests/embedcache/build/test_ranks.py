@@ -83,7 +83,10 @@ def build(
     """Run the job on some ranks; return their exit codes and what each printed."""
 
     def run(
-        size: int, *arguments: str, fault: tuple[int, int, str] | None = None
+        size: int,
+        *arguments: str,
+        fault: tuple[int, int, str] | None = None,
+        launcher: str = "torchrun",
     ) -> tuple[list[int | None], list[str]]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -94,6 +97,7 @@ def build(
                 "RANK": rank,
                 "SIZE": size,
                 "PORT": port,
+                "LAUNCHER": launcher,
                 "FAULT": fault,
                 "ARGUMENTS": ["--config", str(config), *arguments],
                 "OUTPUT": str(outputs[rank]),
@@ -138,6 +142,15 @@ def test_any_number_of_ranks_gives_the_same_bits(
         assert shared.text == alone.text
         assert torch.equal(shared.embeddings, alone.embeddings)
         open_cache(tmp_path / "shared.zarr").path.rename(tmp_path / f"{size}.zarr")
+
+
+def test_the_tasks_that_srun_starts_share_one_build(build: Callable, config: Path) -> None:
+    codes, printed = build(2, launcher="srun")
+    assert codes == [0, 0], printed
+    assert "1,300 strings encoded anew (" in printed[0]
+    assert "strings/s, 2 ranks)" in printed[0]
+    assert printed[1] == "", "rank 0 alone speaks"
+    assert len(strings_of(config).text) == NUM_STRINGS
 
 
 FAULTS = {
