@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int8
+from jaxtyping import Int8, Shaped
 
 from embedcache.cache.layout import RowBlock
 from embedcache.config import DataConfig, TargetColumn
@@ -16,39 +16,35 @@ from embedcache.table.table import Table
 def row_blocks(
     table: Table,
     data: DataConfig,
-    dealt: Assignment,
+    splits: Assignment,
     targets: tuple[TargetColumn, ...],
     num_rows: int,
 ) -> Iterator[RowBlock]:
-    """Yield one file in order, `num_rows` rows at a time; `targets` are those of the cache, of
-    which the file may lack some.
+    """Yield the rows of one file in order, `num_rows` at a time.
+
+    `targets` are those of the cache, of which the file may lack some.
     """
-    columns = [f"string:{column.name}" for column in data.strings] + [
-        f"numeric:{column.column}" for column in data.numeric
-    ]
-    columns += [f"category:{name}" for name, _ in table.categories] + [
-        f"target:{target.name}" for target in targets
-    ]
-    columns += [f"facet:{name}" for name, _ in table.facets] + ["group", "stratum", "weight"]
-    columns = [name for name in columns if name in table.columns]
-    columns += [dealt.key] if dealt.key is not None and dealt.key not in columns else []
+    columns = _canonical_names(table, data, targets)
+    if splits.key is not None and splits.key not in columns:
+        columns.append(splits.key)
     start = 0
     for frame in table.blocks(columns, num_rows):
-        yield _row_block(frame, table, data, targets, dealt.of(frame, start))
+        yield _row_block(frame, table, data, targets, splits.of(frame, start))
         start += frame.height
 
 
 def reblocked(blocks: Iterable[RowBlock], num_rows: int) -> Iterator[RowBlock]:
-    """Yield the same rows in blocks of `num_rows`, the last perhaps smaller: what fills a shard is
-    written once.
+    """Yield the same rows in blocks of `num_rows`, the last perhaps smaller.
+
+    Files end anywhere; a block that fills a shard is encoded once.
     """
     held: list[RowBlock] = []
     for block in blocks:
         held.append(block)
-        while (have := sum(len(part.weight) for part in held)) >= num_rows:
-            whole = _joined(held)
-            yield _part(whole, 0, num_rows)
-            held = [_part(whole, num_rows, have)] if have > num_rows else []
+        while (num_held := sum(len(block.weight) for block in held)) >= num_rows:
+            joined = _joined(held)
+            yield _cut(joined, 0, num_rows)
+            held = [_cut(joined, num_rows, num_held)] if num_held > num_rows else []
     if held:
         yield _joined(held)
 
@@ -56,18 +52,32 @@ def reblocked(blocks: Iterable[RowBlock], num_rows: int) -> Iterator[RowBlock]:
 def _joined(blocks: list[RowBlock]) -> RowBlock:
     if len(blocks) == 1:
         return blocks[0]
+    names = [field.name for field in fields(RowBlock)]
     return RowBlock(
-        **{
-            field.name: np.concatenate([getattr(block, field.name) for block in blocks])
-            for field in fields(RowBlock)
-        }
+        **{name: np.concatenate([getattr(block, name) for block in blocks]) for name in names}
     )
 
 
-def _part(block: RowBlock, start: int, stop: int) -> RowBlock:
-    return RowBlock(
-        **{field.name: getattr(block, field.name)[start:stop] for field in fields(RowBlock)}
-    )
+def _cut(block: RowBlock, start: int, stop: int) -> RowBlock:
+    names = [field.name for field in fields(RowBlock)]
+    return RowBlock(**{name: getattr(block, name)[start:stop] for name in names})
+
+
+def _canonical_names(
+    table: Table, data: DataConfig, targets: tuple[TargetColumn, ...]
+) -> list[str]:
+    """Return the canonical columns that a cache takes from the table, those that it has."""
+    names = [
+        *(f"string:{column.name}" for column in data.strings),
+        *(f"numeric:{column.column}" for column in data.numeric),
+        *(f"category:{name}" for name, _ in table.categories),
+        *(f"target:{target.name}" for target in targets),
+        *(f"facet:{name}" for name, _ in table.facets),
+        "group",
+        "stratum",
+        "weight",
+    ]
+    return [name for name in names if name in table.columns]
 
 
 def _row_block(
@@ -78,36 +88,32 @@ def _row_block(
     split: Int8[np.ndarray, " N"],
 ) -> RowBlock:
     spelling = _stacked(frame, [f"string:{column.name}" for column in data.strings], np.int32)
-    strings = [table.strings[column.name] for column in data.strings]
+    strings = list(enumerate(table.strings[column.name] for column in data.strings))
+    string_ids = [found.id_of_spelling[spelling[:, c]] for c, found in strings]
+    string_hashes = [found.hash_of_spelling[spelling[:, c]] for c, found in strings]
+    absent = np.full(frame.height, -1, dtype=np.int32)
+    weighted = data.row_weight is not None
     return RowBlock(
-        string_id=np.stack(
-            [found.id_of_spelling[spelling[:, c]] for c, found in enumerate(strings)], axis=1
-        ),
-        string_hash=np.stack(
-            [found.hash_of_spelling[spelling[:, c]] for c, found in enumerate(strings)], axis=1
-        ),
+        string_id=np.stack(string_ids, axis=1),
+        string_hash=np.stack(string_hashes, axis=1),
         numeric=_stacked(
             frame, [f"numeric:{column.column}" for column in data.numeric], np.float32
         ),
         category=_stacked(frame, [f"category:{name}" for name, _ in table.categories], np.int32),
         targets=labels_of(frame, targets),
-        weight=frame["weight"].to_numpy()
-        if data.row_weight is not None
-        else np.ones(frame.height, dtype=np.float32),
-        group=frame["group"].to_numpy()
-        if table.groups is not None
-        else np.full(frame.height, -1, dtype=np.int32),
-        stratum=frame["stratum"].to_numpy()
-        if table.strata
-        else np.full(frame.height, -1, dtype=np.int32),
+        weight=frame["weight"].to_numpy() if weighted else np.ones(frame.height, np.float32),
+        group=frame["group"].to_numpy() if table.groups is not None else absent,
+        stratum=frame["stratum"].to_numpy() if table.strata else absent,
         split=split,
         facets=_stacked(frame, [f"facet:{name}" for name, _ in table.facets], np.int32),
     )
 
 
-def _stacked(frame: pl.DataFrame, columns: list[str], dtype: type[np.generic]) -> np.ndarray:
-    """Return columns side by side, [N, columns], freshly allocated."""
+def _stacked(
+    frame: pl.DataFrame, columns: list[str], dtype: type[np.generic]
+) -> Shaped[np.ndarray, "N K"]:
+    """Return K columns side by side, freshly allocated."""
     values = np.empty((frame.height, len(columns)), dtype=dtype)
-    for k, column in enumerate(columns):
-        values[:, k] = frame[column].to_numpy()
+    for index, column in enumerate(columns):
+        values[:, index] = frame[column].to_numpy()
     return values

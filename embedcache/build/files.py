@@ -1,9 +1,8 @@
-"""A table that grows: its files one after another, each read with the names, groups and strings of
-those before it.
+"""A table that grows: its files in order, each read with the vocabularies of those before it.
 
-Building a cache of several files is building one of the first file and appending the others to it,
-in this one place. So an appended cache equals, bit for bit, one that is built from all files at
-once, and what was trained on the rows before can be continued: they keep their place, their string
+Building a cache of several files is building one of the first file and appending the others to it;
+both are done here. So an appended cache equals, bit for bit, one that is built from all files at
+once, and what was trained on the rows before can be continued: they keep their order, their string
 ids, their codes and their split. What the files so far leave for the next is names (`Vocabularies`)
 and counts (`SplitTally`); both can be read from a cache.
 """
@@ -18,27 +17,34 @@ from embedcache.build.blocks import reblocked, row_blocks
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config import DataConfig, SplitConfig, TargetColumn
-from embedcache.split.assign import Assignment, assign_splits, count_rows, left_out_column
+from embedcache.split.assign import (
+    ROWS_PER_BLOCK,
+    Assignment,
+    assign_splits,
+    count_rows,
+    left_out_column,
+)
 from embedcache.split.tally import SplitTally
 from embedcache.table.read import read_table
 from embedcache.table.table import Table
 from embedcache.table.vocabulary import NO_VOCABULARIES, Vocabularies
 
-ROWS_PER_BLOCK = 1 << 19
+NO_ROWS = SplitTally((), 0, {}, (), ())  # never counted on: `grown` returns another
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """One file, and where its rows go."""
+    """One file, and the split of each of its rows."""
 
     table: Table
-    dealt: Assignment
+    splits: Assignment
 
 
 @dataclass(frozen=True)
 class TableFiles:
-    """The rows of a cache that is appended to, if any, and the files whose rows follow them; there
-    is at least one.
+    """The files whose rows a new cache is to hold, at least one.
+
+    They follow the rows of `base`, the cache that is appended to, if there is one.
     """
 
     base: Cache | None
@@ -47,17 +53,17 @@ class TableFiles:
 
     @property
     def last(self) -> Table:
-        """The last file, which knows the names in all of them."""
+        """The last file, whose vocabularies are those of all files."""
         return self.files[-1].table
 
     @property
     def num_rows(self) -> int:
-        """N."""
+        """N, the rows of `base` and of all files."""
         return self.last.vocabularies.num_rows
 
     def num_strings(self, name: str) -> list[int]:
-        """Return how many distinct strings of a column are known in front of the first file, and
-        after each.
+        """Return how many distinct strings of a column are known before the first file, and after
+        each.
         """
         before = 0 if self.base is None else self.base.layout.strings_of(name).num_strings
         return [before, *(len(file.table.strings[name].text) for file in self.files)]
@@ -85,39 +91,34 @@ class TableFiles:
                 block = self.base.rows(start, min(start + num_rows, layout.num_rows))
                 yield block.with_targets(targets, layout.targets)
         for file in self.files:
-            yield from row_blocks(file.table, data, file.dealt, targets, num_rows)
+            yield from row_blocks(file.table, data, file.splits, targets, num_rows)
 
 
 def read_files(
     data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig, base: Cache | None
 ) -> TableFiles:
-    """Return the files that `base` does not have, or all of them where there is none, dealt to
-    splits.
+    """Return the files that `base` does not have, all where there is none, assigned to splits.
 
     Raises TableError for the first file that breaks the config, SplitError where the outcome is
     unusable.
     """
-    known, tally, done = NO_VOCABULARIES, SplitTally((), 0, {}, (), ()), 0
-    if base is not None:
-        known, tally = names_of(base), tally_of(base)
-        done = len(base.identity.files)
+    known = NO_VOCABULARIES if base is None else vocabularies_of(base)
+    tally = NO_ROWS if base is None else tally_of(base)
     files = []
-    for file in data.files[done:]:
+    for file in data.files[0 if base is None else len(base.identity.files) :]:
         table = read_table(file, data, targets, split, known)
         known = table.vocabularies
         num_strings = {name: len(texts) for name, texts in known.strings.items()}
         tally = tally.grown(known.strata, len(known.groups), num_strings, table.targets)
-        dealt = assign_splits(table, data, split, tally)
-        count_rows(tally, table, dealt)
-        files.append(TableFile(table, dealt))
-    tally.check(
-        split.strategy,
-        left_out_column(data, split) if split.strategy == "leave_strings_out" else None,
-    )
+        splits = assign_splits(table, data, split, tally)
+        count_rows(tally, table, splits)
+        files.append(TableFile(table, splits))
+    leaves_out = split.strategy == "leave_strings_out"
+    tally.check(split.strategy, left_out_column(data, split) if leaves_out else None)
     return TableFiles(base, tuple(files), tally)
 
 
-def names_of(cache: Cache) -> Vocabularies:
+def vocabularies_of(cache: Cache) -> Vocabularies:
     """Return the names in a cache, as its last file left them for the next."""
     layout = cache.layout
     stratum = np.zeros(len(layout.groups), dtype=np.int64)
@@ -140,9 +141,7 @@ def tally_of(cache: Cache) -> SplitTally:
     """Return what the splits of a cache hold, counted row by row."""
     layout = cache.layout
     num_strings = {spec.name: spec.num_strings for spec in layout.strings}
-    tally = SplitTally((), 0, {}, (), ()).grown(
-        layout.strata, len(layout.groups), num_strings, layout.targets
-    )
+    tally = NO_ROWS.grown(layout.strata, len(layout.groups), num_strings, layout.targets)
     for block in _blocks_of(cache):
         stratum = np.maximum(block.stratum, 0)
         strings = {
