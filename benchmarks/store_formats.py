@@ -148,7 +148,7 @@ def _write_cache(cache: Cache, path: Path, rows: Arrays) -> None:
     writer.finish(cache.scaling)
     attributes = {
         "format_version": FORMAT_VERSION,
-        "identity": dict(cache.identity.parts),
+        "identity": dict(cache.identity.entries),
         "provenance": cache.provenance,
         "report": cache.report,
         "layout": cache.layout.model_dump(mode="json", exclude={"groups"}),

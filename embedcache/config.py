@@ -16,6 +16,7 @@ from embedcache.errors import ConfigError
 
 EncodingMode = Literal["naive", "per_microbatch", "per_step", "prefix", "frozen"]
 Sharding = Literal["replicate", "shard"]  # all strings on every rank, or each rank its share
+CodecName = Literal["zstd", "shuffle"]
 Transform = Literal["identity", "log10", "log1p", "inverse_kelvin"]
 SPLITS = ("train", "validation", "test")
 EncoderSize = Literal["polybert", "tiny"]  # of a stand-in: the published architecture; for tests
@@ -293,6 +294,14 @@ class CacheConfig(Config):
     path: str = "cache.zarr"
     rows_per_chunk: int = Field(default=65_536, ge=1)
     chunks_per_shard: int = Field(default=16, ge=1)
+    codec: CodecName = Field(
+        default="zstd",
+        description=(
+            "shuffle: the bytes of floats by significance before zstd; 8 % fewer bytes (13.2 MB"
+            " instead of 14.4 for 447,480 rows), 13 % more CPU time to write, no more to read."
+            " A cache that is there keeps its codec, also when it is appended to"
+        ),
+    )
 
 
 StringColumn.model_rebuild()

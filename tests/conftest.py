@@ -216,7 +216,7 @@ def make_run(tiny_experiment: Path) -> RunMaker:
             "layout": cache.layout.model_dump_json(),
             "scaling": cache.scaling.to_json(),
             "strings": {name: cache.strings(name).text for name in names},
-            "identity": dict(cache.identity.parts),
+            "identity": dict(cache.identity.entries),
             "vectors": vectors,
         }
         save_checkpoint(folder / "tiny_last.pt", content)

@@ -115,7 +115,7 @@ def _write_run(run: Path, experiment: Experiment) -> None:
         "scaling": cache.scaling.to_json(),
         "strings": {name: own.text for name, own in strings.items()},
         "vectors": {name: own.embeddings for name, own in strings.items()},
-        "identity": dict(cache.identity.parts),
+        "identity": dict(cache.identity.entries),
     }
     run.mkdir()
     save_checkpoint(run / "stage1_best.pt", content)

@@ -18,33 +18,32 @@ def wanted_identity(
     encoder: EncoderConfig,
     known_files: tuple[str, ...] = (),
 ) -> Identity:
-    """Return the identity of the cache that this configuration asks for; reads the table's bytes
-    and the encoder's files.
+    """Return the identity of the cache that this configuration asks for.
 
-    `known_files` stand for the digests of the first files where these are absent, as on a machine
-    that was sent the cache alone.
+    Reads the table's bytes and the encoder's files. `known_files` stand for the digests of the
+    first files where these are absent, as on a machine that was sent the cache alone.
     """
     known = dict(enumerate(known_files))
     digests = [
         known[k] if k in known and not Path(file).is_file() else f"sha256 {table_digest(file)}"
         for k, file in enumerate(data.files)
     ]
-    parts = {"format": str(FORMAT_VERSION), "dtype": DTYPE, "table": ", ".join(digests)}
-    parts |= _flat(
-        "data",
-        data.model_dump(mode="json", exclude={"path": True, "strings": {"__all__": {"encoder"}}}),
-    )
-    parts |= _flat("targets", [target.model_dump(mode="json") for target in targets])
-    parts |= _flat("split", split.model_dump(mode="json"))
-    if any(column.encoder is None for column in data.strings):
-        parts |= {f"encoder.{name}": value for name, value in encoder_entries(encoder).items()}
-    for column in data.strings:
-        if column.encoder is not None:
-            parts |= {
-                f"data.strings[{column.name}].encoder.{name}": value
-                for name, value in encoder_entries(column.encoder).items()
-            }
-    return Identity(parts)
+    not_content = {"path": True, "strings": {"__all__": {"encoder"}}}
+    entries = {
+        "format": str(FORMAT_VERSION),
+        "dtype": DTYPE,
+        "table": ", ".join(digests),
+        **_flat("data", data.model_dump(mode="json", exclude=not_content)),
+        **_flat("targets", [target.model_dump(mode="json") for target in targets]),
+        **_flat("split", split.model_dump(mode="json")),
+    }
+    encoders = {f"data.strings[{column.name}].encoder": column.encoder for column in data.strings}
+    if None in encoders.values():
+        encoders["encoder"] = encoder
+    for where, config in encoders.items():
+        own = {} if config is None else encoder_entries(config)
+        entries |= {f"{where}.{name}": value for name, value in own.items()}
+    return Identity(entries)
 
 
 def table_digest(path: str | Path) -> str:
@@ -56,8 +55,9 @@ def table_digest(path: str | Path) -> str:
 
 
 def _flat(prefix: str, value: Any) -> dict[str, str]:
-    """Return a nested config as flat parts. Items of a list go by their name or column; the list
-    itself is one part that states their order.
+    """Return a nested config as flat entries.
+
+    Items of a list go by their name or column; the list itself is one entry, their order.
     """
     if isinstance(value, dict):
         return {

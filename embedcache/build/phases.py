@@ -55,7 +55,7 @@ def write_store(
     _check_unchanged(stamps)
     attributes = {
         "format_version": FORMAT_VERSION,
-        "identity": dict(identity.parts),
+        "identity": dict(identity.entries),
         "layout": layout.model_dump(mode="json", exclude={"groups"}),
         "provenance": provenance(request, files),
         "report": report(files, strings, ranks.size, seconds),
@@ -68,7 +68,10 @@ def write_rows(
 ) -> Layout:
     """Write all arrays of a new cache, rows as they stream by, and return its layout."""
     layout = _layout(request, files, strings)
-    writer = StoreWriter(store, layout, request.cache)
+    cache = request.cache
+    if files.base is not None:  # a cache keeps its codec
+        cache = cache.model_copy(update={"codec": files.base.codec})
+    writer = StoreWriter(store, layout, cache)
     for column in strings.columns:
         writer.add_strings(column.spec.name, column.table)
     writer.finish(_stream_rows(request, files, strings, writer))

@@ -74,23 +74,13 @@ class BuildReport:
 
     def summary(self) -> str:
         """Return the report as plain text."""
+        absent = f"; absent: {', '.join(self.absent_targets)}" if self.absent_targets else ""
         lines = [
             f"cache {self.path}: {self.status}, identity {self.identity},"
-            f" {self.num_bytes / 1e6:,.1f} MB"
+            f" {self.num_bytes / 1e6:,.1f} MB",
+            self._rows_line(),
+            f"targets: {', '.join(self.targets) or 'none'}{absent}",
         ]
-        groups = f", {self.num_groups:,} groups" if self.num_groups else ""
-        categories = "".join(
-            f", {column} ({count} categories)" for column, count in self.categories
-        )
-        excluded = (
-            f" ({self.num_excluded:,} left out by data.exclude_rows)" if self.num_excluded else ""
-        )
-        lines.append(
-            f"rows: {self.num_rows:,}{excluded} with {self.num_features} numeric"
-            f" features{categories}{groups}"
-        )
-        absent = f"; absent: {', '.join(self.absent_targets)}" if self.absent_targets else ""
-        lines.append(f"targets: {', '.join(self.targets) or 'none'}{absent}")
         for spec in self.strings:
             standin = " (a stand-in, not published weights)" if spec.standin else ""
             lines.append(
@@ -99,16 +89,26 @@ class BuildReport:
             )
             lines += self._oddities(spec.name)
         lines += split_table(self.split, MOST_SPLIT_LINES).splitlines()
-        times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds)
-        encoded = f"{self.num_encoded:,} strings encoded anew"
-        if self.num_encoded:
-            encoded += f" ({self.num_encoded / max(self.encoding_s, 1e-3):,.0f} strings/s" + (
-                f", {self.num_ranks} ranks)" if self.num_ranks > 1 else ")"
-            )
-        lines.append(
-            f"built in {sum(seconds for _, seconds in self.seconds):.1f} s: {times}; {encoded}"
-        )
+        lines.append(self._time_line())
         return "\n".join(lines)
+
+    def _rows_line(self) -> str:
+        left_out = f" ({self.num_excluded:,} left out by data.exclude_rows)"
+        categories = [f", {column} ({count} categories)" for column, count in self.categories]
+        groups = f", {self.num_groups:,} groups" if self.num_groups else ""
+        return (
+            f"rows: {self.num_rows:,}{left_out if self.num_excluded else ''} with"
+            f" {self.num_features} numeric features{''.join(categories)}{groups}"
+        )
+
+    def _time_line(self) -> str:
+        total = sum(seconds for _, seconds in self.seconds)
+        times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds)
+        rate = ""
+        if self.num_encoded:
+            ranks = f", {self.num_ranks} ranks" if self.num_ranks > 1 else ""
+            rate = f" ({self.num_encoded / max(self.encoding_s, 1e-3):,.0f} strings/s{ranks})"
+        return f"built in {total:.1f} s: {times}; {self.num_encoded:,} strings encoded anew{rate}"
 
     def _oddities(self, name: str) -> list[str]:
         """Return a line on merged spellings and one on unknown tokens, where there are any."""

@@ -1,5 +1,4 @@
-"""What belongs together: hashes that tie each row to its string, and each string to its tokens and
-its vector.
+"""Checks that rows, strings and vectors belong to each other, by hashes stored with them.
 
 A row names its string by a number, and a number says nothing of what it counts: were the strings of
 a cache in another order than its rows assume, by a defect of ours, an interrupted copy or
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from embedcache.cache.manifest import REBUILD
@@ -29,7 +28,8 @@ def vector_hashes(
     texts: Sequence[str], tokens: TokenTable, embeddings: Tensor
 ) -> Int64[np.ndarray, " S"]:
     """Return eight bytes of a sha256 over each string's text, tokens and vector."""
-    values, offsets = tokens.values.numpy().astype("<i8"), tokens.offsets.tolist()
+    values = tokens.values.numpy().astype("<i8")
+    offsets = tokens.offsets.tolist()
     vectors = np.ascontiguousarray(embeddings.numpy(), dtype="<f4")
     return first_eight_bytes(
         [
@@ -40,14 +40,10 @@ def vector_hashes(
 
 
 def state_hashes(texts: Sequence[str], tokens: TokenTable) -> Int64[np.ndarray, " S"]:
-    """Return eight bytes of a sha256 over each string's text and the hidden states of its
-    tokens.
-    """
+    """Return eight bytes of a sha256 over each string's text and its tokens' hidden states."""
     assert tokens.states is not None
-    states, offsets = (
-        np.ascontiguousarray(tokens.states.numpy(), dtype="<f4"),
-        tokens.offsets.tolist(),
-    )
+    states = np.ascontiguousarray(tokens.states.numpy(), dtype="<f4")
+    offsets = tokens.offsets.tolist()
     return first_eight_bytes(
         [_digest(text, states[offsets[s] : offsets[s + 1]]) for s, text in enumerate(texts)]
     )
@@ -58,10 +54,11 @@ def check_strings(
     what: str,
     texts: Sequence[str],
     found: Int64[np.ndarray, " S"],
-    stored: Int64[np.ndarray, " _"],
+    stored: Int64[np.ndarray, " K"],
 ) -> None:
-    """Raise CorruptCacheError naming the strings whose hash is not the stored one; `what` says what
-    the hash ties to the text.
+    """Raise CorruptCacheError naming the strings whose hash is not the stored one.
+
+    `what` says what the hash ties to the text; where K is not S, all are named.
     """
     wrong = np.flatnonzero(found != stored) if len(found) == len(stored) else np.arange(len(texts))
     if len(wrong):
@@ -81,17 +78,15 @@ def check_rows(
     start: int,
 ) -> None:
     """Raise CorruptCacheError naming the rows whose `string_id` is out of range or names another
-    string than the row's own; row `start` comes first.
+    string than the row's own; the first of them is row `start` of the cache.
     """
-    outside: Bool[np.ndarray, " N"] = (string_id < 0) | (string_id >= len(hashes))
-    if outside.any():
-        rows = np.flatnonzero(outside)
-        named = ", ".join(
-            f"{start + row} (string {string_id[row]})" for row in rows[:MOST_NAMED].tolist()
-        )
+    outside = np.flatnonzero((string_id < 0) | (string_id >= len(hashes)))
+    if len(outside):
+        shown = outside[:MOST_NAMED].tolist()
+        named = ", ".join(f"{start + row} (string {string_id[row]})" for row in shown)
         raise CorruptCacheError(
-            f"{path}: {len(rows):,} rows name no string of '{column}', which has {len(hashes):,}:"
-            f" rows {named}{_more(rows)}; {REBUILD}"
+            f"{path}: {len(outside):,} rows name no string of '{column}', which has"
+            f" {len(hashes):,}: rows {named}{_more(outside)}; {REBUILD}"
         )
     wrong = np.flatnonzero(hashes[string_id] != stored)
     if len(wrong):
@@ -102,10 +97,10 @@ def check_rows(
         )
 
 
-def _digest(text: str, *parts: np.ndarray) -> bytes:
+def _digest(text: str, *arrays: np.ndarray) -> bytes:
     digest = hashlib.sha256(text.encode())
-    for part in parts:
-        digest.update(part)
+    for array in arrays:
+        digest.update(array)
     return digest.digest()
 
 

@@ -56,12 +56,15 @@ class Layout(Config):
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Consecutive rows of the table. Numeric features are raw, in their own units; NaN in targets
-    is unobserved; group and stratum are -1 without.
+    """Consecutive rows of the table.
+
+    C string columns, F numeric features, K categories, T targets, R facets. Numeric features are
+    raw, in their own units; a NaN target is unobserved; group and stratum are -1 where the table
+    has none.
     """
 
     string_id: Int32[np.ndarray, "N C"]
-    string_hash: Int64[np.ndarray, "N C"]  # of the row's own text (see `bonds`)
+    string_hash: Int64[np.ndarray, "N C"]  # of the row's own text (see `consistency`)
     numeric: Float32[np.ndarray, "N F"]
     category: Int32[np.ndarray, "N K"]
     targets: Float32[np.ndarray, "N T"]
@@ -74,9 +77,7 @@ class RowBlock:
     def with_targets(
         self, wanted: tuple[TargetColumn, ...], found: tuple[TargetColumn, ...]
     ) -> "RowBlock":
-        """Return the same rows with the `wanted` targets, given that they have those that were
-        `found`: the others are unobserved.
-        """
+        """Return the same rows with the `wanted` targets: `found` ones and unobserved ones."""
         targets = np.full((len(self.weight), len(wanted)), np.nan, dtype=np.float32)
         names = [target.name for target in wanted]
         targets[:, [names.index(target.name) for target in found]] = self.targets

@@ -1,6 +1,6 @@
 """The digest of every file of a cache, kept in its root zarr.json, and the checks against it.
 
-Zarr reads a missing chunk as the fill value, by design and without a word; and the checksum inside
+Zarr reads a missing chunk as the fill value, by design and silently; and the checksum inside
 a chunk says nothing of a chunk that is gone, cut to nothing, or replaced by another valid one. So
 the root's attributes hold the size and sha256 of every other file, and a digest of themselves.
 Presence and sizes are checked when a cache is opened; a file's digest is checked before its first
@@ -25,8 +25,9 @@ MOST_NAMED = 8  # files in one message
 
 
 def seal(folder: Path, attributes: Mapping[str, Any]) -> None:
-    """Write the root zarr.json of a finished store: its attributes and the digest of every file;
-    all of it is on disk when this returns.
+    """Write the root zarr.json of a finished store: its attributes and the digest of every file.
+
+    All of it is on disk when this returns.
     """
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -45,8 +46,9 @@ def seal(folder: Path, attributes: Mapping[str, Any]) -> None:
 
 
 def read_root(folder: Path) -> dict[str, Any]:
-    """Return the root attributes of a sealed store; raises MissingCacheError or
-    CorruptCacheError.
+    """Return the root attributes of a sealed store.
+
+    Raises MissingCacheError where there is none, CorruptCacheError where the root is not intact.
     """
     root = folder / ROOT
     is_ours = (folder / "rows" / ROOT).is_file()
@@ -92,9 +94,7 @@ def check_presence(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None
 def check_digests(
     folder: Path, files: Mapping[str, Mapping[str, Any]], names: Iterable[str]
 ) -> None:
-    """Raise CorruptCacheError if the bytes of one of these files are not those that were
-    written.
-    """
+    """Raise CorruptCacheError if the bytes of one of these files are not those written."""
     wrong = []
     for name in names:
         try:

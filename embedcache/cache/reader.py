@@ -2,9 +2,9 @@
 
     /                 attributes: format_version, identity, layout, provenance, report, complete,
                       files (see `manifest`)
-    /strings/<name>   text [S], token_ids [all tokens], token_offsets [S + 1], embeddings [S, E],
-                      num_rows [S], prefix [all tokens, E] (mode prefix),
-                      text_hash [S], vector_hash [S], prefix_hash [S] (see `bonds`)
+    /strings/<name>   text [S], token_ids [P], token_offsets [S + 1], embeddings [S, E],
+                      num_rows [S], prefix [P, E] (mode prefix); P tokens end to end,
+                      text_hash [S], vector_hash [S], prefix_hash [S] (see `consistency`)
     /rows             string_id [N, C], string_hash [N, C], numeric [N, F], category [N, K],
                       targets [N, T], weight [N], group [N], stratum [N], split [N], facets [N, R]
     /scaling          attributes: transforms, means and spreads of train rows and of their strings'
@@ -37,9 +37,10 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, Shaped
 
 from embedcache.cache import manifest
+from embedcache.cache.codec import codec_of
 from embedcache.cache.consistency import check_rows, check_strings, state_hashes, vector_hashes
 from embedcache.cache.identity import FORMAT_VERSION, Identity
 from embedcache.cache.layout import (
@@ -51,6 +52,7 @@ from embedcache.cache.layout import (
     StringTable,
     widths,
 )
+from embedcache.config import CodecName
 from embedcache.encoder.tokens import TokenTable
 from embedcache.errors import CorruptCacheError, StaleCacheError
 from embedcache.scaling import Scaling
@@ -89,71 +91,74 @@ class Cache:
         """Files that the manifest covers."""
         return len(self._files)
 
+    @property
+    def codec(self) -> CodecName:
+        """The codec that the cache was built with."""
+        return codec_of(self._group["rows/weight"])
+
     def strings(self, name: str, with_states: bool = False) -> StringTable:
-        """Return the strings of the column with this short name; `with_states` reads the cached
-        hidden states too, if there are any.
+        """Return the strings of the column with this short name.
+
+        `with_states` reads the cached hidden states too, if there are any. Raises KeyError for an
+        unknown name, CorruptCacheError for what is not what was written.
         """
         spec = self.layout.strings_of(name)
-        where = f"strings/{name}"
-        values, offsets = self._read(f"{where}/token_ids"), self._read(f"{where}/token_offsets")
-        states = (
-            None
-            if spec.prefix_layer is None or not with_states
-            else torch.from_numpy(self._read(f"{where}/prefix"))
+        group = f"strings/{name}"
+        has_states = with_states and spec.prefix_layer is not None
+        states = torch.from_numpy(self._read(f"{group}/prefix")) if has_states else None
+        tokens = TokenTable(
+            values=torch.from_numpy(self._read(f"{group}/token_ids")),
+            offsets=torch.from_numpy(self._read(f"{group}/token_offsets")),
+            states=states,
         )
         strings = StringTable(
-            text=[str(text) for text in self._read(f"{where}/text")],
-            tokens=TokenTable(
-                values=torch.from_numpy(values), offsets=torch.from_numpy(offsets), states=states
-            ),
-            embeddings=torch.from_numpy(self._read(f"{where}/embeddings")),
-            num_rows=torch.from_numpy(self._read(f"{where}/num_rows")),
+            text=[str(text) for text in self._read(f"{group}/text")],
+            tokens=tokens,
+            embeddings=torch.from_numpy(self._read(f"{group}/embeddings")),
+            num_rows=torch.from_numpy(self._read(f"{group}/num_rows")),
         )
         self._check_strings(spec, strings)
         return strings
 
     def rows(self, start: int = 0, stop: int | None = None) -> RowBlock:
-        """Return rows `start` to `stop` in table order; only the chunks that hold them are read,
-        and every row's string is known to be its own.
+        """Return rows `start` to `stop` in table order, every row's string known to be its own.
+
+        Only the chunks that hold them are read. Raises IndexError for rows that are not there.
         """
         stop = self.layout.num_rows if stop is None else stop
         if not 0 <= start <= stop <= self.layout.num_rows:
             raise IndexError(f"rows {start} to {stop} of a cache of {self.layout.num_rows} rows")
         width = widths(self.layout)
-        block = RowBlock(
-            **{
-                array.name: self._read_rows(array, width.get(array.name), start, stop)
-                for array in ROW_ARRAYS
-            }
-        )
+        arrays = {
+            array.name: self._read_rows(array, width.get(array.name), start, stop)
+            for array in ROW_ARRAYS
+        }
+        block = RowBlock(**arrays)
         self._check_rows(block.string_id, block.string_hash, start)
         return block
 
     def array_sizes(self) -> dict[str, dict[str, Any]]:
-        """Return for each array its shape and type, its bytes on disk, and its bytes in memory (0
-        for text, whose size there is not fixed).
+        """Return the shape and type of each array, and its bytes on disk and in memory.
+
+        The bytes in memory are 0 for text, whose size there is not fixed.
         """
         sizes = {}
         for name, array in self._group.members(max_depth=None):
             if isinstance(array, zarr.Array):
-                stored = sum(
-                    entry["bytes"]
-                    for file, entry in self._files.items()
-                    if file.startswith(f"{name}/c/")
-                )
-                memory = 0 if array.dtype.kind == "T" else array.nbytes
-                dtype = "text" if array.dtype.kind == "T" else str(array.dtype)
+                is_text = array.dtype.kind == "T"
                 sizes[name] = {
                     "shape": list(array.shape),
-                    "dtype": dtype,
-                    "bytes": stored,
-                    "memory_bytes": memory,
+                    "dtype": "text" if is_text else str(array.dtype),
+                    "bytes": sum(self._files[file]["bytes"] for file in self._chunks_of(name)),
+                    "memory_bytes": 0 if is_text else array.nbytes,
                 }
         return sizes
 
     def verify(self) -> None:
-        """Read every file and raise CorruptCacheError if one is not what was written, a vector not
-        its string's, or a string not its row's.
+        """Read every file.
+
+        Raises CorruptCacheError if one is not what was written, a vector not its string's, or a
+        string not its row's.
         """
         self._checked.clear()
         self._check(self._files)
@@ -168,30 +173,19 @@ class Cache:
             self._check_rows(string_id, string_hash, start)
 
     def _check_strings(self, spec: StringSpec, strings: StringTable) -> None:
-        where = f"strings/{spec.name}"
-        check_strings(
-            self.path,
-            f"{where}/text_hash",
-            strings.text,
-            text_hashes(strings.text),
-            self._read(f"{where}/text_hash"),
-        )
-        found = vector_hashes(strings.text, strings.tokens, strings.embeddings)
-        check_strings(
-            self.path,
-            f"{where}: tokens or vectors",
-            strings.text,
-            found,
-            self._read(f"{where}/vector_hash"),
-        )
-        if strings.tokens.states is not None:
-            check_strings(
-                self.path,
-                f"{where}/prefix",
-                strings.text,
-                state_hashes(strings.text, strings.tokens),
-                self._read(f"{where}/prefix_hash"),
-            )
+        name, text, tokens = f"strings/{spec.name}", strings.text, strings.tokens
+        self._compare(text, f"{name}/text_hash", text_hashes(text), f"{name}/text_hash")
+        found = vector_hashes(text, tokens, strings.embeddings)
+        self._compare(text, f"{name}: tokens or vectors", found, f"{name}/vector_hash")
+        if tokens.states is not None:
+            found = state_hashes(text, tokens)
+            self._compare(text, f"{name}/prefix", found, f"{name}/prefix_hash")
+
+    def _compare(
+        self, text: list[str], what: str, found: Int64[np.ndarray, " S"], stored: str
+    ) -> None:
+        """Raise CorruptCacheError where hashes are not those in the array `stored`."""
+        check_strings(self.path, what, text, found, self._read(stored))
 
     def _check_rows(
         self, string_id: Int32[np.ndarray, "N C"], string_hash: Int64[np.ndarray, "N C"], start: int
@@ -208,24 +202,27 @@ class Cache:
                 start,
             )
 
-    def _read_rows(self, spec: RowArray, width: int | None, start: int, stop: int) -> np.ndarray:
-        if width == 0 or (start == stop and width is not None):
-            return np.empty((stop - start, width), dtype=spec.dtype)
-        if start == stop:
-            return np.empty(0, dtype=spec.dtype)
+    def _read_rows(
+        self, spec: RowArray, width: int | None, start: int, stop: int
+    ) -> Shaped[np.ndarray, "N ..."]:
+        """Return N rows of a row array of `width` columns, or of one dimension if it is None."""
+        if width == 0 or start == stop:
+            columns = () if width is None else (width,)
+            return np.empty((stop - start, *columns), dtype=spec.dtype)
         name = f"rows/{spec.name}"
         array = self._group[name]
         length = (array.shards or array.chunks)[0]
         tail = "/0" * (len(array.shape) - 1)
-        self._check(f"{name}/c/{k}{tail}" for k in range(start // length, (stop - 1) // length + 1))
+        shards = range(start // length, (stop - 1) // length + 1)
+        self._check(f"{name}/c/{shard}{tail}" for shard in shards)
         return self._decode(name, slice(start, stop))
 
-    def _read(self, name: str) -> np.ndarray:
+    def _read(self, name: str) -> Shaped[np.ndarray, "..."]:
         """Return a whole array."""
-        self._check(file for file in self._files if file.startswith(f"{name}/c/"))
+        self._check(self._chunks_of(name))
         return self._decode(name, slice(None))
 
-    def _decode(self, name: str, rows: slice) -> np.ndarray:
+    def _decode(self, name: str, rows: slice) -> Shaped[np.ndarray, "N ..."]:
         try:
             return np.asarray(self._group[name][rows])
         # what zarr's codecs raise on bytes that changed after their digest was checked
@@ -233,6 +230,10 @@ class Cache:
             raise CorruptCacheError(
                 f"{self.path}: array '{name}' cannot be decoded: {error}; {manifest.REBUILD}"
             ) from error
+
+    def _chunks_of(self, name: str) -> list[str]:
+        """Return the files that hold the chunks of an array."""
+        return [file for file in self._files if file.startswith(f"{name}/c/")]
 
     def _check(self, names: Iterable[str]) -> None:
         """Check that files are still there, and the digests of those that were not checked yet."""

@@ -17,15 +17,16 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, TransposeCodec, ZstdCodec
+from jaxtyping import Shaped
+from zarr.codecs import TransposeCodec
 
+from embedcache.cache.codec import compressors
 from embedcache.cache.consistency import state_hashes, vector_hashes
 from embedcache.cache.layout import ROW_ARRAYS, Layout, RowBlock, StringTable, widths
-from embedcache.config import CacheConfig
+from embedcache.config import CacheConfig, CodecName
 from embedcache.scaling import Scaling
 from embedcache.table.strings import text_hashes
 
-COMPRESSORS = (ZstdCodec(level=3), Crc32cCodec())
 # of rows in a shard; a build holds several copies of that: measured below 1 GB at 28 features and
 # any number of rows
 MOST_BLOCK_BYTES = 64 << 20
@@ -33,8 +34,8 @@ CHUNK_VALUES = 1 << 20  # of arrays that are not rows
 
 
 def rows_per_block(layout: Layout, cache: CacheConfig) -> int:
-    """Return how many rows make a shard: as configured, less where rows are so wide that a shard
-    would not fit in bounded memory.
+    """Return how many rows make a shard: as configured, fewer where wide rows would take more
+    memory than MOST_BLOCK_BYTES.
     """
     row_bytes = sum(
         np.dtype(array.dtype).itemsize * widths(layout).get(array.name, 1) for array in ROW_ARRAYS
@@ -46,8 +47,9 @@ def rows_per_block(layout: Layout, cache: CacheConfig) -> int:
 
 
 class StoreWriter:
-    """Fills a folder with the groups and arrays of a cache; it becomes a Zarr hierarchy when
-    `manifest.seal` writes the root.
+    """Fills a folder with the groups and arrays of a cache.
+
+    It becomes a Zarr hierarchy when `manifest.seal` writes the root.
     """
 
     def __init__(self, folder: Path, layout: Layout, cache: CacheConfig) -> None:
@@ -55,6 +57,7 @@ class StoreWriter:
         folder.mkdir()
         self._folder = folder
         self._layout = layout
+        self._codec = cache.codec
         self.rows_per_block = rows_per_block(layout, cache)
         self._create_rows(min(cache.rows_per_chunk, layout.num_rows))
         self._written = 0
@@ -83,7 +86,7 @@ class StoreWriter:
                 chunks=(chunk, *tail),
                 shards=(self.rows_per_block, *tail),
                 filters=(TransposeCodec(order=(1, 0)),) if tail else (),
-                compressors=COMPRESSORS,
+                compressors=compressors(self._codec, spec.dtype),
                 fill_value=float("nan") if spec.dtype.startswith("float") else -1,
                 dimension_names=("row",) if columns is None else ("row", spec.axis),
                 attributes={} if columns is None else {"columns": columns},
@@ -91,8 +94,9 @@ class StoreWriter:
             )
 
     def add_rows(self, block: RowBlock) -> None:
-        """Append rows in table order; blocks of `rows_per_block` rows are written without reading
-        anything back.
+        """Append rows in table order.
+
+        Blocks of `rows_per_block` rows are written without reading anything back.
         """
         stop = self._written + len(block.weight)
         for name, array in self._rows.items():
@@ -102,21 +106,21 @@ class StoreWriter:
     def add_strings(self, name: str, strings: StringTable) -> None:
         """Write the distinct strings of one column."""
         group = zarr.open_group(self._folder / "strings", mode="a").create_group(name)
-        _write_text(group, "text", strings.text, "string")
-        _write(group, "token_ids", strings.tokens.values.numpy(), ("token",))
-        _write(group, "token_offsets", strings.tokens.offsets.numpy(), ("string_edge",))
-        _write(group, "embeddings", strings.embeddings.numpy(), ("string", "embedding"))
-        _write(group, "num_rows", strings.num_rows.numpy(), ("string",))
-        _write(group, "text_hash", text_hashes(strings.text), ("string",))
-        _write(
-            group,
-            "vector_hash",
-            vector_hashes(strings.text, strings.tokens, strings.embeddings),
-            ("string",),
-        )
-        if strings.tokens.states is not None:
-            _write(group, "prefix", strings.tokens.states.numpy(), ("token", "embedding"))
-            _write(group, "prefix_hash", state_hashes(strings.text, strings.tokens), ("string",))
+        text, tokens, vectors = strings.text, strings.tokens, strings.embeddings
+        arrays: dict[str, tuple[np.ndarray, tuple[str, ...]]] = {
+            "token_ids": (tokens.values.numpy(), ("token",)),
+            "token_offsets": (tokens.offsets.numpy(), ("string_edge",)),
+            "embeddings": (vectors.numpy(), ("string", "embedding")),
+            "num_rows": (strings.num_rows.numpy(), ("string",)),
+            "text_hash": (text_hashes(text), ("string",)),
+            "vector_hash": (vector_hashes(text, tokens, vectors), ("string",)),
+        }
+        if tokens.states is not None:
+            arrays["prefix"] = (tokens.states.numpy(), ("token", "embedding"))
+            arrays["prefix_hash"] = (state_hashes(text, tokens), ("string",))
+        _write_text(group, "text", text, "string")
+        for array, (values, dimensions) in arrays.items():
+            _write(group, array, values, dimensions, self._codec)
 
     def finish(self, scaling: Scaling) -> None:
         """Write the names of groups and the scaling; all rows must have been added."""
@@ -124,20 +128,25 @@ class StoreWriter:
             f"{self._written} of {self._layout.num_rows} rows were written"
         )
         if self._layout.groups:
-            _write_text(
-                zarr.create_group(self._folder / "groups"), "name", self._layout.groups, "group"
-            )
+            groups = zarr.create_group(self._folder / "groups")
+            _write_text(groups, "name", self._layout.groups, "group")
         zarr.create_group(self._folder / "scaling", attributes=json.loads(scaling.to_json()))
 
 
-def _write(group: zarr.Group, name: str, values: np.ndarray, dimensions: tuple[str, ...]) -> None:
+def _write(
+    group: zarr.Group,
+    name: str,
+    values: Shaped[np.ndarray, "..."],
+    dimensions: tuple[str, ...],
+    codec: CodecName,
+) -> None:
     length = max(1, min(len(values), CHUNK_VALUES // max(1, int(np.prod(values.shape[1:])))))
     array = group.create_array(
         name,
         shape=values.shape,
         dtype=values.dtype,
         chunks=(length, *values.shape[1:]),
-        compressors=COMPRESSORS,
+        compressors=compressors(codec, values.dtype),
         fill_value=float("nan") if values.dtype.kind == "f" else -1,
         dimension_names=dimensions,
         config={"write_empty_chunks": True},
@@ -151,7 +160,7 @@ def _write_text(group: zarr.Group, name: str, values: Sequence[str], dimension: 
         shape=(len(values),),
         dtype=str,
         chunks=(max(1, min(len(values), CHUNK_VALUES)),),
-        compressors=COMPRESSORS,
+        compressors=compressors("zstd", str),
         dimension_names=(dimension,),
         config={"write_empty_chunks": True},
     )

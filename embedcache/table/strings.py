@@ -33,7 +33,7 @@ class DistinctStrings:
     num_rows: Int64[np.ndarray, " S"]  # of this file
     spellings: tuple[str, ...]
     id_of_spelling: Int32[np.ndarray, " R"]
-    # of what it prepares to, not of what its id names: see `bonds`
+    # of what it prepares to, not of what its id names: see `cache.consistency`
     hash_of_spelling: Int64[np.ndarray, " R"]
 
     @property

@@ -11,7 +11,8 @@ def as_json(cache: Cache) -> dict[str, object]:
     return {
         "path": str(cache.path),
         "bytes": cache.num_bytes,
-        "identity": dict(cache.identity.parts),
+        "codec": cache.codec,
+        "identity": dict(cache.identity.entries),
         "layout": cache.layout.model_dump(mode="json"),
         "scaling": json.loads(cache.scaling.to_json()),
         "provenance": cache.provenance,
@@ -32,7 +33,10 @@ def as_text(cache: Cache) -> str:
         lines.append(
             f"  {column.column + unit:<40} {column.transform:<14} {mean:>12.5g} {std:>12.5g}"
         )
-    lines.append("arrays, largest first (stored bytes, and how many times smaller than in memory):")
+    lines.append(
+        f"arrays, largest first (codec {cache.codec}; stored bytes, and how many times smaller than"
+        " in memory):"
+    )
     sizes = sorted(cache.array_sizes().items(), key=lambda item: -item[1]["bytes"])
     for name, size in sizes:
         ratio = f"{size['memory_bytes'] / size['bytes']:.1f} x" if size["memory_bytes"] else "-"

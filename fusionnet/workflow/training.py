@@ -70,7 +70,7 @@ def _train_and_export(trainer: Trainer, experiment: Experiment, folder: Path, re
         "layout": cache.layout.model_dump_json(),
         "scaling": cache.scaling.to_json(),
         "strings": {spec.name: cache.strings(spec.name).text for spec in cache.layout.strings},
-        "identity": dict(cache.identity.parts),
+        "identity": dict(cache.identity.entries),
     }
     started = time.perf_counter()
     files = RunFiles(folder, name, experiment.model_dump(mode="json"), shareable)

@@ -24,7 +24,8 @@ import pytest
 from embedcache.build import vectors
 from embedcache.build.decide import Existing, build_cache
 from embedcache.build.identity import wanted_identity
-from embedcache.cache import folder, manifest, writer
+from embedcache.cache import folder as cache_folder
+from embedcache.cache import manifest, writer
 from embedcache.cache.folder import CacheFolder
 from embedcache.cache.reader import Cache
 from embedcache.errors import BusyCacheError, CacheError, MissingCacheError
@@ -355,7 +356,7 @@ def test_two_builders_make_one_cache(
 def test_a_builder_that_waits_too_long_says_for_whom(
     study: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder, "WAIT_S", 0.1)
+    monkeypatch.setattr(cache_folder, "WAIT_S", 0.1)
     own = CacheFolder(study.cache.path)
     with own.locked():
         assert json.loads(own.builder.read_text())["pid"] == os.getpid()

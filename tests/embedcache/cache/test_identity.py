@@ -120,7 +120,7 @@ def test_a_columns_own_encoder_is_named_with_the_column(study: Any) -> None:
 
 def test_json_round_trip(study: Any) -> None:
     identity = identity_of(study)
-    found = Identity(json.loads(json.dumps(dict(identity.parts))))
+    found = Identity(json.loads(json.dumps(dict(identity.entries))))
     assert found == identity
     assert found.short == identity.short
 
