@@ -50,18 +50,28 @@ class Experiment(Config):
     reward: RewardConfig = RewardConfig()
 
     @model_validator(mode="after")
-    def _parts_fit_together(self) -> "Experiment":
+    def _tasks_are_named(self) -> "Experiment":
         names = [task.name for task in self.tasks]
         if len(set(names)) < len(names) or len({task.column for task in self.tasks}) < len(names):
             raise ValueError(
                 f"tasks must have distinct names and columns, found: {', '.join(names)}"
             )
-        for part in (*self.reward.terms, *self.reward.penalties):
-            if part.task not in names:
+        for entry in (*self.reward.terms, *self.reward.penalties):
+            if entry.task not in names:
                 raise ValueError(
-                    f"reward reads task '{part.task}', which is not among the tasks:"
+                    f"reward reads task '{entry.task}', which is not among the tasks:"
                     f" {', '.join(names)}"
                 )
+        binary = {task.column for task in self.tasks if task.kind == "binary"}
+        if self.split.stratify_by is not None and self.split.stratify_by not in binary:
+            raise ValueError(
+                f"split.stratify_by names '{self.split.stratify_by}', which is not the column of a"
+                " binary task"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _columns_are_named(self) -> "Experiment":
         groups = list(dict.fromkeys(column.feature_group for column in self.data.numeric))
         for group in self.model.feature_noise:
             if group not in groups:
@@ -72,13 +82,6 @@ class Experiment(Config):
         if self.model.linear_skip and not groups:
             raise ValueError(
                 "model.linear_skip is a function of data.numeric, which has no columns"
-            )
-        if self.split.stratify_by is not None and self.split.stratify_by not in {
-            task.column for task in self.tasks if task.kind == "binary"
-        }:
-            raise ValueError(
-                f"split.stratify_by names '{self.split.stratify_by}', which is not the column of a"
-                " binary task"
             )
         if self.split.strategy == "group" and self.data.group is None:
             raise ValueError("split.strategy 'group' needs data.group")
@@ -98,8 +101,9 @@ class Experiment(Config):
 
 
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
-    """Return the experiment of a YAML file with `--set` overrides applied; raises ConfigError
-    naming every problem.
+    """Return the experiment of a YAML file with `--set` overrides applied.
+
+    Raises ConfigError naming every problem.
     """
     return parse_config(
         Experiment, apply_overrides(_read_yaml(Path(path)), overrides or []), str(path)
@@ -109,7 +113,9 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
 def _read_yaml(file: Path) -> dict[str, Any]:
     """Return a YAML file's mapping, merged into that of the file it extends."""
     if not file.is_file():
-        raise ConfigError(f"there is no config file {file}; see configs/ for examples")
+        raise ConfigError(
+            f"there is no config file {file}; `fusionnet examples` writes some to start from"
+        )
     try:
         values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -123,8 +129,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return the nested mapping with every `a.b.c=value` set; values are read as YAML, list items
-    are addressed by their index.
+    """Return the nested mapping with every `a.b.c=value` set.
+
+    Values are read as YAML, list items are addressed by their index.
     """
     for override in overrides:
         key, equals, text = override.partition("=")

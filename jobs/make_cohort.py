@@ -1,5 +1,6 @@
-"""Make the synthetic reference cohort: a table of the shape that Stage 1 was written for, from a
-stated outcome model (jobs/cohort/outcomes.py).
+"""Make the synthetic reference cohort, a table of the shape that Stage 1 was written for.
+
+Its outcomes come from a stated model (jobs/cohort/outcomes.py).
 """
 
 import argparse
@@ -66,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
         "--rows-per-patient",
         type=positive,
         default=7458,
-        help="dealt evenly over the 24 hydrogels (7458)",
+        help="spread evenly over the 24 hydrogels (7458)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -1,5 +1,6 @@
-"""Evaluate a trained run on rows that it never saw: metrics beside goals and the oracle, tables by
-group, plots, an HTML report.
+"""Evaluate a trained run on rows that it never saw.
+
+It writes metrics beside goals and the oracle, tables by group, plots and an HTML report.
 """
 
 import argparse

@@ -1,5 +1,6 @@
-"""Make a stand-in encoder: a Hugging Face folder of polyBERT's architecture and tokenizer, with
-random weights.
+"""Make a stand-in encoder: a model folder as polyBERT's, with random weights.
+
+It has polyBERT's architecture and tokenizer, so that everything runs on it unchanged.
 """
 
 import argparse

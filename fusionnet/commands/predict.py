@@ -1,5 +1,6 @@
-"""Predict, and optionally reward, the rows of a table in raw units; input columns are kept,
-predictions added as predicted_<column>.
+"""Predict, and optionally reward, the rows of a table in raw units.
+
+Input columns are kept, predictions added as predicted_<column>.
 """
 
 import argparse

@@ -8,8 +8,7 @@ from fusionnet.experiment import Experiment
 
 
 def open_checked_cache(experiment: Experiment, config_path: str) -> Cache:
-    """Return the experiment's cache, refusing one that was built from something else than the
-    experiment says.
+    """Return the experiment's cache, refusing one that was built from something else.
 
     The table may be absent, as on a cluster that was sent the cache alone; then only the table's
     digest goes unchecked.

@@ -13,8 +13,9 @@ from fusionnet.trained.reward import RewardModel
 def write_scores(
     model: RewardModel, source: Path, target: Path, added: list[str], reward: bool
 ) -> dict[str, float | int]:
-    """Write the source's columns and the added ones, through parts on disk so that memory does not
-    grow; return the added columns' means and `rows`.
+    """Write the source's columns and the added ones; return the added columns' means and `rows`.
+
+    Rows go through files on disk, so that memory does not grow with them.
     """
     as_csv = target.suffix.lower() == ".csv"
     batches = model.batches(

@@ -15,6 +15,7 @@ from jobs.cohort.outcomes import (
     COVERAGES,
     Calibration,
     Columns,
+    Latent,
     latent_effects,
     noise_free,
     observed,
@@ -62,8 +63,9 @@ EF_MEAN_PCT, EF_SD_PCT, STRAIN_SD_PCT, OPTIMAL_RATE = 7.6, 4.2, 6.0, 0.24
 def cohort_frames(
     num_patients: int, rows_per_patient: int, seed: int, with_noise: bool
 ) -> Iterator[pl.DataFrame]:
-    """Yield one frame per patient: the table's columns, or with `with_noise=False` the noise-free
-    outcomes of the same rows alone.
+    """Yield one frame per patient with the table's columns.
+
+    With `with_noise=False` it has the noise-free outcomes of the same rows alone.
     """
     patients, calibration = draw_patients(num_patients, seed), calibrate()
     for number in range(num_patients):
@@ -88,14 +90,12 @@ def cohort_frames(
 def patient_rows(
     patients: Patients, number: int, num_rows: int, seed: int
 ) -> tuple[pl.DataFrame, Columns]:
-    """Return one patient's label columns, and its features with the chemistry of each row's
-    polymer.
-    """
+    """Return one patient's label columns, and its features with each row's polymer chemistry."""
     polymers = load_polymers()
     counts = [len(part) for part in np.array_split(np.arange(num_rows), len(polymers))]
     blocks = [
-        formulations(polymer, count, [seed, 2, number, place], number + place)
-        for place, (polymer, count) in enumerate(zip(polymers, counts, strict=True))
+        formulations(polymer, count, [seed, 2, number, index], number + index)
+        for index, (polymer, count) in enumerate(zip(polymers, counts, strict=True))
     ]
     features = {
         name: np.concatenate([block[name] for block in blocks]) for name in FORMULATION_COLUMNS
@@ -121,8 +121,10 @@ def patient_rows(
 
 
 def formulations(polymer: Polymer, count: int, seed: list[int], first_coverage: int) -> Columns:
-    """Return `count` formulations of a hydrogel: a Latin hypercube over modulus, half-life (both in
-    logarithms), conductivity and thickness.
+    """Return `count` formulations of a hydrogel.
+
+    They are a Latin hypercube over modulus, half-life (both in logarithms), conductivity and
+    thickness.
 
     The coverages come in turn, from `first_coverage` on (modulo their number), so that tables of
     few rows have all of them too.
@@ -134,26 +136,21 @@ def formulations(polymer: Polymer, count: int, seed: list[int], first_coverage: 
         "hydrogel_t50_days": _log_between(unit[:, 1], *polymer.t50_days),
         "hydrogel_conductivity_S_m": _between(unit[:, 2], *polymer.conductivity_S_m),
         "patch_thickness_mm": _between(unit[:, 3], *PATCH_THICKNESS_MM),
-        **{name: (turns == place).astype(np.float64) for place, name in enumerate(COVERAGES)},
+        **{name: (turns == index).astype(np.float64) for index, name in enumerate(COVERAGES)},
     }
 
 
 @cache
 def calibrate() -> Calibration:
-    """Return the constants that give the reference population the published mean and spread of
-    delta_EF_pct and the published rate of is_optimal.
+    """Return the constants that give the reference population its published statistics.
 
+    These are mean and spread of delta_EF_pct, and the rate of is_optimal.
     Clipping, noise and the two thresholds interact, so they are iterated to a fixed point; the
     stress scale is found by bisection.
     """
-    patients = draw_patients(REFERENCE_PATIENTS, REFERENCE_SEED)
-    parts = [
-        patient_rows(patients, number, REFERENCE_ROWS, REFERENCE_SEED)[1]
-        for number in range(REFERENCE_PATIENTS)
-    ]
-    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    latent = latent_effects(rows)
-    scale, noise = EF_SD_PCT / latent.ef.std(), EF_SD_PCT * np.sqrt(NOISE_SHARE)
+    latent = _reference_effects()
+    scale = EF_SD_PCT / latent.ef.std()
+    noise = EF_SD_PCT * np.sqrt(NOISE_SHARE)
     offset = EF_MEAN_PCT - scale * latent.ef.mean()
     strain_scale = STRAIN_SD_PCT / latent.strain.std()
 
@@ -181,6 +178,19 @@ def calibrate() -> Calibration:
         rate = noise_free(latent, of(middle))["is_optimal"].mean()
         low, high = (middle, high) if rate < OPTIMAL_RATE else (low, middle)
     return of((low + high) / 2)
+
+
+def _reference_effects() -> Latent:
+    """Return the latent effects of the reference population, patient after patient."""
+    patients = draw_patients(REFERENCE_PATIENTS, REFERENCE_SEED)
+    of_patient = [
+        patient_rows(patients, number, REFERENCE_ROWS, REFERENCE_SEED)[1]
+        for number in range(REFERENCE_PATIENTS)
+    ]
+    names = of_patient[0]
+    return latent_effects(
+        {name: np.concatenate([rows[name] for rows in of_patient]) for name in names}
+    )
 
 
 def _between(unit: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -66,8 +66,9 @@ class Latent:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns latent effects into outcomes in percent: outcome = offset + scale x latent, and
-    the noise's standard deviation.
+    """What turns latent effects into outcomes in percent: offset + scale x latent, and noise.
+
+    The noise is given by its standard deviation.
     """
 
     ef_offset: float
@@ -80,11 +81,20 @@ class Calibration:
     fraction_noise: float = 0.02  # of safety, toxicity and integrity
 
 
-def latent_effects(rows: Columns) -> Latent:
-    """Return the effects of N rows that have the 19 features and `bioactivity`, `adhesion`,
-    `irritation`.
-    """
-    modulus, half_life = rows["hydrogel_E_kPa"], rows["hydrogel_t50_days"]
+@dataclass(frozen=True)
+class Mechanisms:
+    """What acts between a patch and a heart in N rows, without units."""
+
+    relief: Float[np.ndarray, " N"]  # of wall stress
+    residence: Float[np.ndarray, " N"]  # share of the patch left after four weeks
+    conduction: Float[np.ndarray, " N"]
+    viability: Float[np.ndarray, " N"]  # of the patient's tissue
+    load: Float[np.ndarray, " N"]  # on the patient's wall
+
+
+def mechanisms(rows: Columns) -> Mechanisms:
+    """Return what acts in N rows that have the 19 features and `adhesion`."""
+    modulus = rows["hydrogel_E_kPa"]
     coverage = sum(fraction * rows[name] for name, fraction in COVERAGES.items())
     match = MATCH_FLOOR + (1 - MATCH_FLOOR) * np.exp(
         -0.5 * (np.log(modulus / MATCH_KPA) / MATCH_WIDTH) ** 2
@@ -97,8 +107,6 @@ def latent_effects(rows: Columns) -> Latent:
         / (rows["wall_thickness_mm"] * MYOCARDIUM_KPA)
     )
     share = carried / (1 + carried)
-    residence = 1 / (1 + (28 / half_life) ** 1.5)
-    conduction = rows["hydrogel_conductivity_S_m"] / (rows["hydrogel_conductivity_S_m"] + 0.15)
     grip = 1 + 0.35 * rows["adhesion"]
     viability = (
         -0.5 * (rows["scar_fraction_pct"] - 18.6) / 7.3
@@ -108,7 +116,25 @@ def latent_effects(rows: Columns) -> Latent:
         0.5 * (rows["stress_concentration"] - 2.6) / 0.5
         + 0.3 * (rows["baseline_EDV_mL"] - 198.3) / 42.5
     )
-    relief = share * match * grip
+    conductivity = rows["hydrogel_conductivity_S_m"]
+    return Mechanisms(
+        relief=share * match * grip,
+        residence=1 / (1 + (28 / rows["hydrogel_t50_days"]) ** 1.5),
+        conduction=conductivity / (conductivity + 0.15),
+        viability=viability,
+        load=load,
+    )
+
+
+def latent_effects(rows: Columns) -> Latent:
+    """Return the effects of N rows; they have the 19 features and the polymer's chemistry.
+
+    The chemistry is `bioactivity`, `adhesion`, `irritation`.
+    """
+    acting = mechanisms(rows)
+    relief, load, residence = acting.relief, acting.load, acting.residence
+    conduction, viability = acting.conduction, acting.viability
+    stiffness = np.log(rows["hydrogel_E_kPa"] / MYOCARDIUM_KPA)
     return Latent(
         ef=3.3 * relief * (1 + 0.15 * load)
         + 0.55 * residence
@@ -125,18 +151,19 @@ def latent_effects(rows: Columns) -> Latent:
         + 1.5 * rows["irritation"]
         + 0.5 * conduction
         + 0.35 * (1 - residence)
-        + 0.12 * np.log(modulus / MYOCARDIUM_KPA),
+        + 0.12 * stiffness,
         integrity=1.9
         + 1.3 * (residence - 0.5)
         + 0.7 * rows["adhesion"]
-        + 0.35 * np.log(modulus / MYOCARDIUM_KPA)
+        + 0.35 * stiffness
         - 0.15 * load,
     )
 
 
 def noise_free(latent: Latent, calibration: Calibration) -> Columns:
-    """Return the outcomes without noise; `is_optimal` is the probability that the observed outcomes
-    pass both thresholds.
+    """Return the outcomes without noise.
+
+    `is_optimal` is the probability that the observed outcomes pass both thresholds.
     """
     ef = np.clip(calibration.ef_offset + calibration.ef_scale * latent.ef, *EF_RANGE_PCT)
     stress = np.clip(calibration.stress_scale * latent.stress, *STRESS_RANGE_PCT)
@@ -155,8 +182,9 @@ def noise_free(latent: Latent, calibration: Calibration) -> Columns:
 
 
 def observed(oracle: Columns, calibration: Calibration, rng: np.random.Generator) -> Columns:
-    """Return the outcomes as a table would have them: with noise, inside their ranges, `is_optimal`
-    from the noisy values.
+    """Return the outcomes as a table would have them: with noise, inside their ranges.
+
+    `is_optimal` is decided by the noisy values.
     """
     num_rows = len(oracle["delta_EF_pct"])
     ef = np.clip(

@@ -94,8 +94,9 @@ def draw_patients(num_patients: int, seed: int) -> Patients:
 
 
 def _accepted(uniform: Float[np.ndarray, "P D"]) -> Float[np.ndarray, "P M"]:
-    """Return the patients among these points whose every range and relation holds, drawn features
-    first, then derived ones.
+    """Return the patients among these points whose every range and relation holds.
+
+    Drawn features come first, then derived ones.
     """
     gaussian = norm.ppf(np.clip(uniform, 1e-9, 1 - 1e-9))
     correlated = norm.cdf(gaussian[:, :-1] @ np.linalg.cholesky(_correlation()).T)
@@ -113,8 +114,9 @@ def _accepted(uniform: Float[np.ndarray, "P D"]) -> Float[np.ndarray, "P M"]:
 
 
 def _quantile(marginal: Marginal, uniform: Float[np.ndarray, " P"]) -> Float[np.ndarray, " P"]:
-    """Return the quantiles of the beta distribution on the marginal's range that has its mean and
-    standard deviation (method of moments).
+    """Return the quantiles of the beta distribution on the marginal's range.
+
+    It has the marginal's mean and standard deviation (method of moments).
     """
     width = marginal.high - marginal.low
     mean = (marginal.mean - marginal.low) / width

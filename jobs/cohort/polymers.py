@@ -1,5 +1,4 @@
-"""The 24 hydrogels: names, categories, property ranges, proxy repeat units, and what their
-chemistry does.
+"""The 24 hydrogels: names, categories, property ranges, proxy repeat units, chemical effects.
 
 Some hydrogels have no single repeat unit, and two published strings do not parse: `polymers.csv`
 holds our proxy PSMILES, one per hydrogel, 21 of them distinct (four GelMA concentrations share
@@ -31,8 +30,9 @@ class Chemistry:
 
 @dataclass(frozen=True)
 class Polymer:
-    """One hydrogel: ranges are (low, high) of modulus in kPa, degradation half-life in days,
-    conductivity in S/m.
+    """One hydrogel.
+
+    Ranges are (low, high) of modulus in kPa, degradation half-life in days, conductivity in S/m.
     """
 
     name: str
@@ -64,8 +64,9 @@ def load_polymers() -> tuple[Polymer, ...]:
 
 
 def chemistry_of(psmiles: str) -> Chemistry:
-    """Return the chemical effects of a repeat unit, from descriptors per heavy atom, so that they
-    do not grow with its size.
+    """Return the chemical effects of a repeat unit.
+
+    They come from descriptors per heavy atom, so that they do not grow with its size.
     """
     molecule = Chem.MolFromSmiles(psmiles)
     heavy = max(1, sum(atom.GetAtomicNum() > 1 for atom in molecule.GetAtoms()))
