@@ -80,7 +80,7 @@ def build_model(
         recipe.tasks,
         strings=[(spec.name, spec.width) for spec in layout.strings],
         num_numeric=len(layout.numeric),
-        numeric_parts=[column.feature_group for column in layout.numeric],
+        feature_groups=[column.feature_group for column in layout.numeric],
         cardinalities=[len(category.values) for category in layout.categories],
         vector_scaling=scaling.vectors,
     )

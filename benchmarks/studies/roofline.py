@@ -41,7 +41,7 @@ def flop_per_row(network: FusionNetwork, recipe: Recipe) -> int:
 
     2 for each weight that a row meets; strings and categories are not counted.
     """
-    model, num_features = recipe.model, len(network.feature_order)
+    model, num_features = recipe.model, len(network.numeric.feature_order)
     numeric = (
         num_features * model.numeric_hidden
         + model.numeric_hidden * model.numeric_width

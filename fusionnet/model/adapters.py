@@ -1,10 +1,14 @@
-"""Adapters from each modality to the fusion: strings, numbers, categories (specification, 4.2.2 to
-4.2.4).
+"""Adapters from strings and numbers to the fusion (specification, 4.2.2 to 4.2.4).
 
 Rows of one string are identical until the first dropout that is drawn per row. What comes before it
 is computed on the U distinct strings and gathered afterwards; in evaluation nothing is drawn, and
 the gather comes last.
+
+Axes: B rows, U distinct strings, E encoder width, I the hidden width of an adapter, W the width
+that it gives, F numeric features, D fusion width, T tasks.
 """
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -16,8 +20,9 @@ from fusionnet.kernels import gather_dropout, has_kernels
 
 
 class StringAdapter(nn.Module):
-    """E -> hidden -> width, each with LayerNorm and GELU, one dropout between them; `scaling`
-    standardises the vectors before, by constants.
+    """E -> hidden -> width, each with LayerNorm and GELU, one dropout between them.
+
+    `scaling` standardises the vectors before, by constants.
     """
 
     mean: Tensor
@@ -32,12 +37,10 @@ class StringAdapter(nn.Module):
         scaling: VectorScaling | None = None,
     ) -> None:
         super().__init__()
-        self.register_buffer(
-            "mean", torch.tensor(scaling.mean) if scaling else torch.zeros(vector_width)
-        )
-        self.register_buffer(
-            "inverse_std", 1 / torch.tensor(scaling.std) if scaling else torch.ones(vector_width)
-        )
+        mean = torch.tensor(scaling.mean) if scaling else torch.zeros(vector_width)
+        inverse_std = 1 / torch.tensor(scaling.std) if scaling else torch.ones(vector_width)
+        self.register_buffer("mean", mean)
+        self.register_buffer("inverse_std", inverse_std)
         self.first = nn.Sequential(nn.Linear(vector_width, hidden), nn.LayerNorm(hidden), nn.GELU())
         self.dropout = Dropout(dropout)
         self.second = nn.Sequential(nn.Linear(hidden, width), nn.LayerNorm(width), nn.GELU())
@@ -51,21 +54,19 @@ class StringAdapter(nn.Module):
         self, vectors: Float[Tensor, "U E"], string_id: Int[Tensor, " B"]
     ) -> Float[Tensor, "B W"]:
         """Return one adapted vector per row, gathered as late as dropout allows."""
-        hidden = self._first_hidden(vectors)
-        if self.draws_per_row:
-            return self.second(
-                gather_dropout(hidden, string_id, self.dropout.p)
-                if has_kernels(hidden)
-                else self.dropout(hidden.index_select(0, string_id))
-            )
-        return self.second(hidden).index_select(0, string_id)
+        hidden = self._hidden(vectors)
+        if not self.draws_per_row:
+            return self.second(hidden).index_select(0, string_id)
+        if has_kernels(hidden):
+            return self.second(gather_dropout(hidden, string_id, self.dropout.p))
+        return self.second(self.dropout(hidden.index_select(0, string_id)))
 
     def distinct(self, vectors: Float[Tensor, "U E"]) -> Float[Tensor, "U W"]:
         """Return one adapted vector per distinct string; only where nothing is drawn per row."""
         assert not self.draws_per_row
-        return self.second(self._first_hidden(vectors))
+        return self.second(self._hidden(vectors))
 
-    def _first_hidden(self, vectors: Float[Tensor, "U E"]) -> Float[Tensor, "U H"]:
+    def _hidden(self, vectors: Float[Tensor, "U E"]) -> Float[Tensor, "U I"]:
         standardised = (vectors.float() - self.mean) * self.inverse_std
         # fp16 training casts weights, and leaves buffers as they are
         return self.first(standardised.to(self.first[0].weight.dtype))
@@ -85,6 +86,44 @@ class NumericEncoder(nn.Sequential):
             nn.ReLU(),
         )
 
+    def forward(self, features: Float[Tensor, "B _"]) -> Float[Tensor, "B W"]:
+        """Return the encoding of each row's features; they are cast to the weights' dtype."""
+        return super().forward(features.to(self[0].weight.dtype))
+
+
+class NumericGroups(nn.ModuleList):
+    """One encoder per group of numeric features, and the noise that training adds to features.
+
+    Groups come in the order of their first feature; `names` are theirs.
+    """
+
+    feature_order: Tensor  # [F]: features group by group
+    noise: Tensor | None  # [F]: standard deviations
+
+    def __init__(
+        self, groups: Sequence[str], noise: Sequence[float], hidden: int, width: int, dropout: float
+    ) -> None:
+        """`groups` and `noise` have one entry per feature."""
+        members: dict[str, list[int]] = {}
+        for feature, name in enumerate(groups):
+            members.setdefault(name, []).append(feature)
+        sizes = [len(features) for features in members.values()]
+        super().__init__(NumericEncoder(size, hidden, width, dropout) for size in sizes)
+        self.names = list(members)
+        self._sizes = sizes
+        order = [feature for features in members.values() for feature in features]
+        self.register_buffer(
+            "feature_order", torch.tensor(order, dtype=torch.int64), persistent=False
+        )
+        self.register_buffer("noise", torch.tensor(noise) if any(noise) else None, persistent=False)
+
+    def forward(self, features: Float[Tensor, "B F"]) -> list[Float[Tensor, "B W"]]:
+        """Return each group's encoding of the features."""
+        if self.training and self.noise is not None:
+            features = features + torch.randn_like(features) * self.noise
+        groups = features.index_select(1, self.feature_order).split(self._sizes, dim=1)
+        return [encoder(group) for encoder, group in zip(self, groups, strict=True)]
+
 
 class LinearSkip(nn.Linear):
     """F -> T without bias, zero at first: training starts from the network alone."""
@@ -99,12 +138,9 @@ class LinearSkip(nn.Linear):
 
 
 def drop_heads(hidden: Float[Tensor, "B D"], num_heads: int, p: float) -> Float[Tensor, "B D"]:
-    """Drop whole heads of each row with probability p and scale the others by 1 / (1 - p):
-    attention dropout over a single key.
+    """Return rows with whole heads dropped with probability p, the others scaled by 1 / (1 - p).
+
+    That is attention dropout over a single key.
     """
-    keep = (
-        torch.empty(len(hidden), num_heads, 1, dtype=hidden.dtype, device=hidden.device)
-        .bernoulli_(1 - p)
-        .div_(1 - p)
-    )
+    keep = hidden.new_empty(len(hidden), num_heads, 1).bernoulli_(1 - p).div_(1 - p)
     return (hidden.unflatten(1, (num_heads, -1)) * keep).flatten(1)

@@ -1,17 +1,18 @@
-"""The fusion network: vectors of distinct strings, numbers and categories in; one output per task
-out (specification, 4.1).
+"""The fusion network: strings' vectors, numbers and categories in, one output per task out.
 
-The input projection W [v; p; c] is a sum W_v v + W_p p + W_c c of parts. Its string part is
-computed once per distinct string where no dropout is drawn per row (evaluation), its category part
-always once per category; rows gather them as late as that. One weight matrix holds all parts, as
-specified. The single token is the sum of the parts; modality tokens are the parts themselves, and
-their numbers are encoded group by group.
+The input projection W [v; p; c] (specification, 4.1) is a sum W_v v + W_p p + W_c c. Its string
+summands are computed once per distinct string where no dropout is drawn per row (evaluation), its
+category summands always once per category; rows gather them as late as that. One weight matrix
+holds the blocks of all summands, as specified. The single token is the sum of the summands;
+modality tokens are the summands themselves, and their numbers are encoded group by group.
+
+Axes: B rows, U distinct strings, E encoder width, F numeric features, D fusion width, T tasks,
+W the width of one summand before its projection.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,31 +20,37 @@ from torch.nn import functional as F
 from embedcache.scaling import VectorScaling
 from fusionnet.config import ModelConfig, Task
 from fusionnet.kernels import gather_add
-from fusionnet.model.adapters import LinearSkip, NumericEncoder, StringAdapter
+from fusionnet.model.adapters import LinearSkip, NumericGroups, StringAdapter
 from fusionnet.model.heads import Heads
 from fusionnet.model.modality_tokens import ModalityFusion
 from fusionnet.model.single_token import MLPFusion, SingleTokenFusion
 from fusionnet.rows.tensors import RowInputs
 
 
-class Part(NamedTuple):
-    """A part of the input projection: on rows, or on distinct strings or categories together with
-    each row's place among them.
+class Summand(NamedTuple):
+    """A summand of the input projection: one vector per row, or per distinct string or category.
+
+    In the latter case `index` says which of them each row has.
     """
 
     projected: Float[Tensor, "_ D"]
     index: Int[Tensor, " B"] | None = None
 
     def on_rows(self) -> Float[Tensor, "B D"]:
-        """Return the part of each row."""
+        """Return the summand of each row."""
         return self.projected if self.index is None else self.projected.index_select(0, self.index)
+
+
+class ByKind(NamedTuple):
+    """One tensor per string column, per group of numeric features and per category column."""
+
+    strings: Sequence[Tensor]
+    numbers: Sequence[Tensor]
+    categories: Sequence[Tensor]
 
 
 class FusionNetwork(nn.Module):
     """Adapters, input projection, fusion and heads."""
-
-    feature_order: Tensor
-    noise: Tensor | None
 
     def __init__(
         self,
@@ -52,169 +59,158 @@ class FusionNetwork(nn.Module):
         strings: Sequence[tuple[str, int]],
         num_numeric: int,
         cardinalities: Sequence[int],
-        numeric_parts: Sequence[str] = (),
+        feature_groups: Sequence[str] = (),
         vector_scaling: Mapping[str, VectorScaling] | None = None,
     ) -> None:
-        """`strings` are (name, vector width E) per string column, `cardinalities` the number of
-        values per category column.
+        """`strings` are (name, vector width E) per string column.
 
-        `numeric_parts` names the group of each numeric feature, for modality tokens and noise;
-        unset: they are one group, ''. `vector_scaling` standardises the vectors of a string column,
-        by its name; those of others enter as they are.
+        `cardinalities` are the numbers of values per category column; `feature_groups` names the
+        group of each numeric feature, for modality tokens and noise (unset: they are one group,
+        ''); `vector_scaling` standardises the vectors of a string column, by its name, and those of
+        others enter as they are.
         """
         super().__init__()
+        has_modality_tokens = config.fusion == "modality"
         scaling = (vector_scaling or {}) if config.standardize_vectors else {}
         self.adapters = nn.ModuleDict(
-            {
-                name: StringAdapter(
-                    width,
-                    config.adapter_hidden,
-                    config.adapter_width,
-                    config.dropout,
-                    scaling.get(name),
-                )
-                for name, width in strings
-            }
+            {name: _adapter(config, width, scaling.get(name)) for name, width in strings}
         )
-        noise = [
-            config.feature_noise.get(part, 0.0) for part in numeric_parts or [""] * num_numeric
-        ]
-        self.register_buffer("noise", torch.tensor(noise) if any(noise) else None, persistent=False)
-        groups = _groups(num_numeric, numeric_parts if config.fusion == "modality" else ())
-        self.register_buffer(
-            "feature_order",
-            torch.tensor([f for group in groups.values() for f in group], dtype=torch.int64),
-            persistent=False,
-        )
-        self.group_sizes = {name: len(group) for name, group in groups.items()}
-        self.numeric = nn.ModuleList(
-            NumericEncoder(size, config.numeric_hidden, config.numeric_width, config.dropout)
-            for size in self.group_sizes.values()
+        names = feature_groups or [""] * num_numeric
+        self.numeric = NumericGroups(
+            names if has_modality_tokens else [""] * num_numeric,
+            [config.feature_noise.get(name, 0.0) for name in names],
+            config.numeric_hidden,
+            config.numeric_width,
+            config.dropout,
         )
         self.categories = nn.ModuleList(
             nn.Embedding(cardinality, config.category_width) for cardinality in cardinalities
         )
-        self.part_widths = (
+        self.summand_widths = (
             [config.adapter_width] * len(strings)
-            + [config.numeric_width] * len(groups)
+            + [config.numeric_width] * len(self.numeric)
             + [config.category_width] * len(cardinalities)
         )
         self.projection = nn.Linear(
-            sum(self.part_widths), config.fusion_width, bias=config.fusion != "modality"
+            sum(self.summand_widths), config.fusion_width, bias=not has_modality_tokens
         )
-        self.fusion = _fusion(config, len(self.part_widths))
+        self.fusion = _fusion(config, len(self.summand_widths))
         self.heads = Heads(config.fusion_width, tasks)
-        self.linear_skip = (
-            LinearSkip(num_numeric, len(tasks)) if config.linear_skip and num_numeric else None
-        )
+        has_skip = config.linear_skip and num_numeric > 0
+        self.linear_skip = LinearSkip(num_numeric, len(tasks)) if has_skip else None
 
     def forward(
         self, vectors: Sequence[Float[Tensor, "_ _"]], inputs: RowInputs
     ) -> Float[Tensor, "B T"]:
         """Return one output per row and task; `vectors` has one matrix [U, E] per string column."""
-        parts = self.parts(vectors, inputs)
-        outputs = self.heads(
-            self.fusion(
-                [part.on_rows() for part in parts]
-                if isinstance(self.fusion, ModalityFusion)
-                else self.single_token(parts)
-            )
-        )
+        summands = self.summands(vectors, inputs)
+        if isinstance(self.fusion, ModalityFusion):
+            fused = self.fusion([summand.on_rows() for summand in summands])
+        else:
+            fused = self.fusion(self.single_token(summands))
+        outputs = self.heads(fused)
         return outputs if self.linear_skip is None else outputs + self.linear_skip(inputs.numeric)
 
-    def single_token(self, parts: Sequence[Part]) -> Float[Tensor, "B D"]:
-        """Return `projection(concat(strings, numbers, categories))` from its parts."""
-        tables = [(part.projected, part.index) for part in parts if part.index is not None]
-        return gather_add(
-            tables, [part.projected for part in parts if part.index is None], self.projection.bias
-        )
+    def single_token(self, summands: Sequence[Summand]) -> Float[Tensor, "B D"]:
+        """Return `projection(concat(strings, numbers, categories))` from its summands."""
+        tables = [(each.projected, each.index) for each in summands if each.index is not None]
+        rows = [each.projected for each in summands if each.index is None]
+        return gather_add(tables, rows, self.projection.bias)
 
-    def parts(self, vectors: Sequence[Float[Tensor, "_ _"]], inputs: RowInputs) -> list[Part]:
-        """Return the parts of the input projection, without its bias, in the order strings,
-        numbers, categories, each on as few rows as it allows.
+    def summands(self, vectors: Sequence[Float[Tensor, "_ _"]], inputs: RowInputs) -> list[Summand]:
+        """Return the summands of the input projection, without its bias.
+
+        They come in the order strings, numbers, categories, each on as few rows as it allows.
         """
         dtype = self.projection.weight.dtype  # fp16 training casts the module, not its inputs
-        weights = list(self.projection.weight.split(self.part_widths, dim=1))
-        parts = []
-        for column, (adapter, table) in enumerate(
-            zip(self.adapters.values(), vectors, strict=True)
-        ):
-            weight, index = weights.pop(0), inputs.string_id[:, column]
-            if adapter.draws_per_row:
-                parts.append(Part(F.linear(adapter(table.to(dtype), index), weight)))
-            else:
-                parts.append(Part(F.linear(adapter.distinct(table.to(dtype)), weight), index))
-        numeric = inputs.numeric
-        if self.training and self.noise is not None:
-            numeric = numeric + torch.randn_like(numeric) * self.noise
-        for encoder, group in zip(
-            self.numeric, self.numeric_groups(numeric.to(dtype)), strict=True
-        ):
-            parts.append(Part(F.linear(encoder(group), weights.pop(0))))
-        for column, embedding in enumerate(self.categories):
-            parts.append(
-                Part(F.linear(embedding.weight, weights.pop(0)), inputs.category[:, column])
-            )
-        return parts
-
-    def numeric_groups(self, numeric: Float[Tensor, "B F"]) -> Sequence[Float[Tensor, "B _"]]:
-        """Return the features of each group."""
-        return numeric.index_select(1, self.feature_order).split(
-            list(self.group_sizes.values()), dim=1
+        blocks = self.projection_blocks(self.projection.weight)
+        columns = zip(
+            self.adapters.values(), vectors, inputs.string_id.unbind(1), blocks.strings, strict=True
         )
+        strings = [
+            _string_summand(adapter, table.to(dtype), index, block)
+            for adapter, table, index, block in columns
+        ]
+        encoded = self.numeric(inputs.numeric)
+        numbers = [
+            Summand(F.linear(group, block))
+            for group, block in zip(encoded, blocks.numbers, strict=True)
+        ]
+        embeddings = zip(self.categories, inputs.category.unbind(1), blocks.categories, strict=True)
+        categories = [
+            Summand(F.linear(embedding.weight, block), index)
+            for embedding, index, block in embeddings
+        ]
+        return [*strings, *numbers, *categories]
+
+    def projection_blocks(self, matrix: Float[Tensor, "D _"]) -> ByKind:
+        """Return the input projection's matrix, or one of its shape, cut into a block per summand.
+
+        A block is [D, W]; `matrix` is [D, sum of W].
+        """
+        return self.by_kind(matrix.split(self.summand_widths, dim=1))
+
+    def by_kind(self, each: Sequence[Tensor]) -> ByKind:
+        """Return what the summands have one each of, in their order, cut by kind."""
+        num_strings, num_groups = len(self.adapters), len(self.numeric)
+        end = num_strings + num_groups
+        return ByKind(each[:num_strings], each[num_strings:end], each[end:])
 
     def parameter_table(self) -> list[tuple[str, int, str | None]]:
         """Return (component, parameters, the specification's number) in the order of the data."""
         rows: list[tuple[str, nn.Module, str | None]] = [
             (f"string adapter {name}", adapter, "328K") for name, adapter in self.adapters.items()
         ]
-        one = len(self.numeric) == 1
+        specified = "9.4K" if len(self.numeric) == 1 else None
         rows += [
-            (f"numeric encoder {name}".rstrip(), encoder, "9.4K" if one else None)
-            for name, encoder in zip(self.group_sizes, self.numeric, strict=True)
+            (f"numeric encoder {name}".rstrip(), encoder, specified)
+            for name, encoder in zip(self.numeric.names, self.numeric, strict=True)
         ]
         rows += [("category embedding", embedding, "128") for embedding in self.categories]
-        rows += [("linear skip", self.linear_skip, None)] if self.linear_skip is not None else []
-        rows += [
-            ("input projection", self.projection, None),
-            (_NAMES[type(self.fusion)], self.fusion, "467K"),
-        ]
-        specified = {"ef": "148K", "opt": "65.7K", "stress": "65.7K"}
-        rows += [(f"head {name}", head, specified.get(name)) for name, head in self.heads.items()]
+        if self.linear_skip is not None:
+            rows.append(("linear skip", self.linear_skip, None))
+        rows.append(("input projection", self.projection, None))
+        rows.append((_NAMES[type(self.fusion)], self.fusion, "467K"))
+        heads = {"ef": "148K", "opt": "65.7K", "stress": "65.7K"}
+        rows += [(f"head {name}", head, heads.get(name)) for name, head in self.heads.items()]
         return [
             (name, sum(parameter.numel() for parameter in module.parameters()), wanted)
             for name, module, wanted in rows
         ]
 
 
-def _groups(num_numeric: int, parts: Sequence[str]) -> dict[str, list[int]]:
-    """Return the features of each group in the order of its first feature; one group without a name
-    where there are no parts.
-    """
-    groups: dict[str, list[int]] = {}
-    for feature, part in enumerate(parts or [""] * num_numeric):
-        groups.setdefault(part, []).append(feature)
-    return groups
+def _string_summand(
+    adapter: StringAdapter,
+    vectors: Float[Tensor, "U E"],
+    string_id: Int[Tensor, " B"],
+    block: Float[Tensor, "D W"],
+) -> Summand:
+    """Return a string column's summand: on rows where dropout tells them apart, else on strings."""
+    if adapter.draws_per_row:
+        return Summand(F.linear(adapter(vectors, string_id), block))
+    return Summand(F.linear(adapter.distinct(vectors), block), string_id)
 
 
-def _fusion(config: ModelConfig, num_parts: int) -> SingleTokenFusion | ModalityFusion | MLPFusion:
-    """Return the fusion that the config names."""
-    transformer = (
-        config.fusion_width,
-        config.num_heads,
-        config.feedforward,
-        config.num_layers,
-        config.dropout,
+def _adapter(config: ModelConfig, vector_width: int, scaling: VectorScaling | None) -> nn.Module:
+    """Return the adapter of one string column."""
+    return StringAdapter(
+        vector_width, config.adapter_hidden, config.adapter_width, config.dropout, scaling
     )
+
+
+def _fusion(
+    config: ModelConfig, num_summands: int
+) -> SingleTokenFusion | ModalityFusion | MLPFusion:
+    """Return the fusion that the config names."""
+    width, feedforward, dropout = config.fusion_width, config.feedforward, config.dropout
+    sizes = (width, config.num_heads, feedforward, config.num_layers, dropout)
     match config.fusion:
-        case "joint":
-            return SingleTokenFusion(*transformer)
+        case "joint":  # the specification's word for a single token
+            return SingleTokenFusion(*sizes)
         case "modality":
-            return ModalityFusion(num_parts, *transformer)
+            return ModalityFusion(num_summands, *sizes)
         case "mlp":
-            return MLPFusion(
-                config.fusion_width, config.feedforward, config.num_layers, config.dropout
-            )
+            return MLPFusion(width, feedforward, config.num_layers, dropout)
 
 
 _NAMES = {

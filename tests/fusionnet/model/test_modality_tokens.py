@@ -222,9 +222,9 @@ def test_the_network_with_modality_tokens_equals_the_plain_order_of_operations(
 def test_a_group_is_a_token_and_its_features_reach_no_other() -> None:
     net = network("modality").eval()
     vectors, rows = inputs(7)
-    before = [part.on_rows() for part in net.parts(vectors, rows)]
+    before = [summand.on_rows() for summand in net.summands(vectors, rows)]
     rows.numeric[:, 2] += 1  # of group x
-    after = [part.on_rows() for part in net.parts(vectors, rows)]
+    after = [summand.on_rows() for summand in net.summands(vectors, rows)]
     assert [not torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [
         False,
         False,

@@ -125,7 +125,7 @@ def test_noise_is_added_to_the_features_of_its_part_and_in_training_alone() -> N
         (("a", 10), ("b", 6)),
         5,
         (3,),
-        numeric_parts=["patient", "gel", "patient", "gel", "gel"],
+        feature_groups=["patient", "gel", "patient", "gel", "gel"],
     )
     read: list[torch.Tensor] = []
     net.numeric[0].register_forward_pre_hook(lambda _, given: read.append(given[0]))
