@@ -4,7 +4,7 @@ once-per-step encoding of these values in training.
 The two halves are of use alone. `build_cache` and `open_cache` keep everything that can be computed
 once. `LiveEncoder` lets any PyTorch loop fine-tune a Hugging Face encoder on many rows with few
 distinct strings, at the cost of one encoding per distinct string and step. Whole example (`encoder`
-is any Hugging Face folder or hub id; `python -m jobs.make_encoder --out encoder --size tiny` makes
+is any Hugging Face folder or hub id; `embedcache make-encoder --out encoder --size tiny` makes
 a random one):
 
     import torch

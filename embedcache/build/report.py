@@ -1,7 +1,7 @@
 """What a build tells its user, in about a screenful: rows, strings, split, what was merged or
 unknown, time and size.
 
-The report is kept in the cache, so that `jobs.inspect_cache` and a build that found nothing to do
+The report is kept in the cache, so that `embedcache inspect` and a build that found nothing to do
 can show it again.
 """
 

@@ -56,7 +56,7 @@ def read_root(folder: Path) -> dict[str, Any]:
         if is_ours:
             raise CorruptCacheError(f"{folder}: the root metadata {ROOT} is missing; {REBUILD}")
         raise MissingCacheError(
-            f"there is no cache at {folder}; build it with: python -m jobs.build_cache --config ..."
+            f"there is no cache at {folder}; build it with: embedcache build --config ..."
         )
     text = root.read_bytes()
     try:
@@ -114,7 +114,7 @@ def describe(name: str) -> str:
     return f"array '{array}', chunk {chunk}"
 
 
-REBUILD = "rebuild the cache: run the same jobs.build_cache command with --overwrite"
+REBUILD = "rebuild the cache: run the same `embedcache build` command with --overwrite"
 
 
 def _canonical(document: Mapping[str, Any]) -> bytes:

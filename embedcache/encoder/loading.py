@@ -82,7 +82,7 @@ def weight_files(config: EncoderConfig) -> list[Path]:
     if index is None:
         raise EncoderError(
             f"there are no safetensors weights in {config.source}; give a Hugging Face hub id or a"
-            " model folder as encoder.source, or make a stand-in with: python -m jobs.make_encoder"
+            " model folder as encoder.source, or make a stand-in with: embedcache make-encoder"
             " --out encoder --size polybert"
         )
     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))

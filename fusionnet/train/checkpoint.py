@@ -62,7 +62,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise RunError(
-            f"there is no checkpoint {path}; train first with: deepspeed jobs/train.py --config ..."
+            f"there is no checkpoint {path}; train first with: fusionnet train --config ..."
         )
     try:
         with zipfile.ZipFile(path) as archive:

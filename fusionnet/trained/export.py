@@ -115,8 +115,8 @@ def _metrics(run: TrainedRun) -> list[str]:
         *lines,
         "",
         (
-            "Metrics on test rows are in `metrics.json` and `report.html` once `python -m"
-            " jobs.evaluate_model` has run."
+            "Metrics on test rows are in `metrics.json` and `report.html` once"
+            " `fusionnet evaluate` has run."
         ),
         "",
     ]

@@ -151,8 +151,8 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     files = sorted(folder.glob("*_config.yaml"))
     if not files:
         raise RunError(
-            f"{folder} is not a run folder: it has no *_config.yaml; train first with: deepspeed"
-            " jobs/train.py --config ..."
+            f"{folder} is not a run folder: it has no *_config.yaml; train first with:"
+            " fusionnet train --config ..."
         )
     if len(files) > 1:
         raise RunError(
@@ -164,7 +164,7 @@ def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RunError(f"{files[0]} is not valid YAML: {error}") from None
     if not isinstance(written, dict):
-        raise RunError(f"{files[0]} must hold a mapping, as jobs.train wrote it")
+        raise RunError(f"{files[0]} must hold a mapping, as training wrote it")
     return files[0].name.removesuffix("_config.yaml"), written
 
 

@@ -26,14 +26,14 @@ def open_checked_cache(experiment: Experiment, config_path: str) -> Cache:
         listed = "\n".join(f"  - {line}" for line in different)
         raise StaleCacheError(
             f"{experiment.cache.path} was not built from what this run asks for (run ->"
-            f" cache):\n{listed}\nrebuild it with: python -m jobs.build_cache --config"
+            f" cache):\n{listed}\nrebuild it with: embedcache build --config"
             f" {config_path} --overwrite"
         )
     if not has_states(cache, experiment.data, experiment.encoder):
         raise StaleCacheError(
             f"{experiment.cache.path} does not hold the hidden states that enter layer"
             f" {experiment.encoder.lora.first_layer}, which mode prefix reads; add them with:"
-            f" python -m jobs.build_cache --config {config_path} with the same --set encoder.mode"
+            f" embedcache build --config {config_path} with the same --set encoder.mode"
             " and encoder.lora.first_layer"
         )
     return cache

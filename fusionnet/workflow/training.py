@@ -81,8 +81,8 @@ def _train_and_export(trainer: Trainer, experiment: Experiment, folder: Path, re
         print(
             f"trained {len(records)} epochs in {time.perf_counter() - started:,.0f} s, best"
             f" validation loss {best['val_loss']:.4f} in epoch {best['epoch']}, peak memory"
-            f" {peak_rss_bytes() / 2**30:.2f} GiB\nrun folder: {folder}; evaluate it with: python"
-            f" -m jobs.evaluate_model --run {folder}"
+            f" {peak_rss_bytes() / 2**30:.2f} GiB\nrun folder: {folder}; evaluate it with:"
+            f" fusionnet evaluate --run {folder}"
         )
 
 
