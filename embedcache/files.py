@@ -15,8 +15,7 @@ LARGE_BYTES = 1 << 31  # about two seconds of hashing
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target` to write a file or a folder at, which becomes `target` at the
-    end.
+    """Yield a path for a file or folder that becomes `target` once it is written.
 
     A kill or an error leaves what was there before; what was written is on disk before it takes
     the name, so a power cut leaves the old content or the new. A folder cannot take the name of

@@ -1,11 +1,9 @@
-"""Phase 1 in order: table -> splits -> distinct strings -> vectors -> rows and scaling ==>
-cache.zarr.
+"""Whether a cache is there already, is in the way, is appended to or replaced; `phases` builds it.
 
-This file decides: whether the cache is there already, is in the way, is appended to or replaced;
-`phases` then builds. Everything that can be wrong with the user's table, config or encoder is found
-before the first row is written. The encoder sees each distinct string once; rows stream through in
-blocks, so memory does not grow with the table. See `cache.folder` for what a kill or a second
-builder meets, and `files` for how a table grows.
+Everything that can be wrong with the user's table, config or encoder is found before the first row
+is written. The encoder sees each distinct string once; rows stream through in blocks, so memory
+does not grow with the table. See `cache.folder` for what a kill or a second builder meets, and
+`files` for how a table grows.
 """
 
 from enum import Enum

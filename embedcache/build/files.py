@@ -62,9 +62,7 @@ class TableFiles:
         return self.last.vocabularies.num_rows
 
     def num_strings(self, name: str) -> list[int]:
-        """Return how many distinct strings of a column are known before the first file, and after
-        each.
-        """
+        """Return how many strings of a column are known before the first file, and after each."""
         before = 0 if self.base is None else self.base.layout.strings_of(name).num_strings
         return [before, *(len(file.table.strings[name].text) for file in self.files)]
 

@@ -1,7 +1,7 @@
-"""The phases of one build, which leave a sealed store in the partial folder: table -> splits ->
-distinct strings -> vectors -> rows and scaling.
+"""The phases of one build: table -> splits -> distinct strings -> vectors -> rows and scaling.
 
-Each phase is a function that takes what those before it returned.
+Each phase is a function that takes what those before it returned; a sealed store in the partial
+folder is what the last one leaves.
 """
 
 import os
@@ -96,8 +96,9 @@ def _layout(request: BuildRequest, files: TableFiles, strings: EncodedStrings) -
 def _stream_rows(
     request: BuildRequest, files: TableFiles, strings: EncodedStrings, writer: StoreWriter
 ) -> Scaling:
-    """Write all rows and return the statistics of those that train, and of their strings' vectors,
-    each string counted once.
+    """Write all rows and return the statistics of those that train.
+
+    Those of vectors count each string of a train row once.
     """
     numeric = request.data.numeric
     names = [column.column for column in numeric]

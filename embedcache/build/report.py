@@ -1,8 +1,7 @@
-"""What a build tells its user, in about a screenful: rows, strings, split, what was merged or
-unknown, time and size.
+"""What a build tells its user, in about a screenful.
 
-The report is kept in the cache, so that `embedcache inspect` and a build that found nothing to do
-can show it again.
+Rows, strings, split, what was merged or unknown, time and size. The report is kept in the cache, so
+that `embedcache inspect` and a build that found nothing to do can show it again.
 """
 
 from dataclasses import dataclass

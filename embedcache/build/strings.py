@@ -101,8 +101,9 @@ def _encode(files: TableFiles, tokenized: dict[str, Tokenized], vectors: VectorS
 def _string_table(
     files: TableFiles, name: str, tokens: TokenTable, vectors: VectorStore, layer: int | None
 ) -> StringTable:
-    """Return a column's strings, all of whose vectors are known; with the hidden states that enter
-    `layer`, if any.
+    """Return a column's strings, all of whose vectors are known.
+
+    They come with the hidden states that enter `layer`, unless it is None.
     """
     if layer is not None:
         tokens = replace(tokens, states=_states(files, name, tokens, vectors, layer))
@@ -118,8 +119,9 @@ def _string_table(
 def _states(
     files: TableFiles, name: str, tokens: TokenTable, vectors: VectorStore, layer: int
 ) -> Float[Tensor, "P E"]:
-    """Return the hidden states of all tokens that enter a layer, file by file as the vectors; those
-    of the cache that is appended to are its own.
+    """Return the hidden states of all tokens that enter a layer, file by file as the vectors.
+
+    Those of the cache that is appended to are its own, if it has them.
     """
     check_layers(vectors.encoder.model, layer)
     edges = files.num_strings(name)

@@ -127,8 +127,9 @@ class VectorStore:
         self.seconds += time.perf_counter() - started
 
     def _missing_batches(self, texts: Sequence[str], tokens: TokenTable) -> list[list[int]]:
-        """Return what is missing of each batch of the strings that the old cache does not have: all
-        of it, unless an interrupted build was of other strings.
+        """Return what is missing of each batch of the strings that the old cache does not have.
+
+        All of it is missing, or nothing, unless an interrupted build was of other strings.
         """
         fresh = torch.tensor(
             [s for s, text in enumerate(texts) if text not in self.cached], dtype=torch.int64

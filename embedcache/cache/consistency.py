@@ -77,8 +77,9 @@ def check_rows(
     stored: Int64[np.ndarray, " N"],
     start: int,
 ) -> None:
-    """Raise CorruptCacheError naming the rows whose `string_id` is out of range or names another
-    string than the row's own; the first of them is row `start` of the cache.
+    """Raise CorruptCacheError naming the rows whose `string_id` is not that of their own string.
+
+    The first of these rows is row `start` of the cache.
     """
     outside = np.flatnonzero((string_id < 0) | (string_id >= len(hashes)))
     if len(outside):

@@ -92,9 +92,7 @@ class CacheFolder:
             shutil.rmtree(self.store)
 
     def finished(self, identity: Identity) -> Cache | None:
-        """Return the sound cache of this identity that a killed build left complete, but did not
-        publish, if there is one.
-        """
+        """Return the sound cache of this identity that a killed build left unpublished, if any."""
         try:
             found = open_cache(self.store)
             found.verify()
@@ -122,9 +120,7 @@ class CacheFolder:
 
     @contextmanager
     def _errors_named(self) -> Iterator[None]:
-        """Turn a full disk or a forbidden folder into a CacheError that says so; the published
-        cache is untouched by either.
-        """
+        """Turn a full disk or a forbidden folder into a CacheError that says so."""
         try:
             yield
         except OSError as error:
@@ -151,9 +147,7 @@ class CacheFolder:
         write_atomically(self.builder, json.dumps(who).encode())
 
     def _leave(self) -> None:
-        """Take the builder's name away, and the partial folder too if it holds nothing that a
-        later build could use.
-        """
+        """Take the builder's name away, and the partial folder if it holds nothing of use."""
         self.builder.unlink(missing_ok=True)
         if self.partial.exists() and not any(self.partial.iterdir()):
             self.partial.rmdir()

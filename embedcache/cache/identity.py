@@ -1,10 +1,10 @@
-"""What a cache was made from, entry by entry, so that a cache of something else is refused with
-the difference, not with "hash mismatch".
+"""What a cache was made from, entry by entry.
 
-An identity holds everything that the cache's content depends on: the bytes of the table's files,
-what its columns mean, the split, the encoder's weights, the tokenizer, the pooling, the number
-format. It does not hold what the content does not depend on: where files lie, how rows are chunked,
-the encoding mode and LoRA settings of a run. Many runs share one cache.
+So a cache of something else is refused with the difference, not with "hash mismatch". An identity
+holds everything that the cache's content depends on: the bytes of the table's files, what its
+columns mean, the split, the encoder's weights, the tokenizer, the pooling, the number format. It
+does not hold what the content does not depend on: where files lie, how rows are chunked and
+compressed, the encoding mode and LoRA settings of a run. Many runs share one cache.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class Identity:
         return tuple(self.entries["table"].split(", "))
 
     def grows_into(self, other: "Identity") -> bool:
-        """Whether `other` differs only in files that follow those of this one."""
+        """Return whether `other` differs only in files that follow those of this one."""
         same = {name: text for name, text in self.entries.items() if name != "table"} == {
             name: text for name, text in other.entries.items() if name != "table"
         }

@@ -34,8 +34,9 @@ CHUNK_VALUES = 1 << 20  # of arrays that are not rows
 
 
 def rows_per_block(layout: Layout, cache: CacheConfig) -> int:
-    """Return how many rows make a shard: as configured, fewer where wide rows would take more
-    memory than MOST_BLOCK_BYTES.
+    """Return how many rows make a shard: as configured, fewer where rows are wide.
+
+    A shard has at most MOST_BLOCK_BYTES, or one chunk.
     """
     row_bytes = sum(
         np.dtype(array.dtype).itemsize * widths(layout).get(array.name, 1) for array in ROW_ARRAYS

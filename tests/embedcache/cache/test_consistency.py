@@ -22,7 +22,7 @@ Fault = Callable[[zarr.Group], None]
 
 @pytest.fixture(scope="module")
 def with_states(make_study: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    study = make_study(tmp_path_factory.mktemp("bonds")).but(
+    study = make_study(tmp_path_factory.mktemp("consistency")).but(
         encoder={"mode": "prefix", "lora": {"first_layer": 1}}
     )
     study.build()
