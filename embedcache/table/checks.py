@@ -13,16 +13,18 @@ import polars as pl
 
 NUM_EXAMPLES = 5
 ROW = "row:"  # a name that no canonical column can have
+KELVIN_OFFSETS = {"K": 273.15, "degC": -273.15, "°C": -273.15, "C": -273.15}
+UNIT_FACTORS = (10, 100, 1000, 1_000_000)
 Hint = Callable[[float, float], str]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One law that every row must keep."""
+    """One requirement on every row."""
 
     what: str  # "numeric column 'x': above 40 %"
-    broken: pl.Expr
-    value: pl.Expr  # shown for the first rows that break the law
+    broken: pl.Expr  # true on rows that break it
+    value: pl.Expr  # shown for the first of them
     hint: Hint | None = None  # what the least and greatest broken value suggest; for numbers only
 
 
@@ -30,39 +32,29 @@ def run_checks(frame: pl.LazyFrame, checks: Sequence[Check]) -> list[str]:
     """Return one line for each check that some rows break."""
     if not checks:
         return []
-    counts = (
-        frame.select(
-            check.broken.fill_null(False).sum().alias(str(k)) for k, check in enumerate(checks)
-        )
-        .collect(engine="streaming")
-        .row(0)
-    )
-    return [
-        _explain(frame, check, count) for check, count in zip(checks, counts, strict=True) if count
-    ]
+    broken = [check.broken.fill_null(False) for check in checks]
+    counts = frame.select(rows.sum().alias(str(k)) for k, rows in enumerate(broken))
+    found = zip(checks, counts.collect(engine="streaming").row(0), strict=True)
+    return [_explain(frame, check, count) for check, count in found if count]
 
 
 def _explain(frame: pl.LazyFrame, check: Check, count: int) -> str:
+    """Return the line on a check that `count` rows break."""
     broken = (
         frame.with_row_index(ROW)
         .filter(check.broken.fill_null(False))
-        .select(pl.col(ROW), check.value.alias("value"))
+        .select(ROW, value=check.value)
     )
-    found = broken.head(NUM_EXAMPLES).collect(engine="streaming")
-    hint = ""
+    first = broken.head(NUM_EXAMPLES).collect(engine="streaming")
+    rows = rows_text(first[ROW].to_list(), count)
     if check.hint is not None:
-        low, high = (
-            broken.select(pl.col("value").min().alias("low"), pl.col("value").max().alias("high"))
-            .collect(engine="streaming")
-            .row(0)
-        )
-        hint = check.hint(low, high)
-    examples = sorted({_show(value) for value in found["value"].to_list() if value is not None})
-    values = f", e.g. {', '.join(examples[:3])}" if examples and not hint else ""
-    return (
-        f"{check.what}: {count_of(count, 'row')}{hint}{values};"
-        f" {rows_text(found[ROW].to_list(), count)}"
-    )
+        extremes = broken.select(low=pl.col("value").min(), high=pl.col("value").max())
+        low, high = extremes.collect(engine="streaming").row(0)
+        shown = check.hint(low, high)
+    else:
+        values = sorted({_show(value) for value in first["value"].drop_nulls().to_list()})
+        shown = f", e.g. {', '.join(values[:3])}" if values else ""
+    return f"{check.what}: {count_of(count, 'row')}{shown}; {rows}"
 
 
 def rows_text(rows: Sequence[int], count: int) -> str:
@@ -82,64 +74,61 @@ def count_of(count: int, noun: str) -> str:
 def first_rows(frame: pl.LazyFrame, key: pl.Expr, values: Iterable[str]) -> dict[str, list[int]]:
     """Return for each value of a text column the first rows that have it."""
     wanted = list(values)
-    matching = (
-        frame.with_row_index(ROW)
-        .select(pl.col(ROW), key.alias("key"))
-        .filter(pl.col("key").is_in(wanted))
-    )
-    found = (
-        matching.group_by("key").agg(pl.col(ROW).bottom_k(NUM_EXAMPLES)).collect(engine="streaming")
-    )
+    keys = frame.with_row_index(ROW).select(ROW, key=key)
+    first = keys.filter(pl.col("key").is_in(wanted)).group_by("key")
+    found = first.agg(pl.col(ROW).bottom_k(NUM_EXAMPLES)).collect(engine="streaming")
     return {value: sorted(rows) for value, rows in found.iter_rows()}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ", did you mean 'x'?" for the known name most like `name`, or nothing."""
+    """Return "; did you mean 'x'?" for the known name most like `name`, or nothing."""
     by_lower = {candidate.strip().lower(): candidate for candidate in known}
     near = get_close_matches(name.strip().lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean '{by_lower[near[0]]}'?" if near else ""
 
 
-def range_hint(low: float | None, high: float | None, unit: str) -> Hint:
-    """Return a hint for values out of [low, high]: how far out they lie, and whether another unit
-    would bring all of them in.
-    """
+@dataclass(frozen=True)
+class RangeHint:
+    """How far out of [low, high] values lie, and whether another unit would bring them in."""
 
-    def inside(*values: float) -> bool:
-        return all(
-            (low is None or value >= low) and (high is None or value <= high) for value in values
-        )
+    low: float | None
+    high: float | None
+    unit: str
 
-    def hint(least: float, greatest: float) -> str:
-        extent = (
-            f" ({_show(least)})" if least == greatest else f" ({_show(least)} to {_show(greatest)})"
-        )
-        bound = high if high is not None and greatest > high else low
-        near, extreme = (
-            sorted(abs(value - bound) for value in (least, greatest))
-            if bound is not None
-            else (0.0, 0.0)
-        )
-        # a tail just beyond the bound is no matter of units
-        far = bound is not None and extreme > 0.5 * abs(bound) and near > 0.1 * abs(bound)
-        offset = {"K": 273.15, "degC": -273.15, "°C": -273.15, "C": -273.15}.get(unit, 0.0)
-        repairs = (
-            [f"shifted by {offset:+g}"]
-            if offset and far and inside(least + offset, greatest + offset)
-            else []
-        )
-        for factor in (10, 100, 1000, 1_000_000) if far else ():
-            repairs += (
-                [f"divided by {factor:,}"] if inside(least / factor, greatest / factor) else []
-            )
-            repairs += (
-                [f"multiplied by {factor:,}"] if inside(least * factor, greatest * factor) else []
-            )
-        return extent + (
+    def __call__(self, least: float, greatest: float) -> str:
+        """Return the extent of the broken values, and the first repair that would fit them."""
+        extent = _show(least) if least == greatest else f"{_show(least)} to {_show(greatest)}"
+        repairs = self._repairs(least, greatest) if self._is_far(least, greatest) else []
+        return f" ({extent})" + (
             f"; {repairs[0]} they would all be in range: another unit?" if repairs else ""
         )
 
-    return hint
+    def _is_far(self, least: float, greatest: float) -> bool:
+        """Whether values lie well beyond the bound; a tail just beyond is no matter of units."""
+        bound = self.high if self.high is not None and greatest > self.high else self.low
+        if bound is None:
+            return False
+        near, extreme = sorted(abs(value - bound) for value in (least, greatest))
+        return extreme > 0.5 * abs(bound) and near > 0.1 * abs(bound)
+
+    def _repairs(self, least: float, greatest: float) -> list[str]:
+        """Return the shifts and factors that would bring the values in, the likeliest first."""
+        offset = KELVIN_OFFSETS.get(self.unit)
+        repairs = []
+        if offset is not None and self._holds(least + offset, greatest + offset):
+            repairs.append(f"shifted by {offset:+g}")
+        for factor in UNIT_FACTORS:
+            if self._holds(least / factor, greatest / factor):
+                repairs.append(f"divided by {factor:,}")
+            if self._holds(least * factor, greatest * factor):
+                repairs.append(f"multiplied by {factor:,}")
+        return repairs
+
+    def _holds(self, *values: float) -> bool:
+        return all(
+            (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+            for value in values
+        )
 
 
 def _show(value: object) -> str:

@@ -1,5 +1,5 @@
-"""Canonical columns: what each configured column means, as one expression over the source, and the
-laws that its rows must keep.
+"""Canonical columns: each configured column as one expression over the source, with the
+requirements on its rows.
 
 Everything after this file sees canonical names (`string:polymer`, `numeric:bz_stress_kPa`,
 `target:ef`, `group`, ...) and canonical types; the user's names, types and units appear in messages
@@ -13,7 +13,6 @@ import polars as pl
 
 from embedcache.config import (
     SPLITS,
-    CategoryColumn,
     DataConfig,
     NumericColumn,
     RowWeight,
@@ -22,8 +21,8 @@ from embedcache.config import (
     TargetColumn,
 )
 from embedcache.scaling import DOMAIN_LOW
-from embedcache.table.checks import Check, nearest, range_hint
-from embedcache.table.reader import Source
+from embedcache.table.checks import Check, Hint, RangeHint, nearest
+from embedcache.table.reader import KEY, NUMBER, NUMBER_IN_WORDS, TEXT, ColumnType, Source
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 NO_VALUE = "(null)"  # how a facet shows rows without a value
@@ -43,37 +42,36 @@ class Canonical:
         """Return the canonical table, lazily."""
         return self.source.frame.select(expr.alias(name) for name, expr in self.columns.items())
 
-    def usable(self, column: str, what: str, fits: bool, expected: str) -> bool:
-        """Note a column of the wrong type; return whether it can be checked further."""
-        if not fits:
-            self.violations.append(
-                f"{what} has type {self.source.columns[column]}, expected {expected}"
-            )
-        return fits
+    def require(self, column: str, what: str, wanted: ColumnType) -> pl.Expr | None:
+        """Return a source column as its type is read, or None after noting why it cannot be.
 
-    def exists(self, column: str, what: str) -> bool:
-        """Note a missing or ambiguous column; return whether it exists."""
+        It may be missing, ambiguous, or of another type; `what` names it in the report.
+        """
         source = self.source
         if column in source.twice:
             self.violations.append(f"{what} appears more than once in the header")
         if column not in source.columns:
-            some = ", ".join(list(source.columns)[:8])
+            known = f"; the table has {', '.join(list(source.columns)[:8])}, ..."
+            self.violations.append(f"{what} is missing{nearest(column, source.columns) or known}")
+            return None
+        if not wanted.fits(source, column):
             self.violations.append(
-                f"{what} is"
-                f" missing{nearest(column, source.columns) or f'; the table has {some}, ...'}"
+                f"{what} has type {source.columns[column]}, expected {wanted.expected}"
             )
-        return column in source.columns
+            return None
+        return wanted.read(source, column)
 
-    def law(self, what: str, broken: pl.Expr, value: pl.Expr, **kwargs: object) -> None:
-        """Add a check."""
-        self.checks.append(Check(what, broken, value, **kwargs))
+    def check(self, what: str, broken: pl.Expr, value: pl.Expr, hint: Hint | None = None) -> None:
+        """Add a requirement on every row, by the expression that is true where it is broken."""
+        self.checks.append(Check(what, broken, value, hint))
 
 
 def canonical_columns(
     source: Source, data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig
 ) -> Canonical:
-    """Return all canonical columns that the configuration asks for, with their checks; missing and
-    mistyped ones are noted as violations.
+    """Return all canonical columns that the configuration asks for, with their checks.
+
+    Missing and mistyped ones are noted as violations.
     """
     table = Canonical(source)
     for string in data.strings:
@@ -81,20 +79,17 @@ def canonical_columns(
     for numeric in data.numeric:
         _add_numeric(table, numeric)
     for category in data.categories:
-        _add_category(table, category)
+        what = f"category column '{category.column}'"
+        _add_key(table, f"category:{category.column}", category.column, what)
     for target in targets:
         _add_target(table, target)
     for name, column in (("group", data.group), ("stratum", data.stratum)):
         if column is not None:
-            _add_key(table, name, column)
+            _add_key(table, name, column, f"{name} column '{column}'")
     if data.row_weight is not None:
         _add_weight(table, data.row_weight)
     for column in data.report_by:
-        what = f"report_by column '{column}'"
-        if table.exists(column, what) and table.usable(
-            column, what, source.is_key(column), "text, integers or booleans"
-        ):
-            table.columns[f"facet:{column}"] = source.text(column).fill_null(NO_VALUE)
+        _add_facet(table, column)
     if split.strategy == "column" and split.column is not None:
         _add_split(table, split.column)
     _refuse_leaks(table, data, targets)
@@ -103,14 +98,11 @@ def canonical_columns(
 
 def _add_string(table: Canonical, column: StringColumn) -> None:
     what = f"string column '{column.column}'"
-    if not (
-        table.exists(column.column, what)
-        and table.usable(column.column, what, table.source.is_text(column.column), "text")
-    ):
+    text = table.require(column.column, what, TEXT)
+    if text is None:
         return
-    text = table.source.text(column.column)
     if column.if_null is None:
-        table.law(f"{what}: null", text.is_null(), text)
+        table.check(f"{what}: null", text.is_null(), text)
     else:
         text = text.fill_null(column.if_null)
     table.columns[f"string:{column.name}"] = text
@@ -118,99 +110,66 @@ def _add_string(table: Canonical, column: StringColumn) -> None:
 
 def _add_numeric(table: Canonical, column: NumericColumn) -> None:
     what = f"numeric column '{column.column}'"
-    source = table.source
-    if not (
-        table.exists(column.column, what)
-        and table.usable(
-            column.column, what, source.is_number(column.column), "numbers or booleans"
-        )
-    ):
+    number = table.require(column.column, what, NUMBER)
+    if number is None:
         return
-    number = source.number(column.column)
+    present = pl.col(column.column).is_not_null()
     if column.if_null is None:
-        table.law(f"{what}: null", pl.col(column.column).is_null(), number)
+        table.check(f"{what}: null", ~present, number)
     else:
-        number = (
-            pl.when(pl.col(column.column).is_not_null())
-            .then(number)
-            .otherwise(pl.lit(column.if_null))
-        )
-    _number_laws(table, what, column, number)
+        number = pl.when(present).then(number).otherwise(pl.lit(column.if_null))
+    _check_numbers(table, what, column, number)
+    # as stored, which is what the transform will read
+    stored = number.cast(pl.Float32)
     if column.transform in DOMAIN_LOW:
         limit = DOMAIN_LOW[column.transform]
-        # as stored, which is what the transform will read
-        beyond = number.cast(pl.Float32) <= pl.lit(limit, dtype=pl.Float32)
-        table.law(
+        table.check(
             f"{what}: transform {column.transform} needs values above {limit:g}",
-            number.is_finite() & beyond,
+            number.is_finite() & (stored <= pl.lit(limit, dtype=pl.Float32)),
             number,
         )
-    table.columns[f"numeric:{column.column}"] = number.cast(pl.Float32)
+    table.columns[f"numeric:{column.column}"] = stored
 
 
-def _number_laws(
+def _check_numbers(
     table: Canonical, what: str, column: NumericColumn | TargetColumn, number: pl.Expr
 ) -> None:
-    """Add the checks that features and targets share: numbers, finite, within float32 and within
-    their range.
-    """
-    source, unit = table.source, f" {column.unit}" if column.unit else ""
+    """Add the checks that features and targets share: finite, within float32 and their range."""
+    source = table.source
     if source.is_text(column.column):
-        table.law(
+        table.check(
             f"{what}: not a number",
             pl.col(column.column).is_not_null() & number.is_null(),
             source.text(column.column),
         )
     finite = number.is_finite()
     remedy = "; write unobserved labels as null" if isinstance(column, TargetColumn) else ""
-    table.law(f"{what}: NaN{remedy}", number.is_nan(), pl.lit(None, dtype=pl.Float64))
-    table.law(f"{what}: infinite", number.is_infinite(), number)
-    table.law(f"{what}: too large for float32", finite & (number.abs() > FLOAT32_MAX), number)
+    table.check(f"{what}: NaN{remedy}", number.is_nan(), pl.lit(None, dtype=pl.Float64))
+    table.check(f"{what}: infinite", number.is_infinite(), number)
+    table.check(f"{what}: too large for float32", finite & (number.abs() > FLOAT32_MAX), number)
     # bounds are compared as the cache stores them: float32(0.1) is not above 0.1
     stored = number.cast(pl.Float32)
-    hint = range_hint(column.low, column.high, column.unit)
+    unit = f" {column.unit}" if column.unit else ""
+    hint = RangeHint(column.low, column.high, column.unit)
     if column.low is not None:
-        table.law(
-            f"{what}: below {column.low:g}{unit}",
-            finite & (stored < pl.lit(column.low, dtype=pl.Float32)),
-            number,
-            hint=hint,
-        )
+        below = finite & (stored < pl.lit(column.low, dtype=pl.Float32))
+        table.check(f"{what}: below {column.low:g}{unit}", below, number, hint)
     if column.high is not None:
-        table.law(
-            f"{what}: above {column.high:g}{unit}",
-            finite & (stored > pl.lit(column.high, dtype=pl.Float32)),
-            number,
-            hint=hint,
-        )
-
-
-def _add_category(table: Canonical, column: CategoryColumn) -> None:
-    what = f"category column '{column.column}'"
-    if table.exists(column.column, what) and table.usable(
-        column.column, what, table.source.is_key(column.column), "text, integers or booleans"
-    ):
-        text = table.source.text(column.column)
-        table.law(f"{what}: null or empty", text.is_null() | (text.str.strip_chars() == ""), text)
-        table.columns[f"category:{column.column}"] = text
+        above = finite & (stored > pl.lit(column.high, dtype=pl.Float32))
+        table.check(f"{what}: above {column.high:g}{unit}", above, number, hint)
 
 
 def _add_target(table: Canonical, target: TargetColumn) -> None:
-    what, source = f"target column '{target.column}'", table.source
-    if target.optional and target.column not in source.columns:
+    if target.optional and target.column not in table.source.columns:
         table.absent_targets.append(target.name)
         return
-    if not table.exists(target.column, what):
+    what, is_binary = f"target column '{target.column}'", target.kind == "binary"
+    number = table.require(target.column, what, NUMBER_IN_WORDS if is_binary else NUMBER)
+    if number is None:
         return
-    fits = source.is_number(target.column) or (
-        target.kind == "binary" and source.is_text(target.column)
-    )
-    if not table.usable(target.column, what, fits, "numbers or booleans"):
-        return
-    number = source.number(target.column)
-    _number_laws(table, what, target, number)
-    if target.kind == "binary":
-        table.law(
+    _check_numbers(table, what, target, number)
+    if is_binary:
+        table.check(
             f"{what}: binary, but neither 0, 1, true nor false",
             number.is_finite() & ~number.is_in([0.0, 1.0]),
             number,
@@ -218,67 +177,49 @@ def _add_target(table: Canonical, target: TargetColumn) -> None:
     table.columns[f"target:{target.name}"] = number.cast(pl.Float32)
 
 
-def _add_key(table: Canonical, name: str, column: str) -> None:
-    what = f"{name} column '{column}'"
-    if table.exists(column, what) and table.usable(
-        column, what, table.source.is_key(column), "text, integers or booleans"
-    ):
-        text = table.source.text(column)
-        table.law(f"{what}: null or empty", text.is_null() | (text.str.strip_chars() == ""), text)
+def _add_key(table: Canonical, name: str, column: str, what: str) -> None:
+    """Add a column whose text names something, which is never null."""
+    text = table.require(column, what, KEY)
+    if text is not None:
+        table.check(f"{what}: null or empty", text.is_null() | (text.str.strip_chars() == ""), text)
         table.columns[name] = text
 
 
+def _add_facet(table: Canonical, column: str) -> None:
+    text = table.require(column, f"report_by column '{column}'", KEY)
+    if text is not None:
+        table.columns[f"facet:{column}"] = text.fill_null(NO_VALUE)
+
+
 def _add_weight(table: Canonical, rule: RowWeight) -> None:
-    what, source = f"row_weight column '{rule.column}'", table.source
-    if not table.exists(rule.column, what):
+    what, is_text = f"row_weight column '{rule.column}'", isinstance(rule.equals, str)
+    value = table.require(rule.column, what, KEY if is_text else NUMBER_IN_WORDS)
+    if value is None:
         return
-    if isinstance(rule.equals, str):
-        fits, expected = source.is_key(rule.column), "text, integers or booleans"
-    else:
-        fits, expected = (
-            source.is_number(rule.column) or source.is_text(rule.column),
-            "booleans or numbers",
-        )
-    if not table.usable(rule.column, what, fits, expected):
-        return
-    value = source.text(rule.column) if isinstance(rule.equals, str) else source.number(rule.column)
-    table.law(f"{what}: null", pl.col(rule.column).is_null(), value)
+    present = pl.col(rule.column).is_not_null()
+    table.check(f"{what}: null", ~present, value)
     if isinstance(rule.equals, bool):
-        table.law(
-            f"{what}: neither true nor false",
-            pl.col(rule.column).is_not_null() & ~value.is_in([0.0, 1.0]).fill_null(False),
-            value,
-        )
-    chosen = value == (rule.equals if isinstance(rule.equals, str) else float(rule.equals))
-    table.columns["weight"] = (
-        pl.when(chosen)
-        .then(pl.lit(rule.weight, dtype=pl.Float32))
-        .otherwise(pl.lit(1.0, dtype=pl.Float32))
-    )
+        is_truth = value.is_in([0.0, 1.0]).fill_null(False)
+        table.check(f"{what}: neither true nor false", present & ~is_truth, value)
+    chosen = value == (rule.equals if is_text else float(rule.equals))
+    weight, one = pl.lit(rule.weight, dtype=pl.Float32), pl.lit(1.0, dtype=pl.Float32)
+    table.columns["weight"] = pl.when(chosen).then(weight).otherwise(one)
     table.columns["weighted"] = chosen
 
 
 def _add_split(table: Canonical, column: str) -> None:
     what = f"split column '{column}'"
-    if table.exists(column, what) and table.usable(
-        column, what, table.source.is_text(column), "text"
-    ):
-        text = table.source.text(column)
-        table.law(
-            f"{what}: must be one of {', '.join(SPLITS)}",
-            ~text.is_in(SPLITS).fill_null(False),
-            text,
-        )
+    text = table.require(column, what, TEXT)
+    if text is not None:
+        is_known = text.is_in(SPLITS).fill_null(False)
+        table.check(f"{what}: must be one of {', '.join(SPLITS)}", ~is_known, text)
         table.columns["split"] = text
 
 
 def _refuse_leaks(table: Canonical, data: DataConfig, targets: tuple[TargetColumn, ...]) -> None:
     """Note every column that is both something to predict and something to predict it from."""
-    features = (
-        {s.column for s in data.strings}
-        | {n.column for n in data.numeric}
-        | {c.column for c in data.categories}
-    )
+    columns = (*data.strings, *data.numeric, *data.categories)
+    features = {column.column for column in columns}
     for target in targets:
         if target.column in features:
             table.violations.append(

@@ -8,10 +8,10 @@ that is not what the config says is found, counted and located like any other vi
 
 import csv
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -35,9 +35,7 @@ class Source:
         return pl.col(column).cast(pl.String)
 
     def number(self, column: str) -> pl.Expr:
-        """Return a column as float64; booleans are 0 and 1, text is parsed and null where that
-        fails.
-        """
+        """Return a column as float64: booleans as 0 and 1, text parsed, null where that fails."""
         if self.is_csv:
             return pl.col(PARSED + column)
         return _parsed(column) if self.is_text(column) else pl.col(column).cast(pl.Float64)
@@ -52,16 +50,37 @@ class Source:
         return self.columns[column] in (pl.String, pl.Categorical, pl.Enum)
 
     def is_key(self, column: str) -> bool:
-        """Whether the column can name groups or categories: text, integers or booleans, whose
-        spelling is unambiguous.
+        """Whether the column can name groups or categories.
+
+        Text, integers or booleans can, whose spelling is unambiguous.
         """
         dtype = self.columns[column]
         return self.is_text(column) or dtype.is_integer() or dtype == pl.Boolean
 
 
+class ColumnType(NamedTuple):
+    """What a column of some role may hold, in words and as a test, and how it is then read."""
+
+    expected: str
+    fits: Callable[[Source, str], bool]
+    read: Callable[[Source, str], pl.Expr]
+
+
+TEXT = ColumnType("text", Source.is_text, Source.text)
+KEY = ColumnType("text, integers or booleans", Source.is_key, Source.text)
+NUMBER = ColumnType("numbers or booleans", Source.is_number, Source.number)
+# a column of truth values may also spell them: "true", "0"
+NUMBER_IN_WORDS = ColumnType(
+    "numbers or booleans",
+    lambda source, column: source.is_number(column) or source.is_text(column),
+    Source.number,
+)
+
+
 def open_source(path: str | Path) -> Source:
-    """Return the table at `path`; raises TableError where there is none, or no table that polars
-    can read.
+    """Return the table at `path`, unread.
+
+    Raises TableError where there is none, or none that polars can read.
     """
     file = Path(path)
     if not file.is_file():
@@ -88,11 +107,11 @@ def open_source(path: str | Path) -> Source:
 
 
 def _scan_csv(file: Path) -> pl.LazyFrame:
-    """Return a CSV as text without surrounding blanks, empty cells null (quoted or not), and beside
-    each column what it is as a number.
+    """Return a CSV's cells as text, and beside each column what it is as a number.
 
-    Both are columns of the frame, not expressions repeated in every check: each cell is parsed once
-    per pass, and not at all where nobody asks.
+    Text comes without surrounding blanks; empty cells, quoted or not, are null. Numbers are columns
+    of the frame, not expressions repeated in every check: each cell is parsed once per pass, and
+    not at all where nobody asks.
     """
     cells = pl.scan_csv(file, infer_schema=False, glob=False)
     names = cells.collect_schema().names()
@@ -114,7 +133,7 @@ def _parsed(column: str) -> pl.Expr:
 
 
 def _csv_header(file: Path) -> list[str]:
-    """Return the names in the first record; polars renames a duplicate without a word."""
+    """Return the names in the first record; polars renames a duplicate silently."""
     with file.open(newline="", encoding="utf-8-sig") as stream:
         names = next(csv.reader(stream), [])
     if len(names) == 1 and (";" in names[0] or "\t" in names[0]):

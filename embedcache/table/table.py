@@ -1,4 +1,4 @@
-"""One file of a table: what is in it, and its rows, block by block.
+"""One file of a table, checked: what is in it, and its rows, block by block.
 
 The rows themselves are never held: `Table.blocks` streams them, every text already replaced by its
 code: its index among the values of its column, those of the files before in their order, then the
@@ -12,15 +12,14 @@ import polars as pl
 
 from embedcache.config import SPLITS, TargetColumn
 from embedcache.errors import TableError
+from embedcache.table.counting import Groups, ValueCounts
 from embedcache.table.strings import DistinctStrings
-from embedcache.table.vocabulary import Census, Vocabularies, Vocabulary
+from embedcache.table.vocabulary import Vocabularies, Vocabulary
 
 
 @dataclass(frozen=True)
 class Table:
-    """A file that keeps its config, and the names of everything in it and in the files before
-    it.
-    """
+    """A file that keeps to its config, and the names in it and in the files before it."""
 
     frame: pl.LazyFrame  # canonical columns
     # their names; a target without a column here has no labels in this file
@@ -32,11 +31,11 @@ class Table:
     targets: tuple[TargetColumn, ...]
     absent_targets: tuple[str, ...]
     strings: dict[str, DistinctStrings]
-    spellings: dict[str, Census]  # of each string column, as the table writes it
+    spellings: dict[str, ValueCounts]  # of each string column, as the table writes it
     categories: tuple[Vocabulary, ...]
     facets: tuple[Vocabulary, ...]
     strata: tuple[str, ...]
-    groups: Census | None
+    groups: Groups | None
     # rows left out by data.exclude_rows; other row numbers count the rows that remain
     num_excluded: int = 0
 
@@ -55,27 +54,14 @@ class Table:
         )
 
     def blocks(self, columns: Sequence[str], num_rows: int) -> Iterator[pl.DataFrame]:
-        """Yield these canonical columns in table order, `num_rows` rows at a time; text columns as
-        int32 places among their values.
+        """Yield these canonical columns in table order, `num_rows` rows at a time.
+
+        Text columns come as int32 codes. Raises TableError where the file cannot be read any more.
         """
-        values = {f"string:{name}": census.values for name, census in self.spellings.items()}
-        values |= {f"category:{column}": names for column, names in self.categories} | {
-            f"facet:{column}": names for column, names in self.facets
-        }
-        values |= {
-            "stratum": self.strata,
-            "split": SPLITS,
-            "group": () if self.groups is None else self.groups.values,
-        }
-        coded = [
-            (
-                pl.col(name).cast(pl.Enum(values[name])).to_physical().cast(pl.Int32).alias(name)
-                if name in values
-                else pl.col(name)
-            )
-            for name in columns
-        ]
-        rows = self.frame.select(coded)
+        values = self._values
+        rows = self.frame.select(
+            _code(name, values[name]) if name in values else pl.col(name) for name in columns
+        )
         try:
             # collect_batches reads far ahead of a slow consumer: 1.8 GB for 0.8 GB here, on 16
             # million rows of 40 columns
@@ -92,3 +78,20 @@ class Table:
             raise TableError(
                 f"the table changed or became unreadable while it was being read: {error}"
             ) from None
+
+    @property
+    def _values(self) -> dict[str, tuple[str, ...]]:
+        """The values of each canonical text column, in the order of their codes."""
+        return {
+            **{f"string:{name}": found.values for name, found in self.spellings.items()},
+            **{f"category:{column}": values for column, values in self.categories},
+            **{f"facet:{column}": values for column, values in self.facets},
+            "stratum": self.strata,
+            "split": SPLITS,
+            "group": () if self.groups is None else self.groups.values,
+        }
+
+
+def _code(name: str, values: tuple[str, ...]) -> pl.Expr:
+    """Return a text column as the indices of its values."""
+    return pl.col(name).cast(pl.Enum(values)).to_physical().cast(pl.Int32).alias(name)

@@ -301,7 +301,7 @@ def test_nulls_that_stand_for_a_value_are_filled(study_of: Callable, frame_of: C
     assert "" in table.strings["polymer"].text
 
 
-def test_what_fills_a_null_must_keep_the_laws_too(study_of: Callable, frame_of: Callable) -> None:
+def test_what_fills_a_null_is_checked_too(study_of: Callable, frame_of: Callable) -> None:
     frame = with_cells(frame_of(), "x", {3: None})
     assert "above 50" in report_of(
         study_of(frame, numeric=[{"column": "x", "if_null": 1000.0, "high": 50}])
@@ -347,7 +347,7 @@ def test_a_facet_shows_rows_without_a_value(study_of: Callable, frame_of: Callab
 def test_too_many_facets_are_refused(
     study_of: Callable, frame_of: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedcache.table.read.MOST_FACETS", 2)
+    monkeypatch.setattr("embedcache.table.survey.MOST_FACETS", 2)
     assert "'site' has 3 distinct values, at most 2" in report_of(study_of(frame_of()))
 
 
@@ -356,7 +356,26 @@ def test_many_bad_strings_are_counted_not_listed(study_of: Callable, frame_of: C
         study_of(with_cells(frame_of(), "smiles", {k: "C" * (k + 1) for k in range(40)}))
     )
     assert report.count("is not a psmiles") == 10
-    assert "and 30 strings more" in report
+    assert "and 30 more strings" in report
+
+
+@pytest.mark.parametrize(
+    ("num_unknown", "last"),
+    [
+        (10, None),
+        (11, "and 1 more unknown category"),
+        (1200, "and 1,190 more unknown categories"),
+    ],
+)
+def test_many_unknown_categories_are_counted_not_listed(
+    make_study: Callable, frame_of: Callable, tmp_path: Path, num_unknown: int, last: str | None
+) -> None:
+    cells = {row: f"z{row}" for row in range(num_unknown)}
+    frame = with_cells(frame_of(num_unknown + 240), "kind", cells)
+    lines = report_of(make_study(tmp_path, frame)).splitlines()[1:]
+    assert sum("unknown category 'z" in line for line in lines) == 10
+    assert len(lines) == (10 if last is None else 11)
+    assert last is None or lines[-1] == f"  - category column 'kind': {last}"
 
 
 def test_a_contradiction_in_the_config_is_a_config_error(
