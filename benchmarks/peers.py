@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.cells import Column, Table, gib, named, times, with_spread
+from benchmarks.harness.gradients import gradient_errors
 from benchmarks.harness.pictures import draw_rates
 from benchmarks.harness.publish import Report, machine, output_path, parser, publish, tell
-from benchmarks.harness.setting import SMALL_NETWORK, gradient_errors, make_setting
+from benchmarks.harness.setting import SMALL_NETWORK, make_setting
 from benchmarks.harness.stamp import stamp
 from benchmarks.harness.timing import interleaved, paired_ratio, spread
 from benchmarks.harness.workers import Worker
+from benchmarks.peer_base import Answer
 from benchmarks.peer_loops import LOOPS
 
 OURS = "ours, per_step"
@@ -99,20 +101,20 @@ def run(size: Size, precision: str, names: list[str]) -> dict[str, dict[str, Any
         turns = interleaved(asks, size.rounds, tell)
     losses = {loop: [turn["loss"] for turn in turns[loop]] for loop in names}
     check_losses(losses, TOLERANCE[precision])
-    ours = [turn["seconds"] for turn in turns[OURS][1:]]  # the first one warms up
-    found = {}
-    for loop, results in turns.items():
-        seconds = [turn["seconds"] for turn in results[1:]]
-        rows = specs[loop]["rows"]
-        found[loop] = {
-            "rows": rows,
-            "rows_per_s": spread([rows / each for each in seconds]),
-            "step_s": spread(seconds),
-            "per_step_is_faster_by": None if loop == WHOLE else paired_ratio(seconds, ours),
-            "losses": [turn["loss"] for turn in results],
-            "peak_rss_bytes": results[-1]["peak_rss_bytes"],
-        }
-    return found
+    return {loop: _summary(loop, specs[loop]["rows"], turns) for loop in turns}
+
+
+def _summary(loop: str, rows: int, turns: dict[str, list[Answer]]) -> dict[str, Any]:
+    """Return a loop's rows per second beside ours; the first turn warms up."""
+    ours, seconds = ([turn["seconds"] for turn in turns[name][1:]] for name in (OURS, loop))
+    return {
+        "rows": rows,
+        "rows_per_s": spread([rows / each for each in seconds]),
+        "step_s": spread(seconds),
+        "per_step_is_faster_by": None if loop == WHOLE else paired_ratio(seconds, ours),
+        "losses": [turn["loss"] for turn in turns[loop]],
+        "peak_rss_bytes": turns[loop][-1]["peak_rss_bytes"],
+    }
 
 
 def check_losses(losses: dict[str, list[float]], tolerance: float) -> None:

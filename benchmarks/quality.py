@@ -21,8 +21,9 @@ import polars as pl
 from benchmarks.harness.cells import Column, Table, counts, mean_and_sd, named
 from benchmarks.harness.pictures import Panel
 from benchmarks.harness.publish import Report, output_path, parser, publish, tell, with_kept
-from benchmarks.harness.setting import SMALL_NETWORK, make_setting, world
+from benchmarks.harness.setting import SMALL_NETWORK, make_setting
 from benchmarks.harness.stamp import stamp
+from benchmarks.harness.stepper import world
 from benchmarks.quality_fit import cached, fit, score, target_index
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.config import SPLITS

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from benchmarks.harness.setting import experiment_of, recipe_of, world
+from benchmarks.harness.setting import experiment_of, recipe_of
+from benchmarks.harness.stepper import world
 from embedcache.build.decide import Existing, build_cache
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.config import SPLITS

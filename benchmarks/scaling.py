@@ -20,19 +20,12 @@ import torch
 
 from benchmarks.costmodel import Architecture, check, features
 from benchmarks.harness.cells import Column, Table, number
+from benchmarks.harness.gradients import gradient_errors
 from benchmarks.harness.pictures import COLORS, MARKERS
 from benchmarks.harness.publish import Report, machine, output_path, parser, publish, tell
-from benchmarks.harness.setting import (
-    MODES,
-    PREFIX_LAYERS,
-    SMALL_NETWORK,
-    Stepper,
-    batch_of,
-    gradient_errors,
-    made_strings,
-    make_setting,
-)
+from benchmarks.harness.setting import PREFIX_LAYERS, SMALL_NETWORK, made_strings, make_setting
 from benchmarks.harness.stamp import stamp
+from benchmarks.harness.stepper import MODES, Stepper, batch_of
 from benchmarks.harness.timing import interleaved, spread
 from benchmarks.projection import GPU, full_size, projections, table_sizes
 from fusionnet.assemble import count_trainable

@@ -17,14 +17,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from benchmarks.harness.gradients import gradient_errors
 from benchmarks.harness.publish import tell
-from benchmarks.harness.setting import (
-    Stepper,
-    batch_of,
-    gradient_errors,
-    made_strings,
-    make_setting,
-)
+from benchmarks.harness.setting import made_strings, make_setting
+from benchmarks.harness.stepper import Stepper, batch_of
 from benchmarks.harness.timing import extended, interleaved, paired_ratio, spread
 from benchmarks.harness.workers import run_python
 from benchmarks.speedup import amdahl
@@ -83,10 +79,10 @@ def by_strings(
         "naive_rows": naive_rows,
         "overrides": size.overrides,
     }
-    turns: dict[str, Callable[[], Any]] = {}
-    for mode in yardsticks:
-        draw = partial(draw_ids, num_strings=most, law=law)
-        turns[mode] = partial(Turn({**spec, "mode": mode}, draw), None)
+    draw = partial(draw_ids, num_strings=most, law=law)
+    turns: dict[str, Callable[[], Any]] = {
+        mode: partial(Turn({**spec, "mode": mode}, draw), None) for mode in yardsticks
+    }
     ours, frozen = (
         Stepper(folder, mode, precision, size.rows, None, size.overrides)
         for mode in ("per_step", "frozen")
@@ -96,16 +92,13 @@ def by_strings(
     }
     turns["frozen"] = partial(_turn, frozen, batches[counts[-1]])
     turns |= {f"per_step {count}": partial(_turn, ours, batches[count]) for count in counts}
-    for stepper in (ours, frozen):
-        stepper.step(batches[counts[0]])
+    ours.step(batches[counts[0]])
+    frozen.step(batches[counts[0]])
     measured = interleaved(turns, size.rounds, tell)
     distinct = {count: len(batch.string_id.unique()) for count, batch in batches.items()}
-    return speedups(size.rows, distinct, measured, yardsticks, naive_rows) | {
-        "axis": "distinct strings of the table",
-        "encoder": encoder,
-        "law": law,
-        "gradient_error": errors,
-    }
+    found = speedups(size.rows, distinct, measured, yardsticks, naive_rows)
+    axis = "distinct strings of the table"
+    return found | {"axis": axis, "encoder": encoder, "law": law, "gradient_error": errors}
 
 
 def _turn(stepper: Stepper, batch: Any) -> dict[str, Any]:

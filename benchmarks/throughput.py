@@ -22,18 +22,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.cells import Column, Table, gib, named, number, times, with_spread
+from benchmarks.harness.gradients import gradient_errors
 from benchmarks.harness.pictures import PHASE_COLORS, draw_rates
 from benchmarks.harness.publish import Report, machine, output_path, parser, publish, tell
-from benchmarks.harness.setting import (
-    MODES,
-    SMALL_NETWORK,
-    Stepper,
-    batch_of,
-    gradient_errors,
-    make_setting,
-    world,
-)
+from benchmarks.harness.setting import SMALL_NETWORK, make_setting
 from benchmarks.harness.stamp import stamp
+from benchmarks.harness.stepper import MODES, Stepper, batch_of, world
 from benchmarks.harness.timing import PHASES, interleaved
 from benchmarks.harness.workers import Worker
 from benchmarks.speedup import derive, summary
@@ -172,30 +166,12 @@ def _check_compiled(stepper: Stepper) -> None:
 
 def report(found: dict[str, Any]) -> Report:
     """Return each mode's rows per second, the bounds, and the phases of a step."""
-    modes = found["modes"]
-    against = {mode: found["speedup_spread"].get(f"per_step_vs_{mode}") for mode in modes}
-    hours = found["stage1_hours"]
-    of_modes = (
-        Column("mode", _what),
-        Column("rows/s", "rows_per_s"),
-        Column("step, s", "spread_s", with_spread),
-        Column("per_step is faster by", lambda row: against[row["name"]], _ratio),
-        Column("encoder tokens", "encoder_tokens_per_step"),
-        Column("peak GiB", "peak_rss_bytes", gib),
-        Column("15 epochs of Stage 1, h", lambda row: hours[row["name"]]),
-    )
-    of_bounds = (
-        Column("against", "name"),
-        Column("f, encoder's share", "f", ".5f"),
-        Column("r, ratio of tokens", "r"),
-        Column("Amdahl bound", "bound", times),
-        Column("reached", "share_reached", ".0%"),
-    )
+    modes = named(found["modes"])
+    errors = ", ".join(f"{mode} {error:.1e}" for mode, error in found["gradient_error"].items())
     of_phases = [Column("mode", "name")]
     of_phases += [
         Column(phase, lambda row, phase=phase: row["phases_s"][phase]) for phase in PHASES
     ]
-    errors = ", ".join(f"{mode} {error:.1e}" for mode, error in found["gradient_error"].items())
     return Report(
         f"One optimizer step of {found['batch_rows']:,} rows, 21 distinct strings,"
         f" {found['encoder']} size, {found['precision']}",
@@ -205,14 +181,39 @@ def report(found: dict[str, Any]) -> Report:
             HOW,
         ),
         (
-            Table(of_modes, named(modes)),
-            Table(of_bounds, named(found["bound"])),
+            Table(_mode_columns(found), modes),
+            Table(BOUND_COLUMNS, named(found["bound"])),
             "Seconds of a step by phase (naive: of its largest measured step, scaled to all rows):",
-            Table(of_phases, named(modes)),
+            Table(of_phases, modes),
         ),
         (partial(_draw_rates, found), partial(_draw_phases, found)),
         size=(10.5, 3.8),
     )
+
+
+def _mode_columns(found: dict[str, Any]) -> tuple[Column, ...]:
+    """Return the columns of the modes' table."""
+    spreads, hours = found["speedup_spread"], found["stage1_hours"]
+    return (
+        Column("mode", _what),
+        Column("rows/s", "rows_per_s"),
+        Column("step, s", "spread_s", with_spread),
+        Column(
+            "per_step is faster by", lambda row: spreads.get(f"per_step_vs_{row['name']}"), _ratio
+        ),
+        Column("encoder tokens", "encoder_tokens_per_step"),
+        Column("peak GiB", "peak_rss_bytes", gib),
+        Column("15 epochs of Stage 1, h", lambda row: hours[row["name"]]),
+    )
+
+
+BOUND_COLUMNS = (
+    Column("against", "name"),
+    Column("f, encoder's share", "f", ".5f"),
+    Column("r, ratio of tokens", "r"),
+    Column("Amdahl bound", "bound", times),
+    Column("reached", "share_reached", ".0%"),
+)
 
 
 def _what(row: dict[str, Any]) -> str:

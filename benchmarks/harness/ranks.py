@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.harness.setting import Stepper, batch_of, world
+from benchmarks.harness.stepper import Stepper, batch_of, world
 from benchmarks.harness.timing import interleaved
 from fusionnet.train.runlog import write_json
 

@@ -37,8 +37,9 @@ def interleaved(
     rounds: int,
     report: Callable[[str], None] = lambda text: None,
 ) -> dict[str, list[Turn]]:
-    """Return what each turn returned, round by round; all turns take part in every round, in an
-    order that is random and always the same.
+    """Return what each turn returned, round by round.
+
+    All turns take part in every round, in an order that is random and always the same.
     """
     found: dict[str, list[Turn]] = {name: [] for name in turns}
     generator, order = np.random.default_rng(0), list(turns)
@@ -51,8 +52,9 @@ def interleaved(
 
 
 def _reordered(order: Sequence[str], generator: np.random.Generator) -> list[str]:
-    """Return another order, whose first is not the last of this one (two keep theirs: each then
-    follows the other).
+    """Return another order, whose first is not the last of this one.
+
+    Two keep their order: each then follows the other.
     """
     if len(order) < 2:
         return list(order)
@@ -73,10 +75,10 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
 
 
 def extended(seconds: Mapping[int, float], rows: int) -> tuple[float, float]:
-    """Return the time of a step of `rows` rows on the line through the smallest and the largest
-    measured step, and how far those in between are off it.
+    """Return the seconds of a step of `rows` rows, and how far measured steps are off its line.
 
-    The second number is the largest |measured - line| / measured: what a reader must allow for.
+    The line goes through the smallest and the largest measured step (seconds by rows). The second
+    number is the largest |measured - line| / measured: what a reader must allow for.
     """
     sizes = sorted(seconds)
     few, many = sizes[0], sizes[-1]
@@ -104,9 +106,7 @@ def settle() -> None:
 
 
 class Phases:
-    """Adds up the time of a step by phase; time inside an inner phase is not also the outer
-    one's.
-    """
+    """Adds up the time of a step by phase; an inner phase's time is not also the outer one's."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
@@ -150,8 +150,9 @@ class Phases:
         self._open[-1] = name
 
     def watch(self, module: nn.Module, name: str, backward: str | None = None) -> None:
-        """Count a module's forward passes as a phase; from the moment that a gradient reaches its
-        output, count `backward`.
+        """Count a module's forward passes as a phase.
+
+        From the moment that a gradient reaches its output, `backward` is counted.
         """
         if module._compiled_call_impl is not None:
             assert backward is None, "a compiled module's backward pass is not watched"

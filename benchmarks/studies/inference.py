@@ -49,6 +49,13 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ROW_GROUP = 8192
 MEMORY_ROWS = 480_000  # of the larger of two files; the smaller has an eighth
 
+COLUMNS = (
+    Column("precision", "precision"),
+    Column("call", "name"),
+    Column("rows/s (20 to 80 %)", "rows_per_s", with_spread),
+    Column("share of roofline", "share_of_roofline", ".0%"),
+)
+
 
 def main(words: list[str]) -> None:
     """Measure and write benchmarks/results/inference.*."""
@@ -230,12 +237,6 @@ def _peak(run: str, file: str, precision: str) -> int:
 
 def report(found: dict[str, Any]) -> Report:
     """Return the rates of all calls beside what the matrix products alone allow."""
-    columns = (
-        Column("precision", "precision"),
-        Column("call", "name"),
-        Column("rows/s (20 to 80 %)", "rows_per_s", with_spread),
-        Column("share of roofline", "share_of_roofline", ".0%"),
-    )
     rows = [
         {"precision": precision, **call}
         for precision, result in found["precisions"].items()
@@ -264,7 +265,7 @@ def report(found: dict[str, Any]) -> Report:
         (how,),
         (
             _operations(found),
-            Table(columns, rows),
+            Table(COLUMNS, rows),
             *(_roofline_words(*entry) for entry in found["precisions"].items()),
             f"Peak memory, {found['peak_precision']}: {peaks_mib}.",
         ),

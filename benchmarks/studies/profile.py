@@ -28,8 +28,9 @@ import embedcache.encoder.dropout
 from benchmarks.harness.cells import Column, Table, named, number, with_spread
 from benchmarks.harness.pictures import Panel
 from benchmarks.harness.publish import Report, output_path, parser, publish, tell
-from benchmarks.harness.setting import SMALL_NETWORK, Stepper, batch_of, device, make_setting
+from benchmarks.harness.setting import SMALL_NETWORK, make_setting
 from benchmarks.harness.stamp import stamp
+from benchmarks.harness.stepper import Stepper, batch_of, device
 from benchmarks.harness.timing import PHASES, interleaved, paired_ratio, spread, timed
 from benchmarks.harness.workers import Worker
 from benchmarks.studies.operations import (
@@ -127,8 +128,10 @@ class Turn:
         self._stepper.step(self._batch)
 
     def __call__(self, wanted: str) -> Any:
-        """Return the seconds of a step ("time"), the operations of its matrix products ("gflop"),
-        or all its operations by phase ("profile").
+        """Return what is wanted of a step.
+
+        "time": its seconds; "gflop": the operations of its matrix products; "profile": all its
+        operations by phase.
         """
         if wanted == "profile":
             return self._profile()
@@ -170,8 +173,9 @@ class Turn:
         return result
 
     def _steps_without_waiting(self) -> None:
-        """Take steps one after another as training does: the stepper would wait for the GPU at the
-        ends of its phases.
+        """Take steps one after another as training does.
+
+        The stepper would wait for the GPU at the ends of its phases.
         """
         with mock.patch.object(benchmarks.harness.timing, "settle", return_value=None):
             for _ in range(self._steps):

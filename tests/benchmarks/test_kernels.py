@@ -7,15 +7,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.publish import markdown, picture
-from benchmarks.kernels import (
-    COLOURS,
-    OPERATIONS,
-    TOLERANCE,
-    check,
-    make_case,
-    report,
-    timed,
-)
+from benchmarks.kernel_cases import OPERATIONS, make_case
+from benchmarks.kernels import COLOURS, TOLERANCE, check, report, timed
 
 CPU = torch.device("cpu")
 # torch.compile imports what uses it

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.publish import markdown, picture
-from benchmarks.harness.setting import MODES
+from benchmarks.harness.stepper import MODES
 from benchmarks.harness.timing import PHASES
 from benchmarks.peers import OURS, check_losses
 from benchmarks.speedup import amdahl, derive, summary

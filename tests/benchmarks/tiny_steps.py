@@ -6,7 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.harness.setting import gradient_errors, make_setting
+from benchmarks.harness.gradients import gradient_errors
+from benchmarks.harness.setting import make_setting
 from benchmarks.peer_loops import make
 from benchmarks.quality_fit import cached, fit
 from benchmarks.studies import profile
