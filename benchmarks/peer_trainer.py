@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from benchmarks.harness.stepper import device
 from benchmarks.peer_base import Answer, Peer
 from embedcache.encoder.tokenizer import load_tokenizer
+from fusionnet.train.runlog import peak_rss_bytes
 
 
 class HuggingFaceTrainer(Peer):

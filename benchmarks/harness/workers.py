@@ -7,16 +7,21 @@ worker that was asked works; the others sleep.
 
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
 from benchmarks.harness.stamp import REPOSITORY
 from embedcache.errors import UserError
 
+SECONDS_BETWEEN_LOOKS = 0.02
 SHOWN_CHARACTERS = 3000  # of a failed child's error stream
 
 
@@ -41,18 +46,36 @@ def run_python(
             [sys.executable, *words], cwd=REPOSITORY, env=_environment(defaults), **streams
         )
         try:
-            _, status, usage = os.wait4(child.pid, 0)
+            peak = _wait(child)
         except BaseException:
             child.kill()
             raise
-        child.returncode = os.waitstatus_to_exitcode(status)
         said, failed = (_read(stream) for stream in (output, errors))
     if child.returncode:
         command = " ".join(words[:4])
         raise UserError(
             f"{command} failed with exit code {child.returncode}:\n{failed[-SHOWN_CHARACTERS:]}"
         )
-    return Ended(said, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return Ended(said, peak)
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    """Wait for a process to end and return its peak memory in bytes.
+
+    What the kernel tells of an ended process also counts what it was before: its parent. So the
+    process is asked while it runs, where there is a /proc.
+    """
+    status = Path(f"/proc/{child.pid}/status")
+    if not status.is_file():
+        child.wait()
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    peak = 0
+    while child.poll() is None:
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        peak = max(peak, 1024 * int(found[1]) if found else 0)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return peak
 
 
 def _environment(defaults: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -109,8 +132,10 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
         self._errors.close()
 
     def __enter__(self) -> Self:

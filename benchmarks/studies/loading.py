@@ -25,11 +25,11 @@ from benchmarks.harness.pictures import Panel
 from benchmarks.harness.publish import Report, output_path, parser, publish, tell
 from benchmarks.harness.setting import recipe_of
 from benchmarks.harness.stamp import stamp
+from benchmarks.harness.stepper import world
 from benchmarks.harness.workers import run_python
 from benchmarks.studies.loading_table import stage1, write_table
 from embedcache.cache.reader import open_cache
 from fusionnet.rows.tensors import RowTable, row_bytes
-from fusionnet.train.engine import World
 from fusionnet.train.loop import Trainer, make_trainer
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.step import optimizer_step
@@ -84,7 +84,7 @@ def measure(case: str, folder: Path, chosen: argparse.Namespace) -> dict[str, An
     cache = open_cache(experiment.cache.path)
     before = peak_rss_bytes()
     started = time.perf_counter()
-    trainer = make_trainer(recipe_of(experiment, cache), experiment.optim, cache, World())
+    trainer = make_trainer(recipe_of(experiment, cache), experiment.optim, cache, world())
     opened = time.perf_counter() - started
     waits, steps = _timed_steps(trainer, chosen.steps + 2)
     # the first waits for the first buffer, the second warms up

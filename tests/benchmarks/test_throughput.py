@@ -195,3 +195,12 @@ def test_another_loop_trains_as_ours_does(measured: dict[str, Any]) -> None:
     losses = measured["losses"]
     assert max(losses[OURS]) - min(losses[OURS]) > 1e-3
     check_losses(losses, 1e-3)
+
+
+@pytest.mark.slow
+def test_loading_times_steps_of_resident_rows(measured: dict[str, Any]) -> None:
+    found = measured["loading"]
+    assert found["order"].startswith("resident")
+    assert found["num_rows"] == 5_000
+    assert 0 <= found["loading_share"] < 1
+    assert found["rows_per_s"] == pytest.approx(256 / found["step_s"], rel=0.5)
