@@ -1,5 +1,4 @@
-"""The operations of the network that have GPU kernels, and the one place that chooses between a
-kernel and plain PyTorch.
+"""The operations of the network that have GPU kernels, and the choice of kernel or plain PyTorch.
 
 Tensors on a CUDA device take the kernels where Triton is installed; all others take `reference`.
 Under TRITON_INTERPRET=1, which the tests set, the kernels run on the CPU too, by Triton's
@@ -40,21 +39,20 @@ def gather_add(
     """
     if not tables or not has_kernels(bias):
         return reference.gather_add(tables, rows, bias)
+    (first, _), *others = tables
+    stacked = torch.cat([first + bias, *(table for table, _ in others)])
     offsets = [sum(len(table) for table, _ in tables[:column]) for column in range(len(tables))]
-    stacked = torch.cat(
-        [table + bias if column == 0 else table for column, (table, _) in enumerate(tables)]
-    )
-    index = torch.stack(
-        [place + offset for (_, place), offset in zip(tables, offsets, strict=True)], dim=1
-    )
-    return _gather.gather_add(stacked, index, sum(rows[1:], rows[0]) if rows else None)
+    columns = [index + offset for (_, index), offset in zip(tables, offsets, strict=True)]
+    summed = sum(rows[1:], rows[0]) if rows else None
+    return _gather.gather_add(stacked, torch.stack(columns, dim=1), summed)
 
 
 def gather_dropout(
-    hidden: Float[Tensor, "U H"], index: Int[Tensor, " B"], p: float
-) -> Float[Tensor, "B H"]:
-    """Return dropout of `hidden[index]` by the kernel (see `has_kernels`), with a mask seeded from
-    torch's generator of the device.
+    hidden: Float[Tensor, "U D"], index: Int[Tensor, " B"], p: float
+) -> Float[Tensor, "B D"]:
+    """Return dropout of `hidden[index]` by the kernel (see `has_kernels`).
+
+    Its mask is seeded from torch's generator of the device.
     """
     seed = torch.randint(2**62, (1,), device=hidden.device)
     return _gather.gather_dropout(hidden, index, p, seed)
@@ -69,8 +67,9 @@ def multitask_loss(
     terms: Sequence[TaskTerm],
     share: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " T"]]:
-    """Return this micro-batch's part of the loss and the tasks' weighted sums; the kernel has no
-    loss that depends on a batch's mean.
+    """Return this micro-batch's share of the loss, and the tasks' weighted sums.
+
+    The kernel has no loss that depends on a batch's mean.
     """
     constants = _loss.pack(terms) if has_kernels(outputs) else None
     if constants is None:

@@ -1,11 +1,10 @@
-"""The multi-task loss of `reference.multitask_loss` in one pass over [B, T]: the loss, the tasks'
-sums and the gradients of both inputs that have one.
+"""The multi-task loss of `reference.multitask_loss` in one pass over [B, T].
 
-The denominators and log-variances are known before the rows are read, so each row's gradient is
-final as soon as its loss is: nothing is read twice. A second, tiny kernel adds the blocks' sums in
-order and puts the tasks together. Both are bitwise repeatable. Gradients stay fp32 until the
-backward pass has multiplied them by what comes from above, which is the loss scale in fp16
-training.
+It gives the loss, the tasks' sums and the gradients of both inputs that have one. The denominators
+and log-variances are known before the rows are read, so each row's gradient is final as soon as its
+loss is: nothing is read twice. A second, tiny kernel adds the blocks' sums in order and puts the
+tasks together. Both are bitwise repeatable. Gradients stay fp32 until the backward pass has
+multiplied them by what comes from above, which is the loss scale in fp16 training.
 
 With z = logit of the true class: log p_t = logsigmoid(z), 1 - p_t = sigmoid(-z) = -expm1(log p_t),
 and d/dz of -(1 - p_t)^g log p_t is (1 - p_t)^g (g p_t log p_t - (1 - p_t)), which has no pole at
@@ -24,28 +23,36 @@ from torch import Tensor
 
 from fusionnet.kernels.reference import LOG_VARIANCE_LIMIT, TaskTerm
 
-_LOSSES = ("smooth_l1", "mse", "focal")  # their places are the kernel's codes
+_LOSSES = ("smooth_l1", "mse", "focal")  # their indices are the kernel's codes
 _BLOCK_B = 64
 
 
 def pack(terms: Sequence[TaskTerm]) -> list[float] | None:
-    """Return the terms as the operator takes them, field by field, or None where the kernel does
-    not have a task's loss.
+    """Return the terms as the operator takes them, [8, T] row by row.
+
+    None where the kernel does not have a task's loss.
     """
     if any(term.loss not in _LOSSES for term in terms):
         return None
-    return [
-        float(value)
-        for field in zip(*((_LOSSES.index(term.loss), *term[1:]) for term in terms), strict=True)
-        for value in field
-    ]
+    fields = (
+        [_LOSSES.index(term.loss) for term in terms],
+        [term.mean for term in terms],
+        [term.std for term in terms],
+        [term.beta for term in terms],
+        [term.gamma for term in terms],
+        [term.pos_weight for term in terms],
+        [term.factor for term in terms],
+        [term.regulariser for term in terms],
+    )
+    return [float(value) for field in fields for value in field]
 
 
 @triton.jit
 @no_type_check  # or the tests' shape checks would wrap what Triton compiles
 def _exp(x):
-    """Return exp(x) to the last place: a GPU's own is 2^(x log2 e) with that product rounded, which
-    is off by |x| / 2 last places.
+    """Return exp(x) to the last place.
+
+    A GPU's own is 2^(x log2 e) with that product rounded, which is off by |x| / 2 last places.
     """
     whole = tl.floor(x * 1.4426950408889634 + 0.5)
     rest = (x - whole * 0.693145751953125) - whole * 1.4286068203094172e-06  # ln 2 in two parts
@@ -113,24 +120,22 @@ def _rows_kernel(
     factor = tl.load(constants_ptr + 6 * num_tasks + tasks, mask=is_task, other=0.0)
 
     inside = (rows < num_rows)[:, None] & is_task[None, :]
-    place = rows.to(tl.int64)[:, None] * num_tasks + tasks[None, :]
-    output = tl.load(outputs_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    target = tl.load(targets_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    offset = rows.to(tl.int64)[:, None] * num_tasks + tasks[None, :]
+    output = tl.load(outputs_ptr + offset, mask=inside, other=0.0).to(tl.float32)
+    target = tl.load(targets_ptr + offset, mask=inside, other=0.0).to(tl.float32)
     observed = inside & (target == target)  # NaN is unobserved
     target = tl.where(observed, tl.div_rn(target - mean, std + tl.zeros_like(target)), 0.0)
-    weight = tl.load(weight_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)[
-        :, None
-    ] * observed.to(tl.float32)
+    weight = tl.load(weight_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
+    weight = weight[:, None] * observed.to(tl.float32)
     loss, slope = _row_losses(output, target, kind, beta + tl.zeros_like(target), gamma, pos_weight)
-    tl.store(
-        partial_ptr + tl.program_id(0) * num_tasks + tasks, tl.sum(weight * loss, 0), mask=is_task
-    )
+    partial = partial_ptr + tl.program_id(0) * num_tasks + tasks
+    tl.store(partial, tl.sum(weight * loss, 0), mask=is_task)
 
     denominator = tl.load(denominators_ptr + tasks, mask=is_task, other=0.0).to(tl.float32)
     s = tl.load(log_variance_ptr + tasks, mask=is_task, other=0.0).to(tl.float32)
     s = tl.minimum(tl.maximum(s, -LIMIT), LIMIT)
     scale = tl.div_rn(factor * _exp(-s), tl.where(denominator > 0, denominator, 1.0))
-    tl.store(gradient_ptr + place, weight * slope * scale[None, :], mask=inside)
+    tl.store(gradient_ptr + offset, weight * slope * scale[None, :], mask=inside)
 
 
 @triton.jit
@@ -156,9 +161,8 @@ def _finish_kernel(
     for start in range(0, num_blocks, BLOCK_B):
         blocks = start + tl.arange(0, BLOCK_B)
         inside = (blocks < num_blocks)[:, None] & is_task[None, :]
-        summed += tl.load(
-            partial_ptr + blocks[:, None] * num_tasks + tasks[None, :], mask=inside, other=0.0
-        )
+        partial = partial_ptr + blocks[:, None] * num_tasks + tasks[None, :]
+        summed += tl.load(partial, mask=inside, other=0.0)
     sums = tl.sum(summed, 0)
     tl.store(sums_ptr + tasks, sums, mask=is_task)
 
@@ -185,8 +189,9 @@ def multitask_loss(
     constants: Sequence[float],
     share: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the loss [], the tasks' sums [T], and the loss's gradients with respect to outputs [B,
-    T] and log_variance [T], all fp32.
+    """Return the loss [], the tasks' sums [T], and the loss's gradients, all fp32.
+
+    The gradients are with respect to outputs [B, T] and log_variance [T].
     """
     outputs, targets, weight = outputs.contiguous(), targets.contiguous(), weight.contiguous()
     denominators, log_variance = denominators.contiguous(), log_variance.contiguous()
@@ -196,54 +201,32 @@ def multitask_loss(
     partial = torch.empty(num_blocks, num_tasks, device=outputs.device)
     total, sums, gradient, s_gradient = _empty_results(outputs)
     if num_rows:
-        _rows_kernel[(num_blocks,)](
-            outputs,
-            targets,
-            weight,
-            denominators,
-            log_variance,
-            table,
-            partial,
-            gradient,
-            num_rows,
-            num_tasks,
-            LOG_VARIANCE_LIMIT,
-            _BLOCK_B,
-            block_t,
-        )
+        given = (outputs, targets, weight, denominators, log_variance, table)
+        blocks = (LOG_VARIANCE_LIMIT, _BLOCK_B, block_t)
+        _rows_kernel[(num_blocks,)](*given, partial, gradient, num_rows, num_tasks, *blocks)
+    given = (partial, denominators, log_variance, table)
+    sizes = (num_blocks, num_tasks, share)
     _finish_kernel[(1,)](
-        partial,
-        denominators,
-        log_variance,
-        table,
-        total,
-        sums,
-        s_gradient,
-        num_blocks,
-        num_tasks,
-        share,
-        LOG_VARIANCE_LIMIT,
-        64,
-        block_t,
+        *given, total, sums, s_gradient, *sizes, LOG_VARIANCE_LIMIT, _BLOCK_B, block_t
     )
     return total, sums, gradient, s_gradient
 
 
 @lru_cache(maxsize=64)
 def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return [8, T] on a device, copied there once: a buffer of the module would be rounded to fp16
-    with the module.
+    """Return [8, T] on a device, copied there once.
+
+    A buffer of the module would be rounded to fp16 with the module.
     """
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _empty_results(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     num_tasks = outputs.shape[1]
-    shapes: tuple[tuple[int, ...], ...] = ((), (num_tasks,), tuple(outputs.shape), (num_tasks,))
-    total, sums, gradient, s_gradient = (
-        outputs.new_empty(shape, dtype=torch.float32) for shape in shapes
-    )
-    return total, sums, gradient, s_gradient
+    total = outputs.new_empty((), dtype=torch.float32)
+    sums = outputs.new_empty(num_tasks, dtype=torch.float32)
+    gradient = outputs.new_empty(outputs.shape, dtype=torch.float32)
+    return total, sums, gradient, torch.empty_like(sums)
 
 
 @multitask_loss.register_fake
@@ -269,15 +252,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, from_total: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     gradient, s_gradient = ctx.saved_tensors
-    return (
-        (from_total * gradient).to(ctx.dtypes[0]),
-        None,
-        None,
-        None,
-        (from_total * s_gradient).to(ctx.dtypes[1]),
-        None,
-        None,
-    )
+    to_outputs = (from_total * gradient).to(ctx.dtypes[0])
+    to_log_variance = (from_total * s_gradient).to(ctx.dtypes[1])
+    return to_outputs, None, None, None, to_log_variance, None, None
 
 
 multitask_loss.register_autograd(_backward, setup_context=_save)

@@ -1,8 +1,7 @@
-"""What the kernels compute, in plain PyTorch: readable, differentiable, of any floating type. It is
-what runs wherever there is no kernel.
+"""What the kernels compute, in plain PyTorch: readable, differentiable, of any floating type.
 
-The kernels are held to these functions: at most twice their error, both against float64
-(tests/fusionnet/kernels).
+It is what runs wherever there is no kernel. The kernels are held to these functions: at most twice
+their error, both against float64 (tests/fusionnet/kernels).
 """
 
 from collections.abc import Sequence
@@ -19,8 +18,9 @@ _WORD = 0xFFFFFFFF
 
 
 class TaskTerm(NamedTuple):
-    """One task's part of the loss: factor * exp(-s) * L + regulariser * s, with L in standardised
-    units of the target.
+    """One task's term of the loss: factor * exp(-s) * L + regulariser * s.
+
+    L is in standardised units of the target.
     """
 
     loss: Literal["smooth_l1", "mse", "focal", "batch_focal"]
@@ -43,14 +43,14 @@ def gather_add(
     for table, index in tables:
         # whose backward takes an eighth of that of table[index] on a CPU
         total = total + table.index_select(0, index)
-    for part in rows:
-        total = total + part
+    for dense in rows:
+        total = total + dense
     return total
 
 
 def gather_dropout(
-    hidden: Float[Tensor, "U H"], index: Int[Tensor, " B"], p: float, seed: Int[Tensor, " 1"]
-) -> Float[Tensor, "B H"]:
+    hidden: Float[Tensor, "U D"], index: Int[Tensor, " B"], p: float, seed: Int[Tensor, " 1"]
+) -> Float[Tensor, "B D"]:
     """Return dropout of `hidden[index]`, the mask drawn per row and element by `keep_mask`."""
     rows = hidden.index_select(0, index)
     keep = keep_mask(seed, rows.shape[0], rows.shape[1], p)
@@ -60,8 +60,10 @@ def gather_dropout(
 def keep_mask(
     seed: Int[Tensor, " 1"], num_rows: int, width: int, p: float
 ) -> Bool[Tensor, "{num_rows} {width}"]:
-    """Return False with probability p: element (b, 4 q + j) is word j of Philox 4x32-10 (Salmon et
-    al. 2011) with key `seed` at the counter (q, b, 0, 0).
+    """Return False with probability p.
+
+    Element (b, 4 q + j) is word j of Philox 4x32-10 (Salmon et al. 2011) with key `seed` at the
+    counter (q, b, 0, 0).
     """
     quads = torch.arange(-(-width // 4), device=seed.device)
     b = torch.arange(num_rows, device=seed.device).unsqueeze(1).expand(-1, len(quads))
@@ -72,8 +74,9 @@ def keep_mask(
 
 
 def _philox(counter: tuple[Tensor, ...], low_key: Tensor, high_key: Tensor) -> tuple[Tensor, ...]:
-    """Return four random 32-bit words (held in int64) per counter; int64 products wrap, which
-    leaves both halves of the 64 bits right.
+    """Return four random 32-bit words (held in int64) per counter.
+
+    int64 products wrap, which leaves both halves of the 64 bits right.
     """
     c0, c1, c2, c3 = counter
     for _ in range(10):
@@ -87,8 +90,9 @@ def _philox(counter: tuple[Tensor, ...], low_key: Tensor, high_key: Tensor) -> t
 def segment_sum(
     gradient: Float[Tensor, "B D"], index: Int[Tensor, "B C"], num_segments: int
 ) -> Float[Tensor, "{num_segments} D"]:
-    """Return per segment u the sum of the rows b of `gradient`, once for each c with `index[b, c]
-    == u`: the backward pass of a gather.
+    """Return per segment u the sum of the rows b of `gradient` with `index[b, c] == u`.
+
+    A row counts once for each such c: this is the backward pass of a gather.
     """
     total = gradient.new_zeros(num_segments, gradient.shape[1])
     for column in index.unbind(1):
@@ -105,8 +109,9 @@ def multitask_loss(
     terms: Sequence[TaskTerm],
     share: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " T"]]:
-    """Return this micro-batch's part of the loss and the tasks' weighted sums; a task with
-    denominator 0 (no labels in the step) adds nothing.
+    """Return this micro-batch's share of the loss, and the tasks' weighted sums.
+
+    A task with denominator 0 (no labels in the step) adds nothing.
     """
     dtype = torch.promote_types(outputs.dtype, torch.float32)  # fp32 whatever the model computes in
     outputs, targets, weight = outputs.to(dtype), targets.to(dtype), weight.to(dtype)
@@ -125,13 +130,10 @@ def multitask_loss(
     present = denominators > 0
     means = sums / torch.where(present, denominators, 1.0).to(dtype)
     s = log_variance.to(dtype).clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
-    factor, regulariser = (
-        means.new_tensor([term.factor for term in terms]),
-        means.new_tensor([term.regulariser for term in terms]),
-    )
-    return (
-        factor * (-s).exp() * means + share * regulariser * torch.where(present, s, 0.0)
-    ).sum(), sums
+    factor = means.new_tensor([term.factor for term in terms])
+    regulariser = means.new_tensor([term.regulariser for term in terms])
+    weighted = factor * (-s).exp() * means
+    return (weighted + share * regulariser * torch.where(present, s, 0.0)).sum(), sums
 
 
 def _task_sum(
@@ -140,14 +142,11 @@ def _task_sum(
     target: Float[Tensor, " B"],
     weight: Float[Tensor, " B"],
 ) -> Float[Tensor, ""]:
-    """Return the weighted sum of one task's row losses; `target` is standardised (binary: 0 or
-    1).
-    """
+    """Return the weighted sum of one task's row losses; `target` is standardised, binary 0 or 1."""
     match term.loss:
         case "smooth_l1":
-            return (
-                weight * F.smooth_l1_loss(output, target, reduction="none", beta=term.beta)
-            ).sum()
+            losses = F.smooth_l1_loss(output, target, reduction="none", beta=term.beta)
+            return (weight * losses).sum()
         case "mse":
             return (weight * (output - target).square()).sum()
         case "focal":
@@ -159,8 +158,9 @@ def _task_sum(
 def focal(
     logit: Float[Tensor, " B"], target: Float[Tensor, " B"], gamma: float, pos_weight: float
 ) -> Float[Tensor, " B"]:
-    """Return per row -class weight * (1 - p_t)^gamma * log p_t (Lin et al. 2017, eq. 5), stable at
-    both ends.
+    """Return per row -class weight * (1 - p_t)^gamma * log p_t, stable at both ends.
+
+    Lin et al. 2017, equation 5.
     """
     log_p = F.logsigmoid(torch.where(target > 0.5, logit, -logit))
     class_weight = torch.where(target > 0.5, pos_weight, 1.0)
@@ -178,11 +178,12 @@ def batch_focal(
     gamma: float,
     pos_weight: float,
 ) -> Float[Tensor, ""]:
-    """Return the specification's form as a weighted sum: one focal weight (1 - exp(-L))^gamma from
-    the micro-batch's mean weighted cross-entropy L.
+    """Return the specification's form of the focal loss as a weighted sum.
+
+    It has one focal weight (1 - exp(-L))^gamma, from the micro-batch's mean weighted cross-entropy
+    L.
     """
     total = weight.sum()
-    mean = (weight * focal(logit, target, 0.0, pos_weight)).sum() / torch.where(
-        total > 0, total, 1.0
-    )
+    summed = (weight * focal(logit, target, 0.0, pos_weight)).sum()
+    mean = summed / torch.where(total > 0, total, 1.0)
     return total * (-torch.expm1(-mean)).pow(gamma) * mean

@@ -13,7 +13,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from fusionnet.kernels import _loss, gather
+from fusionnet.kernels import _loss, gather, segment_sum
 
 ON_GPU = torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
@@ -24,7 +24,7 @@ KERNELS = {
     ),
     "gather_dropout": (gather._gather_dropout_kernel, {"BLOCK_B": 32, "BLOCK_D": 128}),
     "onehot": (
-        gather._onehot_kernel,
+        segment_sum._onehot_kernel,
         {
             "NUM_COLUMNS": 2,
             "MASKED": False,
@@ -35,7 +35,7 @@ KERNELS = {
         },
     ),
     "onehot masked": (
-        gather._onehot_kernel,
+        segment_sum._onehot_kernel,
         {
             "NUM_COLUMNS": 1,
             "MASKED": True,
@@ -46,10 +46,10 @@ KERNELS = {
         },
     ),
     "sorted masked": (
-        gather._sorted_kernel,
+        segment_sum._sorted_kernel,
         {"NUM_COLUMNS": 1, "MASKED": True, "BLOCK_B": 16, "BLOCK_D": 128},
     ),
-    "sum of parts": (gather._sum_parts_kernel, {"BLOCK": 256}),
+    "sum of slices": (segment_sum._sum_slices_kernel, {"BLOCK": 256}),
     "row losses": (_loss._rows_kernel, {"LIMIT": 10.0, "BLOCK_B": 64, "BLOCK_T": 8}),
     "finish": (_loss._finish_kernel, {"LIMIT": 10.0, "BLOCK_B": 64, "BLOCK_T": 8}),
 }

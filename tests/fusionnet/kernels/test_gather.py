@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fusionnet.kernels as kernels
-from fusionnet.kernels import gather, reference
+from fusionnet.kernels import gather, reference, segment_sum
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
@@ -175,7 +175,7 @@ def test_the_product_and_the_sorted_sum_agree(num_columns: int, dtype: torch.dty
     exact = reference.segment_sum(gradient.double(), index, 21)
     found = [
         summed(gradient, index, 21, 0.0, None)
-        for summed in (gather._sum_onehot, gather._sum_sorted)
+        for summed in (segment_sum._sum_onehot, segment_sum._sum_sorted)
     ]
     for total in found:
         assert (total[20] == 0).all()
@@ -188,13 +188,13 @@ def test_many_segments_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
     # A product over 300 segments would be right too; it must not be what runs.
     called = []
     monkeypatch.setattr(
-        gather,
+        segment_sum,
         "_sum_sorted",
         lambda *arguments: called.append(arguments[2]) or torch.zeros(arguments[2], 6),
     )
     _, index, _, gradient = case(7, 300, 6)
     for num_segments in (3, 300):
-        gather.segment_sum(gradient, index.unsqueeze(1) % 3, num_segments, 0.0, None)
+        segment_sum.segment_sum(gradient, index.unsqueeze(1) % 3, num_segments, 0.0, None)
     assert called == [300]
 
 
