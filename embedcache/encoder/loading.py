@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModel
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from embedcache.config import EncoderConfig
 from embedcache.encoder.model import StringEncoder

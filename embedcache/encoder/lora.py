@@ -6,6 +6,7 @@ trained.
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import peft
 from peft.tuners.lora import LoraLayer
@@ -49,7 +50,7 @@ def _peft_config(encoder: StringEncoder, config: LoraConfig) -> peft.LoraConfig:
         )
     wanted = peft.LoraConfig(
         r=config.r,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT says int, and divides by r
         lora_dropout=config.dropout,
         target_modules=list(config.target_modules),
         bias="none",
@@ -81,7 +82,7 @@ def load_adapter(encoder: StringEncoder, folder: Path) -> None:
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise EncoderError(f"there is no adapter in {folder}: adapter_model.safetensors is missing")
-    outcome = set_peft_model_state_dict(encoder.model, load_file(file))
+    outcome: Any = set_peft_model_state_dict(encoder.model, load_file(file))
     if outcome.unexpected_keys:
         raise EncoderError(
             f"the adapter in {folder} does not fit this encoder: it has"

@@ -9,7 +9,8 @@ than once per row.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +35,9 @@ class StringEncoder(nn.Module):
         super().__init__()
         self.model = model
         self.pooling = pooling
-        self.width: int = model.config.hidden_size
-        self.max_length: int = model.config.max_position_embeddings
+        config: Any = model.config
+        self.width: int = config.hidden_size
+        self.max_length: int = config.max_position_embeddings
         self.first_layer = 0  # the lowest layer that is trained; `lora.add_lora` sets it
         self._casts = CastWeights()
 
@@ -96,6 +98,7 @@ class StringEncoder(nn.Module):
     ) -> Float[Tensor, "U E"]:
         """Return the vectors of the strings of all groups, in that order, without padding."""
         base = base_of(self.model)
+        assert is_packable(base)
         batch = tokens.take(torch.cat(list(groups)))
         lengths = tuple(tuple(tokens.lengths[ids].tolist()) for ids in groups)
         packing = packing_of(lengths, batch.values.device)
@@ -117,7 +120,7 @@ class StringEncoder(nn.Module):
         """Return the vectors as Hugging Face computes them, all strings padded to one length."""
         ids, mask = tokens.padded(pad_to)
         if tokens.states is None:
-            upper_layers = nullcontext()
+            upper_layers: AbstractContextManager[None] = nullcontext()
         else:
             states = tokens.padded_states(pad_to)
             upper_layers = some_layers(self.model, self.first_layer, None, states)

@@ -9,6 +9,7 @@ model.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import peft
 from jaxtyping import Float
@@ -29,7 +30,7 @@ def some_layers(
     `states`, where given, enter the first of them instead of the embeddings. The whole model is
     back when the context ends.
     """
-    base = base_of(model)
+    base: Any = base_of(model)
     layers = base.encoder.layer
     embeddings = base.embeddings
     base.encoder.layer = layers[first_layer:stop]
@@ -59,7 +60,7 @@ def check_layers(model: nn.Module, first_layer: int) -> int:
 
     Raises EncoderError where `first_layer` is none of them, or the model cannot be run in part.
     """
-    base = base_of(model)
+    base: Any = base_of(model)
     layers = getattr(getattr(base, "encoder", None), "layer", None)
     embeddings = getattr(base, "embeddings", None)
     if not isinstance(layers, nn.ModuleList) or not isinstance(embeddings, nn.Module):

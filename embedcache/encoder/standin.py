@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentencepiece import sentencepiece_model_pb2
 from transformers import DebertaV2Config, DebertaV2Model
 from transformers.utils import logging as transformers_logging
 
 from embedcache.config import EncoderSize
-from embedcache.encoder.tokenizer import PREFIX, UNKNOWN, build_tokenizer, wrap
+from embedcache.encoder.tokenizer import PREFIX, UNKNOWN, build_tokenizer, empty_sentencepiece, wrap
 from embedcache.errors import EncoderError
 from embedcache.files import atomic_write
 
@@ -80,7 +79,7 @@ def is_standin(source: Path | str) -> bool:
 
 def sentencepiece_model() -> bytes:
     """Return the vocabulary as a SentencePiece model, as the published folder holds it."""
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = empty_sentencepiece()
     kinds = {UNKNOWN: _UNKNOWN, "<s>": _CONTROL, "</s>": _CONTROL, PREFIX: _NORMAL}
     pieces = published_pieces()
     for text in pieces:
@@ -99,7 +98,8 @@ def sentencepiece_model() -> bytes:
 
 def _config(size: EncoderSize) -> DebertaV2Config:
     """Return polyBERT's published configuration, at one of two sizes."""
-    shared: dict[str, Any] = {
+    settings: dict[str, Any] = {
+        **SIZES[size],
         "vocab_size": 269,
         "relative_attention": False,
         "position_biased_input": True,
@@ -111,4 +111,4 @@ def _config(size: EncoderSize) -> DebertaV2Config:
         "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,
     }
-    return DebertaV2Config(**SIZES[size], **shared)
+    return DebertaV2Config(**settings)

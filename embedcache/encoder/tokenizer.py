@@ -13,14 +13,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from embedcache.config import EncoderConfig
 from embedcache.encoder.tokens import TokenTable, offsets_of
@@ -181,7 +181,7 @@ def rebuild_tokenizer(spm_model: Path) -> Tokenizer | None:
 
     None where `build_tokenizer` would not split as the model does.
     """
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = empty_sentencepiece()
     try:
         proto.ParseFromString(spm_model.read_bytes())
     except DecodeError:
@@ -198,6 +198,11 @@ def rebuild_tokenizer(spm_model: Path) -> Tokenizer | None:
     if not as_built:
         return None
     return build_tokenizer(pieces, proto.normalizer_spec.precompiled_charsmap)
+
+
+def empty_sentencepiece() -> Any:
+    """Return an empty SentencePiece model, a protocol buffer whose class is made at import."""
+    return vars(sentencepiece_model_pb2)["ModelProto"]()
 
 
 def build_tokenizer(pieces: Sequence[str], charsmap: bytes = b"") -> Tokenizer:

@@ -24,10 +24,10 @@ from embedcache.encoder.tokens import TokenTable
 
 
 class RowVectors(NamedTuple):
-    """The vectors of a minibatch's rows: row i has `vectors[index[i]]`."""
+    """The vectors of a minibatch's rows: row i has `vectors[vector_index[i]]`."""
 
     vectors: Float[Tensor, "U E"]
-    index: Int[Tensor, " B"]
+    vector_index: Int[Tensor, " B"]
 
 
 @runtime_checkable

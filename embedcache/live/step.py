@@ -23,6 +23,7 @@ that would be lost is an UnfinishedStepError.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -106,7 +107,7 @@ class LiveEncoder(EncoderSource):
         lora: LoraConfig | None = None,
         source: str | None = None,
         device: torch.device | str = "cpu",
-        **keywords: object,
+        **options: Any,
     ) -> "LiveEncoder":
         """Return the live encoder of a cache's string column, with fresh LoRA.
 
@@ -128,7 +129,7 @@ class LiveEncoder(EncoderSource):
         tokens = strings.tokens
         if spec.prefix_layer != lora.first_layer:  # the cached states enter another layer
             tokens = TokenTable(tokens.values, tokens.offsets)
-        return cls(_adapted(config, lora, device), tokens.to(device), **keywords)
+        return cls(_adapted(config, lora, device), tokens.to(device), **options)
 
     @classmethod
     def from_strings(
@@ -137,7 +138,7 @@ class LiveEncoder(EncoderSource):
         config: EncoderConfig,
         lora: LoraConfig | None = None,
         device: torch.device | str = "cpu",
-        **keywords: object,
+        **options: Any,
     ) -> "LiveEncoder":
         """Return a live encoder of these distinct strings, without a cache.
 
@@ -147,7 +148,7 @@ class LiveEncoder(EncoderSource):
         """
         encoder = _adapted(config, lora or config.lora, device)
         tokens, _ = tokenize(load_tokenizer(config), strings, encoder.max_length)
-        return cls(encoder, tokens.to(device), **keywords)
+        return cls(encoder, tokens.to(device), **options)
 
     @property
     def width(self) -> int:

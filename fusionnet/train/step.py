@@ -75,7 +75,7 @@ def _micro_batch_loss(
     """Return the loss to back-propagate for one micro-batch, and its parts."""
     with model.autocast():
         read = [source.read(batch.string_id[:, column]) for column, source in enumerate(sources)]
-    index = torch.stack([each.index for each in read], dim=1)
+    index = torch.stack([each.vector_index for each in read], dim=1)
     parts = engine(
         vectors=[each.vectors for each in read],
         inputs=replace(batch.inputs, string_id=index),

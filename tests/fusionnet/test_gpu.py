@@ -76,7 +76,7 @@ def gradients(
     for half in torch.arange(num_rows, device=device).chunk(2):
         part = rows.take(half)
         read = [source.read(part.string_id[:, column]) for column, source in enumerate(sources)]
-        index = torch.stack([each.index for each in read], dim=1)
+        index = torch.stack([each.vector_index for each in read], dim=1)
         vectors = [each.vectors for each in read]
         loss = model(
             vectors,

@@ -14,16 +14,19 @@ model remains what `naive` runs, and what runs encoders that `is_packable` does 
 K are the tokens that leave a layer: all P, or the S that are asked for.
 """
 
+from typing import Any, TypeGuard
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DebertaV2Model
+from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Layer
 
 from embedcache.encoder.deberta.attention import Packing, attend, pad
 from embedcache.encoder.deberta.projection import CastWeights, project
 
 
-def is_packable(base: nn.Module) -> bool:
+def is_packable(base: nn.Module) -> TypeGuard[DebertaV2Model]:
     """Return whether this file can run the model: DeBERTa-v2 with absolute positions alone.
 
     That is polyBERT's architecture.
@@ -50,7 +53,7 @@ def run_layers(
     stop: int,
 ) -> Float[Tensor, "P E"]:
     """Return what leaves layers `first_layer` to `stop` (not included), for all tokens."""
-    for layer in base.encoder.layer[first_layer:stop]:
+    for layer in _layers(base)[first_layer:stop]:
         states = _run_layer(layer, casts, states, packing)
     return states
 
@@ -65,10 +68,15 @@ def pooled(
 ) -> Float[Tensor, "S E"]:
     """Return one fp32 vector per string from the states that enter layer `first_layer`."""
     states = run_layers(base, casts, states, packing, first_layer, stop=-1)
-    last_layer = base.encoder.layer[-1]
+    last_layer = _layers(base)[-1]
     if pooling == "cls":  # the last layer for [CLS] alone
         return _run_layer(last_layer, casts, states, packing, queries=packing.cls).float()
     return _mean_over_tokens(_run_layer(last_layer, casts, states, packing).float(), packing)
+
+
+def _layers(base: DebertaV2Model) -> Any:
+    """Return the layers, a sequence of DebertaV2Layer, whose type the module list does not tell."""
+    return base.encoder.layer
 
 
 def _mean_over_tokens(states: Float[Tensor, "P E"], packing: Packing) -> Float[Tensor, "S E"]:
@@ -81,7 +89,7 @@ def _mean_over_tokens(states: Float[Tensor, "P E"], packing: Packing) -> Float[T
 
 
 def _run_layer(
-    layer: nn.Module,
+    layer: DebertaV2Layer,
     casts: CastWeights,
     states: Float[Tensor, "P E"],
     packing: Packing,
@@ -106,7 +114,7 @@ def _run_layer(
 
 
 def _add_and_norm(
-    block: nn.Module,
+    block: Any,
     casts: CastWeights,
     x: Float[Tensor, "K width_in"],
     residual: Float[Tensor, "K E"],

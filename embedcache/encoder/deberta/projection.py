@@ -75,7 +75,7 @@ def project(
     if not all(_is_plain(module) for module in modules):
         return torch.cat([module(x) for module in modules], dim=1)
     dtype = _compute_dtype(x)
-    bases = [module.base_layer if isinstance(module, LoraLinear) else module for module in modules]
+    bases = [_linear(module) for module in modules]
     weight = casts([base.weight for base in bases], dtype)
     bias = casts([base.bias for base in bases], dtype)
     adapters = [
@@ -108,17 +108,21 @@ class _Adapter(NamedTuple):
     p: float  # of dropout, now
 
 
+def _linear(module: nn.Module) -> nn.Linear:
+    """Return the projection itself, without the adapter around it."""
+    base = module.base_layer if isinstance(module, LoraLinear) else module
+    assert isinstance(base, nn.Linear)
+    return base
+
+
 def _adapter_of(module: LoraLinear) -> _Adapter:
     """Return the one active adapter of a projection."""
     (name,) = module.active_adapters
     dropout = module.lora_dropout[name]
     p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-    return _Adapter(
-        a=module.lora_A[name].weight,
-        b=module.lora_B[name].weight,
-        scale=float(module.scaling[name]),
-        p=p,
-    )
+    a = _linear(module.lora_A[name]).weight
+    b = _linear(module.lora_B[name]).weight
+    return _Adapter(a, b, scale=float(module.scaling[name]), p=p)
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ a gradient of zero anyway.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -39,7 +40,7 @@ def needed_positions(base: nn.Module, longest: int) -> Iterator[None]:
     if not isinstance(base, DebertaV2Model) or not base.encoder.relative_attention:
         yield
         return
-    encoder = base.encoder
+    encoder: Any = base.encoder
     attentions = [layer.attention.self for layer in encoder.layer]
     table = encoder.rel_embeddings
     whole_sizes = [attention.pos_ebd_size for attention in attentions]

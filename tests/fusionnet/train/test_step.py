@@ -81,7 +81,7 @@ def plain_pytorch(
         read = [source.read(batch.string_id[:, column]) for column, source in enumerate(sources)]
         vectors, index = (
             [each.vectors for each in read],
-            torch.stack([each.index for each in read], dim=1),
+            torch.stack([each.vector_index for each in read], dim=1),
         )
         total = model(
             vectors,
