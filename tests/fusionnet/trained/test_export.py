@@ -10,6 +10,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
@@ -19,7 +20,8 @@ from fusionnet.assemble import build_model
 from fusionnet.model.forward import forward_rows
 from fusionnet.rows.tensors import load_rows
 from fusionnet.trained import export
-from fusionnet.trained.export import export_run, model_card
+from fusionnet.trained.card import metadata, model_card
+from fusionnet.trained.export import export_run
 from fusionnet.trained.run import load_run
 
 
@@ -128,6 +130,8 @@ def test_the_card_says_what_a_user_must_know(exported: Path) -> None:
     ):
         assert part in card
     assert "| good | f1 | undefined |" in card
+    assert "  \n" not in card
+    assert "\n\n\n" not in card
     assert "| outcome | mae | 0.5 |" in card  # of the exported epoch, not of the first
 
 
@@ -152,6 +156,22 @@ def test_the_card_says_what_was_not_trained_and_what_the_note_says(
         "not calibrated",
     ):
         assert part in card
+
+
+def test_the_hub_can_read_the_card(exported: Path) -> None:
+    card = ModelCard.load(exported / "README.md")  # a file: nothing is asked of the hub
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "fusionnet")
+    assert card.data.base_model is None  # a folder of this machine is no hub id
+    assert card.data.tags == ["tabular-regression", "tabular-classification", "lora"]
+    assert card.data.metrics[:3] == ["mae", "rmse", "r2"]
+    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert found["outcome MAE"] == 0.5
+    assert "good F1" not in found  # undefined
+    run = load_run(exported)
+    hub = run.layout.strings[0].encoder.model_copy(update={"source": "kuelumbus/polyBERT"})
+    spec = run.layout.strings[0].model_copy(update={"encoder": hub})
+    published = replace(run, layout=run.layout.model_copy(update={"strings": (spec,)}))
+    assert metadata(published).base_model == ["kuelumbus/polyBERT"]
 
 
 def test_a_frozen_run_has_no_adapter(make_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""The model card of a run: metadata that the Hugging Face hub reads, and text for people.
+
+The text is `model_card.md.j2`; nothing is looked up on the hub.
+"""
+
+import re
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from fusionnet.config import Task
+from fusionnet.metrics import METRICS, TITLES
+from fusionnet.trained.run import TrainedRun
+
+FEW_STRINGS = 1000  # of a column; a model that has seen fewer extrapolates
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_TASKS = {"regression": "tabular-regression", "binary": "tabular-classification"}
+
+
+def model_card(run: TrainedRun) -> str:
+    """Return the run's model card in Markdown, headed by its metadata in YAML."""
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(with_unit=_with_unit, bound=_bound)
+    file = resources.files("fusionnet.trained").joinpath("model_card.md.j2")
+    text = environment.from_string(file.read_text(encoding="utf-8")).render(
+        run=run,
+        features=_features(run),
+        split=run.config["split"]["strategy"],
+        metrics=_metrics(run),
+        few=[
+            f"{spec.num_strings} distinct {spec.name} strings"
+            for spec in run.layout.strings
+            if spec.num_strings < FEW_STRINGS
+        ],
+        uncalibrated=any(task.loss_name == "focal" for task in run.tasks),
+    )
+    return str(ModelCard(f"---\n{metadata(run).to_yaml()}\n---\n\n{text}\n"))
+
+
+def metadata(run: TrainedRun) -> ModelCardData:
+    """Return what the hub shows and searches: base model, tags, validation metrics."""
+    sources = dict.fromkeys(spec.encoder.source for spec in run.layout.strings)
+    on_hub = [
+        source for source in sources if _HUB_ID.fullmatch(source) and not Path(source).exists()
+    ]
+    kinds = list(dict.fromkeys(_HUB_TASKS[task.kind] for task in run.tasks))
+    results = [
+        EvalResult(
+            task_type=_HUB_TASKS[task.kind],
+            dataset_type="table",
+            dataset_name=run.data.title,
+            dataset_split="validation",
+            metric_type=metric,
+            metric_name=f"{task.column} {TITLES[metric]}",
+            metric_value=value,
+        )
+        for task, metric, value in _metrics(run)
+        if value is not None
+    ]
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="fusionnet",
+        base_model=on_hub or None,
+        pipeline_tag=kinds[0],
+        tags=[*kinds, *([] if run.recipe.mode == "frozen" else ["lora"])],
+        metrics=list(dict.fromkeys(metric for _, metric, _ in _metrics(run))),
+        model_name=run.name,
+        eval_results=results or None,
+    )
+
+
+def _metrics(run: TrainedRun) -> list[tuple[Task, str, float | None]]:
+    """Return the validation metrics of the exported epoch; evaluation writes those of test rows."""
+    return [
+        (task, metric, run.record[f"{task.name}_{metric}"])
+        for task in run.tasks
+        for metric in METRICS[task.kind]
+    ]
+
+
+def _features(run: TrainedRun) -> list[str]:
+    """Return what the model reads, in words."""
+    layout = run.layout
+    features = [
+        f"{spec.column} ({spec.kind}; encoder {spec.encoder.source}, {spec.pooling} pooling)"
+        for spec in layout.strings
+    ]
+    if layout.numeric:
+        features.append(f"{len(layout.numeric)} numeric features")
+    return features + [column for column, _ in layout.categories]
+
+
+def _with_unit(task: Task) -> str:
+    return f"{task.column} [{task.unit}]" if task.unit else task.column
+
+
+def _bound(value: float | None) -> str:
+    return "any" if value is None else f"{value:g}"
