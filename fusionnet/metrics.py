@@ -15,6 +15,16 @@ Metrics = dict[str, float | None]
 REGRESSION_METRICS = ("mae", "rmse", "r2")
 BINARY_METRICS = ("accuracy", "auroc", "f1", "recall", "precision")
 METRICS = {"regression": REGRESSION_METRICS, "binary": BINARY_METRICS}
+TITLES = {
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R²",
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "f1": "F1",
+    "recall": "recall",
+    "precision": "precision",
+}
 MAIN_METRICS = {"regression": ("mae", "r2"), "binary": ("auroc", "f1")}  # where two have room
 ERRORS = ("mae", "rmse")  # in the target's unit; less is better
 
@@ -79,7 +89,8 @@ def reaches(metric: str, value: float | None, goal: float) -> bool | None:
     return value < goal if metric in ERRORS else value > goal
 
 
-def primary_tasks(tasks: Sequence[Task]) -> list[Task]:
-    """Return the tasks of the largest weight."""
+def main_metrics(tasks: Sequence[Task]) -> list[tuple[Task, str]]:
+    """Return what is shown where there is room for little: the tasks of the largest weight."""
     heaviest = max(task.weight for task in tasks)
-    return [task for task in tasks if task.weight == heaviest]
+    primary = [task for task in tasks if task.weight == heaviest]
+    return [(task, metric) for task in primary for metric in MAIN_METRICS[task.kind]]

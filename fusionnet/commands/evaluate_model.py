@@ -24,6 +24,7 @@ def main() -> None:
             arguments.oracle,
             arguments.device,
             arguments.json,
+            not arguments.no_baselines,
         )
     )
 
@@ -54,6 +55,11 @@ def parse_arguments() -> argparse.Namespace:
         ),
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument(
+        "--no-baselines",
+        action="store_true",
+        help="leave out what the model is to beat: means and boosting, fitted in seconds",
+    )
     parser.add_argument(
         "--json", action="store_true", help="print metrics.json instead of the summary"
     )

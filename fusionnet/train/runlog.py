@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from embedcache.files import write_atomically
 from embedcache.text import aligned, number
 from fusionnet.config import Task
-from fusionnet.metrics import MAIN_METRICS, primary_tasks
+from fusionnet.metrics import main_metrics
 
 Record = dict[str, Any]
 _NARROWEST = 9  # characters; a number of an epoch's line fits
@@ -40,8 +40,8 @@ class RunLog:
     def __init__(self, folder: Path, tasks: Sequence[Task], records: list[Record]) -> None:
         """`records` are those of the epochs that a resumed run has behind it."""
         self._path = folder / "training_log.json"
-        self._columns = ("epoch", "train_loss", "val_loss", *main_keys(tasks))
-        self._columns += ("seconds", "rows_per_s")
+        shown = [f"{task.name}_{metric}" for task, metric in main_metrics(tasks)]
+        self._columns = ("epoch", "train_loss", "val_loss", *shown, "seconds", "rows_per_s")
         self._widths = [max(_NARROWEST, len(key)) for key in self._columns]
         self.records = list(records)
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(records) + 1)
@@ -72,12 +72,3 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a kill leaves the old file or the new one."""
     text = json.dumps(value, indent=1, allow_nan=False)
     write_atomically(path, f"{text}\n".encode())
-
-
-def main_keys(tasks: Sequence[Task]) -> list[str]:
-    """Return the keys of a record under which the primary tasks' main metrics are."""
-    return [
-        f"{task.name}_{metric}"
-        for task in primary_tasks(tasks)
-        for metric in MAIN_METRICS[task.kind]
-    ]

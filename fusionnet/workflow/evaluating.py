@@ -6,8 +6,9 @@ from pathlib import Path
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import MissingCacheError
 from embedcache.files import write_atomically
-from fusionnet.evaluation.evaluate import evaluate_run, output_name, summary
+from fusionnet.evaluation.evaluate import evaluate_run, output_name
 from fusionnet.evaluation.report import write_report
+from fusionnet.evaluation.summary import summary
 from fusionnet.trained.run import TrainedRun, load_run
 
 
@@ -19,6 +20,7 @@ def evaluate_folder(
     oracle: Path | None = None,
     device: str = "cpu",
     as_json: bool = False,
+    with_baselines: bool = True,
 ) -> str:
     """Write the evaluation of a run folder into it; return its summary, or metrics.json's text.
 
@@ -26,7 +28,9 @@ def evaluate_folder(
     noise-free outcomes of the table's rows. Raises RunError, CacheError or TableError.
     """
     run = load_run(folder, checkpoint, device)
-    evaluation = evaluate_run(run, cache_of(run, cache), split, oracle)
+    evaluation = evaluate_run(
+        run, cache_of(run, cache), split, oracle, with_baselines=with_baselines
+    )
     metrics = json.dumps(evaluation.to_json(run), indent=1, allow_nan=False)
     write_atomically(run.folder / f"{output_name('metrics', split)}.json", f"{metrics}\n".encode())
     page = write_report(run, evaluation)

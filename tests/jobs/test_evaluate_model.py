@@ -87,7 +87,7 @@ def test_the_oracle_and_a_moved_cache(
     assert json.loads((folder / "metrics.json").read_text())["oracle"]["outcome"][
         "r2"
     ] == pytest.approx(1.0)
-    assert "1.0000" in next(
+    assert "1.000" in next(
         line for line in out.splitlines() if line.split()[:2] == ["outcome", "r2"]
     )
 

@@ -12,11 +12,15 @@ from embedcache.cache.reader import Cache, open_cache
 from fusionnet.evaluation import baselines
 from fusionnet.evaluation.baselines import (
     BASELINES,
-    boosting,
+    BOOSTING,
+    STRING_MEAN,
+    TRAIN_MEAN,
+    beside_a_run,
     fingerprints,
     numbers,
     one_hot,
     string_mean,
+    take,
     train_mean,
 )
 from fusionnet.experiment import load_experiment
@@ -30,8 +34,8 @@ def cache(tiny_experiment: Path) -> Cache:
 def test_means_are_those_of_the_train_rows(cache: Cache) -> None:
     rows = cache.rows()
     train = rows.split == 0
-    assert train_mean(cache, 0) == pytest.approx(rows.targets[train, 0].mean(), rel=1e-5)
-    predicted = string_mean(cache, 0)
+    assert train_mean(rows, 0) == pytest.approx(rows.targets[train, 0].mean(), rel=1e-5)
+    predicted = string_mean(rows, 0)
     for pair in np.unique(rows.string_id, axis=0):
         same = (rows.string_id == pair).all(1)
         known = rows.targets[same & train, 0]
@@ -53,12 +57,12 @@ def test_missing_labels_count_for_nothing(cache: Cache) -> None:
 
 def test_features_see_the_same_rows_and_only_strings_that_train(cache: Cache) -> None:
     rows = cache.rows()
-    features = one_hot(cache)
+    features = one_hot(take(rows, np.flatnonzero(rows.split == 0)))(rows)
     assert features.shape[0] == cache.layout.num_rows
     assert features[rows.split == 0].any(0).all()
     assert (features.sum(1) <= len(cache.layout.strings)).all()
-    assert numbers(cache).shape[1] == rows.numeric.shape[1] + 3
-    prints = fingerprints(cache)
+    assert numbers(cache.layout)(rows).shape[1] == rows.numeric.shape[1] + 3
+    prints = fingerprints(cache)(rows)
     same = (rows.string_id == rows.string_id[0]).all(1)
     assert (prints[same] == prints[0]).all()
     assert np.isfinite(prints).all()
@@ -68,20 +72,18 @@ def test_features_see_the_same_rows_and_only_strings_that_train(cache: Cache) ->
 def test_boosting_finds_what_the_strings_say(cache: Cache) -> None:
     rows = cache.rows()
     test, target = rows.split == 2, rows.targets[:, 0]
-    blind, knowing = (
-        boosting(cache, numbers(cache)),
-        boosting(cache, np.concatenate([numbers(cache), one_hot(cache)], axis=1)),
-    )
+    blind = BASELINES["boosting, no strings"](cache, 0, 0)
+    knowing = BASELINES[BOOSTING](cache, 0, 0)
     errors = [
         np.abs(predicted[test] - target[test]).mean()
-        for predicted in (train_mean(cache, 0), blind, knowing)
+        for predicted in (train_mean(rows, 0), blind, knowing)
     ]
     assert errors[2] < 0.8 * errors[1] < errors[0]
 
 
 def test_a_binary_target_gets_probabilities(cache: Cache) -> None:
     rows = cache.rows()
-    predicted = boosting(cache, np.concatenate([numbers(cache), one_hot(cache)], axis=1), 1)
+    predicted = BASELINES[BOOSTING](cache, 1, 0)
     assert ((predicted > 0) & (predicted < 1)).all()
     test = rows.split == 2
     assert ((predicted[test] > 0.5) == (rows.targets[test, 1] > 0.5)).mean() > 0.75
@@ -96,3 +98,24 @@ def test_no_baseline_reads_a_test_label(cache: Cache, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Cache, "rows", lambda _: replace(rows, targets=targets))
     for name, baseline in BASELINES.items():
         assert (baseline(cache, 0, 0) == honest[name]).all(), name
+
+
+def test_beside_a_run_the_means_are_those_of_all_rows_and_boosting_is_bounded(
+    cache: Cache, tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, chosen = cache.rows(), np.arange(7, 300, 3)
+    tasks = load_experiment(tiny_experiment).tasks
+    monkeypatch.setattr(baselines, "PREDICTED_ROWS", 37)
+    whole = beside_a_run(rows, cache.layout, tasks, chosen, progress=False)
+    monkeypatch.setattr(baselines, "QUICK_ROWS", 60)
+    part = beside_a_run(rows, cache.layout, tasks, chosen, progress=False)
+    for found in (whole, part):
+        assert found.predictions[BOOSTING].keys() == {0, 1}
+        assert all(
+            guesses.shape == chosen.shape for guesses in found.predictions[BOOSTING].values()
+        )
+        for target in range(3):
+            for name, all_rows in ((TRAIN_MEAN, train_mean), (STRING_MEAN, string_mean)):
+                assert (found.predictions[name][target] == all_rows(rows, target)[chosen]).all()
+    assert not np.array_equal(whole.predictions[BOOSTING][0], part.predictions[BOOSTING][0])
+    assert "60 of 140 train rows" in part.remark

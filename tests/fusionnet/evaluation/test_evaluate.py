@@ -13,7 +13,9 @@ import pytest
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import RunError, StaleCacheError
 from fusionnet import RewardModel
-from fusionnet.evaluation.evaluate import Evaluation, evaluate_run, output_name, summary
+from fusionnet.evaluation.baselines import BOOSTING, STRING_MEAN, TRAIN_MEAN, take
+from fusionnet.evaluation.evaluate import Evaluation, evaluate_run, output_name, rows_of_each
+from fusionnet.evaluation.summary import summary
 from fusionnet.metrics import task_metrics
 from fusionnet.trained.run import TrainedRun, load_run
 
@@ -56,7 +58,7 @@ def test_the_rows_are_those_of_the_split_and_the_predictions_those_of_the_run(
 ) -> None:
     split = cache.rows().split
     for number, name in enumerate(("train", "validation", "test")):
-        found = evaluate_run(run, cache, name, progress=False)
+        found = evaluate_run(run, cache, name, progress=False, with_baselines=False)
         rows = frame.filter(pl.Series(split == number))
         predicted = RewardModel(run).predict(rows)
         np.testing.assert_allclose(found.predictions, predicted.to_numpy(), rtol=1e-4, atol=1e-5)
@@ -182,3 +184,49 @@ def test_another_split_never_overwrites_the_test_metrics() -> None:
         "metrics_validation",
         "metrics",
     ]
+
+
+def test_every_row_is_among_those_of_its_code() -> None:
+    codes = np.array([3, 0, 3, 3, 1])
+    found = rows_of_each(codes)
+    assert list(found) == [0, 1, 3]
+    assert {code: rows.tolist() for code, rows in found.items()} == {0: [1], 1: [4], 3: [0, 2, 3]}
+    assert rows_of_each(codes[:0]) == {}
+
+
+def test_the_strings_mean_is_perfect_where_the_strings_decide(
+    run: TrainedRun, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = cache.rows()
+    targets = rows.targets.copy()
+    targets[:, 0] = 0.5 * rows.string_id[:, 0] - 2 * rows.string_id[:, 1]
+    of_strings = replace(rows, targets=targets)
+    monkeypatch.setattr(
+        Cache,
+        "rows",
+        lambda _, start=0, stop=None: take(of_strings, np.arange(len(targets))[start:stop]),
+    )
+    found = evaluate_run(run, cache, "test", progress=False)
+    assert found.baselines.keys() == {TRAIN_MEAN, STRING_MEAN, BOOSTING}
+    best = found.baselines[STRING_MEAN]["outcome"]
+    assert best["mae"] == pytest.approx(0, abs=1e-5)
+    assert best["r2"] == pytest.approx(1)
+    assert found.baselines[BOOSTING]["outcome"]["r2"] > 0.9
+    assert found.baselines[TRAIN_MEAN]["outcome"]["r2"] < 0.1
+    assert found.metrics["outcome"]["mae"] > 0.1
+
+
+def test_baselines_are_shown_and_can_be_left_out(
+    run: TrainedRun, cache: Cache, evaluation: Evaluation
+) -> None:
+    shown = evaluation.to_json(run)
+    assert shown["baselines"].keys() == {TRAIN_MEAN, STRING_MEAN, BOOSTING}
+    assert shown["baselines"][STRING_MEAN].keys() == shown["test"].keys()
+    assert shown["baselines"][BOOSTING].keys() == {"outcome", "good"}  # of the largest weight
+    assert "Boosting learned from" in shown["baselines_remark"]
+    text = summary(run, evaluation)
+    assert all(name in text for name in ("this model", TRAIN_MEAN, STRING_MEAN, BOOSTING))
+    plain = evaluate_run(run, cache, "test", progress=False, with_baselines=False)
+    assert "baselines" not in plain.to_json(run)
+    assert TRAIN_MEAN not in summary(run, plain)
+    assert plain.metrics == evaluation.metrics

@@ -1,0 +1,151 @@
+"""The figures of an evaluated run, drawn for people: readable in grey, axes with units.
+
+Counts are shown where cells or bins differ in them.
+"""
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fusionnet.config import Task
+from fusionnet.metrics import ERRORS, MAIN_METRICS, TITLES
+
+Record = dict[str, Any]  # of one epoch, as training logs it
+DARK, ACCENT, LIGHT = "#1b3a5c", "#c8641e", "#9aa9b8"  # told apart by lightness alone
+MOST_VALUES = 30  # of a column, in one plot
+MOST_POINTS = 2000  # drawn one by one; more are counted per cell
+# a cell of one row is still to be seen
+GREYS = ListedColormap(mpl.colormaps["Greys"](np.linspace(0.2, 1, 256)))
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.labelcolor": "#333333",
+    "savefig.dpi": 170,
+}
+
+
+def parity(
+    target: Float[np.ndarray, " N"], prediction: Float[np.ndarray, " N"], task: Task
+) -> Figure:
+    """Return predicted against observed values, as points or, of many rows, as counts per cell."""
+    figure, axes = _axes()
+    both = np.concatenate([target, prediction])
+    low, high = float(both.min()), float(both.max())
+    if low == high:
+        low, high = low - 1, high + 1
+    if len(target) < MOST_POINTS:
+        axes.scatter(target, prediction, s=9, color=DARK, alpha=0.45, linewidths=0)
+    else:
+        area = {"extent": (low, high, low, high), "gridsize": 55, "mincnt": 1}
+        cells = axes.hexbin(target, prediction, bins="log", cmap=GREYS, linewidths=0.1, **area)
+        figure.colorbar(cells, ax=axes, label="rows per cell", shrink=0.8)
+    axes.plot([low, high], [low, high], color=ACCENT, linewidth=1.2)
+    unit = f" [{task.unit}]" if task.unit else ""
+    axes.set(xlabel=f"observed {task.column}{unit}", ylabel=f"predicted{unit}")
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    return figure
+
+
+def calibration(target: Float[np.ndarray, " N"], probability: Float[np.ndarray, " N"]) -> Figure:
+    """Return observed frequency against predicted probability in ten bins, above their rows."""
+    figure = Figure(figsize=(4.6, 3.5), layout="constrained")
+    axes, counts = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
+    edges = np.linspace(0, 1, 11)
+    number = np.clip(np.digitize(probability, edges) - 1, 0, 9)
+    num_rows = np.bincount(number, minlength=10)
+    filled = num_rows > 0
+    mean = np.bincount(number, probability, minlength=10)[filled] / num_rows[filled]
+    rate = np.bincount(number, target, minlength=10)[filled] / num_rows[filled]
+    error = 1.96 * np.sqrt(rate * (1 - rate) / num_rows[filled])  # binomial, 95 %
+    axes.plot([0, 1], [0, 1], color=ACCENT, linewidth=1.2)
+    points = {"marker": "o", "markersize": 4, "linewidth": 1.2, "capsize": 2}
+    axes.errorbar(mean, rate, yerr=error, color=DARK, **points)
+    axes.set(ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1.02))
+    counts.bar((edges[:-1] + edges[1:]) / 2, num_rows, width=0.09, color=LIGHT)
+    counts.set(xlabel="predicted probability", ylabel="rows")
+    return figure
+
+
+def by_value(
+    table: dict[str, dict[str, Any]], overall: float | None, task: Task, metric: str
+) -> Figure:
+    """Return a dot plot: one line per value of a column, the largest error on top."""
+    defined = [item for item in table.items() if item[1][task.column][metric] is not None]
+    entries = sorted(defined, key=lambda item: -item[1]["rows"])[:MOST_VALUES]
+    entries.sort(key=lambda item: item[1][task.column][metric])
+    figure, axes = _axes(height=max(1.6, 0.9 + 0.17 * len(entries)))
+    heights = np.arange(len(entries))
+    values = [entry[task.column][metric] for _, entry in entries]
+    axes.hlines(heights, 0, values, color=LIGHT, linewidth=0.8)
+    axes.plot(values, heights, "o", color=DARK, markersize=5, label="model")
+    _add_oracle(axes, [entry.get("oracle", {}) for _, entry in entries], task, metric)
+    if overall is not None:
+        axes.axvline(overall, color=DARK, linewidth=0.9, linestyle="--")
+    labels = [f"{value} ({entry['rows']:,})" for value, entry in entries]
+    axes.set_yticks(heights, labels, fontsize=7 if len(entries) > 12 else 8)
+    unit = f" [{task.unit}]" if task.unit and metric == "mae" else ""
+    axes.set(xlabel=f"{metric.upper()} of {task.column}{unit}; rows in brackets")
+    axes.set(xlim=(0, None), ylim=(-0.7, len(entries) - 0.3))
+    return figure
+
+
+def losses(records: list[Record], shown: int) -> Figure:
+    """Return training and validation loss by epoch; a line marks the epoch that is shown."""
+    figure, axes = _axes()
+    epochs = [record["epoch"] for record in records]
+    train = [record["train_loss"] for record in records]
+    validation = [record["val_loss"] for record in records]
+    axes.plot(epochs, train, color=DARK, marker="o", markersize=3.5, label="training")
+    style = {"color": ACCENT, "marker": "s", "markersize": 3.5, "linestyle": "--"}
+    axes.plot(epochs, validation, label="validation", **style)
+    axes.axvline(shown, color=LIGHT, linewidth=1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylabel="multi-task loss")
+    axes.legend(frameon=False)
+    return figure
+
+
+def history(records: list[Record], shown: int, task: Task) -> Figure:
+    """Return a task's two main metrics by epoch, one above the other, with goals if it has any."""
+    figure = Figure(figsize=(4.6, 3.5), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    for axes, metric in zip(panels, MAIN_METRICS[task.kind], strict=True):
+        key = f"{task.name}_{metric}"
+        defined = [record for record in records if record[key] is not None]
+        epochs = [record["epoch"] for record in defined]
+        values = [record[key] for record in defined]
+        axes.plot(epochs, values, color=DARK, marker="o", markersize=3.5)
+        axes.axvline(shown, color=LIGHT, linewidth=1)
+        if metric in task.goals:
+            line = {"color": ACCENT, "linewidth": 1, "linestyle": "--"}
+            axes.axhline(task.goals[metric], label="goal", **line)
+            axes.legend(frameon=False, fontsize=8)
+        unit = f" [{task.unit}]" if task.unit and metric in ERRORS else ""
+        axes.set(ylabel=f"{TITLES[metric]}{unit}")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1].set(xlabel="epoch")
+    return figure
+
+
+def _axes(height: float = 3.5) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.6, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _add_oracle(axes: Axes, oracles: list[dict[str, Any]], task: Task, metric: str) -> None:
+    """Mark the oracle's metric on the lines that have one."""
+    best = [oracle.get(task.column, {}).get(metric) for oracle in oracles]
+    known = [height for height, value in enumerate(best) if value is not None]
+    if known:
+        marks = {"marker": "D", "markerfacecolor": "white", "markersize": 4.5, "linestyle": "none"}
+        axes.plot([best[height] for height in known], known, color=ACCENT, label="oracle", **marks)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8)

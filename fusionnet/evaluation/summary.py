@@ -1,0 +1,101 @@
+"""An evaluation as plain text, for the terminal."""
+
+from embedcache.text import number, text_table
+from fusionnet.evaluation.evaluate import Breakdown, Evaluation
+from fusionnet.metrics import Metrics, main_metrics
+from fusionnet.trained.run import TrainedRun
+
+MOST_NAMED = 12  # groups in one line
+VERDICTS = {True: "pass", False: "FAIL", None: "undefined"}
+
+
+def summary(run: TrainedRun, evaluation: Evaluation) -> str:
+    """Return every metric with goal, verdict and oracle, the baselines, and the spread by group."""
+    lines = [
+        *_heading(run, evaluation),
+        *text_table(_metric_rows(run, evaluation), num_left=2),
+        *_beside(run, evaluation),
+    ]
+    lines += [_spread(run, column, table) for column, table in evaluation.by.items()]
+    return "\n".join(lines)
+
+
+def beside_rows(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, list[float | None]]]:
+    """Return (name, primary tasks' main metrics) of the model, of each baseline, of the oracle."""
+
+    def row(name: str, metrics: dict[str, Metrics]) -> tuple[str, list[float | None]]:
+        main = main_metrics(run.tasks)
+        return name, [metrics.get(task.column, {}).get(metric) for task, metric in main]
+
+    rows = [row("this model", evaluation.metrics)]
+    rows += [row(name, metrics) for name, metrics in evaluation.baselines.items()]
+    return rows + ([] if evaluation.oracle is None else [row("oracle", evaluation.oracle)])
+
+
+def _heading(run: TrainedRun, evaluation: Evaluation) -> list[str]:
+    """Return what was evaluated, and what a reader must know of it."""
+    groups = f" of {evaluation.num_groups:,} {run.data.group}" if evaluation.num_groups else ""
+    lines = [
+        f"{run.folder}: {len(evaluation.targets):,} {evaluation.split} rows{groups}, checkpoint"
+        f" '{run.moment}' (epoch {run.epoch})"
+    ]
+    if run.note:
+        lines.append(f"NOTE  {run.note}")
+    if run.standin:
+        lines.append(
+            "NOTE  The encoder is a STAND-IN without published weights: the numbers show the"
+            " software, not the chemistry."
+        )
+    if run.layout.absent_targets:
+        absent = ", ".join(run.layout.absent_targets)
+        lines.append(f"not trained, since the table has no labels: {absent}")
+    return lines
+
+
+def _metric_rows(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, ...]]:
+    """Return one row of cells per metric of each target, below their head."""
+    rows: list[tuple[str, ...]] = [("target", "metric", "value", "goal", "", "oracle", "share")]
+    for task in run.tasks:
+        goals = {
+            metric: (number(goal), VERDICTS[reached])
+            for metric, goal, reached in evaluation.verdicts(run, task.column)
+        }
+        oracle = (evaluation.oracle or {}).get(task.column, {})
+        for metric, value in evaluation.metrics[task.column].items():
+            share = evaluation.oracle_share(task.column) if metric == "r2" else None
+            rows.append(
+                (
+                    task.column,
+                    metric,
+                    number(value),
+                    *goals.get(metric, ("", "")),
+                    number(oracle.get(metric), none=""),
+                    "" if share is None else f"{share:.1%}",
+                )
+            )
+    return rows
+
+
+def _beside(run: TrainedRun, evaluation: Evaluation) -> list[str]:
+    """Return the model beside its baselines, nothing where there are none."""
+    if not evaluation.baselines:
+        return []
+    heads = [f"{task.column} {metric}" for task, metric in main_metrics(run.tasks)]
+    rows = [(name, *map(number, values)) for name, values in beside_rows(run, evaluation)]
+    table = text_table([("beside baselines", *heads), *rows])
+    return ["", *table, evaluation.baselines_remark, ""]
+
+
+def _spread(run: TrainedRun, column: str, table: Breakdown) -> str:
+    """Return how the first task's first metric varies over the values of one column."""
+    task = run.tasks[0]
+    metric = "mae" if task.kind == "regression" else "accuracy"
+    what = f"{task.column} {metric} by {column}"
+    measured = {value: entry[task.column][metric] for value, entry in table.items()}
+    found = {value: each for value, each in measured.items() if each is not None}
+    if not found:
+        return f"{what}: undefined"
+    if len(found) <= MOST_NAMED:
+        return f"{what}: " + ", ".join(f"{value} {each:.3f}" for value, each in found.items())
+    low, high = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
+    return f"{what}: {found[low]:.3f} ({low}) to {found[high]:.3f} ({high}), {len(found):,} values"
