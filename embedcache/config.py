@@ -1,18 +1,17 @@
-"""The configuration of phase 1, and the base that refuses unknown keys.
+"""The configuration of phase 1.
 
 A component owns its config: this file holds what `embedcache` reads (columns, split, encoder,
 cache). `fusionnet.config` holds phase 2, `fusionnet.experiment` composes both. Values are frozen
-pydantic models; a YAML file states only what differs from the defaults.
+pydantic models; a YAML file states only what differs from the defaults. Every key says what it
+means in its `description`.
 """
 
-from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import PurePath
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from embedcache.errors import ConfigError
+from embedcache.schema import Config
 
 EncodingMode = Literal["naive", "per_microbatch", "per_step", "prefix", "frozen"]
 Sharding = Literal["replicate", "shard"]  # all strings on every rank, or each rank its share
@@ -24,22 +23,20 @@ ENCODER_SIZES: tuple[EncoderSize, ...] = get_args(EncoderSize)
 ENCODING_MODES: tuple[EncodingMode, ...] = get_args(EncodingMode)
 
 
-class Config(BaseModel):
-    """Base of all configs: frozen, no unknown keys, no NaN."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-
 class StringColumn(Config):
     """A text column of which few distinct values back many rows."""
 
     name: str = Field(
         pattern=r"^[a-z][a-z0-9_]*$", description="short name, used in the cache and in reports"
     )
-    column: str
-    kind: Literal["psmiles", "smiles", "text"] = "psmiles"
+    column: str = Field(description="the table's column")
+    kind: Literal["psmiles", "smiles", "text"] = Field(
+        default="psmiles",
+        description=(
+            "what each string must be: psmiles: a repeat unit with two endpoints [*]; smiles: a"
+            " molecule; text: anything"
+        ),
+    )
     replace: dict[str, str] = Field(
         default_factory=dict,
         description="substrings replaced before anything else, e.g. '[Cu]': '[*]'",
@@ -59,15 +56,22 @@ class StringColumn(Config):
 
 
 class NumericColumn(Config):
-    """A numeric feature: its admissible range in its own unit, and the transform applied before
-    standardisation.
-    """
+    """A numeric feature: its admissible range, and the transform before standardisation."""
 
-    column: str
-    unit: str = ""
-    low: float | None = None
-    high: float | None = None
-    transform: Transform = "identity"
+    column: str = Field(description="the table's column, of numbers or booleans")
+    unit: str = Field(default="", description="its unit, for messages and reports")
+    low: float | None = Field(
+        default=None, description="the least admissible value; unset: there is none"
+    )
+    high: float | None = Field(
+        default=None, description="the greatest admissible value; unset: there is none"
+    )
+    transform: Transform = Field(
+        default="identity",
+        description=(
+            "applied before standardisation; inverse_kelvin is 1000 / T, for T in degrees Celsius"
+        ),
+    )
     if_null: float | None = Field(
         default=None, description="the value a null stands for; unset: a null is a violation"
     )
@@ -83,7 +87,7 @@ class NumericColumn(Config):
 class CategoryColumn(Config):
     """A categorical feature with its own embedding."""
 
-    column: str
+    column: str = Field(description="the table's column, of text, integers or booleans")
     values: tuple[str, ...] | None = Field(
         default=None,
         description="the admissible values in order; unset: those of the table, sorted",
@@ -93,12 +97,20 @@ class CategoryColumn(Config):
 class TargetColumn(Config):
     """A label column. Null means unobserved: the row does not count for that target."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    column: str
-    kind: Literal["regression", "binary"] = "regression"
-    unit: str = ""
-    low: float | None = None
-    high: float | None = None
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9_]*$", description="short name, used in the cache and in reports"
+    )
+    column: str = Field(description="the table's column, of numbers or booleans")
+    kind: Literal["regression", "binary"] = Field(
+        default="regression", description="binary: 0 or 1, of which the model predicts the chance"
+    )
+    unit: str = Field(default="", description="its unit, for messages and reports")
+    low: float | None = Field(
+        default=None, description="the least admissible label; unset: there is none"
+    )
+    high: float | None = Field(
+        default=None, description="the greatest admissible label; unset: there is none"
+    )
     optional: bool = Field(
         default=False,
         description="a table without this column is accepted; the task is then not trained",
@@ -108,9 +120,9 @@ class TargetColumn(Config):
 class RowWeight(Config):
     """Rows whose `column` equals `equals` weigh `weight` in the loss, all others 1."""
 
-    column: str
-    equals: str | bool | int = True
-    weight: float = Field(gt=0)
+    column: str = Field(description="the table's column")
+    equals: str | bool | int = Field(default=True, description="the value of the weighted rows")
+    weight: float = Field(gt=0, description="their weight in the loss; that of all others is 1")
 
 
 class DataConfig(Config):
@@ -122,9 +134,11 @@ class DataConfig(Config):
             " order"
         )
     )
-    strings: tuple[StringColumn, ...] = Field(min_length=1)
-    numeric: tuple[NumericColumn, ...] = ()
-    categories: tuple[CategoryColumn, ...] = ()
+    strings: tuple[StringColumn, ...] = Field(
+        min_length=1, description="text columns, which an encoder reads"
+    )
+    numeric: tuple[NumericColumn, ...] = Field(default=(), description="numeric features")
+    categories: tuple[CategoryColumn, ...] = Field(default=(), description="categorical features")
     exclude_rows: tuple[str, ...] = Field(
         default=(),
         description="SQL conditions; rows that meet one are left out, e.g. 'length(smiles) > 500'",
@@ -135,9 +149,11 @@ class DataConfig(Config):
     )
     stratum: str | None = Field(
         default=None,
-        description="groups are dealt to the splits separately inside each value of this column",
+        description="groups are assigned to the splits separately inside each value of this column",
     )
-    row_weight: RowWeight | None = None
+    row_weight: RowWeight | None = Field(
+        default=None, description="which rows weigh more or less in the loss; unset: all alike"
+    )
     report_by: tuple[str, ...] = Field(
         default=(), description="columns by whose values the evaluation is broken down"
     )
@@ -168,19 +184,27 @@ class DataConfig(Config):
 
 
 class SplitConfig(Config):
-    """How rows are dealt to train, validation and test.
+    """How rows are assigned to train, validation and test.
 
     `group`: StratifiedGroupKFold over `data.group`, inside each `data.stratum`, `folds` folds of
     which the first `train_folds` train, the next `validation_folds` validate and the rest test.
-    `random`: rows are dealt independently. `leave_strings_out`: distinct strings of one string
+    `random`: each row is assigned for itself. `leave_strings_out`: distinct strings of one string
     column are the groups. `column`: the table says it itself, in `column`, with the values train,
     validation, test.
     """
 
-    strategy: Literal["group", "random", "leave_strings_out", "column"] = "group"
-    folds: int = Field(default=10, ge=3)
-    train_folds: int = Field(default=7, ge=1)
-    validation_folds: int = Field(default=2, ge=1)
+    strategy: Literal["group", "random", "leave_strings_out", "column"] = Field(
+        default="group",
+        description=(
+            "what decides: group: the values of data.group; random: the row itself;"
+            " leave_strings_out: the distinct strings of a column; column: the table's own column"
+        ),
+    )
+    folds: int = Field(default=10, ge=3, description="equal shares that the rows are divided into")
+    train_folds: int = Field(default=7, ge=1, description="how many of the folds train")
+    validation_folds: int = Field(
+        default=2, ge=1, description="how many of the folds validate; the rest test"
+    )
     stratify_by: str | None = Field(
         default=None, description="a binary target column whose rate the splits should share"
     )
@@ -194,7 +218,7 @@ class SplitConfig(Config):
         ge=0,
         description="which fold comes first; rotating over all folds gives cross-validation",
     )
-    seed: int = 0
+    seed: int = Field(default=0, description="of all random choices of the split")
 
     @model_validator(mode="after")
     def _folds_leave_a_test(self) -> "SplitConfig":
@@ -211,10 +235,17 @@ class SplitConfig(Config):
 class LoraConfig(Config):
     """Low-rank adapters on the attention projections (Hu et al. 2021), through PEFT."""
 
-    r: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32.0, gt=0)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    target_modules: tuple[str, ...] = ("query_proj", "key_proj", "value_proj")
+    r: int = Field(default=16, ge=1, description="rank of each adapter")
+    alpha: float = Field(
+        default=32.0, gt=0, description="an adapter's output is scaled by alpha / r"
+    )
+    dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="share of an adapter's inputs dropped in training"
+    )
+    target_modules: tuple[str, ...] = Field(
+        default=("query_proj", "key_proj", "value_proj"),
+        description="names of the linear layers that get an adapter",
+    )
     use_dora: bool = Field(
         default=False,
         description=(
@@ -237,9 +268,7 @@ class LoraConfig(Config):
 
 
 class EncoderConfig(Config):
-    """Which encoder reads the strings, how a sequence becomes one vector, and how often it runs
-    during training.
-    """
+    """Which encoder reads the strings, how they become vectors, and how often it runs."""
 
     source: str = Field(
         default="kuelumbus/polyBERT", description="a Hugging Face hub id or a local model folder"
@@ -249,8 +278,18 @@ class EncoderConfig(Config):
         default="polybert",
         description="polybert: refuse a tokenizer that does not give the published ids",
     )
-    pooling: Literal["mean", "cls"] = "mean"
-    mode: EncodingMode = "per_step"
+    pooling: Literal["mean", "cls"] = Field(
+        default="mean",
+        description="a string's vector: the mean over its tokens, or that of its first token",
+    )
+    mode: EncodingMode = Field(
+        default="per_step",
+        description=(
+            "how often training encodes: naive: each row; per_microbatch and per_step: each"
+            " distinct string of a micro-batch or of an optimizer step; prefix: as per_step, from"
+            " cached hidden states; frozen: never, by cached vectors"
+        ),
+    )
     encode_sharding: Sharding = Field(
         default="replicate",
         description=(
@@ -266,7 +305,7 @@ class EncoderConfig(Config):
             " GPU's free memory"
         ),
     )
-    lora: LoraConfig = LoraConfig()
+    lora: LoraConfig = Field(default=LoraConfig(), description="what of the encoder is trained")
 
     @model_validator(mode="after")
     def _prefix_has_layers(self) -> "EncoderConfig":
@@ -291,9 +330,11 @@ class EncoderConfig(Config):
 class CacheConfig(Config):
     """Where the cache lies, and how its arrays are cut and compressed."""
 
-    path: str = "cache.zarr"
-    rows_per_chunk: int = Field(default=65_536, ge=1)
-    chunks_per_shard: int = Field(default=16, ge=1)
+    path: str = Field(default="cache.zarr", description="the cache's folder")
+    rows_per_chunk: int = Field(
+        default=65_536, ge=1, description="rows that are compressed, and read, together"
+    )
+    chunks_per_shard: int = Field(default=16, ge=1, description="chunks that share one file")
     codec: CodecName = Field(
         default="zstd",
         description=(
@@ -305,53 +346,3 @@ class CacheConfig(Config):
 
 
 StringColumn.model_rebuild()
-ConfigT = TypeVar("ConfigT", bound=Config)
-
-
-def parse_config(cls: type[ConfigT], values: Mapping[str, Any], origin: str) -> ConfigT:
-    """Return `values` as a `cls`, or raise one ConfigError that lists every problem, naming the
-    nearest known key for an unknown one.
-    """
-    try:
-        return cls.model_validate(values)
-    except ValidationError as error:
-        lines = [_explain(cls, problem) for problem in error.errors()]
-        raise ConfigError(
-            f"{origin} is not a valid configuration:\n" + "\n".join(f"  - {line}" for line in lines)
-        ) from None
-
-
-def _explain(cls: type[BaseModel], problem: Any) -> str:
-    """Return one line on one pydantic problem."""
-    path = problem["loc"]
-    where = ".".join(str(step) for step in path) or "(the whole)"
-    if problem["type"] != "extra_forbidden":
-        return (
-            f"{where}: {problem['msg'].removeprefix('Value error, ')} (got"
-            f" {problem['input']!r:.80})"
-        )
-    known = _fields_at(cls, path[:-1])
-    near = get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(sorted(known))}"
-    return f"{where}: unknown key; {hint}"
-
-
-def _fields_at(cls: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    """Return the field names of the config model that sits at `path` inside `cls`."""
-    current: type[BaseModel] = cls
-    for step in path:
-        if isinstance(step, int) or step not in current.model_fields:
-            continue
-        models = [m for m in _models_in(current.model_fields[step].annotation)]
-        if models:
-            current = models[0]
-    return list(current.model_fields)
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the config models mentioned in a type annotation such as `tuple[StringColumn, ...] |
-    None`.
-    """
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]

@@ -1,5 +1,6 @@
-"""Transforms and standardisation of numeric features, string vectors and targets: statistics of
-train rows only, gathered while the rows stream by.
+"""Transforms and standardisation of numeric features, string vectors and targets.
+
+Their statistics are those of train rows only, gathered while the rows stream by.
 
 The cache holds raw values in their own units; scaling is applied when rows are read, so that a
 cache can be inspected in the units of its table and a checkpoint carries what it needs to predict
@@ -9,10 +10,13 @@ nothing here.
 Sums are float64 and merged block by block (Chan, Golub, LeVeque 1979): the textbook sum of squares
 loses all digits when a feature's mean is large beside its spread (a year, a temperature in kelvin),
 and two passes would read the table twice.
+
+Axes: B or N rows, F numeric features, T targets, S distinct strings, E width of their vectors, W
+columns of whatever kind.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -37,34 +41,36 @@ SPREAD_FLOOR = 0.01
 
 ROWS_AT_ONCE = 1 << 15  # in float64, with some temporaries
 
+_FUNCTIONS: dict[Transform, Callable[[Tensor], Tensor]] = {
+    "log10": torch.log10,
+    "log1p": torch.log1p,
+    "inverse_kelvin": lambda celsius: 1000.0 / (celsius + CELSIUS_ZERO_K),
+}
+
 
 def transformed(
     numeric: Float[Tensor, "B F"], transforms: Sequence[Transform]
 ) -> Float[Tensor, "B F"]:
-    """Return the features with their transforms applied; `inverse_kelvin` is 1000 / T, for T given
-    in degrees Celsius.
+    """Return the features with their transforms applied.
+
+    `inverse_kelvin` is 1000 / T, for T given in degrees Celsius.
     """
     result = numeric.clone()
-    for name in ("log10", "log1p", "inverse_kelvin"):
+    for name in _FUNCTIONS:
         columns = [f for f, transform in enumerate(transforms) if transform == name]
         if columns:
-            values = numeric[:, columns]
-            result[:, columns] = (
-                1000.0 / (values + CELSIUS_ZERO_K)
-                if name == "inverse_kelvin"
-                else getattr(torch, name)(values)
-            )
+            result[:, columns] = _FUNCTIONS[name](numeric[:, columns])
     return result
 
 
 @dataclass(frozen=True)
 class VectorScaling:
-    """What standardises the vectors of one string column: mean and spread per dimension, over the
-    distinct strings that have train rows.
+    """What standardises the vectors of one string column: mean and spread per dimension.
 
-    Vectors of one encoder have most of their length in common, whatever the string (measured on
-    polyBERT's architecture: see benchmarks/results/LOG.md); without this a network must learn small
-    differences on top of a large constant.
+    They are taken over the distinct strings that have train rows. Vectors of one encoder have most
+    of their length in common, whatever the string (measured on polyBERT's architecture: see
+    benchmarks/results/LOG.md); without this a network must learn small differences on top of a
+    large constant.
     """
 
     mean: tuple[float, ...]
@@ -114,8 +120,12 @@ class Scaling:
 
 
 class Moments:
-    """Count, mean, spread and extremes of W columns, merged over blocks of rows; NaN does not
-    count.
+    """Count, mean, spread and extremes of W columns, merged over blocks of rows without NaN.
+
+    scikit-learn's StandardScaler.partial_fit is no substitute, though as fast: a column without a
+    value in the first block (a target that an appended file brings) stays NaN for ever; blocks
+    without rows or columns are refused; and its import would cost whoever reads a table or a cache
+    more than a second of CPU.
     """
 
     def __init__(self, width: int) -> None:
@@ -151,26 +161,29 @@ class Moments:
 
     @property
     def spread(self) -> Float[np.ndarray, " W"]:
-        """Population standard deviation; 0 where all observed values are equal (what is computed
-        there is rounding).
+        """Population standard deviation; 0 where all observed values are equal.
+
+        What is computed there is rounding.
         """
-        return np.where(
-            self._high > self._low, np.sqrt(self._squares / np.maximum(self.count, 1)), 0.0
-        )
+        computed = np.sqrt(self._squares / np.maximum(self.count, 1))
+        return np.where(self._high > self._low, computed, 0.0)
 
 
 def vector_scaling(vectors: Float[np.ndarray, "S E"]) -> VectorScaling:
-    """Return mean and spread of vectors, each dimension's spread at least SPREAD_FLOOR of their
-    root mean square; 1 where the vectors are all equal.
+    """Return mean and spread of vectors by dimension.
+
+    Each spread is at least SPREAD_FLOOR of their root mean square; 1 where all vectors are equal.
     """
     moments = Moments(vectors.shape[1])
     for first in range(0, len(vectors), ROWS_AT_ONCE):
         moments.add(vectors[first : first + ROWS_AT_ONCE])
     floor = SPREAD_FLOOR * float(np.sqrt(np.mean(moments.spread**2)))
     std = np.maximum(moments.spread, floor) if floor > 0 else np.ones_like(moments.spread)
-    return VectorScaling(
-        tuple(float(value) for value in moments.mean), tuple(float(value) for value in std)
-    )
+    return VectorScaling(_floats(moments.mean), _floats(std))
+
+
+def _floats(values: Float[np.ndarray, " W"]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
 
 
 def _as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,44 +202,39 @@ class ScalingFit:
         targets: Sequence[TargetColumn],
     ) -> None:
         """Start with no rows."""
-        self._columns, self._transforms, self._targets = (
-            tuple(columns),
-            tuple(transforms),
-            tuple(targets),
-        )
-        self._features, self._labels = Moments(len(self._columns)), Moments(len(self._targets))
+        self._columns = tuple(columns)
+        self._transforms = tuple(transforms)
+        self._targets = tuple(targets)
+        self._features = Moments(len(self._columns))
+        self._labels = Moments(len(self._targets))
 
     def add(self, numeric: Float[np.ndarray, "N F"], targets: Float[np.ndarray, "N T"]) -> None:
         """Merge train rows: raw features and labels, NaN where unobserved."""
         for first in range(0, len(numeric), ROWS_AT_ONCE):
             rows = slice(first, first + ROWS_AT_ONCE)
-            self._features.add(
-                transformed(torch.from_numpy(numeric[rows]).double(), self._transforms).numpy()
-            )
+            features = torch.from_numpy(numeric[rows]).double()
+            self._features.add(transformed(features, self._transforms).numpy())
             self._labels.add(targets[rows])
 
-    def result(self, vectors: Mapping[str, Float[np.ndarray, "_ _"]] | None = None) -> Scaling:
-        """Return the statistics of all rows added so far; `vectors` are those of the distinct
-        strings that train, by string column.
+    def result(self, vectors: Mapping[str, Float[np.ndarray, "S E"]] | None = None) -> Scaling:
+        """Return the statistics of all rows added so far.
+
+        `vectors` are those of the distinct strings that train, by string column.
         """
-        regression = [target.kind == "regression" for target in self._targets]
-        label_mean = [float(value) for value in self._labels.mean]
+        labels = list(zip(self._targets, self._labels.mean, self._labels.std, strict=True))
         return Scaling(
             columns=self._columns,
             transforms=self._transforms,
-            mean=tuple(float(value) for value in self._features.mean),
-            std=tuple(float(value) for value in self._features.std),
+            mean=_floats(self._features.mean),
+            std=_floats(self._features.std),
             target_mean=tuple(
-                mean if real else 0.0 for mean, real in zip(label_mean, regression, strict=True)
+                float(mean) if target.kind == "regression" else 0.0 for target, mean, _ in labels
             ),
             target_std=tuple(
-                float(std) if real else 1.0
-                for std, real in zip(self._labels.std, regression, strict=True)
+                float(std) if target.kind == "regression" else 1.0 for target, _, std in labels
             ),
             positive_rate={
-                target.name: mean
-                for target, mean, real in zip(self._targets, label_mean, regression, strict=True)
-                if not real
+                target.name: float(mean) for target, mean, _ in labels if target.kind == "binary"
             },
             vectors={name: vector_scaling(values) for name, values in (vectors or {}).items()},
         )

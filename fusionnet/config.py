@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from embedcache.config import Config, TargetColumn
+from embedcache.config import TargetColumn
+from embedcache.schema import Config
 
 LossName = Literal["smooth_l1", "mse", "bce", "focal"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]

@@ -12,16 +12,9 @@ from typing import Any
 import yaml
 from pydantic import Field, model_validator
 
-from embedcache.config import (
-    CacheConfig,
-    Config,
-    DataConfig,
-    EncoderConfig,
-    SplitConfig,
-    TargetColumn,
-    parse_config,
-)
+from embedcache.config import CacheConfig, DataConfig, EncoderConfig, SplitConfig, TargetColumn
 from embedcache.errors import ConfigError
+from embedcache.schema import Config, parse_config
 from fusionnet.config import (
     LossConfig,
     ModelConfig,

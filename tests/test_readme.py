@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from embedcache.config import parse_config
+from embedcache.schema import parse_config
 from fusionnet.commands import cli
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.workflow.reference import with_reference

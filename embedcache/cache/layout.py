@@ -7,8 +7,9 @@ from jaxtyping import Float, Float32, Int, Int8, Int32, Int64
 from pydantic import Field
 from torch import Tensor
 
-from embedcache.config import SPLITS, Config, EncoderConfig, NumericColumn, TargetColumn
+from embedcache.config import SPLITS, EncoderConfig, NumericColumn, TargetColumn
 from embedcache.encoder.tokens import TokenTable
+from embedcache.schema import Config
 from embedcache.table.vocabulary import Vocabulary
 
 

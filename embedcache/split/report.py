@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
-from embedcache.config import SPLITS, Config
+from embedcache.config import SPLITS
+from embedcache.schema import Config
+from embedcache.text import text_table
 
 
 class SplitLine(Config):
@@ -39,8 +41,7 @@ def split_table(counts: SplitCounts, most_lines: int | None = None) -> str:
     strings = [f"{column} strings" for column in columns]
     rows = [["split", "stratum", "groups", "rows", "share", *targets, *strings]]
     rows += [_cells(line, total, columns) for line in (whole if brief else counts.lines)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join([*(_aligned(cells, widths) for cells in rows), *_remarks(counts)])
+    return "\n".join([*text_table(rows, num_left=2), *_remarks(counts)])
 
 
 def _cells(line: SplitLine, total: int, columns: list[str]) -> list[str]:
@@ -59,13 +60,6 @@ def _cells(line: SplitLine, total: int, columns: list[str]) -> list[str]:
         *rates,
         *(f"{line.strings[column]:,}" if column in line.strings else "" for column in columns),
     ]
-
-
-def _aligned(cells: list[str], widths: list[int]) -> str:
-    """Return names to the left, numbers to the right."""
-    names = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
-    numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
-    return "  ".join(names + numbers).rstrip()
 
 
 def _remarks(counts: SplitCounts) -> Iterator[str]:

@@ -1,5 +1,4 @@
-"""Polymer strings: one spelling for the endpoints, and a reason for every string that is not a
-repeat unit.
+"""Polymer strings: one spelling for the endpoints, and a reason for each that is no repeat unit.
 
 A PSMILES is the SMILES of a repeat unit with two endpoints `[*]`, each bound once. `*` without
 brackets is the same atom in SMILES but an unknown token to polyBERT, so it is written `[*]`. RDKit
@@ -19,11 +18,10 @@ _NUM_ENDPOINTS = 2
 
 
 def prepare_string(text: str, column: StringColumn) -> str:
-    """Return the string as it is tokenised: replacements made, `*` written `[*]`, canonical if the
-    column asks for it.
+    """Return the string as it is tokenised: replacements made, and every `*` written `[*]`.
 
-    Raises ValueError with a reason if the column's kind is `psmiles` or `smiles` and the string is
-    not one.
+    It is in RDKit's canonical form if the column asks for it. Raises ValueError with a reason if
+    the column's kind is `psmiles` or `smiles` and the string is not one.
     """
     for old, new in column.replace.items():
         text = text.replace(old, new)
@@ -34,13 +32,11 @@ def prepare_string(text: str, column: StringColumn) -> str:
         molecule = _parse(text)
         if column.kind == "psmiles":
             _check_repeat_unit(molecule)
-        # A second parse: RDKit's canonical form is that of its default reader, which also drops
-        # explicit hydrogens.
-        return (
-            bracket_stars(Chem.MolToSmiles(Chem.MolFromSmiles(text)))
-            if column.canonicalize
-            else text
-        )
+        if column.canonicalize:
+            # A second parse: RDKit's canonical form is that of its default reader, which also drops
+            # explicit hydrogens.
+            return bracket_stars(Chem.MolToSmiles(Chem.MolFromSmiles(text)))
+        return text
 
 
 def bracket_stars(text: str) -> str:

@@ -25,9 +25,7 @@ MANY = 2_000  # spellings; preparing fewer takes well under two seconds and need
 
 @dataclass(frozen=True)
 class DistinctStrings:
-    """S distinct prepared strings in the order of their ids, and the R spellings that one file uses
-    for them.
-    """
+    """S distinct prepared strings in the order of their ids, and one file's R spellings of them."""
 
     text: tuple[str, ...]
     num_rows: Int64[np.ndarray, " S"]  # of this file
@@ -51,31 +49,33 @@ def distinct_strings(
     num_rows: Int[np.ndarray, " R"],
     known: tuple[str, ...] = (),
 ) -> tuple[DistinctStrings, dict[str, str]]:
-    """Return the distinct strings behind R spellings with their row counts, and the spellings that
-    were refused, each with the reason.
+    """Return the distinct strings behind R spellings, and the refused spellings with their reasons.
 
-    `known` are the strings of the files before this one, in the order of their ids.
+    `num_rows` are the spellings' rows; `known` are the strings of the files before this one, in the
+    order of their ids.
     """
     prepared: dict[str, str] = {}
     refused: dict[str, str] = {}
-    for spelling in tqdm(
-        spellings, desc=f"checking {column.name}", disable=None if len(spellings) > MANY else True
-    ):
+    hidden = None if len(spellings) > MANY else True
+    for spelling in tqdm(spellings, desc=f"checking {column.name}", disable=hidden):
         try:
             prepared[spelling] = prepare_string(spelling, column)
         except ValueError as reason:
             refused[spelling] = str(reason)
     text = followed_by(known, prepared.values())
-    place = {string: string_id for string_id, string in enumerate(text)}
-    kept = np.array(
-        [row for row, spelling in enumerate(spellings) if spelling in prepared], dtype=np.int64
+    id_of_text = {string: string_id for string_id, string in enumerate(text)}
+    kept = [row for row, spelling in enumerate(spellings) if spelling in prepared]
+    texts = [prepared[spellings[row]] for row in kept]
+    ids = np.array([id_of_text[string] for string in texts], dtype=np.int32)
+    rows = num_rows[np.array(kept, dtype=np.int64)]
+    strings = DistinctStrings(
+        text=text,
+        num_rows=np.bincount(ids, weights=rows, minlength=len(text)).astype(np.int64),
+        spellings=tuple(spellings[row] for row in kept),
+        id_of_spelling=ids,
+        hash_of_spelling=text_hashes(texts),
     )
-    ids = np.array([place[prepared[spellings[row]]] for row in kept], dtype=np.int32)
-    counts = np.bincount(ids, weights=num_rows[kept], minlength=len(text)).astype(np.int64)
-    hashes = text_hashes([prepared[spellings[row]] for row in kept])
-    return DistinctStrings(
-        text, counts, tuple(spellings[row] for row in kept), ids, hashes
-    ), refused
+    return strings, refused
 
 
 def text_hashes(texts: Sequence[str]) -> Int64[np.ndarray, " S"]:

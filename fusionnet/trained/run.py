@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from embedcache.cache.layout import Layout
-from embedcache.config import DataConfig, EncoderConfig, parse_config
+from embedcache.config import DataConfig, EncoderConfig
 from embedcache.encoder.model import StringEncoder
 from embedcache.errors import RunError
 from embedcache.scaling import Scaling
+from embedcache.schema import parse_config
 from fusionnet.assemble import (
     Recipe,
     build_model,

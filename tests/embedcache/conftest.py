@@ -12,14 +12,8 @@ import pytest
 from embedcache.build.decide import Existing, build_cache
 from embedcache.build.report import BuildReport
 from embedcache.cache.reader import Cache, open_cache
-from embedcache.config import (
-    CacheConfig,
-    DataConfig,
-    EncoderConfig,
-    SplitConfig,
-    TargetColumn,
-    parse_config,
-)
+from embedcache.config import CacheConfig, DataConfig, EncoderConfig, SplitConfig, TargetColumn
+from embedcache.schema import parse_config
 
 # the first two are one string
 STRINGS = [

@@ -59,6 +59,13 @@ def test_unobserved_values_do_not_count() -> None:
     assert moments.count.tolist() == [3, 1]
 
 
+def test_a_column_may_begin_without_values_and_blocks_may_be_empty() -> None:
+    moments = Moments(1)
+    for block in ([np.nan, np.nan], [], [2.0, 4.0], [np.nan]):
+        moments.add(np.array(block).reshape(-1, 1))
+    assert (moments.mean.tolist(), moments.std.tolist()) == ([3.0], [1.0])
+
+
 def test_a_constant_feature_has_spread_one_even_where_rounding_says_otherwise() -> None:
     moments = Moments(1)
     for _ in range(7):

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from embedcache.build import vectors
 from embedcache.cache.reader import Cache
-from embedcache.config import DataConfig, SplitConfig, parse_config
+from embedcache.config import DataConfig, SplitConfig
 from embedcache.errors import ConfigError, StaleCacheError, TableError
+from embedcache.schema import parse_config
 from embedcache.split.folds import assign_few, assign_rows, shares
 from fusionnet.commands import build_cache, inspect_cache
 from fusionnet.commands.command import run_job

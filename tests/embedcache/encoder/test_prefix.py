@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from embedcache.build.decide import has_states
-from embedcache.config import EncoderConfig, LoraConfig, parse_config
+from embedcache.config import EncoderConfig, LoraConfig
 from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize
 from embedcache.encoder.tokens import TokenTable
 from embedcache.errors import ConfigError, EncoderError
+from embedcache.schema import parse_config
 
 STRINGS = [
     "[*]CC[*]",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from deepspeed.accelerator import get_accelerator
 
-from embedcache.config import parse_config
 from embedcache.errors import ConfigError
+from embedcache.schema import parse_config
 from fusionnet.config import OptimConfig, TrainConfig
 from fusionnet.train.dsconfig import deepspeed_config
 from fusionnet.train.engine import check_precision
