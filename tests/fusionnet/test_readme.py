@@ -1,0 +1,64 @@
+"""fusionnet/README.md: its code runs on a run, and what it names exists."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from fusionnet.experiment import Experiment
+
+
+@pytest.fixture(scope="module")
+def page(repository: Path) -> str:
+    return (repository / "fusionnet" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_predicts_and_rewards(
+    page: str,
+    make_run: Callable[..., Path],
+    tiny_experiment: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    penalty = {"task": "opt", "below": 0.5, "penalty": 1.0, "width": 0.1}
+    reward = {"terms": [{"task": "ef", "weight": 2.0}], "penalties": [penalty]}
+    make_run(tmp_path / "run", reward=reward)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {
+        "frame": pl.read_parquet(tiny_experiment.parent / "table.parquet").head(9)
+    }
+    code = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(code) == 1
+    exec(compile(code[0], "fusionnet/README.md", "exec"), names)
+    assert names["predictions"].columns[0] == "predicted_outcome"
+    assert names["rewards"].shape == names["soft"].shape == (9,)
+    assert torch.isfinite(names["soft"]).all()
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_what_it_names_exists(page: str, repository: Path) -> None:
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", page)]
+    assert len(links) > 8
+    for link in links:
+        assert (repository / "fusionnet" / link).exists(), link
+    sections = Experiment.model_fields
+    keys = re.findall(r"`((?:train|model|reward|encoder)\.[a-z_]+)", page)
+    assert len(keys) > 12
+    for key in keys:
+        section, name = key.split(".")
+        fields = sections[section].annotation.model_fields
+        assert name in fields, key
+
+
+def test_every_stage_names_a_class_or_function_of_its_file(page: str, repository: Path) -> None:
+    stages = re.findall(r"^\d\. \*\*\w+\*\*: (.*?) in\s+\[`[^`]+`\]\(([^)]+)\)", page, re.M | re.S)
+    assert len(stages) == 7
+    for names, file in stages:
+        source = (repository / "fusionnet" / file).read_text(encoding="utf-8")
+        found = re.findall(r"`(\w+)`", names)
+        assert any(re.search(rf"^(?:class|def) {name}\b", source, re.M) for name in found), names
