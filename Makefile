@@ -1,17 +1,23 @@
-# Two commands for a fresh machine with Python 3.11, a C++ compiler and make:
+# For a fresh machine with Python 3.11, a C++ compiler and make:
 #   make demo   environment, small cohort, stand-in encoder, cache, LoRA training with DeepSpeed on the CPU, evaluation, HTML report
-#   make test   the same environment, all tests
+#   make check  the same environment; lint, types and the tests that take no processes and little time: a minute
+#   make test   lint, types and all tests: some minutes
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# what is installed beside the packages themselves; empty for a minimal installation
+EXTRAS ?= [dev]
+# processes that run tests, with one thread each
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test check lint format clean
 
 help:
-	@sed -n '2,3p' Makefile | sed 's/^# *//'
+	@sed -n '2,4p' Makefile | sed 's/^# *//'
 
 install: $(INSTALLED)
 
@@ -20,7 +26,7 @@ $(INSTALLED): pyproject.toml configs/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c configs/constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c configs/constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c configs/constraints.txt -e '.$(EXTRAS)'
 	@touch $(INSTALLED)
 
 demo: $(INSTALLED)
@@ -37,14 +43,22 @@ demo: $(INSTALLED)
 	$(BIN)/python -m jobs.evaluate_model --run demo/run --oracle demo/oracle.parquet
 	@echo "== 6/6 done: open demo/run/report.html"
 
-test: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+# everything, with the shapes of all signatures checked
+test: lint
+	$(PYTEST)
+
+# what a change should pass before each commit
+check: lint
+	$(PYTEST) -m "not slow and not dist" --jaxtyping-packages=
 
 lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf demo runs build .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,11 +13,13 @@ if os.environ.get("EMBEDCACHE_GPU") != "1":
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import budgets  # noqa: F401  (hypothesis profiles)
 import numpy as np
 import polars as pl
 import pytest
 import torch
 import yaml
+from forks import Forks
 
 from embedcache.build.decide import build_cache
 from embedcache.cache.reader import open_cache
@@ -27,6 +29,21 @@ from fusionnet.experiment import load_experiment
 from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long tests first, so that all workers end together, and keep a file's short ones on one
+    worker, whose module fixtures they share.
+    """
+    items.sort(key=lambda item: not _is_long(item))
+    for item in items:
+        if not _is_long(item) and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(REPOSITORY))))
+
+
+def _is_long(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("slow", "dist"))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -42,6 +59,12 @@ def _seeded() -> None:
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Forks:
+    """Processes without the seconds that their imports take."""
+    return Forks(tmp_path_factory.mktemp("forks"))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from budgets import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -23,7 +24,7 @@ from embedcache.scaling import (
 FINITE = st.floats(-1e6, 1e6, width=32)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(cost=2)
 @given(
     values=hnp.arrays(
         np.float32, st.tuples(st.integers(1, 60), st.integers(1, 3)), elements=FINITE

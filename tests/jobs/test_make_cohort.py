@@ -2,14 +2,15 @@
 same rows whatever else is made.
 """
 
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from forks import Done, Forks
 from sklearn.metrics import r2_score
 
 from fusionnet.experiment import load_experiment
@@ -27,14 +28,9 @@ from jobs.cohort.polymers import chemistry_of, load_polymers
 ROWS = 480
 
 
-def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.make_cohort", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture
+def make(forks: Forks, repository: Path) -> Callable[..., Done]:
+    return partial(forks.run, repository / "jobs" / "make_cohort.py")
 
 
 @pytest.fixture(scope="module")
@@ -165,33 +161,23 @@ def test_the_calibration_does_not_depend_on_the_cohort() -> None:
     assert calibrate().ef_noise_pct == pytest.approx(4.2 * 0.08**0.5, rel=0.1)
 
 
-def test_the_command_writes_both_tables_and_says_that_they_are_synthetic(tmp_path: Path) -> None:
-    done = make(
-        "--out",
-        str(tmp_path / "c.parquet"),
-        "--noise-free",
-        str(tmp_path / "o.parquet"),
-        "--patients",
-        "6",
-        "--rows-per-patient",
-        "48",
-    )
-    assert done.returncode == 0, done.stderr
-    assert "synthetic" in done.stdout
-    assert "288 rows, 6 patients (1 labelled real)" in done.stdout
+@pytest.mark.dist
+def test_the_command_writes_both_tables_and_says_that_they_are_synthetic(
+    make: Callable[..., Done], tmp_path: Path
+) -> None:
+    both = ("--out", tmp_path / "c.parquet", "--noise-free", tmp_path / "o.parquet")
+    done = make(*both, "--patients", 6, "--rows-per-patient", 48)
+    assert "synthetic" in done.out
+    assert "288 rows, 6 patients (1 labelled real)" in done.out
     written = pl.read_parquet(tmp_path / "c.parquet")
     assert written.equals(pl.concat(cohort_frames(6, 48, 0, True)))
     assert len(pl.read_parquet(tmp_path / "o.parquet")) == 288
-    assert (
-        make(
-            "--out", str(tmp_path / "c.csv"), "--patients", "1", "--rows-per-patient", "24"
-        ).returncode
-        == 0
-    )
+    make("--out", tmp_path / "c.csv", "--patients", 1, "--rows-per-patient", 24)
     assert pl.read_csv(tmp_path / "c.csv").shape == (24, written.width)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.csv", "c.parquet", "o.parquet"]
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -202,8 +188,11 @@ def test_the_command_writes_both_tables_and_says_that_they_are_synthetic(tmp_pat
     ],
 )
 def test_wrong_arguments_exit_with_2(
-    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...],
+    make: Callable[..., Done],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert make(*arguments).returncode == 2
+    make(*arguments, code=2)
     assert not list(tmp_path.iterdir())

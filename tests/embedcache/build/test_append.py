@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from budgets import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from embedcache.build import vectors
@@ -136,9 +137,7 @@ def test_a_cache_that_grew_is_the_one_that_is_built_at_once(grown: Callable, str
     assert not Path(f"{grew.path}.partial").exists()
 
 
-@settings(
-    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(cost=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cuts=st.sets(st.integers(61, 239), min_size=1, max_size=2),
     chunk=st.integers(5, 90),

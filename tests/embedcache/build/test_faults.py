@@ -1,13 +1,11 @@
 """Faults injected into a build: a kill, a stop at every step, a second builder, a full disk. What
 is published is always whole.
 
-Builders that are killed are real processes. They come from a server that has imported everything
-once; the server itself never builds, so its children inherit no threads.
+Builders that are killed are real processes.
 """
 
 import errno
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from forks import Forks
 
 from embedcache.build import vectors
 from embedcache.build.decide import Existing, build_cache
@@ -51,16 +50,6 @@ class Stopped(BaseException):
 @pytest.fixture
 def study(make_study: Callable, tmp_path: Path) -> Any:
     return make_study(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def processes() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["embedcache.build.decide"])
-    warm = context.Process(target=os.getpid)
-    warm.start()
-    warm.join()
-    return context
 
 
 def published(study: Any) -> Cache | None:
@@ -100,14 +89,12 @@ def longer(
 
 
 def test_a_kill_at_any_moment_leaves_the_old_cache_or_a_build_that_goes_on(
-    longer: tuple[Any, Any, Cache], processes: Any, tmp_path: Path
+    longer: tuple[Any, Any, Cache], forks: Forks, tmp_path: Path
 ) -> None:
     study, other, reference = longer
     rng = np.random.default_rng(0)
     started = time.perf_counter()
-    whole = processes.Process(target=build_cache, args=study.arguments())
-    whole.start()
-    whole.join()
+    forks.call(build_cache, *study.arguments()).wait()
     seconds = time.perf_counter() - started
     old = study.open().identity
     assert old != reference.identity
@@ -116,13 +103,9 @@ def test_a_kill_at_any_moment_leaves_the_old_cache_or_a_build_that_goes_on(
     for _ in range(5):
         shutil.rmtree(study.cache.path)
         shutil.copytree(tmp_path / "old.zarr", study.cache.path)
-        builder = processes.Process(
-            target=build_cache, args=(*other.arguments(), Existing.OVERWRITE)
-        )
-        builder.start()
+        builder = forks.call(build_cache, *other.arguments(), Existing.OVERWRITE)
         time.sleep(rng.uniform(0.1, 1.0) * seconds)
         builder.kill()
-        builder.join()
         cache = published(study)
         assert cache is not None or CacheFolder(study.cache.path).replaced.exists(), (
             "the old cache is gone"
@@ -137,7 +120,7 @@ def test_a_kill_at_any_moment_leaves_the_old_cache_or_a_build_that_goes_on(
 def test_a_kill_while_appending_leaves_the_old_cache_or_the_grown_one(
     make_study: Callable,
     frame_of: Callable,
-    processes: Any,
+    forks: Forks,
     tmp_path: Path,
 ) -> None:
     study = make_study(tmp_path, frame_of(480))
@@ -158,11 +141,9 @@ def test_a_kill_while_appending_leaves_the_old_cache_or_the_grown_one(
     for _ in range(4):
         shutil.rmtree(study.cache.path, ignore_errors=True)
         shutil.copytree(tmp_path / "old.zarr", study.cache.path)
-        builder = processes.Process(target=build_cache, args=(*grown.arguments(), Existing.APPEND))
-        builder.start()
+        builder = forks.call(build_cache, *grown.arguments(), Existing.APPEND)
         time.sleep(rng.uniform(0.2, 1.0) * seconds)
         builder.kill()
-        builder.join()
         cache = published(study)
         assert cache is not None or CacheFolder(study.cache.path).replaced.exists(), (
             "the old cache is gone"
@@ -333,19 +314,15 @@ def test_a_damaged_piece_is_encoded_again(
 
 
 def test_two_builders_make_one_cache(
-    longer: tuple[Any, Any, Cache], processes: Any, tmp_path: Path
+    longer: tuple[Any, Any, Cache], forks: Forks, tmp_path: Path
 ) -> None:
     _, other, reference = longer
     arguments = (
         *other.arguments()[:-1],
         other.cache.model_copy(update={"path": str(tmp_path / "cache.zarr")}),
     )
-    builders = [processes.Process(target=build_cache, args=arguments) for _ in range(2)]
-    for builder in builders:
-        builder.start()
-    for builder in builders:
-        builder.join()
-    assert [builder.exitcode for builder in builders] == [0, 0]
+    builders = [forks.call(build_cache, *arguments) for _ in range(2)]
+    assert [builder.wait().code for builder in builders] == [0, 0]
     same_content(
         vectors.Cache(tmp_path / "cache.zarr", manifest.read_root(tmp_path / "cache.zarr")),
         reference,

@@ -14,7 +14,8 @@ import polars as pl
 import pytest
 import torch
 import zarr
-from hypothesis import HealthCheck, given, settings
+from budgets import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from embedcache.build.blocks import reblocked
@@ -86,9 +87,7 @@ def test_rows_are_those_of_the_table(built_study: Any) -> None:
     }
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(cost=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bounds=st.tuples(st.integers(0, 240), st.integers(0, 240)))
 def test_any_range_of_rows_is_a_slice_of_all(built_study: Any, bounds: tuple[int, int]) -> None:
     start, stop = sorted(bounds)
@@ -99,9 +98,7 @@ def test_any_range_of_rows_is_a_slice_of_all(built_study: Any, bounds: tuple[int
         assert getattr(part, field).dtype == getattr(whole, field).dtype
 
 
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(cost=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pieces=st.lists(st.integers(0, 40), min_size=1, max_size=6),
     chunk=st.integers(1, 50),

@@ -2,14 +2,13 @@
 dropout too, for any number of strings.
 """
 
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from budgets import examples
+from forks import Forks
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embedcache.config import EncoderConfig, LoraConfig
@@ -52,7 +51,7 @@ def backward(encoder: StringEncoder, vectors: torch.Tensor) -> list[torch.Tensor
     return [parameter.grad.clone() for parameter in encoder.parameters() if parameter.requires_grad]
 
 
-@settings(max_examples=12, deadline=None)
+@examples(cost=8)
 @given(num_strings=st.integers(1, 60), max_tokens=st.integers(1, 400), seed=st.integers(0, 99))
 def test_both_passes_see_the_same_masks(
     encoder: StringEncoder, num_strings: int, max_tokens: int, seed: int
@@ -134,35 +133,26 @@ def test_the_budget_is_measured_and_leaves_no_trace(encoder: StringEncoder) -> N
 
 
 MEMORY = """
-    import sys, torch
-    from pathlib import Path
-    sys.path.insert(0, {tests!r})
-    from test_bounded import adapted, random_strings
-    from embedcache.live.bounded import encode_bounded
-    from fusionnet.train.runlog import peak_rss_bytes
-    torch.set_num_threads(1)
-    encoder, tokens = adapted(Path({folder!r}), 0.1), random_strings(3_000, longest=64)
-    encode_bounded(encoder, random_strings(20), 10**9).sum().backward()
-    before = peak_rss_bytes()
-    encode_bounded(encoder, tokens, int(sys.argv[1])).sum().backward()
-    print(peak_rss_bytes() - before)
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_bounded import adapted, random_strings
+from embedcache.live.bounded import encode_bounded
+from fusionnet.train.runlog import peak_rss_bytes
+encoder, tokens = adapted(Path(sys.argv[1]), 0.1), random_strings(3_000, longest=64)
+encode_bounded(encoder, random_strings(20), 10**9).sum().backward()
+before = peak_rss_bytes()
+encode_bounded(encoder, tokens, int(sys.argv[2])).sum().backward()
+print(peak_rss_bytes() - before)
 """
 
 
 @pytest.mark.slow
-def test_memory_is_bounded(tiny_encoder_folder: Path) -> None:
-    script = textwrap.dedent(MEMORY).format(
-        tests=str(Path(__file__).parent), folder=str(tiny_encoder_folder)
-    )
+def test_memory_is_bounded(tiny_encoder_folder: Path, forks: Forks, tmp_path: Path) -> None:
+    script, tests = tmp_path / "growth.py", Path(__file__).parent
+    script.write_text(MEMORY)
 
     def growth(max_tokens: int) -> int:
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(max_tokens)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=True,
-        )
-        return int(done.stdout.split()[-1])
+        return int(forks.run(script, tiny_encoder_folder, max_tokens, tests).out.split()[-1])
 
     assert 0 < growth(4_000) < 0.35 * growth(10**9)

@@ -3,15 +3,14 @@ weights move as on one rank.
 """
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from budgets import examples
+from forks import Forks
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embedcache.live.sharding import assign_strings
@@ -30,46 +29,15 @@ STEPS = [
 ]
 
 
-def run_ranks(
-    folder: Path, output: Path, num_ranks: int, cases: list[tuple[str, list[list[int]], str, float]]
-) -> dict[str, dict[str, torch.Tensor]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {
-        **os.environ,
-        "WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder), str(output), json.dumps(cases)],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(num_ranks)
-    ]
-    outputs = [process.communicate(timeout=200)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
-    return torch.load(output, weights_only=True)
-
-
 @pytest.mark.dist
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_weights_move_as_on_one_rank(
-    num_ranks: int, tiny_encoder_folder: Path, tmp_path: Path
+    num_ranks: int, tiny_encoder_folder: Path, forks: Forks, tmp_path: Path
 ) -> None:
     cases = [(sharding, STEPS, sharding, 0.0) for sharding in ("replicate", "shard")]
-    results = run_ranks(
-        tiny_encoder_folder,
-        tmp_path / "weights.pt",
-        num_ranks,
-        [*cases, ("masks", STEPS, "shard", 0.5)],
-    )
+    words = json.dumps([*cases, ("masks", STEPS, "shard", 0.5)])
+    forks.run_ranks(WORKER, num_ranks, tiny_encoder_folder, tmp_path / "weights.pt", words)
+    results = torch.load(tmp_path / "weights.pt", weights_only=True)
     wanted = train(str(tiny_encoder_folder), STEPS, "replicate", 0.0)
     start = train(str(tiny_encoder_folder), [], "replicate", 0.0)
     for sharding in ("replicate", "shard"):
@@ -81,7 +49,7 @@ def test_weights_move_as_on_one_rank(
     assert not torch.equal(results["masks"]["0.weight"], results["shard"]["0.weight"])
 
 
-@settings(max_examples=50, deadline=None)
+@examples(cost=2)
 @given(lengths=st.lists(st.integers(3, 200), min_size=1, max_size=80), num_ranks=st.integers(1, 9))
 def test_each_string_is_dealt_once_and_work_is_even(lengths: list[int], num_ranks: int) -> None:
     parts = assign_strings(torch.tensor(lengths), num_ranks)

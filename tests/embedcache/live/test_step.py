@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from budgets import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import embedcache
@@ -66,7 +67,7 @@ def gradients(
     return [parameter.grad.clone() for parameter in encoder.parameters() if parameter.requires_grad]
 
 
-@settings(max_examples=15, deadline=None)
+@examples(cost=6)
 @given(
     ids=st.lists(st.integers(0, len(STRINGS) - 1), min_size=4, max_size=23),
     num_micro_batches=st.integers(1, 4),
@@ -92,7 +93,7 @@ def test_gradients_equal_those_of_encoding_each_row(
             assert (found - gradient).abs().max() <= 1e-5 * scale
 
 
-@settings(max_examples=10, deadline=None)
+@examples(cost=10)
 @given(
     ids=st.lists(st.integers(0, len(STRINGS) - 1), min_size=4, max_size=23),
     num_parts=st.integers(1, 4),

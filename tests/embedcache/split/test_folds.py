@@ -4,7 +4,8 @@ refused.
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from budgets import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embedcache.config import SplitConfig
@@ -53,7 +54,7 @@ def test_class_rates_are_closer_than_chance_gives() -> None:
     assert spread(found) < np.quantile(blind, 0.1)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(cost=4)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=6, max_size=40),
     seed=st.integers(0, 10),
@@ -110,7 +111,7 @@ def test_rotating_over_all_folds_tests_every_row_once() -> None:
     assert (sum(split == 2 for split in splits) == 1).all()
 
 
-@settings(max_examples=50, deadline=None)
+@examples(cost=2)
 @given(num_rows=st.integers(10, 3000), seed=st.integers(0, 5), rate=st.floats(0, 1))
 def test_rows_are_assigned_in_exact_proportions(num_rows: int, seed: int, rate: float) -> None:
     label = (np.random.default_rng(seed).random(num_rows) < rate).astype(np.int8)
@@ -170,7 +171,7 @@ def test_splits_of_folds_are_the_plain_comparison(
         assert split == (0 if rank < train else 1 if rank < train + validation else 2)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(cost=4)
 @given(num_groups=st.integers(3, 30), num_classes=st.integers(1, 3), seed=st.integers(0, 99))
 def test_the_order_of_folds_is_the_best_of_random_ones(
     num_groups: int, num_classes: int, seed: int

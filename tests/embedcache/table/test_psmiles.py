@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rdkit import Chem
 
@@ -88,7 +88,6 @@ def test_canonicalising_twice_is_canonicalising_once(text: str) -> None:
     assert Chem.MolFromSmiles(once).GetNumAtoms() == Chem.MolFromSmiles(text).GetNumAtoms()
 
 
-@settings(deadline=None)
 @given(repeat_units, st.data())
 def test_any_order_of_the_atoms_merges_into_one_string(text: str, data: st.DataObject) -> None:
     molecule = Chem.MolFromSmiles(text)

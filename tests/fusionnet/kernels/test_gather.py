@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from budgets import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -198,7 +199,7 @@ def test_many_segments_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert called == [300]
 
 
-@settings(max_examples=8, deadline=None)
+@examples(cost=12)
 @given(
     p=st.floats(0, 0.95),
     num_rows=st.integers(1, 40),

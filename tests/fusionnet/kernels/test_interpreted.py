@@ -1,5 +1,5 @@
 """Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton is
-imported: in a process of its own for each file.
+imported: in a process of its own.
 """
 
 import os
@@ -10,26 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
+FILES = ("test_gather.py", "test_multitask_loss.py")
 
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="the kernels' tests run on this machine's GPU"
 )
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="already interpreted")
-@pytest.mark.parametrize("name", ["test_gather.py", "test_multitask_loss.py"])
-def test_the_kernels_interpreted(name: str, repository: Path) -> None:
+def test_the_kernels_interpreted(repository: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        str(Path(__file__).with_name(name)),
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        command,
+        [*command, *(str(Path(__file__).with_name(name)) for name in FILES)],
         cwd=repository,
         env=environment,
         capture_output=True,

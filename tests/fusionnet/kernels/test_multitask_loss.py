@@ -8,7 +8,8 @@ import os
 
 import pytest
 import torch
-from hypothesis import given, settings
+from budgets import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -191,7 +192,7 @@ def test_a_task_without_labels_in_the_step_adds_nothing_and_does_not_move_its_s(
     assert to_s[4] != 0, "on the limit"
 
 
-@settings(max_examples=5, deadline=None)
+@examples(cost=20)
 @given(cuts=st.lists(st.integers(0, 100), max_size=3))
 def test_parts_add_up_however_rows_are_cut(cuts: list[int]) -> None:
     outputs, targets, weight, denominators = rows(100)

@@ -2,8 +2,6 @@
 blocks; memory does not grow with their number.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from forks import Forks
 from torch.nn import functional
 
 from fusionnet.config import ModelConfig, Task
@@ -221,7 +220,7 @@ for file in sys.argv[2:]:
 
 @pytest.mark.dist
 def test_memory_does_not_grow_with_the_rows(
-    make_run: Callable[..., Path], tiny_experiment: Path, tmp_path: Path
+    make_run: Callable[..., Path], tiny_experiment: Path, forks: Forks, tmp_path: Path
 ) -> None:
     # In a process of its own: the peak after 160,000 rows, and after 8 times as many, whose inputs,
     # as the model reads them, take 39 MiB more.
@@ -229,15 +228,9 @@ def test_memory_does_not_grow_with_the_rows(
     table = pl.read_parquet(tiny_experiment.parent / "table.parquet")
     for name, copies in (("few", 384), ("many", 3072)):
         pl.concat([table] * copies).write_parquet(tmp_path / f"{name}.parquet", row_group_size=8192)
-    command = [
-        sys.executable,
-        "-c",
-        PEAK,
-        str(run),
-        str(tmp_path / "few.parquet"),
-        str(tmp_path / "many.parquet"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
-    (few, before), (many, after) = (map(int, line.split()) for line in done.stdout.splitlines())
+    script = tmp_path / "peak.py"
+    script.write_text(PEAK)
+    done = forks.run(script, run, tmp_path / "few.parquet", tmp_path / "many.parquet")
+    (few, before), (many, after) = (map(int, line.split()) for line in done.out.splitlines())
     assert (few, many) == (161_280, 1_290_240)
     assert after - before < 24

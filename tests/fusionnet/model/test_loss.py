@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from budgets import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -52,7 +53,7 @@ def denominators(targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (weight.unsqueeze(1) * ~targets.isnan()).sum(0)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(cost=2)
 @given(
     num_rows=st.integers(1, 60),
     cuts=st.lists(st.integers(0, 60), max_size=5),

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from budgets import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embedcache.build.decide import build_cache
@@ -94,7 +95,7 @@ def test_resident_rows_are_read_a_few_chunks_at_a_time(
     assert max(lengths) == 4 * CHUNK
 
 
-@settings(deadline=None, max_examples=25)
+@examples(cost=4)
 @given(
     chunks=st.integers(4, 40),
     batch_rows=st.integers(1, 300),

@@ -4,13 +4,12 @@ code.
 
 import os
 import pickle
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Forks, wait_until
 
 from embedcache.errors import RunError
 from fusionnet.train.checkpoint import link_checkpoint, load_checkpoint, save_checkpoint
@@ -76,18 +75,15 @@ for number in range(10**6):
 
 
 @pytest.mark.dist
-def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "last.pt"
+def test_a_kill_while_writing_leaves_a_whole_checkpoint(forks: Forks, tmp_path: Path) -> None:
+    path, script = tmp_path / "last.pt", tmp_path / "writer.py"
+    script.write_text(WRITER)
     for delay in (0.05, 0.11, 0.23):
-        with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            while not path.exists():
-                time.sleep(0.01)
-            time.sleep(delay)
-            process.kill()
+        writer = forks.start(script, path)
+        wait_until(lambda writer=writer: "ready" in writer.out.read_text(), writer)
+        wait_until(path.exists, writer)
+        time.sleep(delay)
+        writer.kill()
         content = load_checkpoint(path)
         assert (content["weights"] == content["number"]).all()
 

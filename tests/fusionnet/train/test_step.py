@@ -3,15 +3,12 @@ in plain PyTorch (dropout off, fp32).
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Forks
 
 from embedcache.build.decide import build_cache
 from embedcache.cache.reader import open_cache
@@ -21,6 +18,7 @@ from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.tensors import load_rows
 from fusionnet.train.schedule import make_schedule
 
+WORKER = Path(__file__).with_name("step_worker.py")
 NUM_STEPS = 4
 MODES = ("naive", "per_microbatch", "per_step", "frozen")
 Case = tuple[str, int, int, tuple[str, ...]]
@@ -102,43 +100,25 @@ def plain_pytorch(
     return model.trainable_state()
 
 
-def run_workers(
-    config: Path, output: Path, world_size: int, cases: list[Case], extra: tuple[str, ...] = ()
-) -> dict[str, dict[str, torch.Tensor]]:
-    """Train the cases on `world_size` processes and return what rank 0 saved."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {
-        **os.environ,
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-    }
-    worker = Path(__file__).with_name("step_worker.py")
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                str(worker),
-                str(config),
-                str(output),
-                json.dumps([*OVERRIDES, *extra]),
-                json.dumps(cases),
-            ],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    outputs = [process.communicate(timeout=600)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
-    return torch.load(output, weights_only=True)
+class Workers:
+    """Trains cases on some ranks."""
+
+    def __init__(self, forks: Forks, config: Path, output: Path) -> None:
+        self.forks, self.config, self.output = forks, config, output
+
+    def __call__(
+        self, world_size: int, cases: list[Case], extra: tuple[str, ...] = ()
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """Train the cases on `world_size` processes and return what rank 0 saved."""
+        overrides = json.dumps([*OVERRIDES, *extra])
+        words = (self.config, self.output, overrides, json.dumps(cases))
+        self.forks.run_ranks(WORKER, world_size, *words)
+        return torch.load(self.output, weights_only=True)
+
+
+@pytest.fixture
+def run_workers(forks: Forks, tiny_experiment: Path, tmp_path: Path) -> Workers:
+    return Workers(forks, tiny_experiment, tmp_path / "results.pt")
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +138,10 @@ def references(tiny_experiment: Path) -> dict[str, dict[str, torch.Tensor]]:
 def test_every_mode_and_engine_equals_naive_adamw(
     world_size: int,
     cases: list[Case],
-    tiny_experiment: Path,
     references: dict[str, dict[str, torch.Tensor]],
-    tmp_path: Path,
+    run_workers: Workers,
 ) -> None:
-    results = run_workers(tiny_experiment, tmp_path / "results.pt", world_size, cases)
+    results = run_workers(world_size, cases)
     assert len(results) == len(cases)
     initial = references["initial"]
     for case, result in results.items():
@@ -184,14 +163,12 @@ def test_every_mode_and_engine_equals_naive_adamw(
 
 
 @pytest.mark.dist
-def test_modality_tokens_equal_naive_adamw(tiny_experiment: Path, tmp_path: Path) -> None:
+def test_modality_tokens_equal_naive_adamw(tiny_experiment: Path, run_workers: Workers) -> None:
     extra = ("model.fusion=modality",)
     wanted, initial = (
         plain_pytorch(tiny_experiment, "naive", steps, extra) for steps in (NUM_STEPS, 0)
     )
-    for case, result in run_workers(
-        tiny_experiment, tmp_path / "results.pt", 2, [("per_step", 3, NUM_STEPS, ())], extra
-    ).items():
+    for case, result in run_workers(2, [("per_step", 3, NUM_STEPS, ())], extra).items():
         assert_same_motion(case, result["state"], wanted, initial)
     for part in ("lora_B", "query", "key", "kinds", "cls"):
         assert any(
@@ -200,14 +177,14 @@ def test_modality_tokens_equal_naive_adamw(tiny_experiment: Path, tmp_path: Path
 
 
 @pytest.mark.dist
-def test_standardised_vectors_equal_naive_adamw(tiny_experiment: Path, tmp_path: Path) -> None:
+def test_standardised_vectors_equal_naive_adamw(
+    tiny_experiment: Path, run_workers: Workers
+) -> None:
     extra = ("model.standardize_vectors=true",)
     wanted, initial = (
         plain_pytorch(tiny_experiment, "naive", steps, extra) for steps in (NUM_STEPS, 0)
     )
-    for case, result in run_workers(
-        tiny_experiment, tmp_path / "results.pt", 2, [("per_step", 3, NUM_STEPS, ())], extra
-    ).items():
+    for case, result in run_workers(2, [("per_step", 3, NUM_STEPS, ())], extra).items():
         assert_same_motion(case, result["state"], wanted, initial, tolerance=2e-3)
 
 
@@ -232,7 +209,7 @@ def assert_same_motion(
 @pytest.mark.dist
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_prefix_cache_equals_naive_adamw_of_the_top_layers(
-    world_size: int, tiny_experiment: Path, tmp_path: Path
+    world_size: int, tiny_experiment: Path, tmp_path: Path, run_workers: Workers
 ) -> None:
     extra = ("encoder.lora.first_layer=1", f"cache.path={tmp_path / 'prefix.zarr'}")
     experiment = load_experiment(tiny_experiment, [*extra, "encoder.mode=prefix"])
@@ -244,11 +221,7 @@ def test_the_prefix_cache_equals_naive_adamw_of_the_top_layers(
     )
     assert not any("layer.0." in name for name in wanted)
     for case, result in run_workers(
-        tiny_experiment,
-        tmp_path / "results.pt",
-        world_size,
-        [("prefix", n, NUM_STEPS, ()) for n in (1, 3)],
-        extra,
+        world_size, [("prefix", n, NUM_STEPS, ()) for n in (1, 3)], extra
     ).items():
         assert_same_motion(case, result["state"], wanted, initial)
 
@@ -256,10 +229,7 @@ def test_the_prefix_cache_equals_naive_adamw_of_the_top_layers(
 @pytest.mark.dist
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_ranks_that_share_the_strings_equal_naive_adamw(
-    world_size: int,
-    tiny_experiment: Path,
-    references: dict[str, dict[str, torch.Tensor]],
-    tmp_path: Path,
+    world_size: int, references: dict[str, dict[str, torch.Tensor]], run_workers: Workers
 ) -> None:
     # 7 and 3 distinct strings on 2 and 3 ranks; and with a budget of one string, which encodes
     # everything twice.
@@ -269,7 +239,7 @@ def test_ranks_that_share_the_strings_equal_naive_adamw(
         for budget in budgets
         for n in (1, 4)
     ]
-    results = run_workers(tiny_experiment, tmp_path / "results.pt", world_size, cases)
+    results = run_workers(world_size, cases)
     assert len(results) == len(cases)
     for case, result in results.items():
         assert_same_motion(case, result["state"], references["live"], references["initial"])
@@ -277,18 +247,12 @@ def test_ranks_that_share_the_strings_equal_naive_adamw(
 
 @pytest.mark.dist
 def test_fp16_moves_as_fp32_does(
-    tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]], tmp_path: Path
+    tiny_experiment: Path, references: dict[str, dict[str, torch.Tensor]], run_workers: Workers
 ) -> None:
     # The loss scale is on every micro-batch's loss; were it taken out of some, the step's direction
     # would be that of the other rows alone.
     initial, wanted = references["initial"], references["live"]
-    results = run_workers(
-        tiny_experiment,
-        tmp_path / "results.pt",
-        1,
-        [("per_step", 4, NUM_STEPS, ())],
-        ("train.precision=fp16",),
-    )
+    results = run_workers(1, [("per_step", 4, NUM_STEPS, ())], ("train.precision=fp16",))
     found = results["per_step/4"]["state"]
     for part in ("lora_B", "network."):  # A's first gradient is zero, and fp16 rounds the next ones
         names = [name for name in wanted if part in name]

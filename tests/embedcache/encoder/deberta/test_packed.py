@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from budgets import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -67,7 +68,7 @@ def outcome(
     }
 
 
-@settings(max_examples=25, deadline=None)
+@examples(cost=4)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9),
     pooling=st.sampled_from(["mean", "cls"]),

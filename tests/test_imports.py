@@ -1,0 +1,84 @@
+"""What reads tables, caches and configs imports none of what encodes and trains, and a command that
+is asked for help imports no torch.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusionnet.commands.cli import EMBEDCACHE, FUSIONNET
+
+HEAVY = ("transformers", "peft", "deepspeed", "sklearn", "matplotlib", "tensorboard")
+LIGHT = (
+    "embedcache",
+    "embedcache.config",
+    "embedcache.table.read",
+    "embedcache.cache.reader",
+    "embedcache.ranks",
+    "fusionnet",
+    "fusionnet.config",
+    "fusionnet.experiment",
+)
+COMMANDS = tuple(f"fusionnet.commands.{module}" for module, _ in (EMBEDCACHE | FUSIONNET).values())
+# Each module is imported by a fork of a process that has imported what they may all need; a command
+# is also asked for help.
+SCRIPT = """
+import contextlib, importlib, io, json, os, sys
+needed, names, heavy = map(json.loads, sys.argv[1:])
+for name in needed:
+    importlib.import_module(name)
+for name in names:
+    if os.fork() == 0:
+        module, sys.argv = importlib.import_module(name), [name, "--help"]
+        if ".commands." in name:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+                module.main()
+        print(json.dumps([name, sorted(set(sys.modules) & set(heavy))]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def imported(
+    needed: tuple[str, ...], names: tuple[str, ...], heavy: tuple[str, ...]
+) -> dict[str, list[str]]:
+    """Return which of the heavy packages each module imports."""
+    words = [json.dumps(each) for each in (needed, names, heavy)]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *words],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def by_light_modules() -> dict[str, list[str]]:
+    return imported(("torch", "polars", "pydantic", "zarr"), LIGHT, HEAVY)
+
+
+@pytest.fixture(scope="module")
+def by_commands() -> dict[str, list[str]]:
+    return imported((), COMMANDS, (*HEAVY, "torch"))
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_light_module_imports_nothing_heavy(
+    name: str, by_light_modules: dict[str, list[str]]
+) -> None:
+    assert by_light_modules[name] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_answers_without_torch(name: str, by_commands: dict[str, list[str]]) -> None:
+    assert by_commands[name] == []
+
+
+def test_what_is_heavy_would_be_seen() -> None:
+    assert imported((), ("wave",), ("wave", "torch")) == {"wave": ["wave"]}
