@@ -1,5 +1,4 @@
-"""From configs and a cache's layout to a model and the sources of its vectors: the one place where
-the parts are joined.
+"""From configs and a cache's layout to a model and the sources of its vectors.
 
 Columns whose encoder configs are equal share one encoder, hence one set of LoRA weights.
 """
@@ -17,6 +16,7 @@ from embedcache.config import EncoderConfig, EncodingMode
 from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder
+from embedcache.encoder.tokens import TokenTable
 from embedcache.errors import ConfigError
 from embedcache.live.sources import CachedVectors, PerMicrobatch, PerRow, VectorSource
 from embedcache.live.step import LiveEncoder
@@ -59,11 +59,11 @@ def build_model(
     device: torch.device | str = "cpu",
     live: bool | None = None,
 ) -> TrainableModel:
-    """Return a freshly initialised model: seeded by `train.seed`, encoders with LoRA unless frozen
-    (`live=False` leaves the encoders out).
+    """Return a freshly initialised model, seeded by `train.seed`.
 
-    Raises ConfigError where `train.precision` is still `auto`: ranks settle it together
-    (`make_trainer` does).
+    Its encoders have LoRA; a frozen recipe has none, and `live` overrules the recipe. Raises
+    ConfigError where `train.precision` is still `auto`: ranks settle it together (`make_trainer`
+    does).
     """
     if recipe.train.precision == "auto":
         raise ConfigError(
@@ -72,9 +72,8 @@ def build_model(
         )
     torch.manual_seed(recipe.train.seed)
     live = recipe.mode != "frozen" if live is None else live
-    encoders = (
-        _load_encoders(recipe.encoders, [spec.name for spec in layout.strings]) if live else {}
-    )
+    names = [spec.name for spec in layout.strings]
+    encoders = _load_encoders(recipe.encoders, names) if live else {}
     network = FusionNetwork(
         recipe.model,
         recipe.tasks,
@@ -91,8 +90,9 @@ def build_model(
 
 
 def encoder_of_column(recipe: Recipe, names: Sequence[str]) -> list[str]:
-    """Return for each string column the name of the column under which its (possibly shared)
-    encoder is kept.
+    """Return for each string column the name of the column under which its encoder is kept.
+
+    Columns may share one.
     """
     return [names[recipe.encoders.index(config)] for config in recipe.encoders]
 
@@ -104,14 +104,14 @@ def make_sources(
     device: torch.device | str = "cpu",
     pad_to: int | None = None,
 ) -> list[VectorSource]:
-    """Return one source of vectors per string column, as the encoding mode says; `pad_to` concerns
-    `naive` alone.
+    """Return one source of vectors per string column, as the encoding mode says.
+
+    `pad_to` concerns `naive` alone.
     """
     names = [spec.name for spec in cache.layout.strings]
+    keys = encoder_of_column(recipe, names)
     sources: list[VectorSource] = []
-    for name, key, config in zip(
-        names, encoder_of_column(recipe, names), recipe.encoders, strict=True
-    ):
+    for name, key, config in zip(names, keys, recipe.encoders, strict=True):
         table = cache.strings(name, with_states=recipe.mode == "prefix")
         if recipe.mode == "frozen":
             sources.append(CachedVectors(table.embeddings.to(device)))
@@ -124,25 +124,22 @@ def make_sources(
             case "per_microbatch":
                 sources.append(PerMicrobatch(encoder, tokens))
             case "per_step" | "prefix":
-                shared = config.encode_sharding == "shard" and dist.is_initialized()
-                sources.append(
-                    LiveEncoder(
-                        encoder,
-                        tokens,
-                        "shard" if shared else "replicate",
-                        dist.group.WORLD if shared else None,
-                        config.memory_budget_bytes,
-                    )
-                )
+                sources.append(_live_encoder(encoder, tokens, config))
     return sources
+
+
+def _live_encoder(encoder: StringEncoder, tokens: TokenTable, config: EncoderConfig) -> LiveEncoder:
+    """Return a source that encodes once per step, among all ranks if they are to share it."""
+    budget = config.memory_budget_bytes
+    if config.encode_sharding == "shard" and dist.is_initialized():
+        return LiveEncoder(encoder, tokens, "shard", dist.group.WORLD, budget)
+    return LiveEncoder(encoder, tokens, "replicate", None, budget)
 
 
 def _load_encoders(
     configs: Sequence[EncoderConfig], names: Sequence[str]
 ) -> dict[str, StringEncoder]:
-    """Return the distinct encoders with fresh LoRA, by the name of the first column that each
-    reads.
-    """
+    """Return the distinct encoders with fresh LoRA, by the first column that each reads."""
     encoders: dict[str, StringEncoder] = {}
     for name, config in zip(names, configs, strict=True):
         if configs.index(config) == names.index(name):

@@ -22,11 +22,10 @@ def forward_rows(
     batch_rows: int,
     progress: bool = False,
 ) -> Float[Tensor, "N T"]:
-    """Return the heads' outputs for all rows, dropout off; `tables` hold the vectors of all
-    strings, one table per string column.
+    """Return the heads' outputs for all rows, dropout off.
 
-    The strings' and categories' parts of the input projection are computed here once, not for every
-    batch.
+    `tables` hold the vectors of all strings, one table [S, E] per string column. The strings' and
+    categories' summands of the input projection are computed here once, not for every batch.
     """
     training = model.training
     model.eval()

@@ -1,6 +1,7 @@
 """Prediction heads: one small perceptron per task (specification, 4.2.6)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -11,13 +12,14 @@ from fusionnet.config import Task
 
 
 def make_head(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
-    """Return Linear and ReLU for each hidden width, dropout after the first, and a last Linear to
-    one number.
+    """Return Linear and ReLU for each hidden width, and a last Linear to one number.
+
+    Dropout follows the first.
     """
     layers: list[nn.Module] = []
-    for place, (wide, narrow) in enumerate(zip([width, *hidden], hidden, strict=False)):
+    for number, (wide, narrow) in enumerate(pairwise([width, *hidden])):
         layers += [nn.Linear(wide, narrow), nn.ReLU()]
-        if place == 0 and dropout > 0:
+        if number == 0 and dropout > 0:
             layers.append(Dropout(dropout))
     return nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
 
@@ -31,7 +33,5 @@ class Heads(nn.ModuleDict):
         )
 
     def forward(self, fused: Float[Tensor, "B D"]) -> Float[Tensor, "B T"]:
-        """Return one number per row and task: standardised for regression, a logit for binary
-        tasks.
-        """
+        """Return one number per row and task: standardised for regression, else a logit."""
         return torch.cat([head(fused) for head in self.values()], dim=1)

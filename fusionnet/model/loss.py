@@ -1,5 +1,6 @@
-"""The multi-task loss with learned uncertainty weights (specification, section 5; Kendall et al.
-2018).
+"""The multi-task loss with learned uncertainty weights.
+
+Specification, section 5; Kendall et al. 2018.
 
 Sums and counts. A task's loss over one optimizer step is a weighted sum over its observed rows
 divided by the sum of their weights, over all ranks and micro-batches: the caller passes that
@@ -31,7 +32,7 @@ from fusionnet.kernels import TaskTerm, multitask_loss
 
 
 class LossParts(NamedTuple):
-    """One micro-batch's part of the step's loss, and its tasks' weighted sums without graph."""
+    """One micro-batch's share of the step's loss, and its tasks' weighted sums without graph."""
 
     total: Float[Tensor, ""]
     task_sums: Float[Tensor, " T"]
@@ -63,11 +64,11 @@ class MultiTaskLoss(nn.Module):
         denominators: Float[Tensor, " T"],
         share: float,
     ) -> LossParts:
-        """Return this micro-batch's part of the step's loss.
+        """Return this micro-batch's share of the step's loss.
 
         `targets` are in raw units, NaN where unobserved; `denominators` are the sums of the weights
-        of observed rows over the whole step; `share` is this micro-batch's part of the terms that
-        do not depend on rows. Parts add up to sum_t weight_t (exp(-s_t) L_t + s_t) in the
+        of observed rows over the whole step; `share` is this micro-batch's share of the terms that
+        do not depend on rows. Shares add up to sum_t weight_t (exp(-s_t) L_t + s_t) in the
         specification's form. A task without labels in the step adds nothing and does not move its
         s.
         """
@@ -79,8 +80,9 @@ class MultiTaskLoss(nn.Module):
 def _term(
     task: Task, mean: float, std: float, positive_rate: float | None, config: LossConfig
 ) -> TaskTerm:
-    """Return one task's constants; with uncertainty none, s is held at 0, where exp(-s) L is L and
-    nothing regularises.
+    """Return one task's constants.
+
+    With uncertainty none, s is held at 0, where exp(-s) L is L and nothing regularises.
     """
     name, gamma = task.loss_name, task.gamma
     if name == "focal" and task.reduction == "batch":
@@ -90,16 +92,15 @@ def _term(
     kendall = config.uncertainty == "kendall"
     half = 0.5 if kendall and task.kind != "binary" else 1.0
     regulariser = {"specification": 1.0, "kendall": 0.5, "none": 0.0}[config.uncertainty]
-    pos_weight = _pos_weight(task, positive_rate)
     return TaskTerm(
-        name,
-        mean,
-        std,
-        task.beta / std,
-        gamma,
-        pos_weight,
-        half * task.weight,
-        regulariser * task.weight,
+        loss=name,
+        mean=mean,
+        std=std,
+        beta=task.beta / std,
+        gamma=gamma,
+        pos_weight=_pos_weight(task, positive_rate),
+        factor=half * task.weight,
+        regulariser=regulariser * task.weight,
     )
 
 

@@ -1,10 +1,11 @@
-"""The fusion transformer over one token per modality, in which attention has something to attend
-to.
+"""The fusion transformer over one token per modality: attention has something to attend to.
 
 A row is [CLS], a token per string column, per group of numeric features and per category column;
 the transformer is the specified one (post-norm, GELU), and [CLS] is read out. Nothing but a row's
 [CLS] leaves the last layer, so there only [CLS] asks, and only it goes on: the other tokens give
 keys and values. That is a quarter of all products less with four layers, and the same function.
+
+Axes: B rows, M tokens of a row (with [CLS]), Q the tokens that attend to others, D fusion width.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionnet.model.single_token import SingleTokenFusionLayer, init_attention
+from fusionnet.model.single_token import (
+    SingleTokenFusionLayer,
+    init_attention,
+    query_key_value,
+)
 
 
 class ModalityFusionLayer(SingleTokenFusionLayer):
@@ -33,10 +38,10 @@ class ModalityFusionLayer(SingleTokenFusionLayer):
         init_attention(self.key)
 
     def forward(
-        self, x: Float[Tensor, "B M D"], num_asking: int | None = None
+        self, x: Float[Tensor, "B M D"], num_queries: int | None = None
     ) -> Float[Tensor, "B Q D"]:
-        """Return the first `num_asking` tokens (unset: all) after attending to all M."""
-        asking = x[:, :num_asking]
+        """Return the first `num_queries` tokens (unset: all) after attending to all M."""
+        asking = x[:, :num_queries]
         query, key, value = (
             rearrange(each, "b m (h d) -> b h m d", h=self.num_heads)
             for each in (self.query(asking), self.key(x), self.value(x))
@@ -50,31 +55,32 @@ class ModalityFusionLayer(SingleTokenFusionLayer):
     def load_transformer(self, layer: nn.TransformerEncoderLayer) -> None:
         """Take over the weights of a layer of the same sizes; its keys' bias has nowhere to go."""
         super().load_transformer(layer)
-        query, key, _ = layer.self_attn.in_proj_weight.chunk(3)
+        query, key, _ = query_key_value(layer.self_attn.in_proj_weight)
+        query_bias, _, _ = query_key_value(layer.self_attn.in_proj_bias)
         self.query.weight.copy_(query)
-        self.query.bias.copy_(layer.self_attn.in_proj_bias.chunk(3)[0])
+        self.query.bias.copy_(query_bias)
         self.key.weight.copy_(key)
 
     @torch.no_grad()
     def store_transformer(self, layer: nn.TransformerEncoderLayer) -> None:
-        """Write the weights into a layer of the same sizes; its keys' bias is left as it is, since
-        it does not matter.
+        """Write the weights into a layer of the same sizes.
+
+        Its keys' bias is left as it is, since it does not matter.
         """
         super().store_transformer(layer)
-        query, key, _ = layer.self_attn.in_proj_weight.chunk(3)
+        query, key, _ = query_key_value(layer.self_attn.in_proj_weight)
+        query_bias, _, _ = query_key_value(layer.self_attn.in_proj_bias)
         query.copy_(self.query.weight)
-        layer.self_attn.in_proj_bias.chunk(3)[0].copy_(self.query.bias)
+        query_bias.copy_(self.query.bias)
         key.copy_(self.key.weight)
 
 
 class ModalityFusion(nn.Module):
-    """[CLS] and one token per part of the row through `nn.TransformerEncoder`, [CLS] read out, then
-    LayerNorm.
-    """
+    """[CLS] and a token per summand through `nn.TransformerEncoder`; [CLS] read out, LayerNorm."""
 
     def __init__(
         self,
-        num_parts: int,
+        num_summands: int,
         width: int,
         num_heads: int,
         feedforward: int,
@@ -84,22 +90,22 @@ class ModalityFusion(nn.Module):
         super().__init__()
         self.cls = nn.Parameter(torch.empty(width).normal_(std=0.02))
         # tell the tokens apart: attention knows no order
-        self.kinds = nn.Parameter(torch.empty(num_parts, width).normal_(std=0.02))
+        self.kinds = nn.Parameter(torch.empty(num_summands, width).normal_(std=0.02))
         self.layers = nn.ModuleList(
             ModalityFusionLayer(width, num_heads, feedforward, dropout) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, parts: Sequence[Float[Tensor, "B D"]]) -> Float[Tensor, "B D"]:
-        """Return [CLS] of each row after all layers; `parts` are the projected modalities."""
-        tokens = [part + kind for part, kind in zip(parts, self.kinds, strict=True)]
+    def forward(self, summands: Sequence[Float[Tensor, "B D"]]) -> Float[Tensor, "B D"]:
+        """Return [CLS] of each row after all layers; `summands` are the projected modalities."""
+        tokens = [summand + kind for summand, kind in zip(summands, self.kinds, strict=True)]
         return self.read_out(torch.stack([self.cls.expand_as(tokens[0]), *tokens], dim=1))
 
     def read_out(self, x: Float[Tensor, "B M D"]) -> Float[Tensor, "B D"]:
         """Return the first token after all layers."""
         for layer in self.layers[:-1]:
             x = layer(x)
-        return self.norm(self.layers[-1](x, num_asking=1).squeeze(1))
+        return self.norm(self.layers[-1](x, num_queries=1).squeeze(1))
 
     def load_transformer(self, transformer: nn.TransformerEncoder) -> None:
         """Take over the weights of a transformer of the same sizes."""

@@ -1,11 +1,11 @@
-"""The fusion transformer over one token, without the arithmetic that cannot matter
-(specification, 4.2.5), and the plain MLP to compare it with.
+"""The fusion transformer over one token (specification, 4.2.5), and an MLP to compare it with.
 
 The specification feeds `nn.TransformerEncoder` a sequence of length 1. Softmax over a single key is
 1, so queries and keys never reach the output and get no gradient: attention is the value projection
 followed by the output projection, and attention dropout, which acts on the one weight per head and
 row, drops whole heads. What is left out is a third of the attention's weights and half of its
-products; the function is the same, and weights load both ways.
+products; the function is the same, and weights load both ways. The config calls it
+`model.fusion: joint`.
 
 So the specified transformer is a residual network with a linear layer between its perceptrons.
 `MLPFusion` leaves that out, and has wider perceptrons.
@@ -40,9 +40,7 @@ class SingleTokenFusionLayer(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Return attention over the single token and the feed-forward network, each with residual
-        and norm.
-        """
+        """Return attention and the feed-forward network, each with residual and norm."""
         value = self.value(x)
         if self.training and self.p > 0:
             value = drop_heads(value, self.num_heads, self.p)
@@ -51,8 +49,9 @@ class SingleTokenFusionLayer(nn.Module):
     def after_attention(
         self, x: Float[Tensor, "*tokens D"], attended: Float[Tensor, "*tokens D"]
     ) -> Float[Tensor, "*tokens D"]:
-        """Return what follows on the attended values: output projection and feed-forward network,
-        each with residual and norm.
+        """Return what follows on the attended values.
+
+        That is output projection and feed-forward network, each with residual and norm.
         """
         x = self.norm1(x + dropout(self.output(attended), self.p, self.training))
         hidden = dropout(F.gelu(self.linear1(x)), self.p, self.training)
@@ -60,21 +59,23 @@ class SingleTokenFusionLayer(nn.Module):
 
     @torch.no_grad()
     def load_transformer(self, layer: nn.TransformerEncoderLayer) -> None:
-        """Take over the weights of a layer of the same sizes; its queries and keys have nowhere to
-        go.
+        """Take over the weights of a layer of the same sizes.
+
+        Its queries and keys have nowhere to go.
         """
-        self.value.weight.copy_(_stacked(layer.self_attn.in_proj_weight)[2])
-        self.value.bias.copy_(_stacked(layer.self_attn.in_proj_bias)[2])
+        self.value.weight.copy_(query_key_value(layer.self_attn.in_proj_weight)[2])
+        self.value.bias.copy_(query_key_value(layer.self_attn.in_proj_bias)[2])
         for mine, other in _pairs(self, layer):
             mine.load_state_dict(other.state_dict())
 
     @torch.no_grad()
     def store_transformer(self, layer: nn.TransformerEncoderLayer) -> None:
-        """Write the weights into a layer of the same sizes; its queries and keys are left as they
-        are, since they do not matter.
+        """Write the weights into a layer of the same sizes.
+
+        Its queries and keys are left as they are, since they do not matter.
         """
-        _stacked(layer.self_attn.in_proj_weight)[2].copy_(self.value.weight)
-        _stacked(layer.self_attn.in_proj_bias)[2].copy_(self.value.bias)
+        query_key_value(layer.self_attn.in_proj_weight)[2].copy_(self.value.weight)
+        query_key_value(layer.self_attn.in_proj_bias)[2].copy_(self.value.bias)
         for mine, other in _pairs(self, layer):
             other.load_state_dict(mine.state_dict())
 
@@ -110,8 +111,9 @@ class SingleTokenFusion(nn.Module):
 
 
 class MLPLayer(nn.Module):
-    """The feed-forward half of a transformer layer (post-norm, GELU), so wide that it has as many
-    parameters as a `SingleTokenFusionLayer`.
+    """The feed-forward half of a transformer layer (post-norm, GELU).
+
+    It is so wide that it has as many parameters as a `SingleTokenFusionLayer`.
     """
 
     def __init__(self, width: int, feedforward: int, dropout: float) -> None:
@@ -146,8 +148,9 @@ class MLPFusion(nn.Module):
 
 
 def init_attention(projection: nn.Linear) -> None:
-    """Initialise queries, keys or values as nn.MultiheadAttention does: Xavier over the stacked
-    matrix [3 D, D], zero biases.
+    """Initialise queries, keys or values as nn.MultiheadAttention does.
+
+    That is Xavier over the stacked matrix [3 D, D], and zero biases.
     """
     bound = math.sqrt(6 / (4 * projection.in_features))
     nn.init.uniform_(projection.weight, -bound, bound)
@@ -164,14 +167,15 @@ def mlp_hidden(width: int, feedforward: int) -> int:
     return feedforward + round((attention + norm) / (2 * width + 1))
 
 
-def _stacked(projection: Tensor) -> Tensor:
-    """Return the stacked q, k, v projection as a view [3, D, ...]."""
+def query_key_value(projection: Float[Tensor, "..."]) -> Float[Tensor, "3 ..."]:
+    """Return nn.MultiheadAttention's stacked projection [3 D, ...] as a view [3, D, ...]."""
     return rearrange(projection, "(three d) ... -> three d ...", three=3)
 
 
 def _pairs(
     own: SingleTokenFusionLayer, theirs: nn.TransformerEncoderLayer
 ) -> list[tuple[nn.Module, nn.Module]]:
+    """Return the modules that both layers have, ours beside theirs."""
     names = ("norm1", "linear1", "linear2", "norm2")
     return [
         (own.output, theirs.self_attn.out_proj),

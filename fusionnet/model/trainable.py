@@ -2,7 +2,7 @@
 
 The loss is part of it because its log-variances are learned. The encoders are part of it so that
 their LoRA weights are optimised and reduced with the rest, but `forward` starts at the vectors: who
-encodes, and how often, is decided outside (`embedcache.live.step`).
+encodes, and how often, is decided outside (`embedcache.live`).
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,9 @@ from fusionnet.rows.tensors import RowInputs
 
 
 class TrainableModel(nn.Module):
-    """Encoders (by the name of the first string column that they read), fusion network and
-    multi-task loss.
+    """Encoders, fusion network and multi-task loss.
+
+    An encoder has the name of the first string column that it reads.
     """
 
     def __init__(
@@ -75,9 +76,7 @@ class TrainableModel(nn.Module):
         )
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, object]]:
-        """Return AdamW groups: LoRA, fresh weights, and log-variances, which have no weight
-        decay.
-        """
+        """Return AdamW groups: LoRA, fresh weights, and log-variances, which have no decay."""
         return [
             {"name": "encoder", "params": _trainable(self.encoders), "lr": optim.lr_encoder},
             {"name": "network", "params": _trainable(self.network), "lr": optim.lr},
@@ -90,38 +89,27 @@ class TrainableModel(nn.Module):
         ]
 
     def parameter_table(self) -> list[tuple[str, int, int, str | None]]:
-        """Return (component, parameters, trainable, the specification's trainable number) in the
-        order of the data.
+        """Return (component, parameters, trainable, the specification's trainable number).
+
+        Components are in the order of the data.
         """
         rows: list[tuple[str, int, int, str | None]] = []
         for name, encoder in self.encoders.items():
             adapters = sum(parameter.numel() for parameter in _trainable(encoder))
-            rows.append(
-                (
-                    f"encoder {name} (frozen)",
-                    sum(parameter.numel() for parameter in encoder.parameters()) - adapters,
-                    0,
-                    "86M, 0",
-                )
-            )
+            frozen = sum(parameter.numel() for parameter in encoder.parameters()) - adapters
+            rows.append((f"encoder {name} (frozen)", frozen, 0, "86M, 0"))
             rows.append((f"encoder {name} LoRA", adapters, adapters, "1.2M"))
-        rows += [
-            (component, number, number, specified)
-            for component, number, specified in self.network.parameter_table()
-        ]
-        return [
-            *rows,
-            (
-                "loss log-variances",
-                self.loss.log_variance.numel(),
-                len(_trainable(self.loss)) and self.loss.log_variance.numel(),
-                None,
-            ),
-        ]
+        for component, number, specified in self.network.parameter_table():
+            rows.append((component, number, number, specified))
+        log_variance = self.loss.log_variance
+        learned = log_variance.numel() if log_variance.requires_grad else 0
+        rows.append(("loss log-variances", log_variance.numel(), learned, None))
+        return rows
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """Return the trainable parameters by name; the frozen base encoder is named by its digest
-        instead.
+        """Return the trainable parameters by name.
+
+        The frozen base encoder is named by its digest instead.
         """
         return {
             name: parameter.detach().cpu().clone()
@@ -130,8 +118,9 @@ class TrainableModel(nn.Module):
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Load parameters by name, such as `trainable_state` returned; each must exist, with the
-        same shape.
+        """Load parameters by name, such as `trainable_state` returned.
+
+        Each must exist, with the same shape.
         """
         own = dict(self.named_parameters())
         with torch.no_grad():

@@ -25,11 +25,10 @@ _KEPT = "kept:"
 
 
 def open_frame(run: TrainedRun, frame: Any) -> Table:
-    """Return a polars or pandas frame, a lazy frame, or a file, checked against the run's columns;
-    raises one TableError with all violations.
+    """Return a polars or pandas frame, a lazy frame, or a file, checked against the run's columns.
 
-    Labels, groups and weights are not needed and not read. In a pandas frame NaN is a missing
-    value, in all others it is a violation.
+    Raises one TableError with all violations. Labels, groups and weights are not needed and not
+    read. In a pandas frame NaN is a missing value, in all others it is a violation.
     """
     features = _features_only(run)
     source = open_source(frame) if isinstance(frame, str | Path) else _frame_source(frame, features)
@@ -44,37 +43,48 @@ def frame_inputs(
     Features are in raw units; `string_id[:, c]` indexes the sorted distinct strings of column c.
     `keep` is a frame of equal length.
     """
-    strings = [f"string:{column.name}" for column in run.data.strings]
-    numeric = [f"numeric:{column.column}" for column in run.data.numeric]
-    categories = [f"category:{column}" for column, _ in run.layout.categories]
     kept = [] if keep is None else keep.collect_schema().names()
     if keep is not None:
         along = keep.select(pl.col(name).alias(_KEPT + name) for name in kept)
         table = replace(table, frame=pl.concat([table.frame, along], how="horizontal"))
-    for block in table.blocks(
-        [*strings, *numeric, *categories, *(_KEPT + name for name in kept)], block_rows
-    ):
-        ids = _stacked(block, strings)
-        for c, column in enumerate(run.data.strings):
-            ids[:, c] = table.strings[column.name].id_of_spelling[ids[:, c]]
-        # copied once
-        features = (
-            block.select(numeric).to_numpy(order="c", writable=True)
-            if numeric
-            else np.zeros((len(block), 0), dtype=np.float32)
-        )
-        inputs = RowInputs(
-            torch.from_numpy(ids),
-            torch.from_numpy(features),
-            torch.from_numpy(_stacked(block, categories)),
-        )
-        yield inputs, block.select(pl.col(_KEPT + name).alias(name) for name in kept)
+    columns = [*_strings(run), *_numeric(run), *_categories(run)]
+    columns += [_KEPT + name for name in kept]
+    for block in table.blocks(columns, block_rows):
+        beside = block.select(pl.col(_KEPT + name).alias(name) for name in kept)
+        yield _inputs(run, table, block), beside
+
+
+def _inputs(run: TrainedRun, table: Table, block: pl.DataFrame) -> RowInputs:
+    """Return a block of the table's rows as tensors."""
+    string_id = _stacked(block, _strings(run))
+    for c, column in enumerate(run.data.strings):
+        string_id[:, c] = table.strings[column.name].id_of_spelling[string_id[:, c]]
+    numeric = np.zeros((len(block), 0), dtype=np.float32)
+    if run.data.numeric:  # copied once
+        numeric = block.select(_numeric(run)).to_numpy(order="c", writable=True)
+    category = _stacked(block, _categories(run))
+    return RowInputs(
+        torch.from_numpy(string_id), torch.from_numpy(numeric), torch.from_numpy(category)
+    )
+
+
+def _strings(run: TrainedRun) -> list[str]:
+    """Return the canonical names of the run's string columns."""
+    return [f"string:{column.name}" for column in run.data.strings]
+
+
+def _numeric(run: TrainedRun) -> list[str]:
+    """Return the canonical names of the run's numeric features."""
+    return [f"numeric:{column.column}" for column in run.data.numeric]
+
+
+def _categories(run: TrainedRun) -> list[str]:
+    """Return the canonical names of the run's category columns."""
+    return [f"category:{column}" for column, _ in run.layout.categories]
 
 
 def _features_only(run: TrainedRun) -> DataConfig:
-    """Return the run's columns without what only training needs, with the categories that the model
-    knows.
-    """
+    """Return the run's columns that the network reads, with the categories that it knows."""
     categories = tuple(
         CategoryColumn(column=column, values=values) for column, values in run.layout.categories
     )
@@ -111,8 +121,7 @@ def _frame_source(frame: Any, features: DataConfig) -> Source:
 
 
 def _from_pandas(frame: Any, features: DataConfig) -> pl.DataFrame:
-    """Return the columns that matter with missing values as nulls, and the other columns by name
-    alone.
+    """Return the columns that matter, with missing values as nulls, and the others by name alone.
 
     `polars.from_pandas` would need pyarrow, and would stumble over objects in columns that nobody
     reads.
@@ -122,36 +131,28 @@ def _from_pandas(frame: Any, features: DataConfig) -> pl.DataFrame:
         for columns in (features.strings, features.numeric, features.categories)
         for column in columns
     }
-    read: dict[str, pl.Series] = {}
-    for place, name in enumerate(map(str, frame.columns)):
-        column = frame.iloc[:, place]
-        if name not in needed:
-            read.setdefault(
-                name, pl.Series(name, [None], dtype=pl.Null).new_from_index(0, len(frame))
-            )
-            continue
-        values = column.to_numpy()
-        try:
-            if values.dtype.kind in "biuf":
-                read.setdefault(name, pl.Series(name, values, nan_to_null=True))
-            else:
-                objects = zip(column.to_list(), column.isna().to_list(), strict=True)
-                read.setdefault(
-                    name,
-                    pl.Series(
-                        name,
-                        [None if missing else value for value, missing in objects],
-                        strict=True,
-                    ),
-                )
-        except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
-            raise TableError(f"column '{name}' of the frame mixes types: {error}") from None
+    nothing = pl.Series([None], dtype=pl.Null).new_from_index(0, len(frame))
+    read: dict[str, pl.Series] = {}  # of columns with one name the first; the check reports them
+    for number, name in enumerate(map(str, frame.columns)):
+        series = _series(name, frame.iloc[:, number]) if name in needed else nothing.alias(name)
+        read.setdefault(name, series)
     return pl.DataFrame(list(read.values()))
 
 
+def _series(name: str, column: Any) -> pl.Series:
+    """Return a pandas column with missing values as nulls; raises TableError if it mixes types."""
+    values = column.to_numpy()
+    try:
+        if values.dtype.kind in "biuf":
+            return pl.Series(name, values, nan_to_null=True)
+        objects = zip(column.to_list(), column.isna().to_list(), strict=True)
+        return pl.Series(name, [None if gone else value for value, gone in objects], strict=True)
+    except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
+        raise TableError(f"column '{name}' of the frame mixes types: {error}") from None
+
+
 def _stacked(block: pl.DataFrame, columns: list[str]) -> Int[np.ndarray, "B _"]:
-    return (
-        np.stack([block[column].to_numpy() for column in columns], axis=1).astype(np.int64)
-        if columns
-        else np.zeros((len(block), 0), dtype=np.int64)
-    )
+    """Return columns of codes side by side."""
+    if not columns:
+        return np.zeros((len(block), 0), dtype=np.int64)
+    return np.stack([block[column].to_numpy() for column in columns], axis=1).astype(np.int64)

@@ -151,7 +151,7 @@ def test_dropout_has_the_transformers_distribution() -> None:
     ours = ModalityFusionLayer(WIDTH, HEADS, FEEDFORWARD, 0.3)
     ours.load_transformer(theirs)
     x = torch.randn(1, PARTS, WIDTH).expand(20_000, -1, -1)
-    mine, other = ours(x, num_asking=1).squeeze(1), theirs(x)[:, 0]
+    mine, other = ours(x, num_queries=1).squeeze(1), theirs(x)[:, 0]
     torch.testing.assert_close(mine.mean(0), other.mean(0), atol=0.03, rtol=0)
     torch.testing.assert_close(mine.std(0), other.std(0), atol=0.03, rtol=0)
     assert other.std(0).min() > 0.1
