@@ -83,11 +83,12 @@ class LiveEncoder(EncoderSource):
         group: dist.ProcessGroup | None = None,
         memory_bytes: int | None = None,
     ) -> None:
-        """`group` are the ranks that `sharding="shard"` shares strings among, and whose mean
-        gradient `step` leaves; one process needs none.
+        """Take an encoder with adapters and the tokens of all strings, on one device.
 
-        `memory_bytes` bounds the activations of a step's encoding (None: see
-        `bounded.measure_budget`); more strings than that are encoded in two passes.
+        `group` are the ranks that `sharding="shard"` shares strings among, and whose mean gradient
+        `step` leaves; one process needs none. `memory_bytes` bounds the activations of a step's
+        encoding (None: see `bounded.measure_budget`); more strings than that are encoded in two
+        passes.
         """
         super().__init__(encoder, tokens)
         assert sharding == "replicate" or group is not None, (
@@ -112,8 +113,8 @@ class LiveEncoder(EncoderSource):
         """Return the live encoder of a cache's string column, with fresh LoRA.
 
         String ids are those of `cache.rows().string_id`. `source` says where the encoder lies now,
-        if not where the cache was built. Raises StaleCacheError if it is another encoder or
-        tokenizer.
+        if not where the cache was built; `options` are the constructor's. Raises StaleCacheError if
+        it is another encoder or tokenizer.
         """
         strings = cache.strings(name, with_states=True)
         spec = next(spec for spec in cache.layout.strings if spec.name == name)
@@ -143,8 +144,8 @@ class LiveEncoder(EncoderSource):
         """Return a live encoder of these distinct strings, without a cache.
 
         A string's id is its index among them. Strings are tokenised as they are;
-        `table.psmiles.prepare_string` checks and normalises PSMILES. Raises TokenizerError for one
-        that is too long.
+        `table.psmiles.prepare_string` checks and normalises PSMILES. `options` are the
+        constructor's. Raises TokenizerError for a string that is too long.
         """
         encoder = _adapted(config, lora or config.lora, device)
         tokens, _ = tokenize(load_tokenizer(config), strings, encoder.max_length)

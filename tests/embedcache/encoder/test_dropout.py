@@ -46,9 +46,9 @@ def test_the_rate_is_p_everywhere(p: float) -> None:
     dropped = keep_mask(torch.Size((2000, 512)), p) == 0
     error = (p * (1 - p) / dropped.numel()) ** 0.5
     assert abs(dropped.float().mean() - p) < 4 * error
-    # every place of a word's four numbers is as likely as any other
-    by_place = dropped.float().mean(0)
-    assert (by_place - p).abs().max() < 5 * (p * (1 - p) / 2000) ** 0.5
+    # each of a word's four numbers is dropped as often as the others
+    by_column = dropped.float().mean(0)
+    assert (by_column - p).abs().max() < 5 * (p * (1 - p) / 2000) ** 0.5
     neighbours = (dropped[:, 1:] & dropped[:, :-1]).float().mean()
     assert abs(neighbours - p * p) < 5 * (p * p / dropped.numel()) ** 0.5
 

@@ -3,6 +3,7 @@ and alone is trained.
 """
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import peft
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModel
 
 from embedcache.config import EncoderConfig, LoraConfig
-from embedcache.encoder.batching import length_batches
+from embedcache.encoder.batching import MAX_BATCH_TOKENS, batches_of_each_pass, length_batches
 from embedcache.encoder.loading import encoder_digest, load_encoder
 from embedcache.encoder.lora import add_lora, load_adapter, save_adapter
 from embedcache.encoder.model import encode_all
@@ -46,24 +47,21 @@ def test_the_stand_in_has_polyberts_sizes(tmp_path: Path) -> None:
     encoder = load_encoder(config(tmp_path / "polybert"))
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 25_193_544
     assert (encoder.width, encoder.max_length) == (600, 512)
-    found = encoder.model.config
-    assert (
-        found.num_hidden_layers,
-        found.num_attention_heads,
-        found.intermediate_size,
-        found.vocab_size,
-    ) == (12, 12, 512, 269)
-    assert (
-        found.relative_attention,
-        found.type_vocab_size,
-        found.pad_token_id,
-        found.layer_norm_eps,
-    ) == (False, 0, 3, 1e-7)
+    found = encoder.model.config.to_dict()
+    published = {
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 512,
+        "vocab_size": 269,
+        "relative_attention": False,
+        "type_vocab_size": 0,
+        "pad_token_id": 3,
+        "layer_norm_eps": 1e-7,
+    }
+    assert {key: found[key] for key in published} == published
     add_lora(encoder, LoraConfig())
-    assert (
-        sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
-        == 691_200
-    )
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    assert sum(parameter.numel() for parameter in trained) == 691_200
 
 
 def test_stand_ins_are_marked_seeded_and_never_overwrite_anything_else(
@@ -105,10 +103,8 @@ def test_batching_and_padding_do_not_change_vectors(
 
 
 def test_pooling_is_the_published_fingerprints_formula(tiny_encoder_folder: Path) -> None:
-    tokenizer, model = (
-        load_tokenizer(config(tiny_encoder_folder)),
-        AutoModel.from_pretrained(tiny_encoder_folder),
-    )
+    tokenizer = load_tokenizer(config(tiny_encoder_folder))
+    model = AutoModel.from_pretrained(tiny_encoder_folder)
     batch = tokenizer(STRINGS, padding=True, return_tensors="pt")
     hidden = model.eval()(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
@@ -145,6 +141,16 @@ def test_length_batches_save_padding() -> None:
     assert len(length_batches(torch.full((21,), 77), 16_384)) == 1
 
 
+@given(st.lists(st.integers(1, 3_000), min_size=1, max_size=60))
+def test_a_pass_holds_as_many_batches_as_fit(lengths: list[int]) -> None:
+    batches = [torch.tensor([number]) for number in range(len(lengths))]
+    passes = batches_of_each_pass(torch.tensor(lengths), batches)
+    assert [ids for found in passes for ids in found] == batches
+    tokens = [[lengths[int(ids)] for ids in found] for found in passes]
+    assert all(sum(found) <= MAX_BATCH_TOKENS for found in tokens)
+    assert all(sum(found) + more[0] > MAX_BATCH_TOKENS for found, more in pairwise(tokens))
+
+
 def test_encode_all_equals_forward(tiny_encoder_folder: Path, tokens: TokenTable) -> None:
     encoder = load_encoder(config(tiny_encoder_folder))
     found = torch.from_numpy(encode_all(encoder, tokens, batch_tokens=20, progress=False))
@@ -154,10 +160,8 @@ def test_encode_all_equals_forward(tiny_encoder_folder: Path, tokens: TokenTable
 def test_fresh_lora_changes_nothing_and_gradients_reach_it_alone(
     tiny_encoder_folder: Path, tokens: TokenTable
 ) -> None:
-    plain, adapted = (
-        load_encoder(config(tiny_encoder_folder)),
-        load_encoder(config(tiny_encoder_folder)),
-    )
+    plain = load_encoder(config(tiny_encoder_folder))
+    adapted = load_encoder(config(tiny_encoder_folder))
     add_lora(adapted, LoraConfig(r=4))
     torch.testing.assert_close(adapted(tokens), plain(tokens), rtol=1e-6, atol=1e-7)
     adapted(tokens).square().sum().backward()

@@ -1,11 +1,12 @@
-"""Run by test_live_ranks.py in one process per rank: a plain loop, DDP around the head, live
-encoding of a step's strings; rank 0 saves the weights.
+"""Run by test_ranks.py in one process per rank: a plain loop, DDP around the head, live encoding of
+a step's strings; rank 0 saves the weights.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,17 @@ STRINGS = [
 ]
 
 
+def adapted(folder: str, dropout: float, **options: Any) -> LiveEncoder:
+    """Return a live encoder whose adapters are not at their start, where B is zero."""
+    lora = LoraConfig(r=4, dropout=dropout)
+    live = LiveEncoder.from_strings(STRINGS, EncoderConfig(source=folder), lora, **options)
+    with torch.no_grad():
+        for parameter in live.encoder.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return live
+
+
 def train(
     folder: str,
     steps: list[list[int]],
@@ -32,22 +44,13 @@ def train(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> dict[str, torch.Tensor]:
-    """Return the weights after one SGD step per list of string ids, whose rows are dealt to the
-    ranks one by one.
+    """Return the weights after one SGD step per list of string ids.
+
+    The rows of a step are assigned to the ranks in turn.
     """
     torch.manual_seed(0)
     group = dist.group.WORLD if num_ranks > 1 else None
-    live = LiveEncoder.from_strings(
-        STRINGS,
-        EncoderConfig(source=folder),
-        LoraConfig(r=4, dropout=dropout),
-        sharding=sharding,
-        group=group,
-    )
-    with torch.no_grad():
-        for parameter in live.encoder.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+    live = adapted(folder, dropout, sharding=sharding, group=group)
     head: nn.Module = nn.Sequential(nn.Linear(live.width, 8), nn.Tanh(), nn.Linear(8, 1))
     weights = {
         **{f"encoder.{name}": p for name, p in live.encoder.named_parameters() if p.requires_grad},
@@ -70,9 +73,7 @@ def train(
 
 
 def main() -> None:
-    """Arguments: encoder folder, output file, JSON list of cases (name, steps, sharding,
-    dropout).
-    """
+    """Take encoder folder, output file and JSON cases: [name, steps, sharding, dropout] each."""
     folder, output, cases = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

@@ -52,20 +52,16 @@ def encoder(tiny_encoder_folder: Path) -> StringEncoder:
 def outcome(
     encoder: StringEncoder, tokens: TokenTable, pad_to: int | None
 ) -> dict[str, torch.Tensor]:
-    """Return vectors and all gradients of a linear readout, whose own gradient does not depend on
-    the vectors.
+    """Return vectors and all gradients of a linear readout.
+
+    The readout's own gradient does not depend on the vectors.
     """
     encoder.zero_grad()
     vectors = encoder(tokens, pad_to)
     (vectors * torch.linspace(-1, 1, vectors.numel()).view_as(vectors)).sum().backward()
-    return {
-        "vectors": vectors.detach(),
-        **{
-            name: parameter.grad.clone()
-            for name, parameter in encoder.named_parameters()
-            if parameter.requires_grad
-        },
-    }
+    trained = {name: each for name, each in encoder.named_parameters() if each.requires_grad}
+    gradients = {name: parameter.grad.clone() for name, parameter in trained.items()}
+    return {"vectors": vectors.detach(), **gradients}
 
 
 @examples(cost=4)
@@ -144,10 +140,8 @@ def test_cast_weights_are_what_autocast_gives_bit_for_bit_and_follow_the_origina
 ) -> None:
     casts, x = CastWeights(), torch.randn(50, encoder.width)
     base = load_encoder_layers(encoder)
-    names, size = (
-        [name for name, _ in encoder.named_parameters()],
-        sum(p.numel() for p in encoder.parameters()),
-    )
+    names = [name for name, _ in encoder.named_parameters()]
+    size = sum(p.numel() for p in encoder.parameters())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for _ in range(2):
             assert torch.equal(
@@ -240,9 +234,7 @@ def test_attention_has_the_gradient_of_its_own_differences(one_query: bool) -> N
 def test_a_step_never_waits_for_the_device(
     tiny_encoder_folder: Path, pooling: str, with_states: bool
 ) -> None:
-    """On the meta device every copy to the host raises, so what runs there asks a GPU for
-    nothing.
-    """
+    """On the meta device copies to the host raise, so what runs there asks a GPU for nothing."""
     encoder = load_encoder(EncoderConfig(source=str(tiny_encoder_folder), pooling=pooling))
     add_lora(encoder, LoraConfig(r=4, dropout=0.1, first_layer=int(with_states)))
     tokens = table([4, 9, 30, 9])
