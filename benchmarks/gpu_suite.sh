@@ -2,11 +2,14 @@
 # Everything that needs a GPU, in one command of less than ten minutes:
 #   benchmarks/gpu_suite.sh [FOLDER]        results go to FOLDER (unset: $OUT, or benchmarks/results/gpu)
 #   benchmarks/gpu_suite.sh --dry [FOLDER]  the same command lines at toy sizes on a CPU, to see that each is right
-# Parts: tests marked gpu, kernel benchmark, one optimizer step and its profile, Stage 1 from table to metrics. A part that fails does not stop the others;
-# the table at the end says what passed, and the exit code is 1 if any failed. Of each part come its numbers, of most its picture; the tables are in suite.log.
-# Needs Python with torch, triton, transformers 5 and peft. What else is missing can lie as wheels in a folder named by WHEELS: deepspeed, hjson, zarr, donfig,
-# numcodecs, google-crc32c, polars, polars-runtime-32, pydantic, pydantic-core, annotated-types, typing-inspection, rdkit, msgpack and einops; it is installed
-# into a temporary folder. PYTHON names the interpreter (unset: python3).
+# Parts: tests marked gpu, kernel benchmark, one optimizer step and its profile, Stage 1 from table to
+# metrics. A part that fails does not stop the others; the table at the end says what passed, and
+# the exit code is 1 if any failed. Of each part come its numbers, of most its picture; the tables
+# are in suite.log.
+# Needs Python with torch, triton, transformers 5 and peft. What else is missing can lie as wheels in
+# a folder named by WHEELS: deepspeed, hjson, zarr, donfig, numcodecs, google-crc32c, polars,
+# polars-runtime-32, pydantic, pydantic-core, annotated-types, typing-inspection, rdkit, msgpack and
+# einops; it is installed into a temporary folder. PYTHON names the interpreter (unset: python3).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 

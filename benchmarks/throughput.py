@@ -123,9 +123,8 @@ class Turn:
         The first step warms up, compiles, and shows the peak memory.
         """
         mode, folder = MODES[spec["mode"]], Path(spec["folder"])
-        sizes, micro_rows = [spec["batch_rows"]], spec.get("micro_rows")
-        if mode.is_naive:
-            sizes, micro_rows = spec["naive_rows"], spec["naive_rows"][0]
+        sizes = spec["naive_rows"] if mode.is_naive else [spec["batch_rows"]]
+        micro_rows = sizes[0] if mode.is_naive else spec.get("micro_rows")
         self._turns = []
         for rows in sizes:
             stepper = Stepper(
