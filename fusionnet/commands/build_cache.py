@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 
+from embedcache.launcher import rank_environment
 from fusionnet.commands.command import config_parser, run_job
 from fusionnet.experiment import load_experiment
 
@@ -19,7 +20,7 @@ from fusionnet.experiment import load_experiment
 def main() -> None:
     """Build the cache of a config, or help rank 0 to do so."""
     arguments = parse_arguments()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if rank_environment(os.environ)["WORLD_SIZE"] == "1":
         load_experiment(arguments.config, arguments.overrides)  # a typo need not wait for torch
     from embedcache.build.decide import Existing
     from embedcache.ranks import joined_ranks

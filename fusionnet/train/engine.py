@@ -36,7 +36,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from embedcache.errors import ConfigError
-from embedcache.ranks import rank_environment
+from embedcache.launcher import rank_environment
 from fusionnet.config import OptimConfig, TrainConfig
 from fusionnet.train.dsconfig import deepspeed_config
 

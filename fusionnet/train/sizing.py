@@ -6,7 +6,7 @@ How many rows one forward pass takes, in which precision, compiled or not, and o
 import torch
 
 from embedcache.cache.layout import Layout
-from embedcache.ranks import threads_per_rank
+from embedcache.launcher import threads_per_rank
 from fusionnet.config import ModelConfig, PrecisionName, Task, TrainConfig
 from fusionnet.train.engine import World
 from fusionnet.train.precision import multiplies_bf16

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from embedcache.errors import ConfigError
-from embedcache.ranks import rank_environment, threads_per_rank
+from embedcache.launcher import rank_environment, threads_per_rank
 
 SRUN = {
     "SLURM_PROCID": "11",
