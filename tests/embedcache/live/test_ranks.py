@@ -51,9 +51,9 @@ def test_weights_move_as_on_one_rank(
 
 @examples(cost=2)
 @given(lengths=st.lists(st.integers(3, 200), min_size=1, max_size=80), num_ranks=st.integers(1, 9))
-def test_each_string_is_dealt_once_and_work_is_even(lengths: list[int], num_ranks: int) -> None:
-    parts = assign_strings(torch.tensor(lengths), num_ranks)
-    assert sorted(torch.cat(parts).tolist()) == list(range(len(lengths)))
-    assert max(len(part) for part in parts) - min(len(part) for part in parts) <= 1
-    work = [sum(lengths[k] for k in part.tolist()) for part in parts]
+def test_each_string_is_assigned_once_and_work_is_even(lengths: list[int], num_ranks: int) -> None:
+    shares = assign_strings(torch.tensor(lengths), num_ranks)
+    assert sorted(torch.cat(shares).tolist()) == list(range(len(lengths)))
+    assert max(len(share) for share in shares) - min(len(share) for share in shares) <= 1
+    work = [sum(lengths[k] for k in share.tolist()) for share in shares]
     assert max(work) - min(work) <= max(lengths)

@@ -110,7 +110,7 @@ def test_a_plain_loop_needs_no_engine(
         for part in torch.arange(len(ids)).tensor_split(num_parts):
             ((live.vectors(string_id[part]) * readout[part]).sum(1) ** 2).sum().backward()
             with torch.no_grad():
-                # looking on takes no part in the step
+                # evaluation takes no part in the step
                 assert live.vectors(string_id[part]).shape == (len(part), encoder.width)
         assert all(parameter.grad is None for parameter in encoder.parameters())
     scale = max(gradient.abs().max() for gradient in wanted)
