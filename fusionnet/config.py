@@ -89,16 +89,30 @@ class ModelConfig(Config):
             " vectors; off: as they are"
         ),
     )
-    adapter_hidden: int = Field(default=384, ge=1)
-    adapter_width: int = Field(default=256, ge=1)
-    numeric_hidden: int = Field(default=64, ge=1)
-    numeric_width: int = Field(default=128, ge=1)
-    category_width: int = Field(default=16, ge=1)
-    fusion_width: int = Field(default=512, ge=1)
-    num_layers: int = Field(default=4, ge=0)
-    num_heads: int = Field(default=8, ge=1)
-    feedforward: int = Field(default=2048, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    adapter_hidden: int = Field(
+        default=384, ge=1, description="hidden width of the adapter of a string's vector"
+    )
+    adapter_width: int = Field(
+        default=256, ge=1, description="width of what the adapter makes of a string's vector"
+    )
+    numeric_hidden: int = Field(
+        default=64, ge=1, description="hidden width of the encoder of numeric features"
+    )
+    numeric_width: int = Field(
+        default=128, ge=1, description="width of what it makes of the numeric features"
+    )
+    category_width: int = Field(
+        default=16, ge=1, description="width of the embedding of each category column"
+    )
+    fusion_width: int = Field(
+        default=512, ge=1, description="width of the tokens that are fused, and of the fused state"
+    )
+    num_layers: int = Field(default=4, ge=0, description="layers of the fusion")
+    num_heads: int = Field(default=8, ge=1, description="attention heads; they divide fusion_width")
+    feedforward: int = Field(default=2048, ge=1, description="hidden width inside each layer")
+    dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="share of activations dropped, outside of the heads"
+    )
     linear_skip: bool = Field(
         default=False,
         description=(
@@ -156,31 +170,39 @@ class OptimConfig(Config):
     lr_log_variance: float = Field(
         default=1e-2, gt=0, description="peak rate of the loss's log-variances"
     )
-    weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's, decoupled")
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.999), description="AdamW's decay rates of the first and second moment"
+    )
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's, added to the denominator")
     clip: float = Field(default=1.0, gt=0, description="global gradient norm")
-    warmup_epochs: float = Field(default=2.0, ge=0)
+    warmup_epochs: float = Field(
+        default=2.0, ge=0, description="epochs in which rates rise linearly to their peak"
+    )
     warmup_steps: int | None = Field(
         default=None, ge=0, description="optimizer steps; wins over warmup_epochs"
     )
     total_steps: int | None = Field(
         default=None, ge=1, description="optimizer steps of the cosine; unset: all steps of the run"
     )
-    final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
+    final_lr_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="share of the peak rate where the cosine ends"
+    )
 
 
 class TrainConfig(Config):
     """Epochs, batches, precision, processes, and where the rows are kept."""
 
-    epochs: int = Field(default=15, ge=1)
+    epochs: int = Field(default=15, ge=1, description="passes over the train rows")
     batch_rows: int = Field(
         default=8192, ge=1, description="rows per optimizer step, all ranks together"
     )
     micro_batch_rows: int | None = Field(
         default=None, ge=1, description="rows per forward pass and rank; unset: chosen by device"
     )
-    eval_batch_rows: int = Field(default=8192, ge=1)
+    eval_batch_rows: int = Field(
+        default=8192, ge=1, description="rows per forward pass in validation and evaluation"
+    )
     rows: Literal["auto", "resident", "streaming"] = Field(
         default="auto", description="auto: resident if the whole table fits into rows_memory_mib"
     )
@@ -217,7 +239,9 @@ class TrainConfig(Config):
         default=None,
         description="a DeepSpeed JSON file laid over the derived config; it may not contradict it",
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(
+        default=0, ge=0, description="of initial weights, order of rows, dropout and noise"
+    )
     cpu_threads: int | None = Field(
         default=None, ge=1, description="threads per rank on a CPU; unset: cores / ranks"
     )
@@ -246,8 +270,10 @@ class TrainConfig(Config):
         return self
 
     def zero_stage_of(self, num_ranks: int) -> int:
-        """Return the stage that so many ranks use: a single one has nothing to partition, and ZeRO
-        would copy every micro-batch's gradients twice.
+        """Return the stage that so many ranks use.
+
+        A single one has nothing to partition, and ZeRO would copy every micro-batch's gradients
+        twice.
         """
         if self.zero_stage is not None:
             return self.zero_stage
@@ -257,7 +283,7 @@ class TrainConfig(Config):
 class RunConfig(Config):
     """Where a run is written."""
 
-    dir: str = "runs/run"
+    dir: str = Field(default="runs/run", description="the run folder")
     name: str = Field(
         default="model",
         pattern=r"^[A-Za-z0-9_-]+$",
@@ -275,17 +301,17 @@ class RunConfig(Config):
 class RewardTerm(Config):
     """`weight` times a task's prediction (raw units; probability for a binary task)."""
 
-    task: str
-    weight: float
+    task: str = Field(description="name of the task")
+    weight: float = Field(description="factor on its prediction")
 
 
 class RewardPenalty(Config):
     """`penalty` is subtracted where a task's prediction is above or below a threshold."""
 
-    task: str
-    above: float | None = None
-    below: float | None = None
-    penalty: float = Field(ge=0)
+    task: str = Field(description="name of the task")
+    above: float | None = Field(default=None, description="threshold; or give `below`")
+    below: float | None = Field(default=None, description="threshold; or give `above`")
+    penalty: float = Field(ge=0, description="subtracted beyond the threshold")
     width: float | None = Field(
         default=None,
         gt=0,
@@ -302,12 +328,14 @@ class RewardPenalty(Config):
 
 
 class RewardConfig(Config):
-    """The reward that a later reinforcement-learning stage maximises (specification, section
-    10).
-    """
+    """What a later reinforcement-learning stage maximises (specification, section 10)."""
 
-    terms: tuple[RewardTerm, ...] = ()
-    penalties: tuple[RewardPenalty, ...] = ()
+    terms: tuple[RewardTerm, ...] = Field(
+        default=(), description="weighted predictions, summed over the list"
+    )
+    penalties: tuple[RewardPenalty, ...] = Field(
+        default=(), description="subtracted where a prediction crosses a threshold"
+    )
 
 
 def merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""Checkpoints: plain dicts of tensors, strings and numbers, written atomically, loaded with
-`weights_only=True`.
+"""Checkpoints: plain dicts of tensors, strings and numbers, of which no code is executed.
 
-One file per moment holds everything: trained weights, optimizer and schedule, the loss's
-log-variances, metrics, config, and what turns raw units into predictions (columns, scaling, tasks,
-the trained vectors of the known strings). `best` and `final` are links to such files, so each can
-be resumed from, evaluated and shared. The frozen base encoder is not in it; it is named by source
-and digest.
+They are written atomically and loaded with `weights_only=True`. One file per moment holds
+everything: trained weights, optimizer and schedule, the loss's log-variances, metrics, config, and
+what turns raw units into predictions (columns, scaling, tasks, the trained vectors of the known
+strings). `best` and `final` are links to such files, so each can be resumed from, evaluated and
+shared. The frozen base encoder is not in it; it is named by source and digest.
 """
 
 import os
@@ -44,8 +43,9 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def link_checkpoint(source: Path, target: Path) -> None:
-    """Publish the present content of `source` under a second name, atomically; a link where the
-    file system has them, else a copy.
+    """Publish the present content of `source` under a second name, atomically.
+
+    It is a link where the file system has them, else a copy.
     """
     with atomic_write(target) as partial:
         try:

@@ -1,10 +1,9 @@
-"""DeepSpeed's config: every number derived from ours, and a user's own file laid over it where the
-two do not contradict each other.
+"""DeepSpeed's config: every number derived from ours, and a user's own file laid over it.
 
-A DeepSpeed file tunes buckets, communication, logging, profiling. What decides the result (batch,
-precision, optimizer, schedule, clipping, ZeRO stage) has one home, which is this project's config;
-a file that says otherwise is refused with all contradictions at once. "auto" means ours, as in
-Hugging Face's files.
+The two may not contradict each other. A DeepSpeed file tunes buckets, communication, logging,
+profiling. What decides the result (batch, precision, optimizer, schedule, clipping, ZeRO stage) has
+one home, which is this project's config; a file that says otherwise is refused with all
+contradictions at once. "auto" means ours, as in Hugging Face's files.
 """
 
 import json

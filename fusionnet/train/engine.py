@@ -1,5 +1,4 @@
-"""The only file that knows DeepSpeed: distributed start, its config derived from ours, backward,
-update, and a state that any number of ranks can load.
+"""The only file that knows DeepSpeed: start, backward, update, and a state for any ranks.
 
 Stages. ZeRO 1 and 2 partition Adam's moments and the gradients, and may keep the moments on the
 host; stage 0 averages gradients and leaves AdamW as it is. There DeepSpeed would update with a
@@ -51,9 +50,7 @@ class World:
     """
 
     def __init__(self) -> None:
-        """Join the process group that `deepspeed`, `torchrun` or `srun` announced in the
-        environment, or make one of a single process.
-        """
+        """Join the process group that the launcher announced, or make one of a single process."""
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         os.environ.update(rank_environment(os.environ))
         accelerator = get_accelerator()
@@ -61,9 +58,8 @@ class World:
         if accelerator.device_name() != "cpu":
             accelerator.set_device(local_rank)
         # On CPUs DeepSpeed would compile collectives that only its inference uses, under a lock in
-        # the user's home: minutes at the first start, and a process
-        # that is killed meanwhile leaves the lock behind, on which every later start waits for
-        # ever.
+        # the user's home: minutes at the first start, and a process that is killed meanwhile leaves
+        # the lock behind, on which every later start waits for ever.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(
             dist_backend=accelerator.communication_backend_name(),
@@ -132,8 +128,9 @@ class Engine:
         optim: OptimConfig,
         num_micro_batches: int,
     ) -> None:
-        """`groups` are AdamW parameter groups with a `name` each; empty ones are left out, since
-        ZeRO refuses them.
+        """`groups` are AdamW parameter groups with a `name` each.
+
+        Empty ones are left out, since ZeRO refuses them.
         """
         check_precision(train.precision, world.device.type)
         self.world = world
@@ -178,8 +175,9 @@ class Engine:
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> None:
-        """Count one micro-batch; after the last one of a step, clip and update, unless a gradient
-        is not finite.
+        """Count one micro-batch; after the last one of a step, clip and update.
+
+        Where a gradient is not finite, nothing is updated.
         """
         if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
             self._plain_norm = nn.utils.get_total_norm(
@@ -191,8 +189,9 @@ class Engine:
 
     @property
     def overflowed(self) -> bool:
-        """Whether the last update was skipped on every rank because a gradient was not finite. ZeRO
-        has looked already: reading its flag costs nothing.
+        """Whether the last update was skipped on every rank because a gradient was not finite.
+
+        ZeRO has looked already: reading its flag costs nothing.
         """
         return (
             bool(self._optimizer.overflow)
@@ -218,8 +217,9 @@ class Engine:
             group["lr"] = rates[group["name"]]
 
     def state(self) -> dict[str, Any]:
-        """Return fp32 parameters, Adam moments and step as plain tensors by parameter name,
-        gathered from all ranks (collective).
+        """Return fp32 parameters, Adam moments and step by parameter name (collective).
+
+        They are plain tensors, gathered from all ranks.
         """
         tensors: dict[str, dict[str, Tensor]] = {
             "parameters": {},
@@ -261,11 +261,10 @@ class Engine:
             safe_set_full_optimizer_state(parameter, value, moment)
 
     def _make_moments(self, step: int) -> None:
-        """Give every parameter or flat partition zero Adam moments, and link the partitions' to the
-        parameters.
+        """Give every parameter or flat partition zero Adam moments.
 
-        DeepSpeed 0.19 links them after the first parameter group's first update, when the other
-        groups have none yet, and never again.
+        The partitions' are linked to the parameters. DeepSpeed 0.19 links them after the first
+        parameter group's first update, when the other groups have none yet, and never again.
         """
         owners = (
             [parameter for _, parameter in self._trainable()]

@@ -12,8 +12,9 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Return whether a CPU or GPU has instructions for products in bf16. What cannot be known
-    (torch before 2.13 on a CPU) counts as no.
+    """Return whether a CPU or GPU has instructions for products in bf16.
+
+    What cannot be known (torch before 2.13 on a CPU) counts as no.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

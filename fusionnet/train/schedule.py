@@ -1,9 +1,8 @@
-"""Learning rates as a function of the step: linear warm-up, then half a cosine, both stated in
-epochs.
+"""Learning rates as a function of the step: linear warm-up, then half a cosine.
 
-The specification's 1,000 warm-up and 15,000 total steps are longer than the run (313,236 rows /
-8,192 x 15 epochs is under 600 steps): the peak would never be reached. Explicit step counts are
-still accepted.
+Both are stated in epochs. The specification's 1,000 warm-up and 15,000 total steps are longer than
+the run (313,236 rows / 8,192 x 15 epochs is under 600 steps): the peak would never be reached.
+Explicit step counts are still accepted.
 """
 
 import math
@@ -22,8 +21,9 @@ class Schedule:
     peaks: dict[str, float]
 
     def factor(self, step: int) -> float:
-        """Return the fraction of the peak rate at a step counted from 0: positive from the first
-        step on, 1 at the end of warm-up.
+        """Return the fraction of the peak rate at a step counted from 0.
+
+        It is positive from the first step on, and 1 at the end of warm-up.
         """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps

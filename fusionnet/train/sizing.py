@@ -80,8 +80,9 @@ def activation_bytes(model: ModelConfig, tasks: tuple[Task, ...], layout: Layout
 
 
 def set_threads(asked: int | None, world: World) -> None:
-    """Share this machine's cores among its ranks; torchrun would leave one thread each, which is
-    far too few for few ranks.
+    """Share this machine's cores among its ranks.
+
+    torchrun would leave one thread each, which is far too few for few ranks.
     """
     if world.device.type == "cpu":
         torch.set_num_threads(asked or threads_per_rank(world.local_size))

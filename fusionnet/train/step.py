@@ -28,9 +28,9 @@ def optimizer_step(
     seed: int,
     step: int,
 ) -> Float[Tensor, " 1+T"]:
-    """Update the model once and return this rank's part of the total loss and of each task's mean
-    loss (all ranks' parts add up to the step's).
+    """Update the model once and return this rank's summand of the total and each task's mean loss.
 
+    The summands of all ranks add up to the step's losses.
     `rows` are all rows of the step, of all ranks; `micro_batches` are the positions among them that
     this rank reads. Raises NonFiniteLossError on every rank, before the update, if a gradient is
     not finite (except in fp16, which skips the step and rescales).
@@ -43,16 +43,11 @@ def optimizer_step(
         for column, source in enumerate(sources):
             source.begin_step(rows.string_id[:, column], len(micro_batches))
     torch.manual_seed(_step_seed(seed, step, 1 + world.rank))
-    losses = denominators.new_zeros(1 + len(denominators))
+    losses = denominators.new_zeros(1 + len(denominators))  # [1 + T]
+    share = 1 / (world.size * len(micro_batches))
     for positions in micro_batches:
-        loss, parts = _micro_batch_loss(
-            engine,
-            model,
-            sources,
-            rows.take(positions),
-            denominators,
-            1 / (world.size * len(micro_batches)),
-        )
+        batch = rows.take(positions)
+        loss, parts = _micro_batch_loss(engine, model, sources, batch, denominators, share)
         engine.backward(loss)
         engine.step()
         losses[0] += parts.total.detach()
@@ -90,9 +85,7 @@ def _micro_batch_loss(
 def _blame(
     model: TrainableModel, sources: Sequence[VectorSource], rows: RowTable, step: int
 ) -> str:
-    """Return a message naming the rows whose outputs are not finite, as far as they can be told
-    apart.
-    """
+    """Return a message naming the rows whose outputs are not finite, where they can be told."""
     with torch.no_grad():
         vectors = [source.vectors_of_all_strings() for source in sources]
         outputs = model.outputs(vectors, rows.inputs)
