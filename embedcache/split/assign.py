@@ -1,5 +1,4 @@
-"""Assigning the rows of a table to splits: from what values there are (`table`) to which of them go
-where (`folds`).
+"""Assigning rows to splits: from what values a table has to which of them go where.
 
 Whatever the strategy, the outcome is one small array of split codes over the values of one
 canonical column, or over the rows themselves; the split of a block of rows is a lookup. One pass
@@ -29,11 +28,9 @@ ROWS_PER_BLOCK = 1 << 19
 
 @dataclass(frozen=True)
 class Assignment:
-    """The split of every row of a file, by the code of its value in column `key`, or by its own
-    index if `key` is None.
-    """
+    """The split of every row of a file, by the code of its value in one column, or row by row."""
 
-    key: str | None
+    key: str | None  # the canonical column; None: `codes` has an entry per row
     codes: Int8[np.ndarray, " values"]
 
     def of(self, block: pl.DataFrame, start: int) -> Int8[np.ndarray, " N"]:

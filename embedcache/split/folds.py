@@ -166,8 +166,9 @@ def _imbalance(
     wanted: Float[np.ndarray, "3"],
     occurs: Bool[np.ndarray, " K"],
 ) -> float:
-    """Return the squared relative distance of the splits from the shares that are wanted of each
-    class that occurs.
+    """Return the squared relative distance of the splits from the shares that are wanted.
+
+    It is summed over splits and over the classes that occur.
     """
     got = np.stack([share[split == code].sum(0) for code in range(len(SPLITS))])  # [3, K]
     return float(((got / wanted[:, None] - occurs) ** 2).sum())

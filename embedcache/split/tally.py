@@ -80,9 +80,11 @@ class SplitTally:
         `targets` is NaN where unobserved, `stratum` all zero and `group` ignored where the table
         has none.
         """
-        shape, cell = self.rows.shape, split.astype(np.int64) * self.rows.shape[1] + stratum
+        shape = self.rows.shape
+        cell = split.astype(np.int64) * shape[1] + stratum  # [N]
 
         def per_cell(cells: Int64[np.ndarray, " M"]) -> Int64[np.ndarray, "3 Q"]:
+            """Return how many of M rows are in each split and stratum."""
             return np.bincount(cells, minlength=self.rows.size).reshape(shape)
 
         self.rows += per_cell(cell)

@@ -1,5 +1,4 @@
-"""Canonical columns: each configured column as one expression over the source, with the
-requirements on its rows.
+"""Canonical columns: each configured column as an expression, with the requirements on its rows.
 
 Everything after this file sees canonical names (`string:polymer`, `numeric:bz_stress_kPa`,
 `target:ef`, `group`, ...) and canonical types; the user's names, types and units appear in messages

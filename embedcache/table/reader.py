@@ -1,5 +1,4 @@
-"""The user's file as a lazy polars frame: its header as written, its types, and how values of each
-type are read.
+"""The user's file as a lazy polars frame: its header, its types, and how values of each are read.
 
 CSV columns are read as text and parsed here, never by inference: a guess from the first hundred
 rows would end in an error at row 100,000, or turn a column of codes into numbers. So every value
