@@ -4,6 +4,7 @@ import json
 
 from embedcache.build.report import BuildReport
 from embedcache.cache.reader import Cache
+from embedcache.text import text_table
 
 
 def as_json(cache: Cache) -> dict[str, object]:
@@ -26,24 +27,11 @@ def as_text(cache: Cache) -> str:
     lines = [
         BuildReport.of(cache, "complete").summary(),
         "features (mean and spread of train rows, after the transform):",
-    ]
-    scaling = cache.scaling
-    for column, mean, std in zip(cache.layout.numeric, scaling.mean, scaling.std, strict=True):
-        unit = f" [{column.unit}]" if column.unit else ""
-        lines.append(
-            f"  {column.column + unit:<40} {column.transform:<14} {mean:>12.5g} {std:>12.5g}"
-        )
-    lines.append(
+        *text_table(_features(cache), num_left=2),
         f"arrays, largest first (codec {cache.codec}; stored bytes, and how many times smaller than"
-        " in memory):"
-    )
-    sizes = sorted(cache.array_sizes().items(), key=lambda item: -item[1]["bytes"])
-    for name, size in sizes:
-        ratio = f"{size['memory_bytes'] / size['bytes']:.1f} x" if size["memory_bytes"] else "-"
-        lines.append(
-            f"  {name:<36} {'x'.join(map(str, size['shape'])):>16} {size['dtype']:<8}"
-            f" {size['bytes']:>14,} {ratio:>10}"
-        )
+        " in memory):",
+        *text_table(_arrays(cache)),
+    ]
     versions = ", ".join(
         f"{name} {number}" for name, number in cache.provenance["versions"].items()
     )
@@ -52,3 +40,23 @@ def as_text(cache: Cache) -> str:
         f" {', '.join(cache.provenance['config']['data']['path'])} with {versions}"
     )
     return "\n".join(lines)
+
+
+def _features(cache: Cache) -> list[tuple[str, ...]]:
+    """Return a row of cells per numeric feature, below their head."""
+    scaling, rows = cache.scaling, [("feature", "transform", "mean", "spread")]
+    for column, mean, std in zip(cache.layout.numeric, scaling.mean, scaling.std, strict=True):
+        unit = f" [{column.unit}]" if column.unit else ""
+        rows.append((column.column + unit, column.transform, f"{mean:.5g}", f"{std:.5g}"))
+    return rows
+
+
+def _arrays(cache: Cache) -> list[tuple[str, ...]]:
+    """Return a row of cells per array, the largest first, below their head."""
+    rows = [("array", "shape", "type", "bytes", "smaller")]
+    sizes = sorted(cache.array_sizes().items(), key=lambda item: -item[1]["bytes"])
+    for name, size in sizes:
+        shape = "x".join(map(str, size["shape"]))
+        ratio = f"{size['memory_bytes'] / size['bytes']:.1f} x" if size["memory_bytes"] else "-"
+        rows.append((name, shape, size["dtype"], f"{size['bytes']:,}", ratio))
+    return rows
