@@ -337,6 +337,11 @@ class RewardConfig(Config):
         default=(), description="subtracted where a prediction crosses a threshold"
     )
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that the reward reads, term by term."""
+        return (*(term.task for term in self.terms), *(each.task for each in self.penalties))
+
 
 def merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """Return `base` with `values` laid over it, mapping by mapping."""

@@ -49,11 +49,10 @@ class Experiment(Config):
             raise ValueError(
                 f"tasks must have distinct names and columns, found: {', '.join(names)}"
             )
-        for entry in (*self.reward.terms, *self.reward.penalties):
-            if entry.task not in names:
+        for task in self.reward.tasks:
+            if task not in names:
                 raise ValueError(
-                    f"reward reads task '{entry.task}', which is not among the tasks:"
-                    f" {', '.join(names)}"
+                    f"reward reads task '{task}', which is not among the tasks: {', '.join(names)}"
                 )
         binary = {task.column for task in self.tasks if task.kind == "binary"}
         if self.split.stratify_by is not None and self.split.stratify_by not in binary:

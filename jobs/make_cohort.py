@@ -6,6 +6,7 @@ Its outcomes come from a stated model (jobs/cohort/outcomes.py).
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -27,7 +28,7 @@ def main() -> None:
             write_table(
                 path,
                 arguments.format or path.suffix.lstrip("."),
-                lambda with_noise=with_noise: frames(arguments, with_noise),
+                partial(frames, arguments, with_noise),
                 str(path),
             )
     table = scan(arguments.out)

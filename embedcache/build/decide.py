@@ -52,7 +52,7 @@ def build_cache(
         found = _cache_in_the_way(folder, existing)
         # the files that are appended to need not be there any more: their rows are in the cache
         appends = found is not None and existing is Existing.APPEND
-        known_files = found.identity.files if appends else ()
+        known_files = found.identity.files if found is not None and appends else ()
         wanted = wanted_identity(data, targets, split, encoder, known_files)
         if found is not None and found.identity == wanted and has_states(found, data, encoder):
             folder.clean_up()

@@ -28,7 +28,7 @@ def wanted_identity(
         known[k] if k in known and not Path(file).is_file() else f"sha256 {table_digest(file)}"
         for k, file in enumerate(data.files)
     ]
-    not_content = {"path": True, "strings": {"__all__": {"encoder"}}}
+    not_content: Any = {"path": True, "strings": {"__all__": {"encoder"}}}
     entries = {
         "format": str(FORMAT_VERSION),
         "dtype": DTYPE,

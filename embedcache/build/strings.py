@@ -127,7 +127,9 @@ def _states(
     edges = files.num_strings(name)
     states = []
     if files.base is not None and files.base.layout.strings_of(name).prefix_layer == layer:
-        states.append(files.base.strings(name, with_states=True).tokens.states)
+        known = files.base.strings(name, with_states=True).tokens.states
+        assert known is not None, f"the layout says that '{name}' has states"
+        states.append(known)
     elif files.base is not None:
         edges = [0, *edges]
     for first, last in pairwise(edges):

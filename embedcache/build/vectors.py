@@ -74,7 +74,9 @@ def saved_vectors(folder: Path) -> VectorsByText:
 def cached_vectors(cache: Cache | None, encoding: str) -> VectorsByText:
     """Return the vectors in a cache that have this encoding key, none of a damaged column."""
     vectors: VectorsByText = {}
-    for spec in cache.layout.strings if cache is not None else ():
+    if cache is None:
+        return vectors
+    for spec in cache.layout.strings:
         if spec.encoding != encoding:
             continue
         try:
@@ -177,7 +179,10 @@ def serve(ranks: Ranks) -> int:
         except UserError as error:
             failure = error
         # rank 0 says what went wrong, once
-        ranks.gather(failure or _encode_share(work, encoder, ranks))
+        if encoder is None or failure is not None:
+            ranks.gather(failure)
+        else:
+            ranks.gather(_encode_share(work, encoder, ranks))
     return work.exit_code
 
 

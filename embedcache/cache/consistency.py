@@ -101,7 +101,7 @@ def check_rows(
 def _digest(text: str, *arrays: np.ndarray) -> bytes:
     digest = hashlib.sha256(text.encode())
     for array in arrays:
-        digest.update(array)
+        digest.update(array)  # type: ignore[arg-type]  # numpy: a Buffer from Python 3.12 on
     return digest.digest()
 
 

@@ -94,7 +94,7 @@ class Cache:
     @property
     def codec(self) -> CodecName:
         """The codec that the cache was built with."""
-        return codec_of(self._group["rows/weight"])
+        return codec_of(self._array("rows/weight"))
 
     def strings(self, name: str, with_states: bool = False) -> StringTable:
         """Return the strings of the column with this short name.
@@ -210,7 +210,7 @@ class Cache:
             columns = () if width is None else (width,)
             return np.empty((stop - start, *columns), dtype=spec.dtype)
         name = f"rows/{spec.name}"
-        array = self._group[name]
+        array = self._array(name)
         length = (array.shards or array.chunks)[0]
         tail = "/0" * (len(array.shape) - 1)
         shards = range(start // length, (stop - 1) // length + 1)
@@ -222,9 +222,14 @@ class Cache:
         self._check(self._chunks_of(name))
         return self._decode(name, slice(None))
 
+    def _array(self, name: str) -> zarr.Array[Any]:
+        array = self._group[name]
+        assert isinstance(array, zarr.Array), name
+        return array
+
     def _decode(self, name: str, rows: slice) -> Shaped[np.ndarray, "N ..."]:
         try:
-            return np.asarray(self._group[name][rows])
+            return np.asarray(self._array(name)[rows])
         # what zarr's codecs raise on bytes that changed after their digest was checked
         except (ValueError, RuntimeError, OSError) as error:
             raise CorruptCacheError(

@@ -217,8 +217,9 @@ def _add_split(table: Canonical, column: str) -> None:
 
 def _refuse_leaks(table: Canonical, data: DataConfig, targets: tuple[TargetColumn, ...]) -> None:
     """Note every column that is both something to predict and something to predict it from."""
-    columns = (*data.strings, *data.numeric, *data.categories)
-    features = {column.column for column in columns}
+    features = {column.column for column in data.strings}
+    features |= {column.column for column in data.numeric}
+    features |= {column.column for column in data.categories}
     for target in targets:
         if target.column in features:
             table.violations.append(

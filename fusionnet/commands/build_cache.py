@@ -29,9 +29,9 @@ def main() -> None:
     existing = Existing[(arguments.existing or "keep").upper()]
     with joined_ranks() as ranks:
         outcome = build_on_ranks(arguments.config, arguments.overrides, existing, ranks)
-        if ranks.rank == 0:
+        if not isinstance(outcome, int):  # rank 0
             print(outcome.summary())
-    sys.exit(0 if ranks.rank == 0 else outcome)
+    sys.exit(outcome if isinstance(outcome, int) else 0)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -22,7 +22,7 @@ MOST_VALUES = 30  # of a column, in one plot
 MOST_POINTS = 2000  # drawn one by one; more are counted per cell
 # a cell of one row is still to be seen
 GREYS = ListedColormap(mpl.colormaps["Greys"](np.linspace(0.2, 1, 256)))
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -43,7 +43,7 @@ def parity(
     if len(target) < MOST_POINTS:
         axes.scatter(target, prediction, s=9, color=DARK, alpha=0.45, linewidths=0)
     else:
-        area = {"extent": (low, high, low, high), "gridsize": 55, "mincnt": 1}
+        area: dict[str, Any] = {"extent": (low, high, low, high), "gridsize": 55, "mincnt": 1}
         cells = axes.hexbin(target, prediction, bins="log", cmap=GREYS, linewidths=0.1, **area)
         figure.colorbar(cells, ax=axes, label="rows per cell", shrink=0.8)
     axes.plot([low, high], [low, high], color=ACCENT, linewidth=1.2)
@@ -105,7 +105,7 @@ def losses(records: list[Record], shown: int) -> Figure:
     train = [record["train_loss"] for record in records]
     validation = [record["val_loss"] for record in records]
     axes.plot(epochs, train, color=DARK, marker="o", markersize=3.5, label="training")
-    style = {"color": ACCENT, "marker": "s", "markersize": 3.5, "linestyle": "--"}
+    style: dict[str, Any] = {"color": ACCENT, "marker": "s", "markersize": 3.5, "linestyle": "--"}
     axes.plot(epochs, validation, label="validation", **style)
     axes.axvline(shown, color=LIGHT, linewidth=1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -146,6 +146,7 @@ def _add_oracle(axes: Axes, oracles: list[dict[str, Any]], task: Task, metric: s
     best = [oracle.get(task.column, {}).get(metric) for oracle in oracles]
     known = [height for height, value in enumerate(best) if value is not None]
     if known:
-        marks = {"marker": "D", "markerfacecolor": "white", "markersize": 4.5, "linestyle": "none"}
-        axes.plot([best[height] for height in known], known, color=ACCENT, label="oracle", **marks)
+        marks: dict[str, Any] = {"marker": "D", "markersize": 4.5, "linestyle": "none"}
+        values = [best[height] for height in known]
+        axes.plot(values, known, color=ACCENT, label="oracle", markerfacecolor="white", **marks)
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8)

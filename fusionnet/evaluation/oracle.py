@@ -55,4 +55,4 @@ def oracle_metrics(
 ) -> dict[str, Metrics]:
     """Return the metrics of the noise-free outcomes for the tasks that have them."""
     known = np.flatnonzero(np.isfinite(best).all(0))
-    return task_metrics([tasks[number] for number in known], targets[:, known], best[:, known])
+    return task_metrics([tasks[int(number)] for number in known], targets[:, known], best[:, known])

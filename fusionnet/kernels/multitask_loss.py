@@ -204,10 +204,10 @@ def multitask_loss(
         given = (outputs, targets, weight, denominators, log_variance, table)
         blocks = (LOG_VARIANCE_LIMIT, _BLOCK_B, block_t)
         _rows_kernel[(num_blocks,)](*given, partial, gradient, num_rows, num_tasks, *blocks)
-    given = (partial, denominators, log_variance, table)
+    summed = (partial, denominators, log_variance, table)
     sizes = (num_blocks, num_tasks, share)
     _finish_kernel[(1,)](
-        *given, total, sums, s_gradient, *sizes, LOG_VARIANCE_LIMIT, _BLOCK_B, block_t
+        *summed, total, sums, s_gradient, *sizes, LOG_VARIANCE_LIMIT, _BLOCK_B, block_t
     )
     return total, sums, gradient, s_gradient
 

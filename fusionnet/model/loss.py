@@ -20,7 +20,7 @@ The arithmetic is in `fusionnet.kernels`; here it is decided what a task's const
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from embedcache.scaling import Scaling
 from fusionnet.config import LossConfig, Task
-from fusionnet.kernels import TaskTerm, multitask_loss
+from fusionnet.kernels import multitask_loss
+from fusionnet.kernels.reference import TaskTerm
 
 
 class LossParts(NamedTuple):
@@ -84,7 +85,8 @@ def _term(
 
     With uncertainty none, s is held at 0, where exp(-s) L is L and nothing regularises.
     """
-    name, gamma = task.loss_name, task.gamma
+    name: Literal["smooth_l1", "mse", "bce", "focal", "batch_focal"] = task.loss_name
+    gamma = task.gamma
     if name == "focal" and task.reduction == "batch":
         name = "batch_focal"
     elif name == "bce":

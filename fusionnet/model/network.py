@@ -34,7 +34,7 @@ class Summand(NamedTuple):
     """
 
     projected: Float[Tensor, "_ D"]
-    index: Int[Tensor, " B"] | None = None
+    index: Int[Tensor, " B"] | None = None  # type: ignore[assignment]  # hides tuple.index
 
     def on_rows(self) -> Float[Tensor, "B D"]:
         """Return the summand of each row."""

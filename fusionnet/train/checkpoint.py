@@ -8,6 +8,7 @@ shared. The frozen base encoder is not in it; it is named by source and digest.
 """
 
 import os
+import pickle
 import shutil
 import struct
 import zipfile
@@ -81,7 +82,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         EOFError,
         KeyError,
         ValueError,
-        torch.serialization.pickle.UnpicklingError,
+        pickle.UnpicklingError,
     ) as error:
         raise RunError(f"{path} is not a readable checkpoint: {error}") from None
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:

@@ -21,5 +21,5 @@ def multiplies_bf16(device: torch.device) -> bool:
     # without oneDNN, torch does not use them
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in BF16_INSTRUCTIONS)

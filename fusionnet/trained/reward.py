@@ -161,8 +161,8 @@ class RewardModel:
                 f"{self.run.folder / self.run.name}_config.yaml has no reward.terms, so there is no"
                 " reward; see configs/stage1.yaml for an example"
             )
-        for each in (*reward.terms, *reward.penalties):
-            self._index_of(each.task)
+        for task in reward.tasks:
+            self._index_of(task)
 
     def _total(
         self, predictions: Float[Tensor, "B T"], widths: Sequence[float | None]
@@ -174,7 +174,11 @@ class RewardModel:
             total = total + term.weight * predictions[:, self._index_of(term.task)]
         for penalty, width in zip(config.penalties, widths, strict=True):
             value = predictions[:, self._index_of(penalty.task)]
-            beyond = value - penalty.above if penalty.above is not None else penalty.below - value
+            if penalty.above is not None:
+                beyond = value - penalty.above
+            else:
+                assert penalty.below is not None, "the config gives one of the two"
+                beyond = penalty.below - value
             paid = (beyond > 0).to(value) if width is None else torch.sigmoid(beyond / width)
             total = total - penalty.penalty * paid
         return total

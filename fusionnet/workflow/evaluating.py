@@ -9,12 +9,12 @@ from embedcache.files import write_atomically
 from fusionnet.evaluation.evaluate import evaluate_run, output_name
 from fusionnet.evaluation.report import write_report
 from fusionnet.evaluation.summary import summary
-from fusionnet.trained.run import TrainedRun, load_run
+from fusionnet.trained.run import Moment, TrainedRun, load_run
 
 
 def evaluate_folder(
     folder: Path,
-    checkpoint: str = "best",
+    checkpoint: Moment = "best",
     split: str = "test",
     cache: Path | None = None,
     oracle: Path | None = None,

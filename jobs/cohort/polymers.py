@@ -77,7 +77,7 @@ def chemistry_of(psmiles: str) -> Chemistry:
     cationic = sum(max(0, atom.GetFormalCharge()) for atom in molecule.GetAtoms()) / heavy
     charged = sum(abs(atom.GetFormalCharge()) for atom in molecule.GetAtoms()) / heavy
     acrylate = len(molecule.GetSubstructMatches(Chem.MolFromSmarts("C=CC(=O)"))) / heavy
-    oily = Descriptors.MolLogP(molecule) / heavy
+    oily = Descriptors.MolLogP(molecule) / heavy  # type: ignore[attr-defined]  # made at import
     return Chemistry(
         bioactivity=float(np.tanh(3.6 * (donors - 0.13) + 0.2 * (polarity - 4.2) - 0.7 * aromatic)),
         adhesion=float(np.tanh(-0.6 + 8.0 * donors * (0.5 + flexibility) + 9.0 * charged)),

@@ -143,6 +143,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("measured")
 def test_a_tiny_step_is_measured_as_it_is(measured: dict[str, Any]) -> None:
     assert all(error < 1e-5 for error in measured["gradient_error"].values())
     assert set(measured["gradient_error"]) == {
@@ -169,6 +170,7 @@ def test_a_tiny_step_is_measured_as_it_is(measured: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("measured")
 def test_a_tiny_step_is_profiled_whole(measured: dict[str, Any]) -> None:
     found = measured["profile"]
     phases = found["phases"]
@@ -184,6 +186,7 @@ def test_a_tiny_step_is_profiled_whole(measured: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("measured")
 def test_the_quality_study_fits_a_model(measured: dict[str, Any]) -> None:
     ef, optimal = measured["quality"]["delta_EF_pct"], measured["quality"]["is_optimal"]
     assert 0.5 < ef["mae"] < 6, "the outcome's standard deviation is 4.2"
@@ -191,6 +194,7 @@ def test_the_quality_study_fits_a_model(measured: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("measured")
 def test_another_loop_trains_as_ours_does(measured: dict[str, Any]) -> None:
     losses = measured["losses"]
     assert max(losses[OURS]) - min(losses[OURS]) > 1e-3
@@ -198,6 +202,7 @@ def test_another_loop_trains_as_ours_does(measured: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("measured")
 def test_loading_times_steps_of_resident_rows(measured: dict[str, Any]) -> None:
     found = measured["loading"]
     assert found["order"].startswith("resident")
