@@ -44,7 +44,8 @@ def as_text(cache: Cache) -> str:
 
 def _features(cache: Cache) -> list[tuple[str, ...]]:
     """Return a row of cells per numeric feature, below their head."""
-    scaling, rows = cache.scaling, [("feature", "transform", "mean", "spread")]
+    rows: list[tuple[str, ...]] = [("feature", "transform", "mean", "spread")]
+    scaling = cache.scaling
     for column, mean, std in zip(cache.layout.numeric, scaling.mean, scaling.std, strict=True):
         unit = f" [{column.unit}]" if column.unit else ""
         rows.append((column.column + unit, column.transform, f"{mean:.5g}", f"{std:.5g}"))
@@ -53,7 +54,7 @@ def _features(cache: Cache) -> list[tuple[str, ...]]:
 
 def _arrays(cache: Cache) -> list[tuple[str, ...]]:
     """Return a row of cells per array, the largest first, below their head."""
-    rows = [("array", "shape", "type", "bytes", "smaller")]
+    rows: list[tuple[str, ...]] = [("array", "shape", "type", "bytes", "smaller")]
     sizes = sorted(cache.array_sizes().items(), key=lambda item: -item[1]["bytes"])
     for name, size in sizes:
         shape = "x".join(map(str, size["shape"]))
