@@ -224,3 +224,16 @@ def test_electrolyte_gives_mean_and_spread_over_seeds() -> None:
     assert "| model | 2.00 ± 1.41, R2 0.60 | 2.00 ± 1.41, R2 0.60 |" in shown
     assert "| other | 1.00, R2 0.50 | not measured |" in shown
     assert "| least error | other | model |" in shown
+
+
+def test_the_commands_of_the_page_are_known(repository: Path) -> None:
+    text = (repository / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    words = [line.partition("#")[0].split() for line in block.splitlines()]
+    asked = [line[3:] for line in words if line[:3] == ["python", "-m", "benchmarks"]]
+    assert len(asked) == len(words) - 1  # the first installs
+    assert {line[0] for line in asked if line} <= set(BENCHMARKS)
+    known = "".join((repository / "benchmarks" / "harness" / "publish.py").read_text())
+    known += (repository / "benchmarks" / "readme.py").read_text()
+    flags = {word for line in asked for word in line[1:]}
+    assert all(f'"{flag}"' in known for flag in flags)

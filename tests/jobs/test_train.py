@@ -165,20 +165,20 @@ def test_auto_precision_is_settled_at_the_start_and_kept_when_the_run_goes_on(
 def test_a_run_killed_inside_epochs_resumes_to_the_same_bits(
     rows: str, zero_stage: int, tiny_experiment: Path, train: Command, tmp_path: Path
 ) -> None:
-    # 12 steps an epoch, a checkpoint after each, three kills: after a random number of checkpoints,
+    # 6 steps an epoch, a checkpoint after each, three kills: after a random number of checkpoints,
     # or while one is written.
     chunked = (f"cache.path={tmp_path / 'cache.zarr'}", "cache.rows_per_chunk=16")
     experiment = load_experiment(tiny_experiment, list(chunked))
     build_cache(
         experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
     )
-    trained = ("train.epochs=3", "train.batch_rows=12", f"train.rows={rows}")
+    trained = ("train.epochs=3", "train.batch_rows=24", f"train.rows={rows}")
     words = settings(*chunked, *trained, f"train.zero_stage={zero_stage}")
     often = (*words, *settings("train.checkpoint_steps=1"))
     train(*words, *settings(f"run.dir={tmp_path / 'whole'}"))
     folder, generator, resumed_inside = tmp_path / "run", random.Random(rows), 0
     for _ in range(3):
-        kill_after_checkpoints(train, folder, generator.randrange(1, 7), *often, "--resume")
+        kill_after_checkpoints(train, folder, generator.randrange(1, 5), *often, "--resume")
         resumed_inside += (folder / "tiny_step.pt").exists() and not (
             folder / "tiny_final.pt"
         ).exists()

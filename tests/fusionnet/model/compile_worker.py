@@ -43,18 +43,27 @@ def main() -> None:
         )
         for size in SIZES
     ]
-    errors += [
-        relative_error(
-            run(compiled.eval(), tables, rows, size), run(plain.eval(), tables, rows, size)
-        )
-        for size in SIZES
-    ]
+    with torch.no_grad():
+        errors += [
+            relative_error(
+                outputs(compiled.eval(), tables, rows, size),
+                outputs(plain.eval(), tables, rows, size),
+            )
+            for size in SIZES
+        ]
     counter: Any = CompileCounter()
     counted = build_model(recipe, cache.layout, cache.scaling, live=False).train()
     counted.network.compile(fullgraph=True, dynamic=True, backend=counter)
     for size in SIZES:
         run(counted, tables, rows, size)
     print(json.dumps({"error": max(errors), "graphs": counter.frame_count}))
+
+
+def outputs(
+    model: TrainableModel, tables: list[torch.Tensor], rows: RowTable, size: int
+) -> list[torch.Tensor]:
+    """Return the outputs of some rows alone, as evaluation asks for them."""
+    return [model.outputs(tables, rows.take(torch.arange(size)).inputs)]
 
 
 def run(
