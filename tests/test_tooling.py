@@ -1,9 +1,11 @@
 """Continuous integration and the commit hook run what a developer runs."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 
@@ -45,3 +47,8 @@ def test_every_tool_of_the_tests_has_a_tested_version(repository: Path) -> None:
     lines = (repository / "configs" / "constraints.txt").read_text().lower().splitlines()
     pinned = {line.partition("==")[0].replace("_", "-") for line in lines if "==" in line}
     assert names - pinned == {"triton"}
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process needs no groups")
+def test_the_tests_of_a_file_share_a_worker(request: pytest.FixtureRequest) -> None:
+    assert request.node.nodeid.endswith("@tests/test_tooling.py")
