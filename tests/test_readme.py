@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from forks import Forks
 
 from embedcache.schema import parse_config
 from fusionnet.commands import cli
@@ -97,17 +96,21 @@ def test_the_config_of_the_page_is_valid(repository: Path) -> None:
 
 @pytest.mark.slow
 def test_the_four_commands_take_a_table_to_a_report(
-    repository: Path, tiny_experiment: Path, tmp_path: Path
+    repository: Path,
+    tiny_experiment: Path,
+    forks: Forks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     values = yaml.safe_load(tiny_experiment.read_text())
     values |= {"cache": {"path": "mine.zarr"}, "run": {"dir": "runs/mine", "name": "mine"}}
     lines = [words for words in commands(repository, "README.md") if words[0] != "make"]
     assert [words[1] for words in lines] == ["examples", "build", "train", "evaluate"]
     for program, *words in lines:
-        code = f"from fusionnet.commands.cli import {program}; {program}()"
-        command = [sys.executable, "-c", code, *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        script = tmp_path / f"run_{program}.py"
+        script.write_text(f"from fusionnet.commands.cli import {program}\n\n{program}()\n")
+        forks.run(script, *words)
         if words[0] == "examples":
             (tmp_path / "configs" / "mine.yaml").write_text(yaml.safe_dump(values))
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()
