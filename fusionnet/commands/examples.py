@@ -26,7 +26,7 @@ def main() -> None:
         target = folder / file.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-        print(target)
+    print("\n".join(str(folder / file.relative_to(source)) for file in files))
 
 
 def examples_folder() -> Path:

@@ -16,6 +16,7 @@ from embedcache.cache.reader import open_cache
 from fusionnet.experiment import load_experiment
 
 
+@pytest.mark.slow
 def test_loading_times_steps_of_its_own_table(tmp_path: Path) -> None:
     write_table(tmp_path / "cache.zarr", 5_000, memory_mib=1)
     cache = open_cache(tmp_path / "cache.zarr")

@@ -105,6 +105,7 @@ def test_any_range_of_rows_is_a_slice_of_all(built_study: Any, bounds: tuple[int
     shards=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
+@pytest.mark.slow
 def test_arbitrary_blocks_come_back_whatever_the_chunks(
     built_study: Any,
     tmp_path_factory: pytest.TempPathFactory,

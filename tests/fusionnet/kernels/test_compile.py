@@ -57,6 +57,7 @@ INTEGERS = ("index_ptr", "order_ptr", "bound_ptr", "seed_ptr")
 GIVEN = ("table_ptr", "hidden_ptr", "gradient_ptr", "dense_ptr", "out_ptr", "outputs_ptr")
 
 
+@pytest.mark.slow
 def test_one_graph() -> None:
     environment = dict(os.environ) if ON_GPU else {**os.environ, "TRITON_INTERPRET": "1"}
     worker = Path(__file__).with_name("compile_worker.py")

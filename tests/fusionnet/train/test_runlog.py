@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # 200 MiB held
 CHILD = (
     "from fusionnet.train.runlog import peak_rss_bytes; import numpy; held = numpy.ones(25 << 20);"
@@ -14,6 +16,7 @@ PARENT = (
 )
 
 
+@pytest.mark.slow
 def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PARENT, CHILD],
