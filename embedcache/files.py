@@ -1,8 +1,10 @@
 """Files and folders that are there whole or not at all, and the digests of files."""
 
+import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,22 +21,40 @@ def atomic_write(target: Path) -> Iterator[Path]:
 
     A kill or an error leaves what was there before; what was written is on disk before it takes
     the name, so a power cut leaves the old content or the new. A folder cannot take the name of
-    another in one step: the old one is moved aside (`.old`) first and deleted last.
+    another in one step: the old one is moved into a new hidden folder (`.NAME.*.old`) first and
+    deleted last. A file never replaces a folder: that is an IsADirectoryError.
     """
-    partial, old = (target.with_name(f"{target.name}.{suffix}") for suffix in ("partial", "old"))
+    partial, aside = target.with_name(f"{target.name}.partial"), None
     _remove(partial)  # of a writer that was killed
     try:
         yield partial
         for path in [partial, *partial.rglob("*")]:
             sync(path)
         if target.is_dir():
-            _remove(old)
-            target.rename(old)
-        partial.replace(target)
+            aside = _moved_aside(target, partial)
+        try:
+            partial.replace(target)
+        except OSError:
+            if aside is not None:
+                aside.rename(target)
+                aside.parent.rmdir()
+            raise
         sync(target.parent)
     finally:
         _remove(partial)
-    _remove(old)
+    if aside is not None:
+        _remove(aside)
+        aside.parent.rmdir()
+
+
+def _moved_aside(target: Path, partial: Path) -> Path:
+    """Return where a folder was moved that another one replaces: a name that nobody else has."""
+    if not partial.is_dir():
+        raise IsADirectoryError(
+            errno.EISDIR, "it is a folder, which a file must not replace", target
+        )
+    hidden = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)
+    return target.rename(Path(hidden) / target.name)
 
 
 def write_atomically(file: Path, content: bytes) -> None:

@@ -67,6 +67,43 @@ def test_what_a_killed_writer_left_is_overwritten(
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_what_others_named_alike_is_left_alone(tmp_path: Path, is_folder: bool) -> None:
+    target, other = tmp_path / "target", tmp_path / "target.old"
+    write(target, "old", is_folder)
+    write(other, "somebody's", is_folder)
+    with atomic_write(target) as partial:
+        write(partial, "new", is_folder)
+    assert content_of(target) == "new"
+    assert content_of(other) == "somebody's"
+    assert set(tmp_path.iterdir()) == {target, other}
+
+
+def test_a_file_never_replaces_a_folder(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    write(target, "old", is_folder=True)
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
+        write_atomically(target, b"new")
+    assert content_of(target) == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_that_cannot_be_replaced_is_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    write(target, "old", is_folder=True)
+
+    def fail(path: Path, to: Path) -> Path:
+        raise OSError("no more")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no more"), atomic_write(target) as partial:
+        write(partial, "new", is_folder=True)
+    assert content_of(target) == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_everything_is_on_disk_before_it_takes_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
