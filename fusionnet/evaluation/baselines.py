@@ -183,7 +183,8 @@ def beside_a_run(
     """Return what a trained run must beat, on n chosen ones of all rows of its cache.
 
     The two means read all train rows. Boosting reads at most `QUICK_ROWS` of them (drawn at random)
-    and as many validation rows, and predicts the tasks of the largest weight alone.
+    and as many validation rows, and predicts the tasks of the largest weight alone. A target
+    without a labelled train row has no baselines.
     """
     main = {task.column for task, _ in main_metrics(tasks)}
     found: dict[str, dict[int, Float[np.ndarray, " n"]]] = {
@@ -193,6 +194,8 @@ def beside_a_run(
     }
     bar = tqdm(layout.targets, desc="baselines", leave=False, disable=None if progress else True)
     for target, column in enumerate(bar):
+        if not len(_labelled(rows, "train", target)):
+            continue  # nothing to learn from
         found[TRAIN_MEAN][target] = train_mean(rows, target)[chosen]
         found[STRING_MEAN][target] = string_mean(rows, target)[chosen]
         if column.column in main:

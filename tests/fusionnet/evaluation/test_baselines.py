@@ -119,3 +119,18 @@ def test_beside_a_run_the_means_are_those_of_all_rows_and_boosting_is_bounded(
                 assert (found.predictions[name][target] == all_rows(rows, target)[chosen]).all()
     assert not np.array_equal(whole.predictions[BOOSTING][0], part.predictions[BOOSTING][0])
     assert "60 of 140 train rows" in part.remark
+
+
+def test_a_target_without_train_labels_has_no_baselines(
+    cache: Cache, tiny_experiment: Path
+) -> None:
+    rows, tasks = cache.rows(), load_experiment(tiny_experiment).tasks
+    targets = rows.targets.copy()
+    targets[rows.split == 0, 0] = np.nan
+    unlabelled = replace(rows, targets=targets)
+    found = beside_a_run(unlabelled, cache.layout, tasks, np.arange(50), progress=False).predictions
+    assert {name: sorted(guesses) for name, guesses in found.items()} == {
+        TRAIN_MEAN: [1, 2],
+        STRING_MEAN: [1, 2],
+        BOOSTING: [1],
+    }
