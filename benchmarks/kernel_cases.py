@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import fusionnet.kernels as kernels
 from embedcache.encoder.dropout import dropout
+from embedcache.kernels import has_kernels
 from fusionnet.kernels import TaskTerm, reference
 
 WIDTH, HIDDEN, NUM_CATEGORIES, P = 512, 384, 8, 0.1  # the sizes of configs/stage1.yaml
@@ -47,7 +48,7 @@ def make_case(
         "multitask_loss": _multitask_loss,
     }
     case = makers[name](num_rows, num_vectors, dtype, device)
-    if not kernels.has_kernels(case.gradient):
+    if not has_kernels(case.gradient):
         del case.calls["kernel"]
     return case
 

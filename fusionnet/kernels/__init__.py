@@ -1,31 +1,21 @@
 """The operations of the network that have GPU kernels, and the choice of kernel or plain PyTorch.
 
-Tensors on a CUDA device take the kernels where Triton is installed; all others take `reference`.
-Under TRITON_INTERPRET=1, which the tests set, the kernels run on the CPU too, by Triton's
-interpreter.
+Which tensors take kernels is told by `embedcache.kernels.has_kernels`; all others take `reference`.
 """
 
-import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from embedcache.kernels import HAS_TRITON, has_kernels
 from fusionnet.kernels import reference
 from fusionnet.kernels.reference import TaskTerm
 
-_KERNEL_DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
-_HAS_TRITON = find_spec("triton") is not None
-if _HAS_TRITON:  # before the functions below, two of which bear a module's name or part of it
+if HAS_TRITON:  # before the functions below, two of which bear a module's name or part of it
     from fusionnet.kernels import gather as _gather
     from fusionnet.kernels import multitask_loss as _loss
-
-
-def has_kernels(tensor: Tensor) -> bool:
-    """Return whether operations on this tensor take kernels."""
-    return _HAS_TRITON and tensor.device.type in _KERNEL_DEVICES
 
 
 def gather_add(

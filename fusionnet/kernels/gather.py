@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fusionnet.kernels.dropout_mask import drop_threshold, keep
-from fusionnet.kernels.segment_sum import INTERPRETED, segment_sum
+from embedcache.kernels.dropout_mask import INTERPRETED, drop_threshold, keep
+from fusionnet.kernels.segment_sum import segment_sum
 
 
 @triton.jit

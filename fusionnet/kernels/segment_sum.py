@@ -19,12 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fusionnet.kernels.dropout_mask import drop_threshold, keep
+from embedcache.kernels.dropout_mask import INTERPRETED, drop_threshold, keep
 
 ONEHOT_MAX_SEGMENTS = 256  # above, rows are sorted: the product costs B x U x D
-# the interpreter's bf16 is cut, not rounded, and its tl.dot multiplies bit patterns (triton issue
-# 11584): fp32
-INTERPRETED = triton.knobs.runtime.interpret
 _MAX_SLICES = 32  # of B; with 4 blocks of columns they fill an H100's 132 multiprocessors
 
 

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from embedcache.encoder.dropout import Dropout
+from embedcache.kernels import has_kernels
 from embedcache.scaling import VectorScaling
-from fusionnet.kernels import gather_dropout, has_kernels
+from fusionnet.kernels import gather_dropout
 
 
 class StringAdapter(nn.Module):

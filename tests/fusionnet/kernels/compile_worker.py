@@ -5,7 +5,8 @@ one graph and compare with eager, forward and backward.
 import torch
 from torch import Tensor
 
-from fusionnet.kernels import TaskTerm, gather_add, gather_dropout, has_kernels, multitask_loss
+from embedcache.kernels import has_kernels
+from fusionnet.kernels import TaskTerm, gather_add, gather_dropout, multitask_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKEND = "inductor" if DEVICE == "cuda" else "aot_eager"

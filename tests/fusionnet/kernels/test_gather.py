@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fusionnet.kernels as kernels
+from embedcache.kernels.reference import _philox as philox
+from embedcache.kernels.reference import keep_mask
 from fusionnet.kernels import gather, reference, segment_sum
 
 ON_GPU = torch.cuda.is_available()
@@ -215,20 +217,20 @@ def test_the_mask_is_philoxs_of_seed_row_and_column(
         gather.gather_dropout(ones, torch.zeros(num_rows, dtype=torch.int64, device=DEVICE), p, key)
         > 0
     )
-    assert torch.equal(kept, reference.keep_mask(key, num_rows, width, p))
+    assert torch.equal(kept, keep_mask(key, num_rows, width, p))
 
 
 def test_philox_gives_the_published_words() -> None:
     # Known-answer tests of the authors' Random123 (kat_vectors, philox4x32 10): counter and key all
     # zero, and all ones.
     zero, ones = torch.zeros(1, dtype=torch.int64), torch.full((1,), 0xFFFFFFFF)
-    assert [int(word) for word in reference._philox((zero,) * 4, zero, zero)] == [
+    assert [int(word) for word in philox((zero,) * 4, zero, zero)] == [
         0x6627E8D5,
         0xE169C58D,
         0xBC57AC4C,
         0x9B00DBD8,
     ]
-    assert [int(word) for word in reference._philox((ones,) * 4, ones, ones)] == [
+    assert [int(word) for word in philox((ones,) * 4, ones, ones)] == [
         0x408F276D,
         0x41C83B0E,
         0xA20BC7C6,
@@ -237,7 +239,7 @@ def test_philox_gives_the_published_words() -> None:
 
 
 def test_masks_keep_the_right_share_and_differ_by_row_and_seed() -> None:
-    masks = [reference.keep_mask(torch.tensor([seed]), 400, 384, 0.1) for seed in (1, 2)]
+    masks = [keep_mask(torch.tensor([seed]), 400, 384, 0.1) for seed in (1, 2)]
     for mask in masks:
         assert abs(mask.float().mean() - 0.9) < 5 * (0.09 / mask.numel()) ** 0.5
         assert mask.unique(dim=0).shape[0] == 400

@@ -5,7 +5,11 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from fusionnet.kernels.reference import KEEP_BITS
+from embedcache.kernels.reference import KEEP_BITS
+
+# the interpreter's bf16 is cut, not rounded, and its tl.dot multiplies bit patterns (triton issue
+# 11584): fp32
+INTERPRETED = triton.knobs.runtime.interpret
 
 
 def drop_threshold(p: float) -> int:
