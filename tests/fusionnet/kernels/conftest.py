@@ -1,5 +1,5 @@
 """These tests run the kernels: on a GPU where there is one, else by Triton's interpreter, in
-processes that test_interpreted.py starts.
+processes that tests/test_interpreted.py starts.
 """
 
 import os

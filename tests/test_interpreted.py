@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-FILES = ("test_gather.py", "test_multitask_loss.py")
+FILES = (
+    "embedcache/kernels/test_attention.py",
+    "fusionnet/kernels/test_gather.py",
+    "fusionnet/kernels/test_multitask_loss.py",
+)
 
 
 @pytest.mark.slow
@@ -22,7 +26,7 @@ def test_the_kernels_interpreted(repository: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, *(str(Path(__file__).with_name(name)) for name in FILES)],
+        [*command, *(str(Path(__file__).parent / name) for name in FILES)],
         cwd=repository,
         env=environment,
         capture_output=True,
