@@ -3,6 +3,7 @@
 import os
 import re
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,10 @@ def test_every_tool_of_the_tests_has_a_tested_version(repository: Path) -> None:
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process needs no groups")
 def test_the_tests_of_a_file_share_a_worker(request: pytest.FixtureRequest) -> None:
     assert request.node.nodeid.endswith("@tests/test_tooling.py")
+
+
+def test_one_deprecation_of_a_newer_python_is_no_error() -> None:
+    for how in ("is deprecated", "is not supported in Python 3.14+ and may break"):
+        warnings.warn(f"`torch.jit.script` {how}. Please ...", DeprecationWarning, stacklevel=1)
+    with pytest.raises(DeprecationWarning):
+        warnings.warn("`torch.jit.save` is deprecated.", DeprecationWarning, stacklevel=1)

@@ -84,7 +84,10 @@ def _environment(defaults: Mapping[str, str] | None = None) -> dict[str, str]:
         **(defaults or {}),
         **os.environ,
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(REPOSITORY),
+        # before what is there: packages may come that way alone
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH")))
+        ),
     }
 
 

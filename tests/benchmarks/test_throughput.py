@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import search_path
 
 from benchmarks.harness.publish import markdown, picture
 from benchmarks.harness.stepper import MODES
@@ -125,7 +126,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict
     worker = Path(__file__).with_name("tiny_steps.py")
     environment = {
         **os.environ,
-        "PYTHONPATH": str(repository),
+        "PYTHONPATH": search_path(repository),
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "HF_HUB_OFFLINE": "1",

@@ -86,8 +86,7 @@ class Forks:
         place = _Place(os.getcwd(), {**inherited, **FOR_ALL, **(env or {})}, out, err)
         process = self._context.Process(target=_run, args=(place, partial(function, *arguments)))
         with pytest.MonkeyPatch.context() as patch:  # a server that starts now finds this checkout
-            paths = (str(SUPPORT), str(REPOSITORY), os.environ.get("PYTHONPATH", ""))
-            patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+            patch.setenv("PYTHONPATH", search_path(SUPPORT, REPOSITORY))
             for name, value in FOR_ALL.items():
                 patch.setenv(name, value)
             process.start()
@@ -123,6 +122,13 @@ class Forks:
         done = [rank.wait() for rank in ranks]
         assert all(rank.code == 0 for rank in done), "\n".join(map(str, done))
         return done
+
+
+def search_path(*folders: Path) -> str:
+    """Return a PYTHONPATH of these folders before those that are on it: packages may come that way
+    alone.
+    """
+    return os.pathsep.join(filter(None, (*map(str, folders), os.environ.get("PYTHONPATH"))))
 
 
 def announced(launcher: str, rank: int, size: int, port: int) -> dict[str, str]:

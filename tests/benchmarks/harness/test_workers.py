@@ -1,5 +1,7 @@
 """Workers keep their state between turns; what fails in a child is said by the parent."""
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks.harness.workers import Worker, run_python
@@ -27,3 +29,12 @@ def test_a_command_leaves_its_output_and_peak_memory() -> None:
 def test_a_command_that_fails_says_why() -> None:
     with pytest.raises(UserError, match="exit code 3:\nthe reason"):
         run_python("-c", "import sys; print('the reason', file=sys.stderr); sys.exit(3)")
+
+
+def test_a_command_finds_what_its_parent_finds_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text("WHERE = 'beside'")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    both = "import only_here, benchmarks.harness; print(only_here.WHERE)"
+    assert run_python("-c", both).output == "beside\n"

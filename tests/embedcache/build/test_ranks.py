@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
-from forks import Fork, Forks, free_port
+from forks import Fork, Forks, free_port, search_path
 
 from embedcache import ranks
 from embedcache.build import vectors
@@ -254,7 +254,7 @@ LAUNCHERS = {
 def test_the_launchers(config: Path, repository: Path, build: Builders, launcher: str) -> None:
     environment = {
         **os.environ,
-        "PYTHONPATH": str(repository),
+        "PYTHONPATH": search_path(repository),
         "DS_ACCELERATOR": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
     }
