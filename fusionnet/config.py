@@ -216,7 +216,17 @@ class TrainConfig(Config):
     )
     compile: bool | Literal["auto"] = Field(
         default="auto",
-        description="torch.compile of the network; auto: on GPUs (slower on the CPUs measured)",
+        description=(
+            "torch.compile of the network; auto: on GPUs for runs of 20,000 steps or more (shorter"
+            " ones do not win back the compiling; slower on the CPUs measured)"
+        ),
+    )
+    cuda_graph: bool | Literal["auto"] = Field(
+        default="auto",
+        description=(
+            "replay each optimizer step from one captured CUDA graph, without DeepSpeed's"
+            " optimizer; auto: where a GPU is alone and nothing forbids it; on: or refuse to train"
+        ),
     )
     precision: PrecisionName = Field(
         default="fp32",

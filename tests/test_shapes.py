@@ -9,7 +9,7 @@ import torch
 from beartype import beartype
 
 from embedcache.encoder.batching import length_batches
-from fusionnet.rows.plan import StepPlan
+from fusionnet.rows.tensors import RowInputs
 
 
 @pytest.fixture
@@ -25,8 +25,10 @@ def test_a_wrong_shape_raises_in_both_packages(checked: Callable[[Any], Any]) ->
     assert batches(torch.tensor([3, 4]), 16)
     with pytest.raises(jaxtyping.TypeCheckError):
         batches(torch.tensor([[3, 4]]), 16)
-    plan = StepPlan(num_rows=4, batch_rows=4, num_micro_batches=1, world_size=1, seed=0)
-    micro_batches = checked(StepPlan.micro_batches)
-    assert micro_batches(plan, torch.arange(4), 0)
+    rows = RowInputs(
+        torch.zeros(4, 1, dtype=torch.int64), torch.zeros(4, 2), torch.zeros(4, 0).long()
+    )
+    take = checked(RowInputs.take)
+    assert take(rows, torch.arange(2)).num_rows == 2
     with pytest.raises(jaxtyping.TypeCheckError):
-        micro_batches(plan, torch.zeros(2, 2, dtype=torch.int64), 0)
+        take(rows, torch.zeros(2, 2, dtype=torch.int64))

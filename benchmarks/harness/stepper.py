@@ -18,7 +18,7 @@ from benchmarks.harness.setting import PADDED, experiment_of, recipe_of
 from benchmarks.harness.timing import Phases, timed
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.encoder.batching import MAX_BATCH_TOKENS, length_batches
-from embedcache.encoder.model import StringEncoder
+from embedcache.encoder.model import PackedPass, StringEncoder
 from embedcache.encoder.tokens import TokenTable
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable, load_rows
@@ -117,9 +117,7 @@ class Stepper:
         trainer = self.trainer
         trainer.engine.set_learning_rates(trainer.schedule.rates(0))
         order = torch.randperm(batch.num_rows).to(world().device)
-        parts = trainer.plan.micro_batches(
-            torch.arange(batch.num_rows, device=world().device), world().rank
-        )
+        parts = trainer.plan.micro_batches(batch.num_rows, world().rank)
 
         def work() -> None:
             with self.phases.inside("read rows"):
@@ -163,12 +161,10 @@ class Stepper:
             count(tokens.num_strings * length, tokens.num_strings * length**2)
             return padded(tokens, pad_to)
 
-        def counted_packed(tokens: TokenTable, groups: Sequence[Tensor]) -> Tensor:
-            count(
-                int(sum(tokens.lengths[ids].sum() for ids in groups)),
-                int(sum(len(ids) * tokens.lengths[ids].max() ** 2 for ids in groups)),
-            )
-            return packed(tokens, groups)
+        def counted_packed(one: PackedPass) -> Tensor:
+            groups = one.packing.groups
+            count(len(one.values), sum(each.num_strings * each.longest**2 for each in groups))
+            return packed(one)
 
         encoder._encode_padded, encoder._encode_packed = counted_padded, counted_packed
 

@@ -18,8 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.harness.cells import Column, Table, gib, mib
 from benchmarks.harness.pictures import Panel
 from benchmarks.harness.publish import Report, output_path, parser, publish, tell
@@ -113,7 +111,7 @@ def _timed_steps(trainer: Trainer, num_steps: int) -> tuple[list[float], list[fl
         batch = next(rows)
         waits.append(time.perf_counter() - started)
         trainer.engine.set_learning_rates(trainer.schedule.rates(step))
-        parts = trainer.plan.micro_batches(torch.arange(batch.num_rows), 0)
+        parts = trainer.plan.micro_batches(batch.num_rows, 0)
         optimizer_step(trainer.engine, trainer.sources, batch, parts, 0, step)
         steps.append(time.perf_counter() - started)
     return waits, steps

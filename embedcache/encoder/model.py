@@ -8,9 +8,8 @@ evaluation mode even while LoRA trains: its dropout would be drawn once per dist
 than once per row.
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +19,27 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from embedcache.encoder.batching import MAX_BATCH_TOKENS, batches_of_each_pass, length_batches
-from embedcache.encoder.deberta.attention import packing_of
+from embedcache.encoder.deberta.attention import Packing, packing_of
 from embedcache.encoder.deberta.packed import embed, is_packable, pooled, run_layers
 from embedcache.encoder.deberta.projection import CastWeights
 from embedcache.encoder.deberta.relative import needed_positions
 from embedcache.encoder.prefix import base_of, some_layers
 from embedcache.encoder.tokens import TokenTable
+
+
+class PackedPass(NamedTuple):
+    """The P tokens of one pass, and how they lie; `states` enter the first layer that is run."""
+
+    values: Int[Tensor, " P"]
+    states: Float[Tensor, "P E"] | None
+    packing: Packing
+
+
+class EncodingPlan(NamedTuple):
+    """All that encoding the same S strings again reads, on the device."""
+
+    passes: tuple[PackedPass, ...]
+    order: Int[Tensor, " S"]  # of each string among what the passes give
 
 
 class StringEncoder(nn.Module):
@@ -51,13 +65,51 @@ class StringEncoder(nn.Module):
             return torch.zeros(0, self.width, device=tokens.values.device)
         if pad_to is not None:
             return self._encode_padded(tokens, pad_to)
+        plan = self.plan(tokens)
+        if plan is not None:
+            return self.encode(plan)
         batches = length_batches(tokens.lengths, MAX_BATCH_TOKENS)
-        if is_packable(base_of(self.model)):
-            passes = batches_of_each_pass(tokens.lengths, batches)
-            vectors = torch.cat([self._encode_packed(tokens, groups) for groups in passes])
-        else:
-            vectors = torch.cat([self._encode_cut(tokens.take(ids)) for ids in batches])
+        vectors = torch.cat([self._encode_cut(tokens.take(ids)) for ids in batches])
         return vectors[torch.cat(batches).argsort().to(vectors.device, non_blocking=True)]
+
+    def plan(self, tokens: TokenTable) -> EncodingPlan | None:
+        """Return how these strings are encoded without padding; None for other architectures.
+
+        It is made on the CPU and copied to the device; `encode` then asks nothing of the host.
+        """
+        if not is_packable(base_of(self.model)):
+            return None
+        device = tokens.values.device
+        batches = length_batches(tokens.lengths, MAX_BATCH_TOKENS)
+        passes = []
+        for groups in batches_of_each_pass(tokens.lengths, batches):
+            taken = tokens.take(torch.cat(groups))
+            lengths = tuple(tuple(tokens.lengths[ids].tolist()) for ids in groups)
+            passes.append(PackedPass(taken.values, taken.states, packing_of(lengths, device)))
+        return EncodingPlan(
+            tuple(passes), torch.cat(batches).argsort().to(device, non_blocking=True)
+        )
+
+    @torch.no_grad()
+    def with_frozen_states(self, plan: EncodingPlan) -> EncodingPlan:
+        """Return the plan with the states that enter the lowest trained layer: they never change.
+
+        Call it as encoding will be called, under the same autocast.
+        """
+        base = base_of(self.model)
+        assert is_packable(base)
+        passes = []
+        for one in plan.passes:
+            states = one.states
+            if states is None:
+                states = embed(base, one.values, one.packing)
+                states = run_layers(base, self._casts, states, one.packing, 0, self.first_layer)
+            passes.append(one._replace(states=states))
+        return plan._replace(passes=tuple(passes))
+
+    def encode(self, plan: EncodingPlan) -> Float[Tensor, "S E"]:
+        """Return one fp32 vector per string of the plan, as `forward` does."""
+        return torch.cat([self._encode_packed(each) for each in plan.passes])[plan.order]
 
     def train(self, mode: bool = True) -> "StringEncoder":
         """Switch LoRA's dropout alone; the base model stays in evaluation mode."""
@@ -93,20 +145,15 @@ class StringEncoder(nn.Module):
             states[index] = hidden[mask].float()
         return states
 
-    def _encode_packed(
-        self, tokens: TokenTable, groups: Sequence[Int[Tensor, " _U"]]
-    ) -> Float[Tensor, "U E"]:
-        """Return the vectors of the strings of all groups, in that order, without padding."""
+    def _encode_packed(self, one: PackedPass) -> Float[Tensor, "U E"]:
+        """Return the vectors of a pass's strings, in its order, without padding."""
         base = base_of(self.model)
         assert is_packable(base)
-        batch = tokens.take(torch.cat(list(groups)))
-        lengths = tuple(tuple(tokens.lengths[ids].tolist()) for ids in groups)
-        packing = packing_of(lengths, batch.values.device)
-        if batch.states is not None:
-            states, first_layer = batch.states, self.first_layer
+        if one.states is None:
+            states, first_layer = embed(base, one.values, one.packing), 0
         else:
-            states, first_layer = embed(base, batch.values, packing), 0
-        return pooled(base, self._casts, states, packing, first_layer, self.pooling)
+            states, first_layer = one.states, self.first_layer
+        return pooled(base, self._casts, states, one.packing, first_layer, self.pooling)
 
     def _encode_cut(self, tokens: TokenTable) -> Float[Tensor, "S E"]:
         """Return the vectors as Hugging Face computes them, with the relative positions cut.

@@ -34,7 +34,7 @@ from embedcache.cache.reader import Cache
 from embedcache.config import EncoderConfig, LoraConfig, Sharding
 from embedcache.encoder.loading import encoding_key, load_encoder
 from embedcache.encoder.lora import add_lora
-from embedcache.encoder.model import StringEncoder
+from embedcache.encoder.model import EncodingPlan, StringEncoder
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize
 from embedcache.encoder.tokens import TokenTable
 from embedcache.errors import StaleCacheError, UnfinishedStepError
@@ -51,6 +51,15 @@ class _Step:
     distinct: Int[Tensor, " U"]
     vectors: Float[Tensor, "U E"]  # V, with graph
     arrival: Arrival
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """The strings that every step encodes, whichever its rows have."""
+
+    distinct: Int[Tensor, " U"]
+    index: Int[Tensor, " S"]  # of each string among them; 0 where it is none of them
+    plan: EncodingPlan
 
 
 class LiveEncoder(EncoderSource):
@@ -99,6 +108,7 @@ class LiveEncoder(EncoderSource):
         self._memory_bytes = memory_bytes
         self._budget: Budget | None = None
         self._step: _Step | None = None
+        self._fixed: _Fixed | None = None
 
     @classmethod
     def from_cache(
@@ -161,6 +171,39 @@ class LiveEncoder(EncoderSource):
         """What was measured of the encoder's memory at the first step, None before it."""
         return self._budget
 
+    def why_not_fixed(self, string_id: Int[Tensor, " U"]) -> str | None:
+        """Return what forbids `fix_strings` for these strings, or None; measures memory once."""
+        tokens = self._tokens.take(string_id)
+        if self._sharding == "shard":
+            return "ranks share the strings (encoder.encode_sharding)"
+        if self.encoder.plan(tokens) is None:
+            return "the encoder is not of polyBERT's architecture"
+        most = self._measured().max_tokens
+        if len(tokens.values) > most:
+            return (
+                f"the {len(string_id):,} strings have {len(tokens.values):,} tokens, and memory is"
+                f" for {most:,} at a time"
+            )
+        return None
+
+    def fix_strings(self, string_id: Int[Tensor, " U"]) -> None:
+        """Encode these distinct strings in every step from now on, whichever its rows have.
+
+        A string that a step's rows lack gets a zero gradient. No step then asks the device which
+        strings it has: all shapes and addresses are the same in every step, as CUDA graphs demand.
+        That the rows have no other strings is the caller's to know. Call it as steps will be
+        called, under the same autocast.
+        """
+        assert self.why_not_fixed(string_id) is None
+        device = self._tokens.values.device
+        plan = self.encoder.plan(self._tokens.take(string_id))
+        assert plan is not None
+        index = torch.zeros(self._tokens.num_strings, dtype=torch.int64)
+        index[string_id.cpu()] = torch.arange(len(string_id))
+        self._fixed = _Fixed(
+            string_id.to(device), index.to(device), self.encoder.with_frozen_states(plan)
+        )
+
     @contextmanager
     def step(self, string_id: Int[Tensor, " B"]) -> Iterator["LiveEncoder"]:
         """Encode the distinct strings among this rank's rows of a step, once for the whole block.
@@ -186,10 +229,10 @@ class LiveEncoder(EncoderSource):
         read; `string_id` are then the rows of all ranks.
         """
         self._refuse_unfinished("the last step")
-        if self._budget is None:
-            self._budget = measure_budget(self.encoder, self._tokens, self._memory_bytes)
-        max_tokens = self._budget.max_tokens
-        if self._sharding == "shard":
+        max_tokens = self._measured().max_tokens
+        if self._fixed is not None:
+            distinct, vectors = self._fixed.distinct, self.encoder.encode(self._fixed.plan)
+        elif self._sharding == "shard":
             assert self._group is not None
             distinct = distinct_of_all_ranks(string_id, self._tokens.num_strings, self._group)
             tokens = self._tokens.take(distinct)
@@ -218,9 +261,12 @@ class LiveEncoder(EncoderSource):
                 f"read() was called more often than the {arrival.announced} times that"
                 " begin_step() announced"
             )
-        index = torch.searchsorted(step.distinct, string_id.contiguous())
-        index = index.clamp_max(len(step.distinct) - 1)
-        refuse_unannounced(step.distinct, index, string_id)
+        if self._fixed is not None:
+            index = self._fixed.index[string_id]
+        else:
+            index = torch.searchsorted(step.distinct, string_id.contiguous())
+            index = index.clamp_max(len(step.distinct) - 1)
+            refuse_unannounced(step.distinct, index, string_id)
         if not torch.is_grad_enabled():  # evaluation: no gradient will come
             return RowVectors(arrival.leaf, index)
         is_last = len(arrival.arrived) + 1 == arrival.announced
@@ -258,6 +304,12 @@ class LiveEncoder(EncoderSource):
         """Return the present vectors of all strings, encoded without graph, with dropout off."""
         self._refuse_unfinished("the last step")
         return super().vectors_of_all_strings()
+
+    def _measured(self) -> Budget:
+        """Return what fits into memory, measured once."""
+        if self._budget is None:
+            self._budget = measure_budget(self.encoder, self._tokens, self._memory_bytes)
+        return self._budget
 
     def _send(self, step: _Step) -> None:
         """Send the accumulated gradient into the encoder, and average over ranks what it gives."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Int
@@ -16,7 +17,7 @@ class StepPlan:
     row): an epoch of 313,236 rows at 8,192 is 39 steps of 8,031 or 8,032 rows, not 38 full ones and
     a small one that would get the same learning rate.
 
-    Axes: R rows of a step, over all ranks; B rows of a micro-batch.
+    R are the rows of a step, over all ranks.
     """
 
     num_rows: int
@@ -42,10 +43,15 @@ class StepPlan:
         order = torch.randperm(self.num_rows, generator=generator)
         yield from order.split(self.step_sizes)[first:]
 
-    def micro_batches(self, step_rows: Int[Tensor, " R"], rank: int) -> list[Int[Tensor, " B"]]:
-        """Return the micro-batches of a step that one rank reads.
+    def micro_batches(self, num_rows: int, rank: int) -> list[slice]:
+        """Return the micro-batches that one rank reads of a step of so many rows.
 
         Their sizes differ by at most one row, and may be zero.
         """
-        every = step_rows.tensor_split(self.num_micro_batches * self.world_size)
-        return list(every[rank :: self.world_size])
+        each, larger = divmod(num_rows, self.num_micro_batches * self.world_size)
+        edges = [
+            part * each + min(part, larger)
+            for part in range(self.num_micro_batches * self.world_size + 1)
+        ]
+        every = [slice(start, stop) for start, stop in pairwise(edges)]
+        return every[rank :: self.world_size]

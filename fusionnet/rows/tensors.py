@@ -73,7 +73,7 @@ class RowTable:
         """What the network reads of the rows."""
         return RowInputs(self.string_id, self.numeric, self.category)
 
-    def take(self, rows: Int[Tensor, " B"]) -> "RowTable":
+    def take(self, rows: Int[Tensor, " B"] | slice) -> "RowTable":
         """Return the rows at these positions."""
         return _each(self, lambda column: column[rows])
 

@@ -183,13 +183,12 @@ class Engine:
             self._plain_norm = nn.utils.get_total_norm(
                 [parameter.grad for _, parameter in self._trainable() if parameter.grad is not None]
             )
-            if self.overflowed:
+            if self.overflowed():
                 return
         self._engine.step()
 
-    @property
     def overflowed(self) -> bool:
-        """Whether the last update was skipped on every rank because a gradient was not finite.
+        """Return whether the last update was skipped, on every rank, for a gradient not finite.
 
         ZeRO has looked already: reading its flag costs nothing.
         """
@@ -199,9 +198,8 @@ class Engine:
             else not bool(self._plain_norm.isfinite())
         )
 
-    @property
     def gradient_norm(self) -> float:
-        """The global gradient norm of the last update, before clipping."""
+        """Return the global gradient norm of the last update, before clipping."""
         return float(
             self._engine.get_global_grad_norm() if self._plain_norm is None else self._plain_norm
         )

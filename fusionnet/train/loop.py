@@ -23,10 +23,12 @@ from fusionnet.metrics import Metrics, task_metrics
 from fusionnet.model.forward import forward_rows, to_units
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.plan import StepPlan
-from fusionnet.rows.resident import RowSource
+from fusionnet.rows.resident import ResidentRows, RowSource
 from fusionnet.rows.streaming import open_rows
 from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
 from fusionnet.train.engine import Engine, World
+from fusionnet.train.plain import PlainEngine
+from fusionnet.train.protocols import StepEngine, Steps
 from fusionnet.train.resume import Position, checkpoint_content, own_totals, resumed
 from fusionnet.train.runlog import Record, RunLog, peak_rss_bytes
 from fusionnet.train.schedule import Schedule, make_schedule
@@ -36,7 +38,8 @@ from fusionnet.train.sizing import (
     set_threads,
     settled_precision,
 )
-from fusionnet.train.step import optimizer_step
+from fusionnet.train.static import StaticSteps, why_no_graph
+from fusionnet.train.step import EngineSteps
 
 
 @dataclass
@@ -48,8 +51,10 @@ class Trainer:
     cache: Cache
     world: World
     model: TrainableModel
-    engine: Engine
+    engine: StepEngine
     sources: list[VectorSource]
+    steps: Steps
+    why_not_static: str | None  # what keeps steps from being replayed as a CUDA graph
     plan: StepPlan
     schedule: Schedule
     train_rows: RowSource
@@ -81,15 +86,27 @@ def make_trainer(
     set_threads(train.cpu_threads, world)
     train_rows, validation_rows = open_rows(cache, train, world.device)
     model = build_model(recipe, cache.layout, cache.scaling, world.device)
+    sources = make_sources(model, recipe, cache, world.device, pad_to)
     num_micro_batches = micro_batches_per_rank(
         train, recipe.model, recipe.tasks, cache.layout, world
     )
-    if is_compiled(train, world.device):
-        model.network.compile(fullgraph=True, dynamic=True)
-    engine = Engine(model, model.parameter_groups(optim), world, train, optim, num_micro_batches)
     plan = StepPlan(
         train_rows.num_rows, train.batch_rows, num_micro_batches, world.size, train.seed
     )
+    if is_compiled(train, world.device, plan.steps_per_epoch * train.epochs):
+        model.network.compile(fullgraph=True, dynamic=True)
+    schedule = make_schedule(optim, plan.steps_per_epoch, train.epochs)
+    groups = model.parameter_groups(optim)
+    with model.autocast():
+        why_not = why_no_graph(train, world, train_rows, sources)
+    engine: StepEngine
+    steps: Steps
+    if why_not is None and isinstance(train_rows, ResidentRows):
+        engine = PlainEngine(model, groups, world, optim, num_micro_batches)
+        steps = StaticSteps(engine, sources, train_rows.table, plan, schedule, captured=True)
+    else:
+        engine = Engine(model, groups, world, train, optim, num_micro_batches)
+        steps = EngineSteps(engine, sources, train_rows, plan, schedule)
     return Trainer(
         recipe=recipe,
         optim=optim,
@@ -97,9 +114,11 @@ def make_trainer(
         world=world,
         model=model,
         engine=engine,
-        sources=make_sources(model, recipe, cache, world.device, pad_to),
+        sources=sources,
+        steps=steps,
+        why_not_static=why_not,
         plan=plan,
-        schedule=make_schedule(optim, plan.steps_per_epoch, train.epochs),
+        schedule=schedule,
         train_rows=train_rows,
         validation_rows=validation_rows,
     )
@@ -164,16 +183,14 @@ def train_steps(
     plan, world = trainer.plan, trainer.world
     trainer.model.train()
     losses = own_totals(position, world, 1 + len(trainer.recipe.tasks))
-    steps = trainer.train_rows.steps(plan, position.epoch, position.step)
     with _bar(trainer, position) as bar:
-        for number, rows in enumerate(steps, position.step):
+        steps = trainer.steps.of_epoch(position.epoch, position.step)
+        for number, own in enumerate(steps, position.step):
             step = position.epoch * plan.steps_per_epoch + number
-            trainer.engine.set_learning_rates(trainer.schedule.rates(step))
-            local = torch.arange(rows.num_rows, device=world.device)
-            own = plan.micro_batches(local, world.rank)
-            losses += optimizer_step(trainer.engine, trainer.sources, rows, own, plan.seed, step)
-            bar.update(rows.num_rows)
+            losses += own
+            bar.update(plan.step_sizes[number])
             if checkpoint_due(step, trainer.recipe.train.checkpoint_steps, plan.steps_per_epoch):
+                trainer.steps.settle()
                 seconds = time.perf_counter() - started
                 of_ranks = world.gather_rows(losses.unsqueeze(0), [1] * world.size).cpu()
                 reached = replace(position, step=number + 1, totals=of_ranks, seconds=seconds)
@@ -215,10 +232,11 @@ def epoch_record(
     for task, sigma in zip(tasks, sigmas, strict=True):
         record[f"sigma_{task.name}"] = float(sigma)
     return record | {
-        "gradient_norm": trainer.engine.gradient_norm,
+        "gradient_norm": trainer.engine.gradient_norm(),
         "learning_rates": trainer.schedule.rates((epoch + 1) * plan.steps_per_epoch - 1),
         "seconds": validated_s,
         "rows_per_s": plan.num_rows / trained_s,
+        "graph_replays": trainer.steps.num_replays,
         "peak_rss_bytes": peak_rss_bytes(),
     }
 

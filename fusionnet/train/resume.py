@@ -17,7 +17,8 @@ from torch import Tensor
 
 from embedcache.errors import RunError
 from fusionnet.train.checkpoint import load_checkpoint
-from fusionnet.train.engine import Engine, World
+from fusionnet.train.engine import World
+from fusionnet.train.protocols import StepEngine
 from fusionnet.train.runlog import Record
 
 # What a resumed run may change: where things lie, who computes, and what is done with the result.
@@ -33,6 +34,7 @@ MAY_CHANGE = (
     "train.zero_stage",
     "encoder.memory_budget_gib",
     "train.offload",
+    "train.cuda_graph",
     "train.deepspeed_config",
     "train.checkpoint_steps",
 )
@@ -68,7 +70,7 @@ def own_totals(position: Position, world: World, num_losses: int) -> Float[Tenso
 
 
 def checkpoint_content(
-    engine: Engine, position: Position, steps_per_epoch: int, order: str, config: dict[str, Any]
+    engine: StepEngine, position: Position, steps_per_epoch: int, order: str, config: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what continuing needs, under the specification's names.
 
@@ -94,7 +96,7 @@ def checkpoint_content(
 
 
 def resumed(
-    engine: Engine, folder: Path, name: str, config: dict[str, Any], order: str
+    engine: StepEngine, folder: Path, name: str, config: dict[str, Any], order: str
 ) -> Position:
     """Load the run's furthest checkpoint into the engine and return where it stands.
 

@@ -16,6 +16,8 @@ CPU_MICRO_BATCH_ROWS = 1024
 # of the free memory for a micro-batch's activations; the rest is for the encoder's, gradients, and
 # the allocator's gaps
 GPU_SHARE = 0.5
+# compiling took over 45 s on an H100 (torch 2.11), where a step takes milliseconds
+COMPILE_STEPS = 20_000
 
 
 def settled_precision(precision: PrecisionName, world: World) -> PrecisionName:
@@ -28,9 +30,14 @@ def settled_precision(precision: PrecisionName, world: World) -> PrecisionName:
     return "bf16" if world.least(int(multiplies_bf16(world.device))) else "fp32"
 
 
-def is_compiled(train: TrainConfig, device: torch.device) -> bool:
-    """Return whether the network runs by torch.compile; `auto`: wherever it is not on a CPU."""
-    return device.type != "cpu" if train.compile == "auto" else train.compile
+def is_compiled(train: TrainConfig, device: torch.device, num_steps: int) -> bool:
+    """Return whether the network runs by torch.compile.
+
+    `auto`: not on a CPU, and on a GPU where the run has steps enough to win back the compiling.
+    """
+    if train.compile == "auto":
+        return device.type != "cpu" and num_steps >= COMPILE_STEPS
+    return train.compile
 
 
 def micro_batches_per_rank(

@@ -5,46 +5,96 @@ counting. The encoder's is the same on all ranks: a string has one dropout mask 
 rank reads it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from embedcache.errors import NonFiniteLossError
 from embedcache.live.sources import VectorSource
 from fusionnet.model.loss import LossParts
 from fusionnet.model.trainable import TrainableModel
+from fusionnet.rows.plan import StepPlan
+from fusionnet.rows.resident import RowSource
 from fusionnet.rows.tensors import RowTable
-from fusionnet.train.engine import Engine
+from fusionnet.train.protocols import StepEngine
+from fusionnet.train.schedule import Schedule
+
+
+class EngineSteps:
+    """The steps of a run, each taken from Python; rows may come from anywhere, ranks be many."""
+
+    num_replays = 0
+
+    def __init__(
+        self,
+        engine: StepEngine,
+        sources: Sequence[VectorSource],
+        rows: RowSource,
+        plan: StepPlan,
+        schedule: Schedule,
+    ) -> None:
+        self._engine, self._sources, self._rows = engine, sources, rows
+        self._plan, self._schedule = plan, schedule
+
+    def of_epoch(self, epoch: int, first: int = 0) -> Iterator[Float[Tensor, " losses"]]:
+        """Take an epoch's steps from step `first` on, and yield each one's losses."""
+        plan, engine = self._plan, self._engine
+        steps = self._rows.steps(plan, epoch, first)
+        for step, rows in enumerate(steps, epoch * plan.steps_per_epoch + first):
+            engine.set_learning_rates(self._schedule.rates(step))
+            own = plan.micro_batches(rows.num_rows, engine.world.rank)
+            yield optimizer_step(engine, self._sources, rows, own, plan.seed, step)
+
+    def settle(self) -> None:
+        """Nothing is left: every step raises by itself."""
 
 
 def optimizer_step(
-    engine: Engine,
+    engine: StepEngine,
     sources: Sequence[VectorSource],
     rows: RowTable,
-    micro_batches: Sequence[Int[Tensor, " B"]],
+    micro_batches: Sequence[slice],
     seed: int,
     step: int,
-) -> Float[Tensor, " 1+T"]:
+) -> Float[Tensor, " losses"]:
     """Update the model once and return this rank's summand of the total and each task's mean loss.
 
     The summands of all ranks add up to the step's losses.
-    `rows` are all rows of the step, of all ranks; `micro_batches` are the positions among them that
-    this rank reads. Raises NonFiniteLossError on every rank, before the update, if a gradient is
-    not finite (except in fp16, which skips the step and rescales).
+    `rows` are all rows of the step, of all ranks; `micro_batches` are those of them that this rank
+    reads. Raises NonFiniteLossError on every rank, before the update, if a gradient is not finite
+    (except in fp16, which skips the step and rescales).
     """
-    model, world = engine.model, engine.world
-    assert isinstance(model, TrainableModel)
-    denominators = rows.loss_denominators()
-    torch.manual_seed(_step_seed(seed, step, 0))
-    with model.autocast():
+    torch.manual_seed(step_seed(seed, step, 0))
+    encode_strings(engine, sources, rows, len(micro_batches))
+    torch.manual_seed(step_seed(seed, step, 1 + engine.world.rank))
+    losses = descend(engine, sources, rows, micro_batches)
+    if engine.overflowed() and not engine.tolerates_overflow:
+        raise NonFiniteLossError(blame(engine, sources, rows, step))
+    return losses
+
+
+def encode_strings(
+    engine: StepEngine, sources: Sequence[VectorSource], rows: RowTable, num_micro_batches: int
+) -> None:
+    """Encode the step's distinct strings, with graph."""
+    with trainable(engine).autocast():
         for column, source in enumerate(sources):
-            source.begin_step(rows.string_id[:, column], len(micro_batches))
-    torch.manual_seed(_step_seed(seed, step, 1 + world.rank))
+            source.begin_step(rows.string_id[:, column], num_micro_batches)
+
+
+def descend(
+    engine: StepEngine,
+    sources: Sequence[VectorSource],
+    rows: RowTable,
+    micro_batches: Sequence[slice],
+) -> Float[Tensor, " losses"]:
+    """Read every row once and update; return this rank's summand of the 1 + T losses."""
+    model, denominators = trainable(engine), rows.loss_denominators()
     losses = denominators.new_zeros(1 + len(denominators))  # [1 + T]
-    share = 1 / (world.size * len(micro_batches))
+    share = 1 / (engine.world.size * len(micro_batches))
     for positions in micro_batches:
         batch = rows.take(positions)
         loss, parts = _micro_batch_loss(engine, model, sources, batch, denominators, share)
@@ -54,13 +104,17 @@ def optimizer_step(
         losses[1:] += parts.task_sums / denominators.clamp_min(torch.finfo(torch.float32).tiny)
     for source in sources:
         source.end_step()
-    if engine.overflowed and not engine.tolerates_overflow:
-        raise NonFiniteLossError(_blame(model, sources, rows, step))
     return losses
 
 
+def trainable(engine: StepEngine) -> TrainableModel:
+    """Return the engine's model."""
+    assert isinstance(engine.model, TrainableModel)
+    return engine.model
+
+
 def _micro_batch_loss(
-    engine: Engine,
+    engine: StepEngine,
     model: TrainableModel,
     sources: Sequence[VectorSource],
     batch: RowTable,
@@ -82,13 +136,11 @@ def _micro_batch_loss(
     return parts.total * engine.world.size, parts
 
 
-def _blame(
-    model: TrainableModel, sources: Sequence[VectorSource], rows: RowTable, step: int
-) -> str:
+def blame(engine: StepEngine, sources: Sequence[VectorSource], rows: RowTable, step: int) -> str:
     """Return a message naming the rows whose outputs are not finite, where they can be told."""
     with torch.no_grad():
         vectors = [source.vectors_of_all_strings() for source in sources]
-        outputs = model.outputs(vectors, rows.inputs)
+        outputs = trainable(engine).outputs(vectors, rows.inputs)
     bad = rows.row[~outputs.isfinite().all(dim=1)]
     found = (
         f"{len(bad)} of {rows.num_rows} rows give non-finite outputs, the first are table rows"
@@ -102,5 +154,6 @@ def _blame(
     )
 
 
-def _step_seed(seed: int, step: int, stream: int) -> int:
+def step_seed(seed: int, step: int, stream: int) -> int:
+    """Return the seed of one stream of random numbers of a step."""
     return (seed * 1_000_003 + step) * 65_537 + stream

@@ -35,6 +35,11 @@ def _facts(trainer: Trainer, asked: PrecisionName) -> list[str]:
     )
     lines.append(f"rows       {trainer.train_rows.order}")
     device = trainer.world.device
+    if device.type == "cuda":
+        why_not = trainer.why_not_static
+        lines.append(
+            f"CUDA graph {'each step is a replay of one' if why_not is None else f'off: {why_not}'}"
+        )
     if train.precision == "bf16" and not multiplies_bf16(device):
         lines.append(
             f"NOTE       this {device.type.upper()} has no instructions for bf16 and emulates it:"

@@ -10,12 +10,12 @@ from typing import Any
 from embedcache.errors import UserError
 from fusionnet.commands import train
 from fusionnet.commands.command import run_job
-from fusionnet.train import loop
+from fusionnet.train import step
 
 # the deepspeed launcher puts its own argument first
 HOW = "killed" if "killed" in sys.argv else "raises"
 sys.argv.remove(HOW)
-take_step = loop.optimizer_step
+take_step = step.optimizer_step
 
 
 def failing_step(*arguments: Any) -> Any:
@@ -30,5 +30,5 @@ def failing_step(*arguments: Any) -> Any:
 
 
 if __name__ == "__main__":
-    loop.optimizer_step = failing_step
+    step.optimizer_step = failing_step
     run_job(train.main)

@@ -47,7 +47,7 @@ def main() -> None:
                 trainer = new_trainer(config, everything, num_micro_batches, world)
                 trainer.engine.load_state(state)
             trainer.engine.set_learning_rates(trainer.schedule.rates(step))
-            parts = trainer.plan.micro_batches(torch.arange(rows.num_rows), world.rank)
+            parts = trainer.plan.micro_batches(rows.num_rows, world.rank)
             with mock.patch(
                 "torch.distributed.all_reduce", side_effect=torch.distributed.all_reduce
             ) as spied:

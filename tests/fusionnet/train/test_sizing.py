@@ -11,7 +11,7 @@ from embedcache.cache.layout import Layout
 from fusionnet.config import ModelConfig, Task, TrainConfig
 from fusionnet.model.network import FusionNetwork
 from fusionnet.rows.tensors import RowInputs
-from fusionnet.train.sizing import activation_bytes, is_compiled, rows_that_fit
+from fusionnet.train.sizing import COMPILE_STEPS, activation_bytes, is_compiled, rows_that_fit
 
 TASKS = (
     Task(name="ef", column="y", head=(256, 64)),
@@ -77,14 +77,18 @@ def test_a_micro_batch_is_a_power_of_two_that_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "on_cpu", "on_gpu"),
-    [("auto", False, True), (True, True, True), (False, False, False)],
+    ("asked", "on_cpu", "short", "long"),
+    [
+        ("auto", False, False, True),
+        (True, True, True, True),
+        (False, False, False, False),
+    ],
 )
-def test_a_network_is_compiled_on_gpus_unless_asked_otherwise(
-    asked: object, on_cpu: bool, on_gpu: bool
+def test_a_network_is_compiled_on_gpus_in_long_runs_unless_asked_otherwise(
+    asked: object, on_cpu: bool, short: bool, long: bool
 ) -> None:
     train = TrainConfig(compile=asked)
-    assert (is_compiled(train, torch.device("cpu")), is_compiled(train, torch.device("cuda"))) == (
-        on_cpu,
-        on_gpu,
-    )
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert is_compiled(train, cpu, COMPILE_STEPS) is on_cpu
+    assert is_compiled(train, gpu, COMPILE_STEPS - 1) is short
+    assert is_compiled(train, gpu, COMPILE_STEPS) is long
