@@ -1,13 +1,16 @@
-"""Metrics of the specification's 7.1 and 7.2, by scikit-learn, in the targets' own units.
+"""Metrics of the specification's 7.1 and 7.2 in the targets' own units.
 
-What is undefined is None, never a number.
+What is undefined is None, never a number. The formulas are scikit-learn's, and the tests hold the
+numbers against its own. It is not called itself: every validation of a training computes these, and
+over Stage 1's 89,496 validation rows it took 84 ms of CPU where these take 10, and its import 0.6 s
+of every start.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
-from sklearn import metrics
+from jaxtyping import Bool, Float, Float64
 
 from fusionnet.config import Task
 
@@ -32,37 +35,66 @@ ERRORS = ("mae", "rmse")  # in the target's unit; less is better
 def regression_metrics(
     target: Float[np.ndarray, " N"], prediction: Float[np.ndarray, " N"]
 ) -> Metrics:
-    """Return mae and rmse (in the target's unit) and r2 over observed (not NaN) targets."""
-    observed = ~np.isnan(target)
-    target = target[observed].astype(np.float64)
-    prediction = prediction[observed].astype(np.float64)
+    """Return mae and rmse (in the target's unit) and r2 over observed (not NaN) targets.
+
+    Raises ValueError for a prediction that is not finite.
+    """
+    target, prediction = _observed(target, prediction)
     if len(target) == 0:
         return dict.fromkeys(REGRESSION_METRICS)
+    error = prediction - target
+    # pairwise sums; a product by BLAS waits for threads: 17 ms where others use the two cores
+    squares = np.square(error).mean()
+    spread = np.square(target - target.mean()).mean()
     return {
-        "mae": float(metrics.mean_absolute_error(target, prediction)),
-        "rmse": float(metrics.root_mean_squared_error(target, prediction)),
-        "r2": float(metrics.r2_score(target, prediction)) if np.ptp(target) > 0 else None,
+        "mae": float(np.abs(error).mean()),
+        "rmse": math.sqrt(squares),
+        "r2": float(1 - squares / spread) if np.ptp(target) > 0 else None,
     }
 
 
 def binary_metrics(
     target: Float[np.ndarray, " N"], probability: Float[np.ndarray, " N"]
 ) -> Metrics:
-    """Return accuracy, AUROC, F1, recall and precision at 0.5 over observed targets (0 or 1)."""
-    observed = ~np.isnan(target)
-    label = target[observed] > 0.5
-    probability = probability[observed].astype(np.float64)
+    """Return accuracy, AUROC, F1, recall and precision at 0.5 over observed targets (0 or 1).
+
+    Raises ValueError for a probability that is not finite.
+    """
+    target, probability = _observed(target, probability)
+    label, chosen = target > 0.5, probability > 0.5
     if len(label) == 0:
         return dict.fromkeys(BINARY_METRICS)
-    chosen = probability > 0.5
-    both_classes = 0 < label.sum() < len(label)
+    positive, selected = np.count_nonzero(label), np.count_nonzero(chosen)
+    hits = np.count_nonzero(label & chosen)
     return {
-        "accuracy": float(metrics.accuracy_score(label, chosen)),
-        "auroc": float(metrics.roc_auc_score(label, probability)) if both_classes else None,
-        "f1": float(metrics.f1_score(label, chosen)) if (label | chosen).any() else None,
-        "recall": float(metrics.recall_score(label, chosen)) if label.any() else None,
-        "precision": float(metrics.precision_score(label, chosen)) if chosen.any() else None,
+        "accuracy": np.count_nonzero(label == chosen) / len(label),
+        "auroc": _auroc(label, probability) if 0 < positive < len(label) else None,
+        "f1": 2 * hits / (positive + selected) if positive + selected else None,
+        "recall": hits / positive if positive else None,
+        "precision": hits / selected if selected else None,
     }
+
+
+def _observed(
+    target: Float[np.ndarray, " N"], prediction: Float[np.ndarray, " N"]
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """Return the n rows whose target is not NaN."""
+    observed = ~np.isnan(target)
+    prediction = prediction[observed].astype(np.float64)
+    if not np.isfinite(prediction).all():
+        raise ValueError("a prediction is not finite, so its metrics are not defined")
+    return target[observed].astype(np.float64), prediction
+
+
+def _auroc(label: Bool[np.ndarray, " N"], probability: Float64[np.ndarray, " N"]) -> float:
+    """Return the share of pairs of a positive and a negative in which the positive is more likely.
+
+    A tie is half a pair. Both classes must occur.
+    """
+    positive, negative = np.sort(probability[label]), np.sort(probability[~label])
+    below = np.searchsorted(negative, positive, side="left").sum()
+    not_above = np.searchsorted(negative, positive, side="right").sum()
+    return float(below + not_above) / (2 * len(positive) * len(negative))
 
 
 def task_metrics(

@@ -1,7 +1,8 @@
-"""Metrics against their formulas; what is undefined is None."""
+"""Metrics against their formulas and scikit-learn; what is undefined is None."""
 
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from fusionnet.config import Task
 from fusionnet.metrics import binary_metrics, reaches, regression_metrics, task_metrics
@@ -18,6 +19,50 @@ def test_regression_by_hand_and_gaps_are_left_out() -> None:
 def test_binary_by_hand() -> None:
     found = binary_metrics(np.array([1.0, 0, 1, 0, np.nan]), np.array([0.9, 0.6, 0.4, 0.1, 0.9]))
     assert found == {"accuracy": 0.5, "auroc": 0.75, "f1": 0.5, "recall": 0.5, "precision": 0.5}
+
+
+@pytest.mark.parametrize("num_rows", [2, 7, 257, 20_000])
+@pytest.mark.parametrize("decimals", [1, 16])  # with ties, and without
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_numbers_are_those_of_scikit_learn(
+    num_rows: int, decimals: int, dtype: type[np.floating]
+) -> None:
+    generator = np.random.default_rng(num_rows)
+    target = (3 + generator.normal(size=num_rows)).round(decimals).astype(dtype)
+    prediction = (target + generator.normal(size=num_rows)).round(decimals).astype(dtype)
+    wide = [each.astype(np.float64) for each in (target, prediction)]
+    assert regression_metrics(target, prediction) == pytest.approx(
+        {
+            "mae": metrics.mean_absolute_error(*wide),
+            "rmse": metrics.root_mean_squared_error(*wide),
+            "r2": metrics.r2_score(*wide),
+        },
+        rel=1e-12,
+    )
+    label = np.arange(num_rows) % 3 == 0
+    probability = (1 / (1 + np.exp(1.5 - label - generator.normal(size=num_rows)))).round(decimals)
+    probability = probability.astype(dtype)
+    chosen = probability > 0.5
+    assert binary_metrics(label.astype(dtype), probability) == pytest.approx(
+        {
+            "accuracy": metrics.accuracy_score(label, chosen),
+            "auroc": metrics.roc_auc_score(label, probability),
+            "f1": metrics.f1_score(label, chosen, zero_division=0),
+            "recall": metrics.recall_score(label, chosen),
+            "precision": metrics.precision_score(label, chosen) if chosen.any() else None,
+        },
+        rel=1e-12,
+    )
+
+
+def test_what_is_not_finite_has_no_metrics() -> None:
+    target, gap = np.array([0.0, 1.0, np.nan]), np.array([0.2, 0.7, np.nan])
+    assert binary_metrics(target, gap)["auroc"] == 1  # the gap is where no target is
+    for wrong in (np.nan, np.inf):
+        broken = np.array([0.2, wrong, 0.1])
+        for measure in (regression_metrics, binary_metrics):
+            with pytest.raises(ValueError, match="not finite"):
+                measure(target, broken)
 
 
 def test_undefined_is_none() -> None:
