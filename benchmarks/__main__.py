@@ -12,6 +12,7 @@ from fusionnet.commands.command import run_job
 BENCHMARKS = {
     "throughput": "one optimizer step at full size: per-row encoding against once per step",
     "kernels": "each kernel against eager PyTorch and torch.compile, forward and backward",
+    "gpu": "one step on a GPU in every mode, from Python and replayed from a CUDA graph",
     "sweeps": "the same step over distinct strings, frequencies, lengths, micro-batches, ranks",
     "peers": "the same training through PyTorch Frame, the Hugging Face Trainer and others",
     "scaling": "a cost model fitted on measured steps, checked on others, projected to clusters",

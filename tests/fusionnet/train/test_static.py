@@ -1,5 +1,8 @@
 """Static steps are the steps of plain AdamW on per-row encodings, they ask the host nothing, and a
 gradient that is not finite is found late, but named and without harm.
+
+On a GPU (EMBEDCACHE_GPU=1) the steps are replays of a graph, and a graph is held to the same steps
+without one.
 """
 
 from collections.abc import Iterator
@@ -25,6 +28,9 @@ from fusionnet.train.plain import PlainEngine
 from fusionnet.train.schedule import Schedule, make_schedule
 from fusionnet.train.static import StaticSteps, why_no_graph, why_not_static
 
+ON_GPU = torch.cuda.is_available()
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 EPOCHS = 2
 OVERRIDES = [
     "encoder.lora.dropout=0.0",
@@ -44,7 +50,7 @@ class Ranks(World):
     """So many ranks, of which this is the first, without their process group."""
 
     def __init__(self, size: int = 1) -> None:
-        self.rank, self.size, self.device = 0, size, torch.device("cpu")
+        self.rank, self.size, self.device = 0, size, DEVICE
 
 
 WORLD = Ranks()
@@ -63,9 +69,9 @@ class Setting:
             experiment.loss,
             experiment.train,
         )
-        self.model = build_model(self.recipe, cache.layout, cache.scaling).train()
-        self.sources = make_sources(self.model, self.recipe, cache)
-        self.table = load_rows(cache, "train")
+        self.model = build_model(self.recipe, cache.layout, cache.scaling, DEVICE).train()
+        self.sources = make_sources(self.model, self.recipe, cache, DEVICE)
+        self.table = load_rows(cache, "train", DEVICE)
         train = experiment.train
         self.plan = StepPlan(
             self.table.num_rows, train.batch_rows, num_micro_batches, 1, train.seed
@@ -79,9 +85,11 @@ class Setting:
         num = self.plan.num_micro_batches
         return PlainEngine(self.model, groups, WORLD, self.experiment.optim, num)
 
-    def steps(self, engine: PlainEngine, table: RowTable | None = None) -> StaticSteps:
+    def steps(
+        self, engine: PlainEngine, table: RowTable | None = None, captured: bool = ON_GPU
+    ) -> StaticSteps:
         table = table or self.table
-        return StaticSteps(engine, self.sources, table, self.plan, self.schedule, captured=False)
+        return StaticSteps(engine, self.sources, table, self.plan, self.schedule, captured)
 
 
 def plain_pytorch(setting: Setting) -> tuple[list[Tensor], list[Tensor]]:
@@ -95,7 +103,7 @@ def plain_pytorch(setting: Setting) -> tuple[list[Tensor], list[Tensor]]:
     losses = []
     for epoch in range(EPOCHS):
         for number, positions in enumerate(setting.plan.steps(epoch)):
-            rows = setting.table.take(positions)
+            rows = setting.table.take(positions.to(DEVICE))
             read = [source.read(rows.string_id[:, c]) for c, source in enumerate(setting.sources)]
             index = torch.stack([each.vector_index for each in read], dim=1)
             vectors = [each.vectors for each in read]
@@ -134,7 +142,7 @@ def test_static_steps_are_those_of_plain_adamw(
     found = Setting(tiny_experiment, f"encoder.mode={mode}", num_micro_batches=num_micro_batches)
     sizes = set(found.plan.step_sizes)
     assert len(sizes) == 2, "a step should be a row short"
-    present = [found.table.string_id[p, 0].unique() for p in found.plan.steps(0)]
+    present = [found.table.string_id[p.to(DEVICE), 0].unique() for p in found.plan.steps(0)]
     assert min(map(len, present)) < len(found.table.string_id[:, 0].unique()), "or none is absent"
     own = taken(found.steps(found.engine()), iter(range(EPOCHS)))
     torch.testing.assert_close(torch.stack(own), torch.stack(losses), rtol=1e-5, atol=1e-5)
@@ -164,6 +172,7 @@ class NothingAsked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.skipif(ON_GPU, reason="there the capture itself would fail")
 @pytest.mark.parametrize("mode", ["per_step", "frozen"])
 def test_a_static_step_asks_the_host_nothing(
     tiny_experiment: Path, mode: str, monkeypatch: pytest.MonkeyPatch
@@ -253,7 +262,49 @@ def test_what_forbids_static_steps_is_said(
     assert found is None if reason is None else reason in (found or "")
 
 
+@pytest.mark.skipif(ON_GPU, reason="there is a GPU")
 def test_a_graph_that_is_asked_for_and_cannot_be_is_refused(tiny_experiment: Path) -> None:
     setting = Setting(tiny_experiment, "train.cuda_graph=on")
     with pytest.raises(ConfigError, match="none on a CPU"):
         why_no_graph(setting.experiment.train, WORLD, ResidentRows(setting.table), setting.sources)
+
+
+DROPOUT = ("model.dropout=0.1", "encoder.lora.dropout=0.1", "model.feature_noise={first: 0.1}")
+needs_gpu = pytest.mark.skipif(
+    not ON_GPU, reason="needs a GPU that EMBEDCACHE_GPU=1 leaves visible"
+)
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("mode", ["per_step", "frozen"])
+def test_replays_are_the_steps_without_a_graph(
+    tiny_experiment: Path, mode: str, precision: str
+) -> None:
+    overrides = (*DROPOUT, f"encoder.mode={mode}", f"train.precision={precision}")
+    results = []
+    for captured in (True, True, False):
+        setting = Setting(tiny_experiment, *overrides)
+        steps = setting.steps(setting.engine(), captured=captured)
+        losses = torch.stack(taken(steps, iter(range(EPOCHS))))
+        assert steps.num_replays == captured * len(losses)
+        results.append((losses, [weight.detach() for weight in weights_of(setting)]))
+    (losses, weights), (again, same), (eager, others) = results
+    assert torch.equal(losses, again), "two graphs of one seed differ"
+    assert all(map(torch.equal, weights, same))
+    tolerance = 1e-5 if precision == "fp32" else 2e-2
+    torch.testing.assert_close(losses, eager, rtol=tolerance, atol=tolerance)
+    difference = torch.stack([(a - b).norm() for a, b in zip(weights, others, strict=True)]).norm()
+    size = torch.stack([weight.norm() for weight in weights]).norm()
+    assert difference <= tolerance * size
+
+
+@needs_gpu
+@pytest.mark.parametrize("dropout", [DROPOUT, ()])
+def test_replays_draw_new_masks(tiny_experiment: Path, dropout: tuple[str, ...]) -> None:
+    still = ("optim.lr=1e-30", "optim.lr_encoder=1e-30", "optim.lr_log_variance=1e-30")
+    setting = Setting(tiny_experiment, *dropout, *still, "train.batch_rows=500")
+    steps = setting.steps(setting.engine())
+    losses = torch.stack(taken(steps, iter(range(4))))  # all rows in each
+    spread = float((losses.max() - losses.min()) / losses.mean().abs())
+    assert (spread > 1e-4) is bool(dropout), spread
