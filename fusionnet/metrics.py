@@ -64,10 +64,9 @@ def binary_metrics(
     label, chosen = target > 0.5, probability > 0.5
     if len(label) == 0:
         return dict.fromkeys(BINARY_METRICS)
-    positive, selected = np.count_nonzero(label), np.count_nonzero(chosen)
-    hits = np.count_nonzero(label & chosen)
+    positive, selected, hits = int(label.sum()), int(chosen.sum()), int((label & chosen).sum())
     return {
-        "accuracy": np.count_nonzero(label == chosen) / len(label),
+        "accuracy": float((label == chosen).mean()),
         "auroc": _auroc(label, probability) if 0 < positive < len(label) else None,
         "f1": 2 * hits / (positive + selected) if positive + selected else None,
         "recall": hits / positive if positive else None,

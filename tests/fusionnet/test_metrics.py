@@ -85,6 +85,7 @@ def test_tasks_are_named_by_their_column_and_goals_know_their_direction() -> Non
     found = task_metrics(tasks, np.array([[1.0, 1], [2.0, 0]]), np.array([[1.0, 0.8], [2.0, 0.3]]))
     assert found["delta"]["mae"] == 0
     assert found["good"]["auroc"] == 1
+    assert {type(value) for of_task in found.values() for value in of_task.values()} == {float}
     assert reaches("mae", 0.9, 1.0) is True
     assert reaches("r2", 0.7, 0.8) is False
     assert reaches("r2", None, 0.8) is None
