@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import embedcache.kernels
 import fusionnet.kernels as kernels
 from embedcache.scaling import Scaling
 from fusionnet.config import LossConfig, Task
@@ -248,7 +249,7 @@ def test_the_module_with_kernels_is_the_module_without(
     assert half(
         outputs.detach().half(), targets, weight, denominators, 0.5
     ).total.item() == pytest.approx(ours[0].item(), rel=1e-2)
-    monkeypatch.setattr(kernels, "_KERNEL_DEVICES", ())
+    monkeypatch.setattr(embedcache.kernels, "_KERNEL_DEVICES", ())
     for with_kernel, without in zip(ours, gradients(), strict=True):
         torch.testing.assert_close(with_kernel, without, rtol=1e-5, atol=1e-6)
 
