@@ -12,6 +12,8 @@ import torch
 
 FILES = (
     "embedcache/kernels/test_attention.py",
+    "embedcache/kernels/test_encoder.py",
+    "embedcache/kernels/test_lora.py",
     "fusionnet/kernels/test_gather.py",
     "fusionnet/kernels/test_multitask_loss.py",
 )

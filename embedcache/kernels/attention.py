@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from embedcache.kernels.dropout_mask import INTERPRETED
+from embedcache.kernels.dropout_mask import readable
 
 LONGEST = 128  # tokens of a string; the scores of more would not fit a program's registers
 # of products of fp32: three of tf32, which are as exact (CUTLASS, 3xTF32). As fp32 products, which
@@ -237,7 +237,7 @@ class _Attention(torch.autograd.Function):
         longest: int,
         num_heads: int,
     ) -> Tensor:
-        given = [_readable(stacked)] if query is None else [_readable(query), _readable(stacked)]
+        given = [readable(stacked)] if query is None else [readable(query), readable(stacked)]
         num_queries = len(given[0])
         width = stacked.shape[1] // (3 if query is None else 2)
         context = given[0].new_empty(num_queries, width)
@@ -254,15 +254,10 @@ class _Attention(torch.autograd.Function):
         start, length, *given = ctx.saved_tensors
         found = [torch.empty_like(tensor) for tensor in given]
         kernel = _backward_kernel if len(given) == 1 else _backward_one_kernel
-        pointers = [*given, _readable(gradient), start, length, *found]
+        pointers = [*given, readable(gradient), start, length, *found]
         _launch(kernel, pointers, len(start), *ctx.sizes)
         *of_query, of_stacked = (tensor.to(ctx.dtype) for tensor in found)
         return (of_query[0] if of_query else None, of_stacked, None, None, None, None)
-
-
-def _readable(x: Tensor) -> Tensor:
-    """Return x as the kernels, or the interpreter, can read it."""
-    return x.float().contiguous() if INTERPRETED else x.contiguous()
 
 
 def _launch(

@@ -4,12 +4,18 @@ from typing import no_type_check
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from embedcache.kernels.reference import KEEP_BITS
 
 # the interpreter's bf16 is cut, not rounded, and its tl.dot multiplies bit patterns (triton issue
 # 11584): fp32
 INTERPRETED = triton.knobs.runtime.interpret
+
+
+def readable(x: Tensor) -> Tensor:
+    """Return x contiguous, and in fp32 where the interpreter reads it."""
+    return x.float().contiguous() if INTERPRETED else x.contiguous()
 
 
 def drop_threshold(p: float) -> int:

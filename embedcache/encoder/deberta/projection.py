@@ -5,8 +5,8 @@ PEFT runs each adapted projection by itself: it casts the input again, drops fp3
 three input gradients one after another. `project` computes the same functions of the same PEFT
 modules (whose weights it reads): query, key and value are one product with their weights side by
 side. Each projection has a dropout mask of its own, as in PEFT; a mask acts on the cast input, and
-1 / (1 - p) on the product with A, which is rank r. Anything but plain LoRA (DoRA, merged or
-switched-off adapters) runs as PEFT runs it.
+1 / (1 - p) on the product with A, which is rank r. On a GPU kernels do what the adapters add.
+Anything but plain LoRA (DoRA, merged or switched-off adapters) runs as PEFT runs it.
 
 Axes of this file: K tokens, all of them or one per string; `width_in` and `width_out` are those of
 one projection, `all_out` the sum over projections that lie side by side; r is LoRA's rank.
@@ -23,6 +23,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from embedcache.encoder.dropout import keep_mask, masked
+from embedcache.kernels import HAS_TRITON, has_kernels
+
+if HAS_TRITON:
+    from embedcache.kernels import lora as kernels
 
 
 class CastWeights:
@@ -90,7 +94,26 @@ def project(
         settings.append(None if adapter is None else (adapter.scale, adapter.p))
         if adapter is not None:
             matrices += [adapter.a, adapter.b]
+    setting = _setting_of_kernel(x, dtype, widths, settings, matrices)
+    if setting is not None:
+        return kernels.adapted(x, weight, bias, *setting, *matrices)
     return _Adapted.apply(x, weight, bias, widths, settings, *matrices)
+
+
+def _setting_of_kernel(
+    x: Float[Tensor, "K width_in"],
+    dtype: torch.dtype,
+    widths: list[int],
+    settings: list[tuple[float, float] | None],
+    matrices: list[Tensor],
+) -> tuple[float, float] | None:
+    """Return the projections' common (s, p) where the kernels take them, which must be alike."""
+    if not has_kernels(x) or dtype == torch.float64 or len(widths) > kernels.MOST_PROJECTIONS:
+        return None
+    ranks = {len(a) for a in matrices[::2]}
+    dtypes = {matrix.dtype for matrix in matrices}
+    alike = all(len(set(each)) == 1 for each in (widths, settings, ranks, dtypes))
+    return settings[0] if alike and max(ranks) <= kernels.LARGEST_RANK and len(x) else None
 
 
 def _compute_dtype(x: Float[Tensor, "K width_in"]) -> torch.dtype:

@@ -20,7 +20,7 @@ if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-LENGTHS = (((1, 2, 7), (33,)), ((70,), (128,)), ((1,),))
+LENGTHS = (((1, 2, 7), (33,)), ((70,), (128,)))
 
 
 def case(
@@ -82,12 +82,10 @@ def test_attention(
         last_place = torch.finfo(dtype).eps / 4 * exact.norm()
         error = (found.double() - exact).norm()
         assert error <= 2 * max((wanted.double() - exact).norm(), last_place), f"{error:.2e}"
-        # one key takes every query, and a score's gradient is zero
-        if lengths != ((1,),):
-            assert error < 0.1 * exact.norm(), "zeros would pass"
+        assert error < 0.1 * exact.norm(), "zeros would pass"
 
 
-@pytest.mark.parametrize("head_width", [1, 12, 17, 64])
+@pytest.mark.parametrize("head_width", [1, 17, 64])
 @pytest.mark.parametrize("one_query", [False, True])
 def test_heads_of_any_width(one_query: bool, head_width: int) -> None:
     lengths = ((3, 5),)

@@ -1,0 +1,67 @@
+"""With its kernels the whole encoder gives the vectors and gradients that it gives without them."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from embedcache.config import EncoderConfig, LoraConfig
+from embedcache.encoder.deberta import attention, projection
+from embedcache.encoder.loading import load_encoder
+from embedcache.encoder.lora import add_lora
+from embedcache.encoder.model import StringEncoder
+from embedcache.encoder.tokens import TokenTable
+
+ON_GPU = torch.cuda.is_available()
+if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip(
+        "test_interpreted.py runs this file in a process of its own", allow_module_level=True
+    )
+
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+LENGTHS = [4, 17, 9, 30, 17]
+
+
+def outcome(encoder: StringEncoder) -> dict[str, Tensor]:
+    """Return the vectors and the gradients of a linear readout of them."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = TokenTable(
+        torch.randint(5, 260, (sum(LENGTHS),), generator=generator),
+        torch.tensor([0, *LENGTHS]).cumsum(0),
+    )
+    encoder.zero_grad()
+    vectors = encoder(tokens.to(DEVICE))
+    readout = torch.linspace(-1, 1, vectors.numel(), device=DEVICE).view_as(vectors)
+    (vectors * readout).sum().backward()
+    trained = {name: each for name, each in encoder.named_parameters() if each.requires_grad}
+    return {"vectors": vectors.detach()} | {name: p.grad.clone() for name, p in trained.items()}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_the_encoder_with_kernels_is_the_encoder_without(
+    tiny_encoder_folder: Path, pooling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_encoder(EncoderConfig(source=str(tiny_encoder_folder), pooling=pooling))
+    add_lora(encoder, LoraConfig(r=4, dropout=0.0))
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if "embeddings" not in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    encoder.train().to(DEVICE)
+    launched = []
+    for module in (attention, projection):
+        monkeypatch.setattr(module, "has_kernels", lambda x: launched.append(x.shape) or True)
+    found = outcome(encoder)
+    # two layers; the last one's query is projected for [CLS] alone
+    assert len(launched) == (5 if pooling == "cls" else 4)
+    for module in (attention, projection):
+        monkeypatch.setattr(module, "has_kernels", lambda x: False)
+    wanted = outcome(encoder)
+    largest = max(gradient.abs().max() for name, gradient in wanted.items() if name != "vectors")
+    assert largest > 0
+    torch.testing.assert_close(found.pop("vectors"), wanted.pop("vectors"), rtol=1e-4, atol=1e-4)
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).abs().max() <= 1e-5 * largest, name
