@@ -11,10 +11,13 @@ import pytest
 import torch
 
 FILES = (
+    "embedcache/kernels/test_add_norm.py",
     "embedcache/kernels/test_attention.py",
     "embedcache/kernels/test_encoder.py",
     "embedcache/kernels/test_lora.py",
+    "fusionnet/kernels/test_fusion.py",
     "fusionnet/kernels/test_gather.py",
+    "fusionnet/kernels/test_gelu_dropout.py",
     "fusionnet/kernels/test_multitask_loss.py",
 )
 

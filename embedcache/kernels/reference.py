@@ -4,11 +4,29 @@ The kernels are held to these functions (tests/embedcache/kernels, tests/fusionn
 """
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 KEEP_BITS = 24  # dropout compares this many random bits with p
 _WORD = 0xFFFFFFFF
+
+
+def add_norm(
+    x: Float[Tensor, "K D"],
+    residual: Float[Tensor, "K D"] | None,
+    weight: Float[Tensor, " D"],
+    bias: Float[Tensor, " D"],
+    eps: float,
+    p: float,
+    seed: Int[Tensor, " 1"] | None,
+) -> Float[Tensor, "K D"]:
+    """Return LayerNorm(residual + dropout of x), the mask by `keep_mask`, statistics in fp32."""
+    if seed is not None:
+        x = torch.where(keep_mask(seed, x.shape[0], x.shape[1], p), x / (1 - p), 0.0)
+    total = x if residual is None else residual + x
+    wide = total.to(torch.promote_types(total.dtype, torch.float32))
+    return F.layer_norm(wide, weight.shape, weight.to(wide.dtype), bias.to(wide.dtype), eps)
 
 
 def keep_mask(

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
+from embedcache.encoder.dropout import dropout
 from embedcache.kernels import HAS_TRITON, has_kernels
 from fusionnet.kernels import reference
 from fusionnet.kernels.reference import TaskTerm
 
-if HAS_TRITON:  # before the functions below, two of which bear a module's name or part of it
+if HAS_TRITON:  # before the functions below, some of which bear a module's name or part of it
     from fusionnet.kernels import gather as _gather
+    from fusionnet.kernels import gelu_dropout as _gelu
     from fusionnet.kernels import multitask_loss as _loss
 
 
@@ -46,6 +49,16 @@ def gather_dropout(
     """
     seed = torch.randint(2**62, (1,), device=hidden.device)
     return _gather.gather_dropout(hidden, index, p, seed)
+
+
+def gelu_dropout(x: Float[Tensor, "*shape"], p: float) -> Float[Tensor, "*shape"]:
+    """Return dropout of GELU of x; elements are dropped with probability p, 0 in evaluation.
+
+    torch.compile fuses the plain version, and GELU alone is one kernel already.
+    """
+    if p == 0 or not has_kernels(x) or torch.compiler.is_compiling() or x.dtype == torch.float64:
+        return dropout(F.gelu(x), p, training=True)
+    return _gelu.gelu_dropout(x, p, torch.randint(2**62, (1,), device=x.device))
 
 
 def multitask_loss(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from embedcache.kernels.reference import keep_mask
 
+GELU_LINE = 1024  # elements of a row of dropout's mask after GELU, whatever the tensor's shape
 LOG_VARIANCE_LIMIT = 10.0
 
 
@@ -55,6 +56,16 @@ def gather_dropout(
     rows = hidden.index_select(0, index)
     keep = keep_mask(seed, rows.shape[0], rows.shape[1], p)
     return torch.where(keep, rows / (1 - p), 0.0)
+
+
+def gelu_dropout(x: Float[Tensor, "*shape"], p: float, seed: Int[Tensor, " 1"]) -> Tensor:
+    """Return dropout of GELU of x, the mask drawn by `keep_mask` for its elements in lines.
+
+    A line is `GELU_LINE` elements, the last one what is left.
+    """
+    num_lines = -(-x.numel() // GELU_LINE)
+    keep = keep_mask(seed, num_lines, GELU_LINE, p).flatten()[: x.numel()].view(x.shape)
+    return torch.where(keep, F.gelu(x) / (1 - p), 0.0)
 
 
 def segment_sum(

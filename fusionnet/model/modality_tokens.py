@@ -16,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from embedcache.encoder.add_norm import add_norm
 from fusionnet.model.single_token import (
     SingleTokenFusionLayer,
+    Stream,
     init_attention,
     query_key_value,
 )
@@ -37,19 +39,18 @@ class ModalityFusionLayer(SingleTokenFusionLayer):
         init_attention(self.query)
         init_attention(self.key)
 
-    def forward(
-        self, x: Float[Tensor, "B M D"], num_queries: int | None = None
-    ) -> Float[Tensor, "B Q D"]:
+    def forward(self, x: Stream, num_queries: int | None = None) -> Stream:
         """Return the first `num_queries` tokens (unset: all) after attending to all M."""
-        asking = x[:, :num_queries]
+        asking = x.operand if num_queries is None else x.operand[:, :num_queries]
         query, key, value = (
             rearrange(each, "b m (h d) -> b h m d", h=self.num_heads)
-            for each in (self.query(asking), self.key(x), self.value(x))
+            for each in (self.query(asking), self.key(x.operand), self.value(x.operand))
         )
         attended = F.scaled_dot_product_attention(
             query, key, value, dropout_p=self.p if self.training else 0.0
         )
-        return self.after_attention(asking, rearrange(attended, "b h m d -> b m (h d)"))
+        state = x.state if num_queries is None else x.state[:, :num_queries]
+        return self.after_attention(state, rearrange(attended, "b h m d -> b m (h d)"))
 
     @torch.no_grad()
     def load_transformer(self, layer: nn.TransformerEncoderLayer) -> None:
@@ -103,9 +104,11 @@ class ModalityFusion(nn.Module):
 
     def read_out(self, x: Float[Tensor, "B M D"]) -> Float[Tensor, "B D"]:
         """Return the first token after all layers."""
+        stream = Stream(x, x)
         for layer in self.layers[:-1]:
-            x = layer(x)
-        return self.norm(self.layers[-1](x, num_queries=1).squeeze(1))
+            stream = layer(stream)
+        fused = self.layers[-1](stream, num_queries=1).state.squeeze(1)
+        return add_norm(self.norm, fused)[0]
 
     def load_transformer(self, transformer: nn.TransformerEncoder) -> None:
         """Take over the weights of a transformer of the same sizes."""

@@ -12,15 +12,26 @@ So the specified transformer is a residual network with a linear layer between i
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from embedcache.encoder.dropout import dropout
+from embedcache.encoder.add_norm import add_norm
+from fusionnet.kernels import gelu_dropout
 from fusionnet.model.adapters import drop_heads
+
+
+class Stream(NamedTuple):
+    """What goes from block to block, twice (`add_norm`).
+
+    The state goes around the next block, the operand into its products.
+    """
+
+    state: Float[Tensor, "*tokens D"]
+    operand: Float[Tensor, "*tokens D"]
 
 
 class SingleTokenFusionLayer(nn.Module):
@@ -39,23 +50,24 @@ class SingleTokenFusionLayer(nn.Module):
         init_attention(self.value)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    def forward(self, x: Stream) -> Stream:
         """Return attention and the feed-forward network, each with residual and norm."""
-        value = self.value(x)
+        value = self.value(x.operand)
         if self.training and self.p > 0:
             value = drop_heads(value, self.num_heads, self.p)
-        return self.after_attention(x, value)
+        return self.after_attention(x.state, value)
 
     def after_attention(
-        self, x: Float[Tensor, "*tokens D"], attended: Float[Tensor, "*tokens D"]
-    ) -> Float[Tensor, "*tokens D"]:
+        self, state: Float[Tensor, "*tokens D"], attended: Float[Tensor, "*tokens D"]
+    ) -> Stream:
         """Return what follows on the attended values.
 
         That is output projection and feed-forward network, each with residual and norm.
         """
-        x = self.norm1(x + dropout(self.output(attended), self.p, self.training))
-        hidden = dropout(F.gelu(self.linear1(x)), self.p, self.training)
-        return self.norm2(x + dropout(self.linear2(hidden), self.p, self.training))
+        p = self.p if self.training else 0.0
+        state, operand = add_norm(self.norm1, self.output(attended), state, p)
+        hidden = gelu_dropout(self.linear1(operand), p)
+        return Stream(*add_norm(self.norm2, self.linear2(hidden), state, p))
 
     @torch.no_grad()
     def load_transformer(self, layer: nn.TransformerEncoderLayer) -> None:
@@ -95,9 +107,10 @@ class SingleTokenFusion(nn.Module):
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Return the fused token of each row."""
+        stream = Stream(x, x)
         for layer in self.layers:
-            x = layer(x)
-        return self.norm(x)
+            stream = layer(stream)
+        return add_norm(self.norm, stream.state)[0]
 
     def load_transformer(self, transformer: nn.TransformerEncoder) -> None:
         """Take over the weights of a transformer of the same sizes."""
@@ -124,10 +137,11 @@ class MLPLayer(nn.Module):
         self.linear2 = nn.Linear(hidden, width)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    def forward(self, x: Stream) -> Stream:
         """Return the perceptron's output with residual and norm."""
-        hidden = dropout(F.gelu(self.linear1(x)), self.p, self.training)
-        return self.norm(x + dropout(self.linear2(hidden), self.p, self.training))
+        p = self.p if self.training else 0.0
+        hidden = gelu_dropout(self.linear1(x.operand), p)
+        return Stream(*add_norm(self.norm, self.linear2(hidden), x.state, p))
 
 
 class MLPFusion(nn.Module):
@@ -142,9 +156,10 @@ class MLPFusion(nn.Module):
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Return the fused features of each row."""
+        stream = Stream(x, x)
         for layer in self.layers:
-            x = layer(x)
-        return self.norm(x)
+            stream = layer(stream)
+        return add_norm(self.norm, stream.state)[0]
 
 
 def init_attention(projection: nn.Linear) -> None:

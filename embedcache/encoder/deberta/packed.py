@@ -14,7 +14,7 @@ model remains what `naive` runs, and what runs encoders that `is_packable` does 
 K are the tokens that leave a layer: all P, or the S that are asked for.
 """
 
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from jaxtyping import Float, Int
@@ -22,8 +22,19 @@ from torch import Tensor, nn
 from transformers import DebertaV2Model
 from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Layer
 
+from embedcache.encoder.add_norm import add_norm
 from embedcache.encoder.deberta.attention import Packing, attend, pad
 from embedcache.encoder.deberta.projection import CastWeights, project
+
+
+class States(NamedTuple):
+    """The states between layers, twice: for the sum around a block, and for its products.
+
+    Both are one tensor but where a kernel wrote a copy in the dtype of products (`add_norm`).
+    """
+
+    around: Float[Tensor, "K E"]
+    operand: Float[Tensor, "K E"]
 
 
 def is_packable(base: nn.Module) -> TypeGuard[DebertaV2Model]:
@@ -53,9 +64,7 @@ def run_layers(
     stop: int,
 ) -> Float[Tensor, "P E"]:
     """Return what leaves layers `first_layer` to `stop` (not included), for all tokens."""
-    for layer in _layers(base)[first_layer:stop]:
-        states = _run_layer(layer, casts, states, packing)
-    return states
+    return _run_layers(base, casts, states, packing, first_layer, stop).around
 
 
 def pooled(
@@ -67,11 +76,26 @@ def pooled(
     pooling: str,
 ) -> Float[Tensor, "S E"]:
     """Return one fp32 vector per string from the states that enter layer `first_layer`."""
-    states = run_layers(base, casts, states, packing, first_layer, stop=-1)
+    below = _run_layers(base, casts, states, packing, first_layer, stop=-1)
     last_layer = _layers(base)[-1]
     if pooling == "cls":  # the last layer for [CLS] alone
-        return _run_layer(last_layer, casts, states, packing, queries=packing.cls).float()
-    return _mean_over_tokens(_run_layer(last_layer, casts, states, packing).float(), packing)
+        return _run_layer(last_layer, casts, below, packing, queries=packing.cls).around.float()
+    return _mean_over_tokens(_run_layer(last_layer, casts, below, packing).around.float(), packing)
+
+
+def _run_layers(
+    base: DebertaV2Model,
+    casts: CastWeights,
+    states: Float[Tensor, "P E"],
+    packing: Packing,
+    first_layer: int,
+    stop: int,
+) -> States:
+    """Return what leaves layers `first_layer` to `stop` (not included), for all tokens."""
+    between = States(states, states)
+    for layer in _layers(base)[first_layer:stop]:
+        between = _run_layer(layer, casts, between, packing)
+    return between
 
 
 def _layers(base: DebertaV2Model) -> Any:
@@ -91,33 +115,34 @@ def _mean_over_tokens(states: Float[Tensor, "P E"], packing: Packing) -> Float[T
 def _run_layer(
     layer: DebertaV2Layer,
     casts: CastWeights,
-    states: Float[Tensor, "P E"],
+    states: States,
     packing: Packing,
     queries: Int[Tensor, " S"] | None = None,
-) -> Float[Tensor, "K E"]:
+) -> States:
     """Return what leaves one layer, for all tokens or for `queries` alone, one a string."""
     attention = layer.attention.self
     projections = [attention.query_proj, attention.key_proj, attention.value_proj]
     if queries is None:
-        residual = states
+        around = states.around
         query = None
-        stacked = project(casts, states, projections)
+        stacked = project(casts, states.operand, projections)
     else:
-        residual = states[queries]
-        query = project(casts, residual, projections[:1])
-        stacked = project(casts, states, projections[1:])
+        around = states.around[queries]
+        query = project(casts, around, projections[:1])
+        stacked = project(casts, states.operand, projections[1:])
     context = attend(query, stacked, packing, attention.num_attention_heads)
-    attended = _add_and_norm(layer.attention.output, casts, context, residual)
-    inner = project(casts, attended, [layer.intermediate.dense])
+    attended = _add_and_norm(layer.attention.output, casts, context, around)
+    inner = project(casts, attended.operand, [layer.intermediate.dense])
     inner = layer.intermediate.intermediate_act_fn(inner)
-    return _add_and_norm(layer.output, casts, inner, attended)
+    return _add_and_norm(layer.output, casts, inner, attended.around)
 
 
 def _add_and_norm(
     block: Any,
     casts: CastWeights,
     x: Float[Tensor, "K width_in"],
-    residual: Float[Tensor, "K E"],
-) -> Float[Tensor, "K E"]:
+    around: Float[Tensor, "K E"],
+) -> States:
     """Return the norm of the block's projection of x, added to what went around the block."""
-    return block.LayerNorm(project(casts, x, [block.dense]) + residual)
+    projected = project(casts, x, [block.dense])
+    return States(*add_norm(block.LayerNorm, projected, around, state_dtype=around.dtype))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from budgets import examples
+from exactness import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -52,19 +53,6 @@ def case(
         rows,
         gradient,
     )
-
-
-def assert_close(found: Tensor, plain: Tensor, exact: Tensor, rounding: torch.dtype) -> None:
-    """Both errors are taken over the whole tensor; the type's rounding is granted to both, or one
-    lucky plain sum would decide.
-    """
-    assert found.dtype == plain.dtype
-    assert found.shape == exact.shape
-    last_place = torch.finfo(rounding).eps / 4 * exact.norm()
-    error = (found.double() - exact).norm()
-    assert error <= 2 * max((plain.double() - exact).norm(), last_place), f"{error:.2e}"
-    if exact.norm() > 0:
-        assert error < 0.1 * exact.norm(), "zeros would pass"
 
 
 def check(

@@ -9,7 +9,12 @@ from torch import nn
 from fusionnet.config import ModelConfig, Task
 from fusionnet.model.modality_tokens import ModalityFusion, ModalityFusionLayer
 from fusionnet.model.network import FusionNetwork
-from fusionnet.model.single_token import MLPFusion, SingleTokenFusion, SingleTokenFusionLayer
+from fusionnet.model.single_token import (
+    MLPFusion,
+    SingleTokenFusion,
+    SingleTokenFusionLayer,
+    Stream,
+)
 from fusionnet.rows.tensors import RowInputs
 
 WIDTH, HEADS, FEEDFORWARD, LAYERS, PARTS = 32, 4, 64, 3, 5
@@ -117,7 +122,9 @@ def test_with_a_single_token_it_is_the_single_token_layer() -> None:
     )
     layer.load_state_dict(single.state_dict(), strict=False)
     x = torch.randn(7, WIDTH)
-    torch.testing.assert_close(layer(x.unsqueeze(1)).squeeze(1), single(x), rtol=1e-5, atol=1e-5)
+    tokens = x.unsqueeze(1)
+    found, wanted = layer(Stream(tokens, tokens)), single(Stream(x, x))
+    torch.testing.assert_close(found.state.squeeze(1), wanted.state, rtol=1e-5, atol=1e-5)
 
 
 def test_a_bias_of_the_keys_does_not_matter() -> None:
@@ -151,7 +158,7 @@ def test_dropout_has_the_transformers_distribution() -> None:
     ours = ModalityFusionLayer(WIDTH, HEADS, FEEDFORWARD, 0.3)
     ours.load_transformer(theirs)
     x = torch.randn(1, PARTS, WIDTH).expand(20_000, -1, -1)
-    mine, other = ours(x, num_queries=1).squeeze(1), theirs(x)[:, 0]
+    mine, other = ours(Stream(x, x), num_queries=1).state.squeeze(1), theirs(x)[:, 0]
     torch.testing.assert_close(mine.mean(0), other.mean(0), atol=0.03, rtol=0)
     torch.testing.assert_close(mine.std(0), other.std(0), atol=0.03, rtol=0)
     assert other.std(0).min() > 0.1
@@ -196,7 +203,7 @@ def as_specified(net: FusionNetwork, vectors: list[torch.Tensor], rows: RowInput
         tokens.append(each @ weight.T + kind)
     x = torch.stack(tokens, dim=1)
     for layer in net.fusion.layers:
-        x = layer(x)
+        x = layer(Stream(x, x)).state
     return net.heads(net.fusion.norm(x[:, 0]))
 
 

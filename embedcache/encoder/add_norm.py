@@ -1,0 +1,39 @@
+"""Residual, dropout and LayerNorm of a post-norm block: by a kernel where there is one.
+
+The kernel gives the result twice: the state, which goes around the next block, and the operand,
+which the next product takes, in the dtype of products. Plainly both are the one tensor that
+LayerNorm returns, in fp32 under autocast.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from embedcache.encoder.dropout import dropout
+from embedcache.kernels import HAS_TRITON, has_kernels
+
+if HAS_TRITON:
+    from embedcache.kernels import add_norm as _kernels
+
+
+def add_norm(
+    norm: nn.LayerNorm,
+    x: Float[Tensor, "*tokens D"],
+    residual: Float[Tensor, "*tokens D"] | None = None,
+    p: float = 0.0,
+    state_dtype: torch.dtype | None = None,
+) -> tuple[Float[Tensor, "*tokens D"], Float[Tensor, "*tokens D"]]:
+    """Return norm(residual + dropout of x), as state and as operand.
+
+    By the kernel the operand has the dtype of x, and so has the state where `state_dtype` names no
+    other; its mask is seeded from torch's generator of the device. Elements are dropped with
+    probability p, which is 0 in evaluation.
+    """
+    if not has_kernels(x) or torch.compiler.is_compiling() or x.dtype == torch.float64:
+        x = dropout(x, p, training=True)
+        y = norm(x if residual is None else residual + x)
+        return y, y
+    seed = torch.randint(2**62, (1,), device=x.device) if p > 0 else None
+    return _kernels.add_norm(
+        x, residual, norm.weight, norm.bias, norm.eps, p, seed, state_dtype or x.dtype
+    )
