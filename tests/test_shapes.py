@@ -6,10 +6,11 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
-from beartype import beartype
 
 from embedcache.encoder.batching import length_batches
 from fusionnet.rows.tensors import RowInputs
+
+beartype = pytest.importorskip("beartype", reason="beartype checks the shapes").beartype
 
 
 @pytest.fixture

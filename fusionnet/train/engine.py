@@ -80,7 +80,7 @@ class World:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier()
+        dist.barrier(device_ids=None if self.device.type == "cpu" else [self.device.index])
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's value (a small picklable object of ours) on every rank."""

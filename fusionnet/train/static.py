@@ -15,6 +15,7 @@ those before it.
 Without a graph the same steps can be taken one by one, on any device: the tests do.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -155,19 +156,23 @@ class StaticSteps:
         """
         self._engine.hold_updates(True)
         side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+        # What an earlier backward left in a reference cycle, such as what is compiled at the first
+        # call, keeps weights' gradient nodes alive on another stream, where none may be captured.
+        gc.collect()
         side.wait_stream(main)
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):
                 self._step()
         main.wait_stream(side)
+        gc.collect()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=side):
                 self._step()
         except RuntimeError as error:
             raise RunError(
-                f"a training step could not be captured as a CUDA graph ({error}); train without"
-                " it: train.cuda_graph=off"
+                "a training step could not be captured as a CUDA graph; train without it:"
+                f" train.cuda_graph=off. {error.__context__ or error}"
             ) from error
         self._engine.hold_updates(False)
         return graph

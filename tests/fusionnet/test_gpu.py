@@ -98,8 +98,12 @@ def gradients(
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
     assert found.keys() == wanted.keys()
+    # a gradient that is a difference of larger ones is rounded as those are
+    largest = max(value.norm() for value in wanted.values())
     for name, value in wanted.items():
-        assert (found[name] - value).norm() <= tolerance * value.norm() + 1e-9, name
+        allowed = tolerance * torch.maximum(value.norm(), 0.1 * largest)
+        error = (found[name] - value).norm()
+        assert error <= allowed, f"{name}: {error:.1e}, allowed {allowed:.1e}"
     assert any(
         "lora_A" in name and value.norm() > 1e-6 for name, value in wanted.items()
     ) or not any("lora" in name for name in wanted)
@@ -148,8 +152,8 @@ def train_steps(
         str(worker),
         str(config),
         str(output),
-        json.dumps(overrides),
-        json.dumps(cases),
+        json.dumps([*overrides, "train.cuda_graph=off"]),
+        json.dumps([(*case, ()) for case in cases]),
     ]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
