@@ -1,10 +1,9 @@
-"""From configs and a cache's layout to a model and the sources of its vectors.
+"""From a recipe and a cache's layout to a model with its encoders and the sources of its vectors.
 
 Columns whose encoder configs are equal share one encoder, hence one set of LoRA weights.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -12,7 +11,7 @@ from torch import nn
 
 from embedcache.cache.layout import Layout
 from embedcache.cache.reader import Cache
-from embedcache.config import EncoderConfig, EncodingMode
+from embedcache.config import EncoderConfig
 from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder
@@ -21,35 +20,8 @@ from embedcache.errors import ConfigError
 from embedcache.live.sources import CachedVectors, PerMicrobatch, PerRow, VectorSource
 from embedcache.live.step import LiveEncoder
 from embedcache.scaling import Scaling
-from fusionnet.config import LossConfig, ModelConfig, Task, TrainConfig
-from fusionnet.model.loss import MultiTaskLoss
-from fusionnet.model.network import FusionNetwork
 from fusionnet.model.trainable import TrainableModel
-
-# fp16 casts the whole module, inside the engine
-AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": None}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a model is made of; `encoders` has one entry per string column."""
-
-    tasks: tuple[Task, ...]
-    encoders: tuple[EncoderConfig, ...]
-    model: ModelConfig
-    loss: LossConfig
-    train: TrainConfig
-
-    @property
-    def mode(self) -> EncodingMode:
-        """How often strings are encoded; columns are all trained in one mode."""
-        return self.encoders[0].mode
-
-
-def observed_tasks(tasks: Sequence[Task], layout: Layout) -> tuple[Task, ...]:
-    """Return the tasks for which the cache has labels, in the cache's order of targets."""
-    by_column = {task.column: task for task in tasks}
-    return tuple(by_column[target.column] for target in layout.targets)
+from fusionnet.recipe import Recipe, encoder_of_column, model_of
 
 
 def build_model(
@@ -74,27 +46,7 @@ def build_model(
     live = recipe.mode != "frozen" if live is None else live
     names = [spec.name for spec in layout.strings]
     encoders = _load_encoders(recipe.encoders, names) if live else {}
-    network = FusionNetwork(
-        recipe.model,
-        recipe.tasks,
-        strings=[(spec.name, spec.width) for spec in layout.strings],
-        num_numeric=len(layout.numeric),
-        feature_groups=[column.feature_group for column in layout.numeric],
-        cardinalities=[len(category.values) for category in layout.categories],
-        vector_scaling=scaling.vectors,
-    )
-    loss = MultiTaskLoss(recipe.tasks, scaling, recipe.loss)
-    return TrainableModel(encoders, network, loss, AUTOCAST_DTYPES[recipe.train.precision]).to(
-        device
-    )
-
-
-def encoder_of_column(recipe: Recipe, names: Sequence[str]) -> list[str]:
-    """Return for each string column the name of the column under which its encoder is kept.
-
-    Columns may share one.
-    """
-    return [names[recipe.encoders.index(config)] for config in recipe.encoders]
+    return model_of(recipe, layout, scaling, encoders).to(device)
 
 
 def make_sources(

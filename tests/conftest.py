@@ -24,8 +24,9 @@ from forks import Forks
 from embedcache.build.decide import build_cache
 from embedcache.cache.reader import open_cache
 from embedcache.encoder.standin import write_standin
-from fusionnet.assemble import Recipe, build_model, make_sources, observed_tasks
+from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import load_experiment
+from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]

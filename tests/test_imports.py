@@ -22,6 +22,13 @@ LIGHT = (
     "fusionnet.config",
     "fusionnet.experiment",
 )
+# What a command's work imports, in seconds of every start, only if it needs it.
+WITHOUT = {
+    "fusionnet.workflow.training": ("sklearn", "pandas", "matplotlib", "polars"),
+    "fusionnet.workflow.evaluating": ("transformers", "peft", "deepspeed", "sklearn", "pandas"),
+    "fusionnet.trained.reward": ("transformers", "peft", "deepspeed", "sklearn", "matplotlib"),
+    "fusionnet.workflow.building": ("deepspeed", "matplotlib", "tensorboard"),
+}
 COMMANDS = tuple(f"fusionnet.commands.{module}" for module, _ in (EMBEDCACHE | FUSIONNET).values())
 # Each module is imported by a fork of a process that has imported what they may all need; a command
 # is also asked for help.
@@ -66,6 +73,16 @@ def by_light_modules() -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def by_commands() -> dict[str, list[str]]:
     return imported((), COMMANDS, (*HEAVY, "torch"))
+
+
+@pytest.fixture(scope="module")
+def by_work() -> dict[str, list[str]]:
+    return imported(("torch",), tuple(WITHOUT), (*HEAVY, "pandas", "polars"))
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_work_imports_only_what_it_needs(name: str, by_work: dict[str, list[str]]) -> None:
+    assert not set(by_work[name]) & set(WITHOUT[name])
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -15,8 +15,8 @@ from transformers import DebertaV2Config, DebertaV2Model
 from embedcache.build.decide import build_cache
 from embedcache.cache.reader import Cache
 from embedcache.encoder.standin import write_standin
-from fusionnet.assemble import Recipe, observed_tasks
 from fusionnet.experiment import Experiment, load_experiment
+from fusionnet.recipe import Recipe, observed_tasks
 from jobs.cohort.generate import cohort_frames
 
 CONFIGS = Path(__file__).parents[2] / "configs"

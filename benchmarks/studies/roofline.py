@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import torch
 
-from fusionnet.assemble import Recipe
 from fusionnet.config import ModelConfig
 from fusionnet.model.constant import ConstantLinear
 from fusionnet.model.evaluator import CPU_BLOCK_ROWS
 from fusionnet.model.network import FusionNetwork
+from fusionnet.recipe import Recipe
 
 
 class Products(NamedTuple):

@@ -8,7 +8,7 @@ does not grow with the table. See `cache.folder` for what a kill or a second bui
 
 from enum import Enum
 
-from embedcache.build.identity import wanted_identity
+from embedcache.build.identity import has_states, wanted_identity
 from embedcache.build.phases import write_store
 from embedcache.build.report import BuildReport
 from embedcache.build.request import BuildRequest
@@ -120,12 +120,3 @@ def _appended_to(
         f"{only_files if existing is Existing.APPEND else ''}"
         "Run the same command with --overwrite to replace it, or set another cache.path"
     )
-
-
-def has_states(cache: Cache, data: DataConfig, encoder: EncoderConfig) -> bool:
-    """Return whether the cache has the hidden states that the encoding mode asks for.
-
-    They are no part of its identity: other modes share the cache.
-    """
-    wanted = {column.name: (column.encoder or encoder).prefix_layer for column in data.strings}
-    return all(wanted[spec.name] in (None, spec.prefix_layer) for spec in cache.layout.strings)

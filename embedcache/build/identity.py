@@ -1,10 +1,11 @@
-"""The identity of the cache that a configuration asks for."""
+"""The identity of the cache that a configuration asks for, and what else the cache must have."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from embedcache.cache.identity import FORMAT_VERSION, Identity
+from embedcache.cache.reader import Cache
 from embedcache.config import DataConfig, EncoderConfig, SplitConfig, TargetColumn
 from embedcache.encoder.loading import DTYPE, encoder_entries
 from embedcache.errors import TableError
@@ -44,6 +45,15 @@ def wanted_identity(
         own = {} if config is None else encoder_entries(config)
         entries |= {f"{where}.{name}": value for name, value in own.items()}
     return Identity(entries)
+
+
+def has_states(cache: Cache, data: DataConfig, encoder: EncoderConfig) -> bool:
+    """Return whether the cache has the hidden states that the encoding mode asks for.
+
+    They are no part of its identity: other modes share the cache.
+    """
+    wanted = {column.name: (column.encoder or encoder).prefix_layer for column in data.strings}
+    return all(wanted[spec.name] in (None, spec.prefix_layer) for spec in cache.layout.strings)
 
 
 def table_digest(path: str | Path) -> str:

@@ -4,7 +4,7 @@ Beside them stand the goals, baselines that saw the same train rows, the oracle,
 the table's own groups (specification, 7 and 8).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,6 @@ from embedcache.cache.layout import Layout
 from embedcache.cache.reader import Cache
 from embedcache.config import SPLITS
 from embedcache.errors import RunError, StaleCacheError
-from fusionnet.evaluation.baselines import BesideRun, beside_a_run
 from fusionnet.evaluation.oracle import oracle_metrics, read_oracle
 from fusionnet.metrics import METRICS, Metrics, reaches, task_metrics
 from fusionnet.model.forward import forward_rows, to_units
@@ -128,12 +127,18 @@ def evaluate_run(
     layout, table = cache.layout, cache.rows()
     best = None if oracle is None else read_oracle(run.tasks, oracle, chosen, layout.num_rows)
     arrays = _Arrays(table.group[chosen], table.facets[chosen], targets, predictions, best)
-    beside = beside_a_run(table, layout, run.tasks, chosen, progress) if with_baselines else None
+    baselines, remark = {}, ""
+    if with_baselines:
+        # not at the top: scikit-learn's boosting takes a second to import
+        from fusionnet.evaluation.baselines import beside_a_run
+
+        beside = beside_a_run(table, layout, run.tasks, chosen, progress)
+        baselines, remark = _baseline_metrics(run, targets, beside.predictions), beside.remark
     return Evaluation(
         split=split,
         metrics=task_metrics(run.tasks, targets, predictions),
-        baselines=_baseline_metrics(run, targets, beside) if beside else {},
-        baselines_remark=beside.remark if beside else "",
+        baselines=baselines,
+        baselines_remark=remark,
         oracle=None if best is None else oracle_metrics(run.tasks, targets, best),
         by={
             column: _breakdown(run, layout, arrays, number, progress)
@@ -161,11 +166,13 @@ def output_name(stem: str, split: str) -> str:
 
 
 def _baseline_metrics(
-    run: TrainedRun, targets: Float[np.ndarray, "N T"], beside: BesideRun
+    run: TrainedRun,
+    targets: Float[np.ndarray, "N T"],
+    of_baselines: Mapping[str, Mapping[int, Float[np.ndarray, " N"]]],
 ) -> dict[str, dict[str, Metrics]]:
     """Return each baseline's metrics by target column."""
     found: dict[str, dict[str, Metrics]] = {}
-    for name, predictions in beside.predictions.items():
+    for name, predictions in of_baselines.items():
         found[name] = {}
         for number, prediction in predictions.items():
             tasks, column = [run.tasks[number]], [number]

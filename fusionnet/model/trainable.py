@@ -5,14 +5,13 @@ their LoRA weights are optimised and reduced with the rest, but `forward` starts
 encodes, and how often, is decided outside (`embedcache.live`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from embedcache.encoder.model import StringEncoder
 from fusionnet.config import OptimConfig
 from fusionnet.model.loss import LossParts, MultiTaskLoss
 from fusionnet.model.network import FusionNetwork
@@ -27,7 +26,7 @@ class TrainableModel(nn.Module):
 
     def __init__(
         self,
-        encoders: dict[str, StringEncoder],
+        encoders: Mapping[str, nn.Module],
         network: FusionNetwork,
         loss: MultiTaskLoss,
         autocast_dtype: torch.dtype | None = None,

@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from embedcache.cache.reader import Cache
 from embedcache.live.sources import VectorSource
-from fusionnet.assemble import Recipe, build_model, make_sources
+from fusionnet.assemble import build_model, make_sources
 from fusionnet.config import OptimConfig
 from fusionnet.metrics import Metrics, task_metrics
 from fusionnet.model.forward import forward_rows, to_units
 from fusionnet.model.trainable import TrainableModel
+from fusionnet.recipe import Recipe
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows, RowSource
 from fusionnet.rows.streaming import open_rows

@@ -11,10 +11,10 @@ from safetensors.torch import save
 from embedcache.encoder.lora import save_adapter
 from embedcache.encoder.tokenizer import load_tokenizer
 from embedcache.files import atomic_write, write_atomically
-from fusionnet.assemble import encoder_of_column
+from fusionnet.recipe import encoder_of_column
 from fusionnet.trained.card import model_card
+from fusionnet.trained.encoder import trained_encoder
 from fusionnet.trained.run import TrainedRun, load_run
-from fusionnet.trained.vectors import trained_encoder
 
 
 def export_run(folder: Path) -> None:

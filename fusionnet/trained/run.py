@@ -15,21 +15,16 @@ import torch
 import yaml
 from jaxtyping import Float
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedcache.cache.layout import Layout
 from embedcache.config import DataConfig, EncoderConfig
-from embedcache.encoder.model import StringEncoder
 from embedcache.errors import RunError
 from embedcache.scaling import Scaling
 from embedcache.schema import parse_config
-from fusionnet.assemble import (
-    Recipe,
-    build_model,
-    observed_tasks,
-)
 from fusionnet.config import LossConfig, ModelConfig, RewardConfig, RunConfig, Task, TrainConfig
 from fusionnet.model.trainable import TrainableModel
+from fusionnet.recipe import Recipe, model_of, observed_tasks
 from fusionnet.train.checkpoint import load_checkpoint
 from fusionnet.trained.weights import load_weights, own_random_state
 
@@ -52,7 +47,7 @@ CONTENT = (
 class Memory:
     """What a run has encoded since it was loaded: its encoders, and new strings by column."""
 
-    encoders: dict[str, StringEncoder] = field(default_factory=dict)
+    encoders: dict[str, nn.Module] = field(default_factory=dict)
     vectors: dict[str, dict[str, Float[Tensor, " E"]]] = field(default_factory=dict)
     # new string -> its parts that the tokenizer does not know
     unknown: dict[str, list[str]] = field(default_factory=dict)
@@ -215,7 +210,7 @@ def _build(
     """Return the model without encoders, its weights still to be loaded."""
     chosen = replace(recipe, train=recipe.train.model_copy(update={"precision": precision}))
     with own_random_state():
-        return build_model(chosen, layout, scaling, device, live=False)
+        return model_of(chosen, layout, scaling, {}).to(device)
 
 
 def _check_device(device: torch.device | str) -> None:

@@ -10,14 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from embedcache.encoder.loading import encoding_key, load_encoder
-from embedcache.encoder.lora import add_lora
-from embedcache.encoder.model import StringEncoder, encode_all
-from embedcache.encoder.tokenizer import load_tokenizer, tokenize
-from embedcache.errors import EncoderError
-from fusionnet.assemble import AUTOCAST_DTYPES, encoder_of_column
 from fusionnet.trained.run import TrainedRun
-from fusionnet.trained.weights import load_weights, own_random_state
 
 MOST_REMEMBERED = 65_536  # vectors of new strings per column, about 160 MB at polyBERT's width
 
@@ -38,61 +31,17 @@ def vectors_of_all_strings(
     return table[rows]
 
 
-def trained_encoder(run: TrainedRun, column: str) -> StringEncoder:
-    """Return the encoder of a string column with the run's LoRA weights.
-
-    Raises EncoderError where it is not the encoder that was trained.
-    """
-    names = [spec.name for spec in run.layout.strings]
-    number = names.index(column)
-    config = run.recipe.encoders[number]
-    key = encoder_of_column(run.recipe, names)[number]
-    if key in run.memory.encoders:
-        return run.memory.encoders[key]
-    if encoding_key(config) != run.layout.strings[number].encoding:
-        raise EncoderError(
-            f"{config.source} is not the encoder that run {run.folder} was trained with (weights,"
-            " tokenizer or pooling differ)"
-        )
-    encoder = load_encoder(config)
-    if run.recipe.mode != "frozen":
-        with own_random_state():
-            add_lora(encoder, config.lora)
-        prefix = f"encoders.{key}."
-        own = [name for name in run.encoder_state if name.startswith(prefix)]
-        state = {name.removeprefix(prefix): run.encoder_state[name] for name in own}
-        load_weights(encoder, state, run.folder)
-    run.memory.encoders[key] = encoder.requires_grad_(False).eval().to(run.device)
-    return run.memory.encoders[key]
-
-
 def _vectors_of_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float[Tensor, "U E"]:
     """Return the vectors of distinct new strings, encoding those that are not remembered."""
     remembered = run.memory.vectors.setdefault(column, {})
     missing = [text for text in texts if text not in remembered]
     if missing:
-        encoded = _encode_new(run, column, missing).to(run.vectors[column])
+        # not at the top: known strings need no encoder, whose packages take seconds to import
+        from fusionnet.trained.encoder import encode_new
+
+        encoded = encode_new(run, column, missing).to(run.vectors[column])
         remembered.update(zip(missing, encoded, strict=True))
     found = torch.stack([remembered[text] for text in texts])
     for text in list(remembered)[: max(0, len(remembered) - MOST_REMEMBERED)]:
         del remembered[text]
     return found
-
-
-def _encode_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float[Tensor, "U E"]:
-    """Return the vectors of new strings, in the precision in which training encoded."""
-    config = run.recipe.encoders[[spec.name for spec in run.layout.strings].index(column)]
-    try:
-        encoder = trained_encoder(run, column)
-        tokens, unknown = tokenize(load_tokenizer(config), texts, encoder.max_length)
-    except EncoderError as error:
-        raise EncoderError(
-            f"{len(texts)} '{column}' strings are new to run {run.folder}, e.g. {texts[0]!r:.120},"
-            f" and need its encoder: {error}\nIf the encoder lies elsewhere now, set encoder.source"
-            f" in {run.folder / run.name}_config.yaml; strings that the run was trained on need"
-            " none"
-        ) from None
-    run.memory.unknown.update(unknown)
-    dtype = None if run.recipe.mode == "frozen" else AUTOCAST_DTYPES[run.recipe.train.precision]
-    with torch.autocast(run.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        return torch.from_numpy(encode_all(encoder, tokens))

@@ -1,7 +1,6 @@
 """The cache of an experiment, checked to be the one that its config describes."""
 
-from embedcache.build.decide import has_states
-from embedcache.build.identity import wanted_identity
+from embedcache.build.identity import has_states, wanted_identity
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import StaleCacheError
 from fusionnet.experiment import Experiment

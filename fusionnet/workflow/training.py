@@ -7,9 +7,9 @@ from typing import Any
 
 from embedcache.cache.reader import Cache
 from embedcache.errors import RunError
-from fusionnet.assemble import Recipe, observed_tasks
 from fusionnet.config import PrecisionName
 from fusionnet.experiment import Experiment, load_experiment
+from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.train.engine import World
 from fusionnet.train.loop import RunFiles, Trainer, make_trainer, train_run
 from fusionnet.train.runlog import peak_rss_bytes

@@ -18,8 +18,9 @@ from torch import Tensor
 from embedcache.build.decide import build_cache
 from embedcache.cache.reader import open_cache
 from embedcache.kernels import has_kernels
-from fusionnet.assemble import Recipe, build_model, make_sources, observed_tasks
+from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import Experiment, load_experiment
+from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.rows.tensors import load_rows
 
 DEVICE = "cuda"

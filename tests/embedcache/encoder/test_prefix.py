@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from embedcache.build.decide import has_states
+from embedcache.build.identity import has_states
 from embedcache.config import EncoderConfig, LoraConfig
 from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.lora import add_lora

@@ -10,9 +10,10 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from embedcache.cache.reader import open_cache
-from fusionnet.assemble import Recipe, build_model, observed_tasks
+from fusionnet.assemble import build_model
 from fusionnet.experiment import load_experiment
 from fusionnet.model.trainable import TrainableModel
+from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.rows.tensors import RowTable, load_rows
 
 SIZES = (33, 7, 64, 2)

@@ -12,8 +12,8 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from embedcache.cache.reader import open_cache
-from fusionnet.assemble import Recipe, observed_tasks
 from fusionnet.experiment import load_experiment
+from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.train.engine import World
 from fusionnet.train.loop import Trainer, make_trainer
 from fusionnet.train.step import optimizer_step

@@ -10,8 +10,9 @@ import torch
 
 from embedcache.cache.reader import open_cache
 from embedcache.errors import ConfigError
-from fusionnet.assemble import Recipe, build_model, observed_tasks
+from fusionnet.assemble import build_model
 from fusionnet.experiment import load_experiment
+from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.train.engine import World
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.sizing import settled_precision

@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from embedcache.cache.reader import open_cache
 from embedcache.errors import ConfigError, NonFiniteLossError
-from fusionnet.assemble import Recipe, build_model, make_sources, observed_tasks
+from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import load_experiment
+from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows
 from fusionnet.rows.tensors import RowTable, load_rows

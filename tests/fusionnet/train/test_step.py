@@ -12,8 +12,9 @@ from forks import Forks
 
 from embedcache.build.decide import build_cache
 from embedcache.cache.reader import open_cache
-from fusionnet.assemble import Recipe, build_model, make_sources, observed_tasks
+from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import load_experiment
+from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.tensors import load_rows
 from fusionnet.train.schedule import make_schedule

@@ -24,15 +24,17 @@ from embedcache.cache.reader import Cache, open_cache
 from embedcache.encoder.standin import write_standin
 from embedcache.errors import EncoderError, RunError
 from fusionnet import RewardModel
-from fusionnet.assemble import Recipe, build_model, make_sources
+from fusionnet.assemble import build_model, make_sources
 from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.experiment import load_experiment
 from fusionnet.model.forward import forward_rows, to_units
+from fusionnet.recipe import Recipe
 from fusionnet.rows.tensors import load_rows
 from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
-from fusionnet.trained import vectors
+from fusionnet.trained import encoder, vectors
+from fusionnet.trained.encoder import trained_encoder
 from fusionnet.trained.run import load_run
-from fusionnet.trained.vectors import trained_encoder, vectors_of_all_strings
+from fusionnet.trained.vectors import vectors_of_all_strings
 
 NEW = ["[*]CC([*])C(N)=O", "[*]OCC[*]"]
 RunMaker = Callable[..., Path]
@@ -189,16 +191,16 @@ def test_a_known_string_encoded_anew_gets_its_known_vector(
 
 def test_new_strings_are_encoded_once(made_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
-    plain = vectors.encode_all
+    plain = encoder.encode_all
     monkeypatch.setattr(
-        vectors,
+        encoder,
         "encode_all",
-        lambda encoder, tokens: encoded.append(tokens.num_strings) or plain(encoder, tokens),
+        lambda model, tokens: encoded.append(tokens.num_strings) or plain(model, tokens),
     )
     loaded: list[str] = []
-    load = vectors.load_encoder
+    load = encoder.load_encoder
     monkeypatch.setattr(
-        vectors, "load_encoder", lambda config: loaded.append(config.source) or load(config)
+        encoder, "load_encoder", lambda config: loaded.append(config.source) or load(config)
     )
     trained = load_run(made_run)
     known = next(iter(trained.strings["polymer"]))
