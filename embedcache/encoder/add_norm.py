@@ -16,10 +16,20 @@ if HAS_TRITON:
     from embedcache.kernels import add_norm as _kernels
 
 
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm`; by a kernel it returns the dtype of x, where autocast would return fp32."""
+
+    def forward(self, x: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
+        """Return x normalised over its last axis."""
+        if not _takes_kernel(x):
+            return super().forward(x)
+        return _kernels.add_norm(x, None, self.weight, self.bias, self.eps, 0.0, None, x.dtype)[0]
+
+
 def add_norm(
     norm: nn.LayerNorm,
     x: Float[Tensor, "*tokens D"],
-    residual: Float[Tensor, "*tokens D"] | None = None,
+    residual: Float[Tensor, "*tokens D"],
     p: float = 0.0,
     state_dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "*tokens D"], Float[Tensor, "*tokens D"]]:
@@ -29,11 +39,15 @@ def add_norm(
     other; its mask is seeded from torch's generator of the device. Elements are dropped with
     probability p, which is 0 in evaluation.
     """
-    if not has_kernels(x) or torch.compiler.is_compiling() or x.dtype == torch.float64:
-        x = dropout(x, p, training=True)
-        y = norm(x if residual is None else residual + x)
+    if not _takes_kernel(x):
+        y = norm(residual + dropout(x, p, training=True))
         return y, y
     seed = torch.randint(2**62, (1,), device=x.device) if p > 0 else None
     return _kernels.add_norm(
         x, residual, norm.weight, norm.bias, norm.eps, p, seed, state_dtype or x.dtype
     )
+
+
+def _takes_kernel(x: Tensor) -> bool:
+    """Return whether the kernel is for x; torch.compile fuses the plain operations itself."""
+    return has_kernels(x) and x.dtype != torch.float64 and not torch.compiler.is_compiling()

@@ -69,7 +69,9 @@ def _gather_dropout_kernel(
     kept = keep(seed_ptr, rows, tl.program_id(1) * BLOCK_D, threshold, BLOCK_B, BLOCK_D)
     segment = tl.load(index_ptr + rows, mask=rows < num_rows, other=0)
     source = hidden_ptr + segment[:, None] * width + columns[None, :]
-    value = tl.load(source, mask=inside & kept, other=0.0).to(tl.float32) * scale
+    # a mask per element in the load would split it into single elements
+    value = tl.load(source, mask=inside, other=0.0).to(tl.float32) * scale
+    value = tl.where(kept, value, 0.0)
     offset = rows.to(tl.int64)[:, None] * width + columns[None, :]
     tl.store(out_ptr + offset, value.to(out_ptr.dtype.element_ty), mask=inside)
 

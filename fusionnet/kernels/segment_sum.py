@@ -52,10 +52,11 @@ def _onehot_kernel(
     for start in range(0, rows_per_slice, BLOCK_B):
         rows = first_row + start + tl.arange(0, BLOCK_B)
         inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
-        if MASKED:
-            inside &= keep(seed_ptr, rows, tl.program_id(1) * BLOCK_D, threshold, BLOCK_B, BLOCK_D)
         offset = rows.to(tl.int64)[:, None] * width + columns[None, :]
         block = tl.load(gradient_ptr + offset, mask=inside, other=0.0)
+        if MASKED:  # in the load's mask it would split the load into single elements
+            kept = keep(seed_ptr, rows, tl.program_id(1) * BLOCK_D, threshold, BLOCK_B, BLOCK_D)
+            block = tl.where(kept, block, tl.zeros_like(block))
         if WIDE:
             block = block.to(tl.float32)
         hits = tl.zeros([BLOCK_U, BLOCK_B], tl.float32)
@@ -107,12 +108,14 @@ def _sorted_kernel(
         positions = start + tl.arange(0, BLOCK_B)
         rows = tl.load(order_ptr + positions, mask=positions < end, other=0) // NUM_COLUMNS
         inside = (positions < end)[:, None] & (columns < width)[None, :]
+        source = gradient_ptr + rows[:, None] * width + columns[None, :]
+        block = tl.load(source, mask=inside, other=0.0).to(tl.float32)
         if MASKED:
-            inside &= keep(
+            kept = keep(
                 seed_ptr, rows.to(tl.int32), tl.program_id(1) * BLOCK_D, threshold, BLOCK_B, BLOCK_D
             )
-        source = gradient_ptr + rows[:, None] * width + columns[None, :]
-        total += tl.load(source, mask=inside, other=0.0).to(tl.float32)
+            block = tl.where(kept, block, 0.0)
+        total += block
     target = out_ptr + segment.to(tl.int64) * width + columns
     tl.store(target, tl.sum(total, 0) * scale, mask=columns < width)
 

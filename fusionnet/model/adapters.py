@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from embedcache.encoder.add_norm import LayerNorm
 from embedcache.encoder.dropout import Dropout
 from embedcache.kernels import has_kernels
 from embedcache.scaling import VectorScaling
@@ -42,9 +43,9 @@ class StringAdapter(nn.Module):
         inverse_std = 1 / torch.tensor(scaling.std) if scaling else torch.ones(vector_width)
         self.register_buffer("mean", mean)
         self.register_buffer("inverse_std", inverse_std)
-        self.first = nn.Sequential(nn.Linear(vector_width, hidden), nn.LayerNorm(hidden), nn.GELU())
+        self.first = nn.Sequential(nn.Linear(vector_width, hidden), LayerNorm(hidden), nn.GELU())
         self.dropout = Dropout(dropout)
-        self.second = nn.Sequential(nn.Linear(hidden, width), nn.LayerNorm(width), nn.GELU())
+        self.second = nn.Sequential(nn.Linear(hidden, width), LayerNorm(width), nn.GELU())
 
     @property
     def draws_per_row(self) -> bool:
@@ -79,11 +80,11 @@ class NumericEncoder(nn.Sequential):
     def __init__(self, num_features: int, hidden: int, width: int, dropout: float) -> None:
         super().__init__(
             nn.Linear(num_features, hidden),
-            nn.LayerNorm(hidden),
+            LayerNorm(hidden),
             nn.ReLU(),
             Dropout(dropout),
             nn.Linear(hidden, width),
-            nn.LayerNorm(width),
+            LayerNorm(width),
             nn.ReLU(),
         )
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from embedcache.encoder.add_norm import add_norm
+from embedcache.encoder.add_norm import LayerNorm
 from fusionnet.model.single_token import (
     SingleTokenFusionLayer,
     Stream,
@@ -95,7 +95,7 @@ class ModalityFusion(nn.Module):
         self.layers = nn.ModuleList(
             ModalityFusionLayer(width, num_heads, feedforward, dropout) for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def forward(self, summands: Sequence[Float[Tensor, "B D"]]) -> Float[Tensor, "B D"]:
         """Return [CLS] of each row after all layers; `summands` are the projected modalities."""
@@ -107,8 +107,7 @@ class ModalityFusion(nn.Module):
         stream = Stream(x, x)
         for layer in self.layers[:-1]:
             stream = layer(stream)
-        fused = self.layers[-1](stream, num_queries=1).state.squeeze(1)
-        return add_norm(self.norm, fused)[0]
+        return self.norm(self.layers[-1](stream, num_queries=1).state.squeeze(1))
 
     def load_transformer(self, transformer: nn.TransformerEncoder) -> None:
         """Take over the weights of a transformer of the same sizes."""

@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from embedcache.encoder.add_norm import add_norm
+from embedcache.encoder.add_norm import LayerNorm, add_norm
 from fusionnet.kernels import gelu_dropout
 from fusionnet.model.adapters import drop_heads
 
@@ -43,10 +43,10 @@ class SingleTokenFusionLayer(nn.Module):
         self.p = dropout
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.linear1 = nn.Linear(width, feedforward)
         self.linear2 = nn.Linear(feedforward, width)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         init_attention(self.value)
         nn.init.zeros_(self.output.bias)
 
@@ -103,14 +103,14 @@ class SingleTokenFusion(nn.Module):
             SingleTokenFusionLayer(width, num_heads, feedforward, dropout)
             for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Return the fused token of each row."""
         stream = Stream(x, x)
         for layer in self.layers:
             stream = layer(stream)
-        return add_norm(self.norm, stream.state)[0]
+        return self.norm(stream.state)
 
     def load_transformer(self, transformer: nn.TransformerEncoder) -> None:
         """Take over the weights of a transformer of the same sizes."""
@@ -135,7 +135,7 @@ class MLPLayer(nn.Module):
         hidden = mlp_hidden(width, feedforward)
         self.linear1 = nn.Linear(width, hidden)
         self.linear2 = nn.Linear(hidden, width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def forward(self, x: Stream) -> Stream:
         """Return the perceptron's output with residual and norm."""
@@ -152,14 +152,14 @@ class MLPFusion(nn.Module):
         self.layers = nn.ModuleList(
             MLPLayer(width, feedforward, dropout) for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Return the fused features of each row."""
         stream = Stream(x, x)
         for layer in self.layers:
             stream = layer(stream)
-        return add_norm(self.norm, stream.state)[0]
+        return self.norm(stream.state)
 
 
 def init_attention(projection: nn.Linear) -> None:

@@ -201,22 +201,22 @@ def test_an_infinite_element_that_is_dropped_does_no_harm() -> None:
 
 def test_the_operation_is_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     given = case((65, 48), DTYPES[2])
-    norm = nn.LayerNorm(48).to(DEVICE)
+    norm = dispatch.LayerNorm(48).to(DEVICE)
     nn.init.normal_(norm.weight)
-    for residual in (given.residual, None):
-        found = dispatch.add_norm(norm, given.x, residual)
-        with monkeypatch.context() as patch:
-            patch.setattr(dispatch, "has_kernels", lambda x: False)
-            plain = dispatch.add_norm(norm, given.x, residual)
-        assert plain[0] is plain[1]
-        assert found[0] is not found[1]
-        torch.testing.assert_close(found[0], plain[0])
+    found, alone = dispatch.add_norm(norm, given.x, given.residual), norm(given.x)
+    assert found[0] is not found[1]
+    assert norm(given.x.to(BRAIN)).dtype == BRAIN
+    monkeypatch.setattr(dispatch, "has_kernels", lambda x: False)
+    plain = dispatch.add_norm(norm, given.x, given.residual)
+    assert plain[0] is plain[1]
+    torch.testing.assert_close(found[0], plain[0])
+    torch.testing.assert_close(alone, nn.LayerNorm.forward(norm, given.x))
 
 
 def test_the_seed_comes_from_torchs_generator() -> None:
     given, norm = case((65, 48), DTYPES[2]), nn.LayerNorm(48).to(DEVICE)
     torch.manual_seed(5)
-    first, second = (dispatch.add_norm(norm, given.x, None, p=0.5)[0] for _ in range(2))
+    first, second = (dispatch.add_norm(norm, given.x, given.residual, 0.5)[0] for _ in range(2))
     torch.manual_seed(5)
-    assert torch.equal(dispatch.add_norm(norm, given.x, None, p=0.5)[0], first)
+    assert torch.equal(dispatch.add_norm(norm, given.x, given.residual, 0.5)[0], first)
     assert not torch.equal(first, second)
