@@ -20,7 +20,7 @@ if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-LENGTHS = (((1, 2, 7), (33,)), ((70,), (128,)))
+LENGTHS = (((1, 2, 7, 20), (33,)), ((70,), (128,)))
 
 
 def case(

@@ -4,17 +4,18 @@ import pytest
 import torch
 from h100 import compile_for_h100
 
-from embedcache.kernels import attention, lora_kernels
+from embedcache.kernels import attention_kernels, lora_kernels
 
 pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 HEADS = {"NUM_HEADS": 12, "HEAD_WIDTH": 50, "BLOCK_L": 32, "BLOCK_D": 64}
 LORA = {"NUM": 3, "RANK": 16, "BLOCK_K": 16, "BLOCK_C": 128, "BLOCK_R": 16}
 TOKENS = {"BLOCK_T": 128, "BLOCK_W": 32}
+TILES = {**HEADS, "HALF": 16, "QUARTER": 16}
 KERNELS = {
-    "attention": (attention._forward_kernel, HEADS),
-    "attention backward": (attention._backward_kernel, HEADS),
-    "one query": (attention._forward_one_kernel, HEADS),
-    "one query backward": (attention._backward_one_kernel, HEADS),
+    "attention": (attention_kernels.forward_kernel, TILES),
+    "attention backward": (attention_kernels.backward_kernel, TILES),
+    "one query": (attention_kernels.forward_one_kernel, HEADS),
+    "one query backward": (attention_kernels.backward_one_kernel, HEADS),
     "lora": (
         lora_kernels.forward_kernel,
         {**LORA, "WIDTH_IN": 600, "WIDTH_OUT": 600, "DROPS": True},
