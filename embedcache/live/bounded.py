@@ -94,9 +94,11 @@ def _saved_bytes(encoder: StringEncoder, tokens: TokenTable) -> int:
     kept: dict[int, Tensor] = {}
 
     def pack(saved: Tensor) -> Tensor:
-        # holding it keeps its address from being used again
-        kept.setdefault(saved.untyped_storage().data_ptr(), saved)
-        return saved
+        # Holding it keeps its address from being used again. Detached: a saved output that knows
+        # its graph would keep the graph, and the graph it, for ever.
+        detached = saved.detach()
+        kept.setdefault(saved.untyped_storage().data_ptr(), detached)
+        return detached
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         encoder(tokens)

@@ -156,15 +156,14 @@ class StaticSteps:
         """
         self._engine.hold_updates(True)
         side, main = torch.cuda.Stream(), torch.cuda.current_stream()
-        # What an earlier backward left in a reference cycle, such as what is compiled at the first
-        # call, keeps weights' gradient nodes alive on another stream, where none may be captured.
+        # a weight's gradient node that anything keeps alive lies on another stream, where nothing
+        # may be captured
         gc.collect()
         side.wait_stream(main)
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):
                 self._step()
         main.wait_stream(side)
-        gc.collect()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=side):

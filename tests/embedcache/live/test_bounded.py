@@ -10,6 +10,7 @@ from budgets import examples
 from forks import Forks
 from hypothesis import given
 from hypothesis import strategies as st
+from nodes import living_gradient_nodes
 
 from embedcache.config import EncoderConfig, LoraConfig
 from embedcache.encoder.batching import length_batches
@@ -112,6 +113,14 @@ def count_calls(encoder: StringEncoder) -> list[int]:
     # a forward that is replayed stops when all it is asked for is there
     encoder.register_forward_pre_hook(lambda *_: calls.append(1))
     return calls
+
+
+def test_the_measure_keeps_no_graph_alive(encoder: StringEncoder) -> None:
+    held = encoder(random_strings(3))
+    assert living_gradient_nodes(encoder), "or this test sees nothing"
+    del held
+    measure_budget(encoder, random_strings(12), 10 << 20)
+    assert living_gradient_nodes(encoder) == []
 
 
 def test_the_budget_is_measured_and_leaves_no_trace(encoder: StringEncoder) -> None:

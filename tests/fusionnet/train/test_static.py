@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from nodes import living_gradient_nodes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -154,6 +155,16 @@ def test_static_steps_are_those_of_plain_adamw(
         # AdamW divides by a gradient's own size: where that is rounding, motion is noise
         assert (one - other).norm() <= 5e-3 * motion + 1e-6
     assert moved > 1
+
+
+@pytest.mark.parametrize("mode", ["per_step", "frozen"])
+def test_no_gradient_node_outlives_its_step(tiny_experiment: Path, mode: str) -> None:
+    # it would lie on the stream of its time, and a graph could not be captured
+    setting = Setting(tiny_experiment, f"encoder.mode={mode}")
+    steps = setting.steps(setting.engine())
+    assert living_gradient_nodes(setting.model) == []
+    steps._step()
+    assert living_gradient_nodes(setting.model) == []
 
 
 class NothingAsked(TorchDispatchMode):
