@@ -67,7 +67,7 @@ def test_the_encoder_with_kernels_is_the_encoder_without(
     assert largest > 0
     torch.testing.assert_close(found.pop("vectors"), wanted.pop("vectors"), rtol=1e-4, atol=1e-4)
     for name, gradient in wanted.items():
-        assert (found[name] - gradient).abs().max() <= 1e-5 * largest, name
+        assert (found[name] - gradient).abs().max() <= 1e-4 * largest, name
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
