@@ -19,6 +19,7 @@ from embedcache.encoder.dropout import Dropout
 from embedcache.kernels import has_kernels
 from embedcache.scaling import VectorScaling
 from fusionnet.kernels import gather_dropout
+from fusionnet.model.linear import Linear
 
 
 class StringAdapter(nn.Module):
@@ -43,9 +44,9 @@ class StringAdapter(nn.Module):
         inverse_std = 1 / torch.tensor(scaling.std) if scaling else torch.ones(vector_width)
         self.register_buffer("mean", mean)
         self.register_buffer("inverse_std", inverse_std)
-        self.first = nn.Sequential(nn.Linear(vector_width, hidden), LayerNorm(hidden), nn.GELU())
+        self.first = nn.Sequential(Linear(vector_width, hidden), LayerNorm(hidden), nn.GELU())
         self.dropout = Dropout(dropout)
-        self.second = nn.Sequential(nn.Linear(hidden, width), LayerNorm(width), nn.GELU())
+        self.second = nn.Sequential(Linear(hidden, width), LayerNorm(width), nn.GELU())
 
     @property
     def draws_per_row(self) -> bool:
@@ -79,11 +80,11 @@ class NumericEncoder(nn.Sequential):
 
     def __init__(self, num_features: int, hidden: int, width: int, dropout: float) -> None:
         super().__init__(
-            nn.Linear(num_features, hidden),
+            Linear(num_features, hidden),
             LayerNorm(hidden),
             nn.ReLU(),
             Dropout(dropout),
-            nn.Linear(hidden, width),
+            Linear(hidden, width),
             LayerNorm(width),
             nn.ReLU(),
         )

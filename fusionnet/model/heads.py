@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from embedcache.encoder.dropout import Dropout
 from fusionnet.config import Task
+from fusionnet.model.linear import Linear
 
 
 def make_head(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
@@ -18,10 +19,10 @@ def make_head(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequentia
     """
     layers: list[nn.Module] = []
     for number, (wide, narrow) in enumerate(pairwise([width, *hidden])):
-        layers += [nn.Linear(wide, narrow), nn.ReLU()]
+        layers += [Linear(wide, narrow), nn.ReLU()]
         if number == 0 and dropout > 0:
             layers.append(Dropout(dropout))
-    return nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
+    return nn.Sequential(*layers, Linear(hidden[-1], 1))
 
 
 class Heads(nn.ModuleDict):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from embedcache.encoder.add_norm import LayerNorm, add_norm
 from fusionnet.kernels import gelu_dropout
 from fusionnet.model.adapters import drop_heads
+from fusionnet.model.linear import Linear
 
 
 class Stream(NamedTuple):
@@ -41,11 +42,11 @@ class SingleTokenFusionLayer(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.p = dropout
-        self.value = nn.Linear(width, width)
-        self.output = nn.Linear(width, width)
+        self.value = Linear(width, width)
+        self.output = Linear(width, width)
         self.norm1 = LayerNorm(width)
-        self.linear1 = nn.Linear(width, feedforward)
-        self.linear2 = nn.Linear(feedforward, width)
+        self.linear1 = Linear(width, feedforward)
+        self.linear2 = Linear(feedforward, width)
         self.norm2 = LayerNorm(width)
         init_attention(self.value)
         nn.init.zeros_(self.output.bias)
@@ -133,8 +134,8 @@ class MLPLayer(nn.Module):
         super().__init__()
         self.p = dropout
         hidden = mlp_hidden(width, feedforward)
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
+        self.linear1 = Linear(width, hidden)
+        self.linear2 = Linear(hidden, width)
         self.norm = LayerNorm(width)
 
     def forward(self, x: Stream) -> Stream:

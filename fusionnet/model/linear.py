@@ -1,0 +1,116 @@
+"""`nn.Linear` for training steps on a GPU: weight gradients in fp32, beside the rest of a backward.
+
+Under autocast a weight's gradient is computed in half precision and cast; here the product gives it
+in fp32 at once, and the bias's sum too. Nothing but the update waits for them, while the encoder's
+backward is a chain of small kernels that leave most of a GPU idle: inside of `deferred` they are
+computed on a second stream, beside that chain, and handed to the weights when it has ended.
+Everywhere else (CPUs, torch.compile, evaluation, no autocast) it is `nn.Linear`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from embedcache.kernels import has_kernels
+
+
+class _Deferral(NamedTuple):
+    stream: torch.cuda.Stream | None
+    gradients: list[tuple[nn.Parameter, Tensor]]
+
+
+# of the backward that runs now: autograd runs it in threads of its own, so no context variable
+_deferral: _Deferral | None = None
+
+
+@contextmanager
+def deferred(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """Let the backward pass inside compute the weights' gradients of `Linear` on `stream`.
+
+    When the block ends they are in `.grad`, and the present stream waits for them. Without a stream
+    they are computed at once, and handed over in the same way.
+    """
+    global _deferral
+    assert _deferral is None, "one backward at a time"
+    _deferral = own = _Deferral(stream, [])
+    try:
+        yield
+    finally:
+        _deferral = None
+    if stream is not None:
+        torch.cuda.current_stream(stream.device).wait_stream(stream)
+    for parameter, gradient in own.gradients:
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, whose weights' gradients are fp32 and may be deferred (see the module)."""
+
+    def forward(self, x: Float[Tensor, "*rows width_in"]) -> Float[Tensor, "*rows width_out"]:
+        """Return x W^T + b in the dtype of products."""
+        kind = x.device.type
+        if (
+            not torch.compiler.is_compiling()
+            and has_kernels(x)
+            and torch.is_grad_enabled()
+            and torch.is_autocast_enabled(kind)
+        ):
+            return _Product.apply(x, self.weight, self.bias, torch.get_autocast_dtype(kind))
+        return super().forward(x)
+
+
+class _Product(torch.autograd.Function):
+    """x W^T + b, computed in `dtype`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "*rows width_in"],
+        weight: Float[nn.Parameter, "width_out width_in"],
+        bias: Float[nn.Parameter, " width_out"],
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "*rows width_out"]:
+        cast, weight_cast = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(cast, weight_cast)
+        ctx.parameters = (weight, bias)
+        ctx.input_dtype = x.dtype
+        return F.linear(cast, weight_cast, bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, gradient: Float[Tensor, "*rows width_out"]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        deferral = _deferral
+        stream = None if deferral is None else deferral.stream
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(gradient.device))
+        of_x = (gradient @ weight).to(ctx.input_dtype) if ctx.needs_input_grad[0] else None
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
+            of_weight, of_bias = _of_weights(gradient, x)
+        if deferral is None:
+            return of_x, of_weight, of_bias, None
+        if stream is not None:
+            for read in (gradient, x):
+                read.record_stream(stream)
+        deferral.gradients.extend(zip(ctx.parameters, (of_weight, of_bias), strict=True))
+        return of_x, None, None, None
+
+
+def _of_weights(
+    gradient: Float[Tensor, "*rows width_out"], x: Float[Tensor, "*rows width_in"]
+) -> tuple[Float[Tensor, "width_out width_in"], Float[Tensor, " width_out"]]:
+    """Return the fp32 gradients of weight and bias."""
+    gradient, x = gradient.flatten(0, -2), x.flatten(0, -2)
+    if gradient.is_cuda:
+        of_weight = torch.mm(gradient.t(), x, out_dtype=torch.float32)
+    else:  # the interpreter's
+        of_weight = gradient.t().float() @ x.float()
+    return of_weight, gradient.sum(0, dtype=torch.float32)

@@ -1,0 +1,69 @@
+"""`Linear` is `nn.Linear`, its gradients no further from float64, deferred or not."""
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fusionnet.model.linear import Linear, deferred
+
+ON_GPU = torch.cuda.is_available()
+if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip(
+        "test_interpreted.py runs this file in a process of its own", allow_module_level=True
+    )
+
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+DEVICE = "cuda" if ON_GPU else "cpu"
+SHAPES = [(7, 33, 5), (257, 64, 48), (2, 3, 8, 16)]
+
+
+def gradients(kind: type[nn.Linear], shape: tuple[int, ...], defer: bool = False) -> list[Tensor]:
+    """Return output and gradients of input, weight and bias, after two backward passes."""
+    torch.manual_seed(1)
+    *rows, width_in, width_out = shape
+    layer = kind(width_in, width_out).to(DEVICE)
+    x = torch.randn(*rows, width_in).to(DEVICE).requires_grad_()
+    toward = torch.randn(*rows, width_out).to(DEVICE)
+    if kind is nn.Linear:
+        layer, x, toward = layer.double(), x.detach().double().requires_grad_(), toward.double()
+    stream = torch.cuda.Stream() if ON_GPU and defer else None
+    for _ in range(2):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=kind is not nn.Linear):
+            y = layer(x)
+        loss = (y * toward.to(y.dtype)).sum()
+        if defer:
+            with deferred(stream):
+                loss.backward()
+        else:
+            loss.backward()
+    found: list[Any] = [y.detach(), x.grad, layer.weight.grad, layer.bias.grad]
+    return found
+
+
+class Plain(nn.Linear):
+    """`nn.Linear` in autocast's precision."""
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("defer", [False, True])
+def test_gradients_are_at_least_as_near_as_the_plain_ones(
+    shape: tuple[int, ...], defer: bool
+) -> None:
+    exact = gradients(nn.Linear, shape)
+    found, plain = gradients(Linear, shape, defer), gradients(Plain, shape)
+    assert (found[0].dtype, found[2].dtype) == (torch.bfloat16, torch.float32)
+    for ours, other, wanted in zip(found, plain, exact, strict=True):
+        allowed = 1.05 * (other - wanted).norm() + 1e-6 * wanted.norm()
+        assert (ours - wanted).norm() <= allowed
+        assert wanted.norm() > 0
+
+
+def test_it_is_nn_linear_where_no_gradient_or_autocast_asks() -> None:
+    layer, x = Linear(4, 3).to(DEVICE), torch.randn(5, 4).to(DEVICE)
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
+        assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+    assert list(layer.state_dict()) == ["weight", "bias"]
