@@ -33,7 +33,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "cache": {"config", "schema", "errors", "files", "scaling", "table", "encoder"},
         "build": {"config", "errors", "files", "ranks", "scaling"}
         | {"table", "split", "encoder", "cache"},
-        "live": {"config", "errors", "encoder", "cache"},
+        "live": {"config", "errors", "kernels", "encoder", "cache"},
     },
     "fusionnet": {
         "config": set(),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from embedcache.encoder.dropout import dropout
 from embedcache.kernels import HAS_TRITON, has_kernels
+from embedcache.kernels.seeds import draw_seed
 
 if HAS_TRITON:
     from embedcache.kernels import add_norm as _kernels
@@ -42,7 +43,7 @@ def add_norm(
     if not _takes_kernel(x):
         y = norm(residual + dropout(x, p, training=True))
         return y, y
-    seed = torch.randint(2**62, (1,), device=x.device) if p > 0 else None
+    seed = draw_seed(x.device) if p > 0 else None
     return _kernels.add_norm(
         x, residual, norm.weight, norm.bias, norm.eps, p, seed, state_dtype or x.dtype
     )

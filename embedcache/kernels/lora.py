@@ -25,6 +25,7 @@ from embedcache.kernels.lora_kernels import (
     backward_low_kernel,
     forward_kernel,
 )
+from embedcache.kernels.seeds import draw_seed
 
 MOST_PROJECTIONS = 3  # whose matrices a kernel is given by a pointer each
 LARGEST_RANK = 64
@@ -63,7 +64,7 @@ class _Adapted(torch.autograd.Function):
         low = given.new_empty(num, len(x), rank)
         masks = seed = None
         if p:
-            seed = torch.randint(2**62, (1,), device=x.device)
+            seed = draw_seed(x.device)
             masks = torch.empty(num, *x.shape, dtype=torch.int8, device=x.device)
         ctx.factor = scale / (1 - p)
         block = 16  # tokens: more programs, each with less to draw

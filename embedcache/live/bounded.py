@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from embedcache.encoder.batching import length_batches
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokens import TokenTable
+from embedcache.kernels.seeds import seeds_drawn_at_once
 
 DEFAULT_CPU_BYTES = 4 << 30
 DEFAULT_GPU_SHARE = 0.5  # of the memory that is free when the first step begins
@@ -50,10 +51,18 @@ def encode_bounded(
         return encoder(tokens)
     batches = length_batches(tokens.lengths, max_tokens)
     vectors = [
-        checkpoint(encoder, tokens.take(ids), use_reentrant=False, preserve_rng_state=True)
+        checkpoint(
+            _encode_again, encoder, tokens.take(ids), use_reentrant=False, preserve_rng_state=True
+        )
         for ids in batches
     ]
     return torch.cat(vectors)[torch.cat(batches).argsort()]
+
+
+def _encode_again(encoder: StringEncoder, tokens: TokenTable) -> Float[Tensor, "S E"]:
+    """Return the vectors, in a pass that the generator's state alone repeats."""
+    with seeds_drawn_at_once(0, tokens.values.device):
+        return encoder(tokens)
 
 
 def padded_tokens(tokens: TokenTable, max_tokens: int) -> int:
@@ -75,7 +84,7 @@ def measure_budget(encoder: StringEncoder, tokens: TokenTable, budget_bytes: int
     longest = tokens.lengths.argmax().reshape(1)
     num_tokens = int(tokens.lengths[longest])
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), seeds_drawn_at_once(0, device):
         few, many = (_saved_bytes(encoder, tokens.take(longest.repeat(num))) for num in _PROBES)
     per_token = max(1.0, (many - few) / ((_PROBES[1] - _PROBES[0]) * num_tokens))
     if budget_bytes is None:

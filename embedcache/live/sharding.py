@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokens import TokenTable
+from embedcache.kernels.seeds import seeds_drawn_at_once
 from embedcache.live.bounded import encode_bounded
 
 
@@ -49,7 +50,8 @@ def encode_shared(
     own, num_own = tokens_of_rank(tokens, shares, rank)
     device = tokens.values.device
     seed = int(torch.randint(2**62, ()))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), seeds_drawn_at_once(0, device):
         torch.manual_seed(seed + rank)
         vectors = encode_bounded(encoder, own, max_tokens)[:num_own]
     return gather_vectors(vectors, shares, group)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from embedcache.encoder.dropout import dropout
 from embedcache.kernels import HAS_TRITON, has_kernels
+from embedcache.kernels.seeds import draw_seed
 from fusionnet.kernels import reference
 from fusionnet.kernels.reference import TaskTerm
 
@@ -47,8 +48,7 @@ def gather_dropout(
 
     Its mask is seeded from torch's generator of the device.
     """
-    seed = torch.randint(2**62, (1,), device=hidden.device)
-    return _gather.gather_dropout(hidden, index, p, seed)
+    return _gather.gather_dropout(hidden, index, p, draw_seed(hidden.device))
 
 
 def gelu_dropout(x: Float[Tensor, "*shape"], p: float) -> Float[Tensor, "*shape"]:
@@ -58,7 +58,7 @@ def gelu_dropout(x: Float[Tensor, "*shape"], p: float) -> Float[Tensor, "*shape"
     """
     if p == 0 or not has_kernels(x) or torch.compiler.is_compiling() or x.dtype == torch.float64:
         return dropout(F.gelu(x), p, training=True)
-    return _gelu.gelu_dropout(x, p, torch.randint(2**62, (1,), device=x.device))
+    return _gelu.gelu_dropout(x, p, draw_seed(x.device))
 
 
 def multitask_loss(
