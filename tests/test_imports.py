@@ -1,14 +1,16 @@
 """What reads tables, caches and configs imports none of what encodes and trains, and a command that
-is asked for help imports no torch.
+is asked for help, or for what is not there, imports no torch.
 """
 
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from embedcache.errors import UserError
 from fusionnet.commands.cli import EMBEDCACHE, FUSIONNET
 
 HEAVY = ("transformers", "peft", "deepspeed", "sklearn", "matplotlib", "tensorboard")
@@ -83,6 +85,28 @@ def by_work() -> dict[str, list[str]]:
 @pytest.mark.parametrize("name", WITHOUT)
 def test_work_imports_only_what_it_needs(name: str, by_work: dict[str, list[str]]) -> None:
     assert not set(by_work[name]) & set(WITHOUT[name])
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        ("train --config configs/quickstart.yaml --set cache.path=nowhere", "no cache at nowhere"),
+        ("train --config nowhere.yaml", "no config file nowhere.yaml"),
+        ("evaluate_model --run nowhere", "nowhere is not a run folder"),
+        ("predict --run nowhere --input a.csv --output b.csv", "nowhere is not a run folder"),
+    ],
+)
+def test_what_is_missing_is_said_without_torch(
+    words: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, *arguments = words.split()
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it is an ImportError now
+    monkeypatch.setattr("sys.argv", [command, *arguments])
+    for name in [name for name in sys.modules if name.startswith(("fusionnet", "embedcache"))]:
+        if not name.startswith("embedcache.errors"):  # its classes are compared below
+            monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match=missing):
+        import_module(f"fusionnet.commands.{command}").main()
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -13,7 +13,7 @@ import os
 import sys
 
 from embedcache.launcher import rank_environment
-from fusionnet.commands.command import config_parser, run_job
+from fusionnet.commands.command import config_parser, importing, run_job
 from fusionnet.experiment import load_experiment
 
 
@@ -22,9 +22,10 @@ def main() -> None:
     arguments = parse_arguments()
     if rank_environment(os.environ)["WORLD_SIZE"] == "1":
         load_experiment(arguments.config, arguments.overrides)  # a typo need not wait for torch
-    from embedcache.build.decide import Existing
-    from embedcache.ranks import joined_ranks
-    from fusionnet.workflow.building import build_on_ranks
+    with importing():
+        from embedcache.build.decide import Existing
+        from embedcache.ranks import joined_ranks
+        from fusionnet.workflow.building import build_on_ranks
 
     existing = Existing[(arguments.existing or "keep").upper()]
     with joined_ranks() as ranks:

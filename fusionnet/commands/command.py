@@ -4,8 +4,11 @@ Exit codes: 0 done, 1 our defect (traceback), 2 the user's input (message alone)
 """
 
 import argparse
+import atexit
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from embedcache.errors import UserError
@@ -22,6 +25,24 @@ def run_job(main: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import here what takes seconds, after the arguments were read and what is missing was said.
+
+    Imports make a million objects that stay. The garbage collector neither walks them meanwhile nor
+    later; without that it took a ninth of a start. At exit they are its own again, since nanobind,
+    which Triton is made with, would call them leaks.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        if gc.get_freeze_count() == 0:  # once, or a process of many commands would keep garbage
+            gc.freeze()
+            atexit.register(gc.unfreeze)
+        gc.enable()
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:

@@ -6,14 +6,20 @@ It writes metrics beside goals and the oracle, tables by group, plots and an HTM
 import argparse
 from pathlib import Path
 
+from embedcache.cache.manifest import read_root
 from embedcache.config import SPLITS
-from fusionnet.commands.command import run_job
+from fusionnet.commands.command import importing, run_job
+from fusionnet.trained.folder import find_checkpoint
 
 
 def main() -> None:
     """Evaluate the run that the arguments name, and print a summary."""
     arguments = parse_arguments()
-    from fusionnet.workflow.evaluating import evaluate_folder  # after --help and wrong arguments
+    find_checkpoint(arguments.run, arguments.checkpoint)
+    if arguments.cache is not None:
+        read_root(arguments.cache)
+    with importing():
+        from fusionnet.workflow.evaluating import evaluate_folder
 
     print(
         evaluate_folder(

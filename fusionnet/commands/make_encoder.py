@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from embedcache.config import ENCODER_SIZES, EncoderConfig
-from fusionnet.commands.command import run_job
+from fusionnet.commands.command import importing, run_job
 
 
 def main() -> None:
@@ -25,9 +25,10 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
     arguments = parser.parse_args()
-    from embedcache.encoder.loading import load_encoder  # after --help and wrong arguments
-    from embedcache.encoder.standin import write_standin
-    from embedcache.encoder.tokenizer import load_tokenizer
+    with importing():
+        from embedcache.encoder.loading import load_encoder
+        from embedcache.encoder.standin import write_standin
+        from embedcache.encoder.tokenizer import load_tokenizer
 
     started = time.perf_counter()
     write_standin(arguments.out, arguments.size, arguments.seed)

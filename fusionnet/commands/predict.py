@@ -7,14 +7,17 @@ import argparse
 import time
 from pathlib import Path
 
-from fusionnet.commands.command import run_job
+from fusionnet.commands.command import importing, run_job
+from fusionnet.trained.folder import find_checkpoint
 
 
 def main() -> None:
     """Check the whole input, predict it batch by batch, and publish the output by rename."""
     arguments = parse_arguments()
-    from fusionnet.trained.reward import RewardModel  # after --help and wrong arguments
-    from fusionnet.workflow.predicting import write_scores
+    find_checkpoint(arguments.run, arguments.checkpoint)
+    with importing():
+        from fusionnet.trained.reward import RewardModel
+        from fusionnet.workflow.predicting import write_scores
 
     started = time.perf_counter()
     model = RewardModel.load(

@@ -6,17 +6,23 @@ deepspeed jobs/train.py --config C                 all GPUs of a machine (or tor
 """
 
 import argparse
+from pathlib import Path
 
-from fusionnet.commands.command import config_parser, run_job
+from embedcache.cache.manifest import read_root
+from fusionnet.commands.command import config_parser, importing, run_job
 from fusionnet.experiment import load_experiment
+from fusionnet.trained.folder import check_unused
 
 
 def main() -> None:
     """Train, or describe what would be trained."""
     arguments = parse_arguments()
     experiment = load_experiment(arguments.config, arguments.overrides)
-    # after the config was read: --help and a typo need not wait for torch, PEFT and DeepSpeed
-    from fusionnet.workflow.training import describe_experiment, train_experiment
+    read_root(Path(experiment.cache.path))
+    if not arguments.summary:
+        check_unused(Path(experiment.run.dir), arguments.resume, arguments.overwrite)
+    with importing():
+        from fusionnet.workflow.training import describe_experiment, train_experiment
 
     if arguments.summary:
         print(describe_experiment(experiment, arguments.config), end="")

@@ -32,8 +32,9 @@ from embedcache.table.table import Table
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.forward import to_units
 from fusionnet.rows.tensors import RowInputs, joined
+from fusionnet.trained.folder import Moment
 from fusionnet.trained.frames import frame_inputs, open_frame
-from fusionnet.trained.run import Moment, Precision, TrainedRun, load_run
+from fusionnet.trained.run import Precision, TrainedRun, load_run
 from fusionnet.trained.vectors import vectors_of_all_strings
 
 BATCH_ROWS = 8192

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from jaxtyping import Float
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -26,9 +25,9 @@ from fusionnet.config import LossConfig, ModelConfig, RewardConfig, RunConfig, T
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe, model_of, observed_tasks
 from fusionnet.train.checkpoint import load_checkpoint
+from fusionnet.trained.folder import Moment, read_config
 from fusionnet.trained.weights import load_weights, own_random_state
 
-Moment = Literal["best", "final", "last"]
 Precision = Literal["fp32", "bf16"]
 CONTENT = (
     "epoch",
@@ -111,7 +110,7 @@ def load_run(
     where the run is missing, incomplete or damaged.
     """
     folder = Path(folder)
-    name, written = _read_config(folder)
+    name, written = read_config(folder)
     _check_device(device)
     path = folder / f"{name}_{moment}.pt"
     checkpoint = _read_checkpoint(path)
@@ -140,28 +139,6 @@ def load_run(
         vectors={column: table.to(device) for column, table in checkpoint["vectors"].items()},
         encoder_state=of_encoders,
     )
-
-
-def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Return a run's name and its YAML file's mapping as it is now."""
-    files = sorted(folder.glob("*_config.yaml"))
-    if not files:
-        raise RunError(
-            f"{folder} is not a run folder: it has no *_config.yaml; train first with:"
-            " fusionnet train --config ..."
-        )
-    if len(files) > 1:
-        raise RunError(
-            f"{folder} holds more than one run: {', '.join(file.name for file in files)}; keep one"
-            " of them in a folder"
-        )
-    try:
-        written = yaml.safe_load(files[0].read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{files[0]} is not valid YAML: {error}") from None
-    if not isinstance(written, dict):
-        raise RunError(f"{files[0]} must hold a mapping, as training wrote it")
-    return files[0].name.removesuffix("_config.yaml"), written
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from embedcache.files import write_atomically
 from fusionnet.evaluation.evaluate import evaluate_run, output_name
 from fusionnet.evaluation.report import write_report
 from fusionnet.evaluation.summary import summary
-from fusionnet.trained.run import Moment, TrainedRun, load_run
+from fusionnet.trained.folder import Moment
+from fusionnet.trained.run import TrainedRun, load_run
 
 
 def evaluate_folder(

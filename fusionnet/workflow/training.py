@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.cache.reader import Cache
-from embedcache.errors import RunError
 from fusionnet.config import PrecisionName
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.recipe import Recipe, observed_tasks
@@ -15,6 +14,7 @@ from fusionnet.train.loop import RunFiles, Trainer, make_trainer, train_run
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.summary import summary
 from fusionnet.trained.export import export_run
+from fusionnet.trained.folder import check_unused
 from fusionnet.workflow.checked_cache import open_checked_cache
 
 
@@ -30,7 +30,7 @@ def train_experiment(
     if resume:
         experiment = _in_the_runs_precision(experiment, folder)
     cache = open_checked_cache(experiment, config_path)
-    _check_folder(folder, resume, overwrite)
+    check_unused(folder, resume, overwrite)
     world = World()
     trainer = make_trainer(recipe_of(experiment, cache), experiment.optim, cache, world)
     settled = experiment.model_copy(update={"train": trainer.recipe.train})
@@ -83,15 +83,6 @@ def _train_and_export(trainer: Trainer, experiment: Experiment, folder: Path, re
             f" validation loss {best['val_loss']:.4f} in epoch {best['epoch']}, peak memory"
             f" {peak_rss_bytes() / 2**30:.2f} GiB\nrun folder: {folder}; evaluate it with:"
             f" fusionnet evaluate --run {folder}"
-        )
-
-
-def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse to mix two runs in one folder."""
-    if folder.exists() and any(folder.iterdir()) and not (resume or overwrite):
-        raise RunError(
-            f"{folder} holds an earlier run; continue it with --resume, delete it with --overwrite,"
-            " or choose another with --set run.dir=..."
         )
 
 
