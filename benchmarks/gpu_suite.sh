@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command of less than ten minutes:
+# Everything that needs a GPU, in one command of less than five minutes:
 #   benchmarks/gpu_suite.sh [FOLDER]        results go to FOLDER (unset: $OUT, or benchmarks/results/gpu)
 #   benchmarks/gpu_suite.sh --dry [FOLDER]  the same command lines at toy sizes on a CPU, to see that each is right
-# Parts: tests marked gpu, kernel benchmark, one optimizer step and its profile, Stage 1 from table to
-# metrics. A part that fails does not stop the others; the table at the end says what passed, and
-# the exit code is 1 if any failed. Of each part come its numbers, of most its picture; the tables
-# are in suite.log.
-# Needs Python with torch, triton, transformers 5 and peft. What else is missing can lie as wheels in
-# a folder named by WHEELS: deepspeed, hjson, zarr, donfig, numcodecs, google-crc32c, polars,
-# polars-runtime-32, pydantic, pydantic-core, annotated-types, typing-inspection, rdkit, msgpack and
-# einops; it is installed into a temporary folder. PYTHON names the interpreter (unset: python3).
+# PARTS chooses among: tests stage1 profile step kernels (unset: all, in this order). That is: the tests marked gpu;
+# Stage 1 from table to metrics; where a step's time goes; a step in every mode; the kernels alone.
+# Each command leaves its numbers, its picture and a line in suite.log as it ends; one that fails stops none of the
+# others, and the exit code is 1 if any failed. When TOTAL seconds (280) are over, what is left is not started.
+# Needs Python with torch, triton, transformers 5 and peft. What else is missing can come through PYTHONPATH, or lie as
+# wheels in a folder named by WHEELS: deepspeed, hjson, zarr, donfig, numcodecs, google-crc32c, polars,
+# polars-runtime-32, pydantic, pydantic-core, annotated-types, typing-inspection, rdkit, msgpack and einops; they are
+# installed into a temporary folder. PYTHON names the interpreter (unset: python3).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
 dry=0
 if [ "${1:-}" = --dry ]; then dry=1; shift; fi
 out=${1:-${OUT:-benchmarks/results/gpu}}
+parts=${PARTS:-tests stage1 profile step kernels}
 python=${PYTHON:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -24,75 +25,75 @@ log=$out/suite.log
 : >"$log"
 
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+unset PYTHONDONTWRITEBYTECODE # or every process would compile what it imports again
 # DeepSpeed compiles here; were a run killed meanwhile, its lock would make the next process wait without end.
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$work/extensions}
 if [ -n "${WHEELS:-}" ]; then
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$work/site" "$WHEELS"/*.whl >>"$log" 2>&1 || { tail "$log"; exit 2; }
-    export PYTHONPATH="$PWD:$work/site"
+    export PYTHONPATH="$PYTHONPATH:$work/site"
 fi
+train=(--set train.compile=false) # it takes longer than the training
 if [ "$dry" = 1 ]; then
     export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
-    size=tiny device=cpu patients=(--rows-per-patient 24) profile=(--quick) train=(--set train.epochs=1 --set train.batch_rows=256 --set train.precision=fp32
-        --set train.compile=true)
+    total=${TOTAL:-900} size=tiny device=cpu patients=(--rows-per-patient 24) quick=(--quick)
+    train+=(--set train.epochs=1 --set train.batch_rows=256 --set train.precision=fp32)
 else
     unset DS_ACCELERATOR
     export EMBEDCACHE_GPU=1
-    size=polybert device=cuda patients=() train=() profile=()
+    total=${TOTAL:-280} size=polybert device=cuda patients=() quick=()
 fi
 config=(--config configs/stage1.yaml --set "data.path=$work/cohort.parquet" --set "encoder.source=$work/encoder" --set "cache.path=$work/cache.zarr"
     --set "run.dir=$work/run")
 commit=$(git describe --always --dirty 2>/dev/null || echo unknown)
 
-names=() took=() ended=()
-part() { # NAME LIMIT_S COMMAND...: run a command, log it, remember how long it took and how it ended
-    local name=$1 limit=$2 start=$SECONDS status
-    shift 2
-    printf '\n== %s: %s\n' "$name" "$*" | tee -a "$log"
-    timeout "$limit" "$@" >"$work/part.log" 2>&1
-    status=$?
-    cat "$work/part.log" >>"$log"
-    names+=("$name") took+=($((SECONDS - start)))
-    case $status in
-        0) ended+=(pass) ;;
-        124) ended+=("FAIL (over $limit s)") ;;
-        *) ended+=("FAIL ($status)") ;;
-    esac
-    if [ "$status" != 0 ]; then tail -n 15 "$work/part.log"; fi
+failed=0
+say() { # NAME SECONDS RESULT: one line of the table, on the screen and in the log
+    printf '   %-22s %4d s  %s\n' "$@" | tee -a "$log"
 }
+run() { # NAME LIMIT_S COMMAND...: run a command, log it, say how long it took and how it ended
+    local name=$1 limit=$2 start=$SECONDS status left=$((total - SECONDS)) result=pass
+    shift 2
+    if [ "$left" -lt 5 ]; then failed=1; say "$name" 0 "FAIL (not started: $total s are over)"; return; fi
+    if [ "$limit" -gt "$left" ]; then limit=$left; fi
+    if [ "$dry" = 1 ]; then limit=$left; fi
+    printf '\n== %s: %s\n' "$name" "$*" | tee -a "$log"
+    timeout "$limit" "$@" >"$work/command.log" 2>&1
+    status=$?
+    cat "$work/command.log" >>"$log"
+    if [ "$status" != 0 ]; then failed=1 result="FAIL ($status)"; tail -n 15 "$work/command.log"; fi
+    if [ "$status" = 124 ]; then result="FAIL (over $limit s)"; fi
+    say "$name" "$((SECONDS - start))" "$result"
+    rm -f "$out"/*.md # the tables are in the log
+}
+
+tests() {
+    local files
+    mapfile -t files < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests)
+    # Shape checks (beartype), time limits (pytest-timeout) and warnings as errors are the CPU suite's business.
+    run "tests" 90 "$python" -m pytest "${files[@]}" -m gpu -p no:cacheprovider -o strict=false -o filterwarnings= \
+        -o "addopts=--import-mode=importlib -ra --durations=10"
+}
+stage1() {
+    run "stage 1: cohort" 30 "$python" -m jobs.make_cohort --out "$work/cohort.parquet" --noise-free "$work/oracle.parquet" "${patients[@]}"
+    run "stage 1: encoder" 30 "$python" -m jobs.make_encoder --out "$work/encoder" --size "$size"
+    run "stage 1: cache" 45 "$python" -m jobs.build_cache "${config[@]}"
+    run "stage 1: training" 90 "$python" -m jobs.train "${config[@]}" "${train[@]}"
+    run "stage 1: evaluation" 45 "$python" -m jobs.evaluate_model --run "$work/run" --oracle "$work/oracle.parquet" --device "$device" --no-baselines
+    run "stage 1: tables" 45 "$python" -m benchmarks stage1 --run "$work/run" --trained-at "$commit" --json "$out/stage1.json"
+}
+profile() { run "step profile" 60 "$python" -m benchmarks profile "${quick[@]}" --json "$out/profile_bf16.json"; }
+step() { run "step benchmark" 120 "$python" -m benchmarks gpu --quick --json "$out/gpu_bf16.json"; }
+kernels() { run "kernel benchmark" 60 "$python" -m benchmarks kernels --quick --json "$out/kernels.json"; }
 
 versions='import importlib.metadata as m, torch
 for name in ("torch", "triton", "transformers", "peft", "deepspeed", "zarr", "numcodecs", "polars", "pydantic", "rdkit"): print(name, m.version(name))
-print(torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
-part "packages" 60 "$python" -c "$versions"
-if [ "$dry" = 0 ]; then
-    part "a GPU is visible" 60 "$python" -c 'import torch; torch.ones(1, device="cuda")'
-fi
-# The shape checks of pyproject.toml need beartype and are the CPU suite's business.
-part "tests" 240 "$python" -m pytest tests -m gpu -p no:cacheprovider -o "addopts=--import-mode=importlib --strict-markers -ra --durations=10"
-part "kernel benchmark" 180 "$python" -m benchmarks kernels --quick --json "$out/kernels.json"
-if [ "$dry" = 1 ]; then
-    part "step benchmark" 60 "$python" -m benchmarks throughput --help
-else
-    part "step benchmark" 240 "$python" -m benchmarks throughput --quick --precision bf16 --json "$out/throughput_bf16.json"
-fi
-part "step profile" 180 "$python" -m benchmarks profile "${profile[@]}" --json "$out/profile_bf16.json"
-part "stage 1: cohort" 60 "$python" -m jobs.make_cohort --out "$work/cohort.parquet" --noise-free "$work/oracle.parquet" "${patients[@]}"
-part "stage 1: encoder" 60 "$python" -m jobs.make_encoder --out "$work/encoder" --size "$size"
-part "stage 1: cache" 90 "$python" -m jobs.build_cache "${config[@]}"
-part "stage 1: training" 180 "$python" -m jobs.train "${config[@]}" "${train[@]}"
-part "stage 1: evaluation" 60 "$python" -m jobs.evaluate_model --run "$work/run" --oracle "$work/oracle.parquet" --device "$device"
-part "stage 1: tables" 60 "$python" -m benchmarks stage1 --run "$work/run" --trained-at "$commit" --json "$out/stage1.json"
-
-rm -f "$out"/{kernels,throughput_bf16,stage1,profile_bf16}.md "$out/profile_bf16.png" # eight files stay; what lends a GPU may give back no more
-failed=0
-{
-    printf '\n%-24s %8s  %s\n' part seconds result
-    for i in "${!names[@]}"; do
-        printf '%-24s %8d  %s\n' "${names[$i]}" "${took[$i]}" "${ended[$i]}"
-    done
-    printf '%-24s %8d\n' all "$SECONDS"
-} | tee -a "$log"
-for end in "${ended[@]}"; do
-    if [ "$end" != pass ]; then failed=1; fi
+print(torch.ones(1, device="cuda").device and torch.cuda.get_device_name() if "'"$device"'" == "cuda" else "no GPU asked for")'
+run "packages and device" 60 "$python" -c "$versions"
+for part in $parts; do
+    case $part in
+        tests | stage1 | profile | step | kernels) "$part" ;;
+        *) failed=1; say "$part" 0 "FAIL (no such part: tests stage1 profile step kernels)" ;;
+    esac
 done
+say "all" "$SECONDS" "$([ "$failed" = 0 ] && echo pass || echo FAIL)"
 exit $failed
