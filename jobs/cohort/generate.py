@@ -9,7 +9,6 @@ from functools import cache
 
 import numpy as np
 import polars as pl
-from scipy.stats import qmc
 
 from jobs.cohort.outcomes import (
     COVERAGES,
@@ -129,7 +128,7 @@ def formulations(polymer: Polymer, count: int, seed: list[int], first_coverage: 
     The coverages come in turn, from `first_coverage` on (modulo their number), so that tables of
     few rows have all of them too.
     """
-    unit = qmc.LatinHypercube(4, rng=np.random.default_rng(seed)).random(count)
+    unit = latin_hypercube(4, count, seed)
     turns = (first_coverage + np.arange(count)) % len(COVERAGES)
     return {
         "hydrogel_E_kPa": _log_between(unit[:, 0], *polymer.modulus_kPa),
@@ -138,6 +137,20 @@ def formulations(polymer: Polymer, count: int, seed: list[int], first_coverage: 
         "patch_thickness_mm": _between(unit[:, 3], *PATCH_THICKNESS_MM),
         **{name: (turns == index).astype(np.float64) for index, name in enumerate(COVERAGES)},
     }
+
+
+def latin_hypercube(num_axes: int, count: int, seed: list[int]) -> np.ndarray:
+    """Return points [count, num_axes] whose every axis has one in each of `count` equal cells.
+
+    The bits are those of scipy's `qmc.LatinHypercube`, which copies its generator at every start,
+    and the calibration alone starts it ten thousand times.
+    """
+    generator = np.random.default_rng(seed).spawn(1)[0]
+    within = generator.uniform(size=(count, num_axes))
+    cells = np.tile(np.arange(1, count + 1), (num_axes, 1))
+    for axis in cells:
+        generator.shuffle(axis)
+    return (cells.T - within) / count
 
 
 @cache

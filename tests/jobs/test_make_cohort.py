@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 from forks import Done, Forks
+from scipy.stats import qmc
 from sklearn.metrics import r2_score
 
 from fusionnet.experiment import load_experiment
@@ -20,6 +21,7 @@ from jobs.cohort.generate import (
     PATIENT_COLUMNS,
     calibrate,
     cohort_frames,
+    latin_hypercube,
 )
 from jobs.cohort.outcomes import COVERAGES
 from jobs.cohort.patients import DERIVED, DRAWN, LVEF_TOLERANCE_PCT, draw_patients
@@ -196,3 +198,10 @@ def test_wrong_arguments_exit_with_2(
     monkeypatch.chdir(tmp_path)
     make(*arguments, code=2)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [1, 7, 310])
+def test_the_hypercube_is_scipys_to_the_bit(count: int) -> None:
+    seed = [0, 2, 5, 3]
+    scipys = qmc.LatinHypercube(4, rng=np.random.default_rng(seed)).random(count)
+    np.testing.assert_array_equal(latin_hypercube(4, count, seed), scipys)
