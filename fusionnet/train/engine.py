@@ -1,4 +1,4 @@
-"""The only file that knows DeepSpeed: start, backward, update, and a state for any ranks.
+"""The only file that knows DeepSpeed: backward, update, and a state for any ranks.
 
 Stages. ZeRO 1 and 2 partition Adam's moments and the gradients, and may keep the moments on the
 host; stage 0 averages gradients and leaves AdamW as it is. There DeepSpeed would update with a
@@ -24,7 +24,6 @@ os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import (
     safe_get_full_fp32_param,
@@ -35,85 +34,11 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from embedcache.errors import ConfigError
-from embedcache.launcher import rank_environment
 from fusionnet.config import OptimConfig, TrainConfig
 from fusionnet.train.dsconfig import deepspeed_config
+from fusionnet.train.world import World
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-class World:
-    """The ranks of a training: DeepSpeed's process group, whose tensors travel on the device.
-
-    Not `embedcache.ranks.Ranks`, whose objects travel over gloo; what a launcher announced is read
-    by the same function.
-    """
-
-    def __init__(self) -> None:
-        """Join the process group that the launcher announced, or make one of a single process."""
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        os.environ.update(rank_environment(os.environ))
-        accelerator = get_accelerator()
-        local_rank = int(os.environ["LOCAL_RANK"])
-        if accelerator.device_name() != "cpu":
-            accelerator.set_device(local_rank)
-        # On CPUs DeepSpeed would compile collectives that only its inference uses, under a lock in
-        # the user's home: minutes at the first start, and a process that is killed meanwhile leaves
-        # the lock behind, on which every later start waits for ever.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(
-            dist_backend=accelerator.communication_backend_name(),
-            auto_mpi_discovery=False,
-            verbose=False,
-        )
-        self.rank = dist.get_rank()
-        self.size = dist.get_world_size()
-        self.local_size = int(os.environ["LOCAL_WORLD_SIZE"])
-        self.device = torch.device(
-            accelerator.device_name(local_rank) if accelerator.device_name() != "cpu" else "cpu"
-        )
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes files and prints."""
-        return self.rank == 0
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        dist.barrier(device_ids=None if self.device.type == "cpu" else [self.device.index])
-
-    def broadcast(self, value: Any) -> Any:
-        """Return rank 0's value (a small picklable object of ours) on every rank."""
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
-
-    def gather_rows(self, part: Tensor, sizes: list[int]) -> Tensor:
-        """Return all ranks' rows, in rank order; rank r holds `sizes[r]` of them."""
-        if self.size == 1:
-            return part
-        widest = max(sizes)
-        padded = part.new_zeros(widest, *part.shape[1:])
-        padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([whole[:size] for whole, size in zip(parts, sizes, strict=True)])
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Return the sum over all ranks."""
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    def least(self, value: int) -> int:
-        """Return the least of all ranks' values."""
-        box = torch.tensor(value, device=self.device)
-        dist.all_reduce(box, op=dist.ReduceOp.MIN)
-        return int(box)
-
-    def close(self) -> None:
-        """Leave the process group."""
-        dist.destroy_process_group()
 
 
 class Engine:
@@ -133,6 +58,7 @@ class Engine:
         Empty ones are left out, since ZeRO refuses them.
         """
         check_precision(train.precision, world.device.type)
+        _join_group()
         self.world = world
         self.model = model
         self._stage = train.zero_stage_of(world.size)
@@ -299,6 +225,20 @@ class Engine:
             for key, value in vars(self._optimizer.loss_scaler).items()
             if type(value) in (int, float, bool)
         }
+
+
+def _join_group() -> None:
+    """Let DeepSpeed use the process group that is there, or make one of a single process."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # On CPUs DeepSpeed would compile collectives that only its inference uses, under a lock in the
+    # user's home: minutes at the first start, and a process that is killed meanwhile leaves the
+    # lock behind, on which every later start waits for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend=get_accelerator().communication_backend_name(),
+        auto_mpi_discovery=False,
+        verbose=False,
+    )
 
 
 def check_precision(precision: str, device: str) -> None:

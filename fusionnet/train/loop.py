@@ -27,7 +27,6 @@ from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows, RowSource
 from fusionnet.rows.streaming import open_rows
 from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
-from fusionnet.train.engine import Engine, World
 from fusionnet.train.plain import PlainEngine
 from fusionnet.train.protocols import StepEngine, Steps
 from fusionnet.train.resume import Position, checkpoint_content, own_totals, resumed
@@ -41,6 +40,7 @@ from fusionnet.train.sizing import (
 )
 from fusionnet.train.static import StaticSteps, why_no_graph
 from fusionnet.train.step import EngineSteps
+from fusionnet.train.world import World
 
 
 @dataclass
@@ -106,6 +106,9 @@ def make_trainer(
         engine = PlainEngine(model, groups, world, optim, num_micro_batches)
         steps = StaticSteps(engine, sources, train_rows.table, plan, schedule, captured=True)
     else:
+        # a lone GPU does not pay the seconds that deepspeed takes to import
+        from fusionnet.train.engine import Engine
+
         engine = Engine(model, groups, world, train, optim, num_micro_batches)
         steps = EngineSteps(engine, sources, train_rows, plan, schedule)
     return Trainer(

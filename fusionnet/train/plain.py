@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fusionnet.config import OptimConfig
 from fusionnet.model.linear import deferred
-from fusionnet.train.engine import World
+from fusionnet.train.world import World
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _NORM_EPS = 1e-6  # as torch's clip_grad_norm_

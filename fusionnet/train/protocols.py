@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusionnet.train.engine import World
+from fusionnet.train.world import World
 
 
 @runtime_checkable

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from embedcache.errors import RunError
 from fusionnet.train.checkpoint import load_checkpoint
-from fusionnet.train.engine import World
 from fusionnet.train.protocols import StepEngine
 from fusionnet.train.runlog import Record
+from fusionnet.train.world import World
 
 # What a resumed run may change: where things lie, who computes, and what is done with the result.
 MAY_CHANGE = (

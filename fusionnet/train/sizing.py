@@ -8,8 +8,8 @@ import torch
 from embedcache.cache.layout import Layout
 from embedcache.launcher import threads_per_rank
 from fusionnet.config import ModelConfig, PrecisionName, Task, TrainConfig
-from fusionnet.train.engine import World
 from fusionnet.train.precision import multiplies_bf16
+from fusionnet.train.world import World
 
 # activations of one layer stay near the caches; measured in benchmarks/results
 CPU_MICRO_BATCH_ROWS = 1024

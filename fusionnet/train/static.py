@@ -30,10 +30,10 @@ from fusionnet.config import TrainConfig
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows, RowSource
 from fusionnet.rows.tensors import RowTable
-from fusionnet.train.engine import World
 from fusionnet.train.plain import PlainEngine
 from fusionnet.train.schedule import Schedule
 from fusionnet.train.step import blame, descend, encode_strings, step_seed, trainable
+from fusionnet.train.world import World
 
 CHECK_STEPS = 32  # steps between two looks at the flag, each of which drains the device's queue
 _WARM_UPS = 2  # steps before the capture: kernels are chosen and compiled in the first

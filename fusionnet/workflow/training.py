@@ -9,10 +9,10 @@ from embedcache.cache.reader import Cache
 from fusionnet.config import PrecisionName
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.recipe import Recipe, observed_tasks
-from fusionnet.train.engine import World
 from fusionnet.train.loop import RunFiles, Trainer, make_trainer, train_run
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.summary import summary
+from fusionnet.train.world import World
 from fusionnet.trained.export import export_run
 from fusionnet.trained.folder import check_unused
 from fusionnet.workflow.checked_cache import open_checked_cache

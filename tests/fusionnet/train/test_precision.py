@@ -13,9 +13,9 @@ from embedcache.errors import ConfigError
 from fusionnet.assemble import build_model
 from fusionnet.experiment import load_experiment
 from fusionnet.recipe import Recipe, observed_tasks
-from fusionnet.train.engine import World
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.sizing import settled_precision
+from fusionnet.train.world import World
 
 CPU = torch.device("cpu")
 

@@ -25,10 +25,10 @@ from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows
 from fusionnet.rows.tensors import RowTable, load_rows
 from fusionnet.train import static
-from fusionnet.train.engine import World
 from fusionnet.train.plain import PlainEngine
 from fusionnet.train.schedule import Schedule, make_schedule
 from fusionnet.train.static import StaticSteps, why_no_graph, why_not_static
+from fusionnet.train.world import World
 
 ON_GPU = torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu] if ON_GPU else []

@@ -1,0 +1,92 @@
+"""The ranks of a training, on torch's process group; a lone rank needs none.
+
+Not `embedcache.ranks.Ranks`, whose objects travel over gloo: here tensors travel on the device.
+What a launcher announced is read by the same function. No deepspeed: its engine joins the group
+that is here, and a lone GPU trains without it.
+"""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from embedcache.launcher import rank_environment
+
+
+class World:
+    """This process among the ranks, and its device.
+
+    Without a launcher it is alone. DS_ACCELERATOR=cpu keeps to the CPU, as it does in DeepSpeed.
+    """
+
+    def __init__(self) -> None:
+        """Join the process group that the launcher announced."""
+        os.environ.update(rank_environment(os.environ))
+        self.rank = int(os.environ["RANK"])
+        self.size = int(os.environ["WORLD_SIZE"])
+        self.local_size = int(os.environ["LOCAL_WORLD_SIZE"])
+        self.device = _device(int(os.environ["LOCAL_RANK"]))
+        if self.size > 1 and not dist.is_initialized():
+            backend = dist.get_default_backend_for_device(self.device)
+            dist.init_process_group(backend, rank=self.rank, world_size=self.size)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier(device_ids=None if self.device.type == "cpu" else [self.device.index])
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value (a small picklable object of ours) on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather_rows(self, part: Tensor, sizes: list[int]) -> Tensor:
+        """Return all ranks' rows, in rank order; rank r holds `sizes[r]` of them."""
+        if self.size == 1:
+            return part
+        widest = max(sizes)
+        padded = part.new_zeros(widest, *part.shape[1:])
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([whole[:size] for whole, size in zip(parts, sizes, strict=True)])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over all ranks."""
+        total = values.clone()
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def least(self, value: int) -> int:
+        """Return the least of all ranks' values."""
+        if self.size == 1:
+            return value
+        box = torch.tensor(value, device=self.device)
+        dist.all_reduce(box, op=dist.ReduceOp.MIN)
+        return int(box)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    """Return this rank's accelerator, made the present one, or the CPU."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    torch.accelerator.set_device_index(local_rank)
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    return torch.device(kind.type, local_rank)
