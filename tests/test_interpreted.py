@@ -15,6 +15,7 @@ FILES = (
     "embedcache/kernels/test_attention.py",
     "embedcache/kernels/test_encoder.py",
     "embedcache/kernels/test_lora.py",
+    "fusionnet/kernels/test_drop_heads.py",
     "fusionnet/kernels/test_fusion.py",
     "fusionnet/kernels/test_gather.py",
     "fusionnet/kernels/test_gelu_dropout.py",

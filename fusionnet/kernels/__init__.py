@@ -17,9 +17,21 @@ from fusionnet.kernels import reference
 from fusionnet.kernels.reference import TaskTerm
 
 if HAS_TRITON:  # before the functions below, some of which bear a module's name or part of it
+    from fusionnet.kernels import drop_heads as _drop_heads
     from fusionnet.kernels import gather as _gather
     from fusionnet.kernels import gelu_dropout as _gelu
     from fusionnet.kernels import multitask_loss as _loss
+
+
+def drop_heads(hidden: Float[Tensor, "B D"], num_heads: int, p: float) -> Float[Tensor, "B D"]:
+    """Return rows with whole heads dropped with probability p, the others scaled by 1 / (1 - p).
+
+    That is attention dropout over a single key.
+    """
+    if not has_kernels(hidden) or torch.compiler.is_compiling() or hidden.dtype == torch.float64:
+        keep = hidden.new_empty(len(hidden), num_heads, 1).bernoulli_(1 - p).div_(1 - p)
+        return (hidden.unflatten(1, (num_heads, -1)) * keep).flatten(1)
+    return _drop_heads.drop_heads(hidden, num_heads, p, draw_seed(hidden.device))
 
 
 def gather_add(

@@ -34,6 +34,14 @@ class TaskTerm(NamedTuple):
     regulariser: float = 1.0
 
 
+def drop_heads(
+    hidden: Float[Tensor, "B D"], num_heads: int, p: float, seed: Int[Tensor, " 1"]
+) -> Float[Tensor, "B D"]:
+    """Return rows with whole heads dropped; row b's heads are row b of a mask by `keep_mask`."""
+    keep = keep_mask(seed, len(hidden), num_heads, p).unsqueeze(2)
+    return torch.where(keep, hidden.unflatten(1, (num_heads, -1)) / (1 - p), 0.0).flatten(1)
+
+
 def gather_add(
     tables: Sequence[tuple[Float[Tensor, "_ D"], Int[Tensor, " B"]]],
     rows: Sequence[Float[Tensor, "B D"]],

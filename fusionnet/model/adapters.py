@@ -138,12 +138,3 @@ class LinearSkip(nn.Linear):
     def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B T"]:
         """Return what is added to the heads' outputs."""
         return super().forward(features.to(self.weight.dtype))
-
-
-def drop_heads(hidden: Float[Tensor, "B D"], num_heads: int, p: float) -> Float[Tensor, "B D"]:
-    """Return rows with whole heads dropped with probability p, the others scaled by 1 / (1 - p).
-
-    That is attention dropout over a single key.
-    """
-    keep = hidden.new_empty(len(hidden), num_heads, 1).bernoulli_(1 - p).div_(1 - p)
-    return (hidden.unflatten(1, (num_heads, -1)) * keep).flatten(1)

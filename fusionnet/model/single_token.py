@@ -20,8 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from embedcache.encoder.add_norm import LayerNorm, add_norm
-from fusionnet.kernels import gelu_dropout
-from fusionnet.model.adapters import drop_heads
+from fusionnet.kernels import drop_heads, gelu_dropout
 from fusionnet.model.linear import Linear
 
 

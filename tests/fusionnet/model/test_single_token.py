@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusionnet.model.adapters import drop_heads
+from fusionnet.kernels import drop_heads
 from fusionnet.model.single_token import SingleTokenFusion
 
 WIDTH, HEADS, FEEDFORWARD, LAYERS = 32, 4, 64, 3
