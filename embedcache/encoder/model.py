@@ -109,7 +109,8 @@ class StringEncoder(nn.Module):
 
     def encode(self, plan: EncodingPlan) -> Float[Tensor, "S E"]:
         """Return one fp32 vector per string of the plan, as `forward` does."""
-        return torch.cat([self._encode_packed(each) for each in plan.passes])[plan.order]
+        vectors = torch.cat([self._encode_packed(each) for each in plan.passes])
+        return vectors.index_select(0, plan.order)
 
     def train(self, mode: bool = True) -> "StringEncoder":
         """Switch LoRA's dropout alone; the base model stays in evaluation mode."""

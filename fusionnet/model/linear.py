@@ -49,8 +49,30 @@ def deferred(stream: torch.cuda.Stream | None) -> Iterator[None]:
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
+@contextmanager
+def cast_at_once(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let the products inside read one cast of all weights of the module's `Linear`s.
+
+    One launch instead of two for each of them; no weight may change before the block ends.
+    """
+    layers = [each for each in module.modules() if isinstance(each, Linear)]
+    weights = [weight for layer in layers for weight in (layer.weight, layer.bias)]
+    casts = [torch.empty_like(weight, dtype=dtype, requires_grad=False) for weight in weights]
+    with torch.no_grad():
+        torch._foreach_copy_(casts, weights)
+    for layer, weight, bias in zip(layers, casts[::2], casts[1::2], strict=True):
+        layer.cast = (weight, bias)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast = None
+
+
 class Linear(nn.Linear):
     """`nn.Linear`, whose weights' gradients are fp32 and may be deferred (see the module)."""
+
+    cast: tuple[Tensor, Tensor] | None = None  # of weight and bias, by `cast_at_once`
 
     def forward(self, x: Float[Tensor, "*rows width_in"]) -> Float[Tensor, "*rows width_out"]:
         """Return x W^T + b in the dtype of products."""
@@ -61,12 +83,14 @@ class Linear(nn.Linear):
             and torch.is_grad_enabled()
             and torch.is_autocast_enabled(kind)
         ):
-            return _Product.apply(x, self.weight, self.bias, torch.get_autocast_dtype(kind))
+            dtype = torch.get_autocast_dtype(kind)
+            cast = self.cast or (self.weight.to(dtype), self.bias.to(dtype))
+            return _Product.apply(x, self.weight, self.bias, *(each.detach() for each in cast))
         return super().forward(x)
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b, computed in `dtype`."""
+    """x W^T + b, computed from casts of W and b, whose gradients are those of W and b."""
 
     @staticmethod
     def forward(
@@ -74,19 +98,20 @@ class _Product(torch.autograd.Function):
         x: Float[Tensor, "*rows width_in"],
         weight: Float[nn.Parameter, "width_out width_in"],
         bias: Float[nn.Parameter, " width_out"],
-        dtype: torch.dtype,
+        weight_cast: Float[Tensor, "width_out width_in"],
+        bias_cast: Float[Tensor, " width_out"],
     ) -> Float[Tensor, "*rows width_out"]:
-        cast, weight_cast = x.to(dtype), weight.to(dtype)
+        cast = x.to(weight_cast.dtype)
         ctx.save_for_backward(cast, weight_cast)
         ctx.parameters = (weight, bias)
         ctx.input_dtype = x.dtype
-        return F.linear(cast, weight_cast, bias.to(dtype))
+        return F.linear(cast, weight_cast, bias_cast)
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, gradient: Float[Tensor, "*rows width_out"]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         deferral = _deferral
         stream = None if deferral is None else deferral.stream
@@ -96,12 +121,12 @@ class _Product(torch.autograd.Function):
         with nullcontext() if stream is None else torch.cuda.stream(stream):
             of_weight, of_bias = _of_weights(gradient, x)
         if deferral is None:
-            return of_x, of_weight, of_bias, None
+            return of_x, of_weight, of_bias, None, None
         if stream is not None:
             for read in (gradient, x):
                 read.record_stream(stream)
         deferral.gradients.extend(zip(ctx.parameters, (of_weight, of_bias), strict=True))
-        return of_x, None, None, None
+        return of_x, None, None, None, None
 
 
 def _of_weights(

@@ -6,13 +6,15 @@ encodes, and how often, is decided outside (`embedcache.live`).
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from embedcache.kernels import has_kernels
 from fusionnet.config import OptimConfig
+from fusionnet.model.linear import cast_at_once
 from fusionnet.model.loss import LossParts, MultiTaskLoss
 from fusionnet.model.network import FusionNetwork
 from fusionnet.rows.tensors import RowInputs
@@ -73,6 +75,12 @@ class TrainableModel(nn.Module):
             dtype=self._autocast_dtype or torch.bfloat16,
             enabled=self._autocast_dtype is not None,
         )
+
+    def cast_weights(self) -> AbstractContextManager[None]:
+        """Return the context of one step, in which the network's weights are cast at once."""
+        if self._autocast_dtype is None or not has_kernels(self.network.projection.weight):
+            return nullcontext()
+        return cast_at_once(self.network, self._autocast_dtype)
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, object]]:
         """Return AdamW groups: LoRA, fresh weights, and log-variances, which have no decay."""

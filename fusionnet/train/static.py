@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from embedcache.errors import ConfigError, NonFiniteLossError, RunError
+from embedcache.kernels.seeds import seeds_drawn_at_once
 from embedcache.live.sources import CachedVectors, VectorSource
 from embedcache.live.step import LiveEncoder
 from fusionnet.config import TrainConfig
@@ -36,6 +37,7 @@ from fusionnet.train.step import blame, descend, encode_strings, step_seed, trai
 from fusionnet.train.world import World
 
 CHECK_STEPS = 32  # steps between two looks at the flag, each of which drains the device's queue
+_SEEDS = 128  # of dropout masks, drawn together; Stage 1's step takes 30
 _WARM_UPS = 2  # steps before the capture: kernels are chosen and compiled in the first
 
 
@@ -146,8 +148,12 @@ class StaticSteps:
         """Take one step on the rows of the index; nothing in it asks the host."""
         rows = self._table.take(self._index)
         rows = replace(rows, weight=torch.where(self._is_row, rows.weight, 0.0))
-        encode_strings(self._engine, self._sources, rows, len(self._micro_batches))
-        self._losses.copy_(descend(self._engine, self._sources, rows, self._micro_batches))
+        with (
+            trainable(self._engine).cast_weights(),
+            seeds_drawn_at_once(_SEEDS, self._index.device),
+        ):
+            encode_strings(self._engine, self._sources, rows, len(self._micro_batches))
+            self._losses.copy_(descend(self._engine, self._sources, rows, self._micro_batches))
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Return the graph of one step; no weight changes.

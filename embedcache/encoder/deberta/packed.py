@@ -127,7 +127,7 @@ def _run_layer(
         query = None
         stacked = project(casts, states.operand, projections)
     else:
-        around = states.around[queries]
+        around = states.around.index_select(0, queries)
         query = project(casts, around, projections[:1])
         stacked = project(casts, states.operand, projections[1:])
     context = attend(query, stacked, packing, attention.num_attention_heads)

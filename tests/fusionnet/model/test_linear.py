@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusionnet.model.linear import Linear, deferred
+from fusionnet.model.linear import Linear, cast_at_once, deferred
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
@@ -59,6 +59,24 @@ def test_gradients_are_at_least_as_near_as_the_plain_ones(
         allowed = 1.05 * (other - wanted).norm() + 1e-6 * wanted.norm()
         assert (ours - wanted).norm() <= allowed
         assert wanted.norm() > 0
+
+
+def test_weights_are_cast_at_once_and_only_inside() -> None:
+    layers = nn.Sequential(Linear(6, 5), nn.ReLU(), Linear(5, 3)).to(DEVICE)
+    x = torch.randn(9, 6).to(DEVICE)
+
+    def gradients() -> list[Tensor]:
+        with torch.autocast(DEVICE, torch.bfloat16):
+            loss = layers(x).float().square().sum()
+        return list(torch.autograd.grad(loss, list(layers.parameters())))
+
+    wanted = gradients()
+    with cast_at_once(layers, torch.bfloat16):
+        assert all(map(torch.equal, gradients(), wanted))
+        with torch.no_grad():
+            layers[0].weight.mul_(2.0)
+        assert all(map(torch.equal, gradients(), wanted)), "the cast is read"
+    assert not torch.equal(gradients()[0], wanted[0])
 
 
 def test_it_is_nn_linear_where_no_gradient_or_autocast_asks() -> None:
