@@ -19,6 +19,7 @@ FILES = (
     "fusionnet/kernels/test_fusion.py",
     "fusionnet/kernels/test_gather.py",
     "fusionnet/kernels/test_gelu_dropout.py",
+    "fusionnet/kernels/test_head_ends.py",
     "fusionnet/kernels/test_multitask_loss.py",
     "fusionnet/model/test_linear.py",
 )

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from embedcache.kernels.dropout_mask import INTERPRETED, drop_threshold, keep
+from embedcache.kernels.sum_slices import sum_slices
 
 _BLOCK = 2048  # elements of a program at a time: 16 a thread
 _MAX_SLICES = 512  # of K: four programs for each of an H100's 132 multiprocessors
@@ -154,27 +155,6 @@ def _backward_kernel(
         tl.store(target + WIDTH, tl.sum(of_bias, 0), mask=columns < WIDTH)
 
 
-@triton.jit
-@no_type_check
-def _sum_slices_kernel(
-    partial_ptr,  # [slices, elements]
-    out_ptr,  # [elements]
-    num_slices,
-    num_elements,
-    BLOCK_S: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-):
-    elements = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
-    total = tl.zeros([BLOCK_S, BLOCK_E], tl.float32)
-    for start in range(0, num_slices, BLOCK_S):
-        slices = start + tl.arange(0, BLOCK_S)
-        inside = (slices < num_slices)[:, None] & (elements < num_elements)[None, :]
-        offset = slices[:, None] * num_elements + elements[None, :]
-        total += tl.load(partial_ptr + offset, mask=inside, other=0.0)
-    out = tl.sum(total, 0).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + elements, out, mask=elements < num_elements)
-
-
 def add_norm(
     x: Tensor,
     residual: Tensor | None,
@@ -266,7 +246,7 @@ class _AddNorm(torch.autograd.Function):
             )
         of_x = None if of_x is None else of_x.to(flat.dtype)
         of_residual = of_x if of_residual is None else of_residual.to(around.dtype)
-        of_weight, of_bias = (None, None) if partial is None else _sum_slices(partial, weight.dtype)
+        of_weight, of_bias = (None, None) if partial is None else sum_slices(partial, weight.dtype)
         found = (of_x, of_residual, of_weight, of_bias)
         return *(each if ask else None for each, ask in zip(found, asked, strict=True)), None, None
 
@@ -286,12 +266,3 @@ def _block(width: int) -> tuple[int, int, int]:
     block_d = max(4, triton.next_power_of_2(width))  # dropout's mask comes in fours
     block_b = max(1, min(32, _BLOCK // block_d))
     return block_b, block_d, 4 if block_b * block_d <= _BLOCK else 8
-
-
-def _sum_slices(partial: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Return the sums over the slices [slices, 2, D]: the gradients of weight and bias."""
-    num_elements = partial.shape[1] * partial.shape[2]
-    out = partial.new_empty(partial.shape[1:], dtype=torch.float32 if INTERPRETED else dtype)
-    grid = (triton.cdiv(num_elements, 16),)
-    _sum_slices_kernel[grid](partial, out, len(partial), num_elements, 128, 16, num_warps=4)
-    return out.to(dtype).unbind()

@@ -14,12 +14,13 @@ from embedcache.encoder.dropout import dropout
 from embedcache.kernels import HAS_TRITON, has_kernels
 from embedcache.kernels.seeds import draw_seed
 from fusionnet.kernels import reference
-from fusionnet.kernels.reference import TaskTerm
+from fusionnet.kernels.reference import Segment, TaskTerm
 
 if HAS_TRITON:  # before the functions below, some of which bear a module's name or part of it
     from fusionnet.kernels import drop_heads as _drop_heads
     from fusionnet.kernels import gather as _gather
     from fusionnet.kernels import gelu_dropout as _gelu
+    from fusionnet.kernels import head_ends as _heads
     from fusionnet.kernels import multitask_loss as _loss
 
 
@@ -71,6 +72,17 @@ def gelu_dropout(x: Float[Tensor, "*shape"], p: float) -> Float[Tensor, "*shape"
     if p == 0 or not has_kernels(x) or torch.compiler.is_compiling() or x.dtype == torch.float64:
         return dropout(F.gelu(x), p, training=True)
     return _gelu.gelu_dropout(x, p, draw_seed(x.device))
+
+
+def head_ends(
+    hidden: Float[Tensor, "B W"], last: Float[Tensor, " N"], segments: Sequence[Segment]
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B V"]]:
+    """Return by the kernel what `reference.head_ends` does, outputs in fp32 (see `has_kernels`).
+
+    Its mask is seeded from torch's generator of the device.
+    """
+    seed = draw_seed(hidden.device) if any(segment.p for segment in segments) else None
+    return _heads.head_ends(hidden, last, tuple(segments), seed)
 
 
 def multitask_loss(

@@ -42,6 +42,47 @@ def drop_heads(
     return torch.where(keep, hidden.unflatten(1, (num_heads, -1)) / (1 - p), 0.0).flatten(1)
 
 
+class Segment(NamedTuple):
+    """The columns of one head's first layer; dropout with probability p follows its ReLU."""
+
+    width: int
+    p: float
+    ends: bool  # whether the head's last layer comes next
+
+
+def head_ends(
+    hidden: Float[Tensor, "B W"],
+    last: Float[Tensor, " N"],
+    segments: Sequence[Segment],
+    seed: Int[Tensor, " 1"] | None,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B V"]]:
+    """Return the outputs of the heads that end, and the activations of those that go on.
+
+    `hidden` are the first layers' outputs, the T segments that end first; `last` are the weights,
+    then the biases, of the T last layers. Each segment's mask is cut from one by `keep_mask`.
+    """
+    ends = [segment.width for segment in segments if segment.ends]
+    weights, biases = last[: sum(ends)].split(ends), last[sum(ends) :]
+    active = [each.relu() for each in hidden.split([segment.width for segment in segments], dim=1)]
+    if seed is not None:
+        for place, first in enumerate(mask_firsts(segments)):
+            width, p, _ = segments[place]
+            keep = keep_mask(seed, len(hidden), first + width, p)[:, first:]
+            active[place] = torch.where(keep, active[place] / (1 - p), 0.0)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    columns = [x.to(wide) @ w.to(wide) for x, w in zip(active, weights, strict=False)]
+    going_on = active[len(ends) :] or [hidden[:, :0]]
+    return torch.stack(columns, dim=1) + biases, torch.cat(going_on, dim=1)
+
+
+def mask_firsts(segments: Sequence[Segment]) -> list[int]:
+    """Return each segment's first column in dropout's mask, which is drawn four at a time."""
+    return [
+        sum(-(-segment.width // 4) * 4 for segment in segments[:place])
+        for place in range(len(segments))
+    ]
+
+
 def gather_add(
     tables: Sequence[tuple[Float[Tensor, "_ D"], Int[Tensor, " B"]]],
     rows: Sequence[Float[Tensor, "B D"]],

@@ -1,7 +1,14 @@
-"""Prediction heads: one small perceptron per task (specification, 4.2.6)."""
+"""Prediction heads: one small perceptron per task (specification, 4.2.6).
+
+In training steps on a GPU the first layers of all heads are one product of the fused rows, and one
+kernel takes their ReLU and dropout, and the last layers of the heads with one hidden layer. Else
+they are computed head by head.
+
+Axes: B rows, D fusion width, T tasks.
+"""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 from jaxtyping import Float
@@ -9,7 +16,9 @@ from torch import Tensor, nn
 
 from embedcache.encoder.dropout import Dropout
 from fusionnet.config import Task
-from fusionnet.model.linear import Linear
+from fusionnet.kernels import head_ends
+from fusionnet.kernels.reference import Segment
+from fusionnet.model.linear import Linear, in_mixed_training, side_by_side
 
 
 def make_head(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
@@ -35,4 +44,57 @@ class Heads(nn.ModuleDict):
 
     def forward(self, fused: Float[Tensor, "B D"]) -> Float[Tensor, "B T"]:
         """Return one number per row and task: standardised for regression, else a logit."""
-        return torch.cat([head(fused) for head in self.values()], dim=1)
+        heads = list(self.values())
+        if in_mixed_training(fused) and any(_ends(head) for head in heads):
+            return _together(heads, fused)
+        return torch.cat([head(fused) for head in heads], dim=1)
+
+
+def _together(heads: Sequence[nn.Sequential], fused: Float[Tensor, "B D"]) -> Float[Tensor, "B T"]:
+    """Return the heads' outputs in fp32; at least one has a single hidden layer."""
+    ending, deeper = ([head for head in heads if _ends(head) == ends] for ends in (True, False))
+    hidden = side_by_side(fused, [_first(head) for head in (*ending, *deeper)])
+    segments = [_segment(head) for head in (*ending, *deeper)]
+    last = torch.cat(
+        [head[-1].weight.flatten() for head in ending] + [head[-1].bias for head in ending]
+    )
+    outputs, active = head_ends(hidden, last, segments)
+    # neighbours among the tasks stay together: each piece is a copy, and a sum in backward
+    runs = [(ends, len(list(group))) for ends, group in groupby(heads, _ends)]
+    of_ending = iter(_cut(outputs, [num for ends, num in runs if ends]))
+    of_deeper = iter(_cut(active, [_first(head).out_features for head in deeper]))
+    columns: list[Tensor] = []
+    for ends, num in runs:
+        if ends:
+            columns.append(next(of_ending))
+        else:
+            columns += [_rest(head)(next(of_deeper)) for head in deeper[:num]]
+            deeper = deeper[num:]
+    return torch.cat(columns, dim=1)
+
+
+def _cut(x: Float[Tensor, "B _"], widths: Sequence[int]) -> Sequence[Float[Tensor, "B _"]]:
+    """Return the columns in parts; a single one is x itself, or its gradient would be a copy."""
+    return [x] if len(widths) == 1 else x.split(widths, dim=1)
+
+
+def _ends(head: nn.Sequential) -> bool:
+    """Return whether the head has one hidden layer: its last comes next."""
+    return sum(isinstance(layer, Linear) for layer in head) == 2
+
+
+def _segment(head: nn.Sequential) -> Segment:
+    dropout = head[2] if isinstance(head[2], Dropout) else None
+    p = dropout.p if dropout is not None and dropout.training else 0.0
+    return Segment(_first(head).out_features, p, _ends(head))
+
+
+def _first(head: nn.Sequential) -> Linear:
+    layer = head[0]
+    assert isinstance(layer, Linear)
+    return layer
+
+
+def _rest(head: nn.Sequential) -> nn.Sequential:
+    """Return what follows the first layer, its ReLU and dropout."""
+    return nn.Sequential(*list(head)[3 if isinstance(head[2], Dropout) else 2 :])

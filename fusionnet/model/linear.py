@@ -7,7 +7,7 @@ computed on a second stream, beside that chain, and handed to the weights when i
 Everywhere else (CPUs, torch.compile, evaluation, no autocast) it is `nn.Linear`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -76,42 +76,58 @@ class Linear(nn.Linear):
 
     def forward(self, x: Float[Tensor, "*rows width_in"]) -> Float[Tensor, "*rows width_out"]:
         """Return x W^T + b in the dtype of products."""
-        kind = x.device.type
-        if (
-            not torch.compiler.is_compiling()
-            and has_kernels(x)
-            and torch.is_grad_enabled()
-            and torch.is_autocast_enabled(kind)
-        ):
-            dtype = torch.get_autocast_dtype(kind)
-            cast = self.cast or (self.weight.to(dtype), self.bias.to(dtype))
-            return _Product.apply(x, self.weight, self.bias, *(each.detach() for each in cast))
-        return super().forward(x)
+        return side_by_side(x, [self]) if in_mixed_training(x) else super().forward(x)
+
+
+def in_mixed_training(x: Float[Tensor, "*shape"]) -> bool:
+    """Return whether products of x are for a training step under autocast on a GPU."""
+    return (
+        not torch.compiler.is_compiling()
+        and has_kernels(x)
+        and torch.is_grad_enabled()
+        and torch.is_autocast_enabled(x.device.type)
+    )
+
+
+def side_by_side(
+    x: Float[Tensor, "*rows width_in"], layers: Sequence[Linear]
+) -> Float[Tensor, "*rows all_out"]:
+    """Return the layers' x W^T + b side by side, as one product in the dtype of products."""
+    parameters = [each for layer in layers for each in (layer.weight, layer.bias)]
+    casts = [each for layer in layers for each in layer.cast or ()] or parameters
+    assert len(casts) == len(parameters), "all layers are cast at once, or none"
+    dtype = torch.get_autocast_dtype(x.device.type)
+    weight, bias = (_stacked(casts[kind::2]).detach().to(dtype) for kind in (0, 1))
+    return _Product.apply(x, weight, bias, *parameters)
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b, computed from casts of W and b, whose gradients are those of W and b."""
+    """x W^T + b, whose W and b are casts of parameters, stacked.
+
+    Those are W_0, b_0, W_1 and so on; theirs are the gradients.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Float[Tensor, "*rows width_in"],
-        weight: Float[nn.Parameter, "width_out width_in"],
-        bias: Float[nn.Parameter, " width_out"],
-        weight_cast: Float[Tensor, "width_out width_in"],
-        bias_cast: Float[Tensor, " width_out"],
-    ) -> Float[Tensor, "*rows width_out"]:
-        cast = x.to(weight_cast.dtype)
-        ctx.save_for_backward(cast, weight_cast)
-        ctx.parameters = (weight, bias)
+        weight: Float[Tensor, "all_out width_in"],
+        bias: Float[Tensor, " all_out"],
+        *parameters: nn.Parameter,
+    ) -> Float[Tensor, "*rows all_out"]:
+        cast = x.to(weight.dtype)
+        ctx.save_for_backward(cast, weight)
+        ctx.parameters = parameters
         ctx.input_dtype = x.dtype
-        return F.linear(cast, weight_cast, bias_cast)
+        return F.linear(cast, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, gradient: Float[Tensor, "*rows width_out"]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Float[Tensor, "*rows all_out"]) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         deferral = _deferral
         stream = None if deferral is None else deferral.stream
@@ -119,14 +135,17 @@ class _Product(torch.autograd.Function):
             stream.wait_stream(torch.cuda.current_stream(gradient.device))
         of_x = (gradient @ weight).to(ctx.input_dtype) if ctx.needs_input_grad[0] else None
         with nullcontext() if stream is None else torch.cuda.stream(stream):
-            of_weight, of_bias = _of_weights(gradient, x)
+            stacked = _of_weights(gradient, x)
+        widths = [len(bias) for bias in ctx.parameters[1::2]]
+        of_layers = zip(*(each.split(widths) for each in stacked), strict=True)
+        of_parameters = [each for of_layer in of_layers for each in of_layer]
         if deferral is None:
-            return of_x, of_weight, of_bias, None, None
+            return of_x, None, None, *of_parameters
         if stream is not None:
             for read in (gradient, x):
                 read.record_stream(stream)
-        deferral.gradients.extend(zip(ctx.parameters, (of_weight, of_bias), strict=True))
-        return of_x, None, None, None, None
+        deferral.gradients.extend(zip(ctx.parameters, of_parameters, strict=True))
+        return of_x, *(None for _ in range(2 + len(of_parameters)))
 
 
 def _of_weights(
