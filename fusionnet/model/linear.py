@@ -1,15 +1,14 @@
-"""`nn.Linear` for training steps on a GPU: weight gradients in fp32, beside the rest of a backward.
+"""`nn.Linear` for training steps on a GPU: fewer casts around the same products.
 
 Under autocast a weight's gradient is computed in half precision and cast; here the product gives it
-in fp32 at once, and the bias's sum too. Nothing but the update waits for them, while the encoder's
-backward is a chain of small kernels that leave most of a GPU idle: inside of `deferred` they are
-computed on a second stream, beside that chain, and handed to the weights when it has ended.
-Everywhere else (CPUs, torch.compile, evaluation, no autocast) it is `nn.Linear`.
+in fp32 at once, and the bias's sum too. All weights can be cast in one launch (`cast_at_once`), and
+layers of one input be one product (`side_by_side`). Everywhere else (CPUs, torch.compile,
+evaluation, no autocast) it is `nn.Linear`.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,35 +17,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from embedcache.kernels import has_kernels
-
-
-class _Deferral(NamedTuple):
-    stream: torch.cuda.Stream | None
-    gradients: list[tuple[nn.Parameter, Tensor]]
-
-
-# of the backward that runs now: autograd runs it in threads of its own, so no context variable
-_deferral: _Deferral | None = None
-
-
-@contextmanager
-def deferred(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """Let the backward pass inside compute the weights' gradients of `Linear` on `stream`.
-
-    When the block ends they are in `.grad`, and the present stream waits for them. Without a stream
-    they are computed at once, and handed over in the same way.
-    """
-    global _deferral
-    assert _deferral is None, "one backward at a time"
-    _deferral = own = _Deferral(stream, [])
-    try:
-        yield
-    finally:
-        _deferral = None
-    if stream is not None:
-        torch.cuda.current_stream(stream.device).wait_stream(stream)
-    for parameter, gradient in own.gradients:
-        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
 @contextmanager
@@ -70,7 +40,7 @@ def cast_at_once(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, whose weights' gradients are fp32 and may be deferred (see the module)."""
+    """`nn.Linear`, whose weights' gradients are fp32 in training on a GPU (see the module)."""
 
     cast: tuple[Tensor, Tensor] | None = None  # of weight and bias, by `cast_at_once`
 
@@ -121,7 +91,7 @@ class _Product(torch.autograd.Function):
     ) -> Float[Tensor, "*rows all_out"]:
         cast = x.to(weight.dtype)
         ctx.save_for_backward(cast, weight)
-        ctx.parameters = parameters
+        ctx.widths = [len(each) for each in parameters[1::2]]
         ctx.input_dtype = x.dtype
         return F.linear(cast, weight, bias)
 
@@ -129,23 +99,10 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "*rows all_out"]) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        deferral = _deferral
-        stream = None if deferral is None else deferral.stream
-        if stream is not None:
-            stream.wait_stream(torch.cuda.current_stream(gradient.device))
         of_x = (gradient @ weight).to(ctx.input_dtype) if ctx.needs_input_grad[0] else None
-        with nullcontext() if stream is None else torch.cuda.stream(stream):
-            stacked = _of_weights(gradient, x)
-        widths = [len(bias) for bias in ctx.parameters[1::2]]
-        of_layers = zip(*(each.split(widths) for each in stacked), strict=True)
-        of_parameters = [each for of_layer in of_layers for each in of_layer]
-        if deferral is None:
-            return of_x, None, None, *of_parameters
-        if stream is not None:
-            for read in (gradient, x):
-                read.record_stream(stream)
-        deferral.gradients.extend(zip(ctx.parameters, of_parameters, strict=True))
-        return of_x, *(None for _ in range(2 + len(of_parameters)))
+        stacked = _of_weights(gradient, x)
+        of_layers = zip(*(each.split(ctx.widths) for each in stacked), strict=True)
+        return of_x, None, None, *(each for of_layer in of_layers for each in of_layer)
 
 
 def _of_weights(

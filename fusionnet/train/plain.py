@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from fusionnet.config import OptimConfig
-from fusionnet.model.linear import deferred
 from fusionnet.train.world import World
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -39,7 +38,6 @@ class PlainEngine:
         self.world = world
         self.model = model
         device = world.device
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._num_micro_batches = num_micro_batches
         self._num_read = 0  # micro-batches of the present step
         self._clip = optim.clip
@@ -69,8 +67,7 @@ class PlainEngine:
 
     def backward(self, loss: Tensor) -> None:
         """Back-propagate one micro-batch's share of the step's loss."""
-        with deferred(self._side):
-            loss.backward()
+        loss.backward()
 
     def step(self) -> None:
         """Count one micro-batch; after the last one of a step, clip and update."""

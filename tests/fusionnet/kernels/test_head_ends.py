@@ -17,7 +17,7 @@ from fusionnet.kernels.head_ends import head_ends
 from fusionnet.kernels.reference import Segment
 from fusionnet.model import heads as model
 from fusionnet.model.heads import Heads
-from fusionnet.model.linear import cast_at_once, deferred
+from fusionnet.model.linear import cast_at_once
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
@@ -100,7 +100,7 @@ TASKS = [
 ]
 
 
-def outcome(heads: Heads, dtype: torch.dtype, defer: bool = False) -> list[Tensor]:
+def outcome(heads: Heads, dtype: torch.dtype) -> list[Tensor]:
     """Return the outputs, the gradient of the rows and those of each head's weights."""
     generator = torch.Generator().manual_seed(3)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -109,25 +109,18 @@ def outcome(heads: Heads, dtype: torch.dtype, defer: bool = False) -> list[Tenso
         outputs = heads(fused).to(exact)
     readout = torch.randn(outputs.shape, generator=generator).to(DEVICE, exact)
     heads.zero_grad()
-    if defer:
-        with deferred(torch.cuda.Stream() if ON_GPU else None):
-            (outputs * readout).sum().backward()
-    else:
-        (outputs * readout).sum().backward()
+    (outputs * readout).sum().backward()
     of_heads = [[each.grad.flatten() for each in head.parameters()] for head in heads.values()]
     return [outputs, fused.grad, *map(torch.cat, of_heads)]
 
 
 @pytest.mark.parametrize("tasks", [TASKS, TASKS[1:3], TASKS[::-1]], ids=len)
-@pytest.mark.parametrize("defer", [False, True])
-def test_heads_with_and_without(
-    tasks: list[Task], defer: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_heads_with_and_without(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     heads = Heads(20, tasks).to(DEVICE).eval()
-    found = outcome(heads, torch.bfloat16, defer)
+    found = outcome(heads, torch.bfloat16)
     with cast_at_once(heads, torch.bfloat16):
-        for once, each in zip(outcome(heads, torch.bfloat16, defer), found, strict=True):
+        for once, each in zip(outcome(heads, torch.bfloat16), found, strict=True):
             assert torch.equal(once, each)
     exact = outcome(copy.deepcopy(heads).double(), torch.float64)
     monkeypatch.setattr(model, "in_mixed_training", lambda x: False)

@@ -1,4 +1,4 @@
-"""`Linear` is `nn.Linear`, its gradients no further from float64, deferred or not."""
+"""`Linear` is `nn.Linear`, its gradients no further from float64."""
 
 import os
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusionnet.model.linear import Linear, cast_at_once, deferred
+from fusionnet.model.linear import Linear, cast_at_once
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
@@ -20,7 +20,7 @@ DEVICE = "cuda" if ON_GPU else "cpu"
 SHAPES = [(7, 33, 5), (257, 64, 48), (2, 3, 8, 16)]
 
 
-def gradients(kind: type[nn.Linear], shape: tuple[int, ...], defer: bool = False) -> list[Tensor]:
+def gradients(kind: type[nn.Linear], shape: tuple[int, ...]) -> list[Tensor]:
     """Return output and gradients of input, weight and bias, after two backward passes."""
     torch.manual_seed(1)
     *rows, width_in, width_out = shape
@@ -29,16 +29,10 @@ def gradients(kind: type[nn.Linear], shape: tuple[int, ...], defer: bool = False
     toward = torch.randn(*rows, width_out).to(DEVICE)
     if kind is nn.Linear:
         layer, x, toward = layer.double(), x.detach().double().requires_grad_(), toward.double()
-    stream = torch.cuda.Stream() if ON_GPU and defer else None
     for _ in range(2):
         with torch.autocast(DEVICE, torch.bfloat16, enabled=kind is not nn.Linear):
             y = layer(x)
-        loss = (y * toward.to(y.dtype)).sum()
-        if defer:
-            with deferred(stream):
-                loss.backward()
-        else:
-            loss.backward()
+        (y * toward.to(y.dtype)).sum().backward()
     found: list[Any] = [y.detach(), x.grad, layer.weight.grad, layer.bias.grad]
     return found
 
@@ -48,12 +42,9 @@ class Plain(nn.Linear):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("defer", [False, True])
-def test_gradients_are_at_least_as_near_as_the_plain_ones(
-    shape: tuple[int, ...], defer: bool
-) -> None:
+def test_gradients_are_at_least_as_near_as_the_plain_ones(shape: tuple[int, ...]) -> None:
     exact = gradients(nn.Linear, shape)
-    found, plain = gradients(Linear, shape, defer), gradients(Plain, shape)
+    found, plain = gradients(Linear, shape), gradients(Plain, shape)
     assert (found[0].dtype, found[2].dtype) == (torch.bfloat16, torch.float32)
     for ours, other, wanted in zip(found, plain, exact, strict=True):
         allowed = 1.05 * (other - wanted).norm() + 1e-6 * wanted.norm()
