@@ -160,8 +160,9 @@ def _command(found: dict[str, Any]) -> str:
         " --set " + shlex.quote(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
         for name, value in found["changed"].items()
     )
-    launcher = "deepspeed --num_accelerators 1"
-    return f"`{launcher} jobs/train.py --config configs/stage1.yaml{changed}`"
+    on_gpu = found["hardware"].get("gpu") is not None
+    launcher = "python -m jobs.train" if on_gpu else "deepspeed --num_accelerators 1 jobs/train.py"
+    return f"`{launcher} --config configs/stage1.yaml{changed}`"
 
 
 def _took(found: dict[str, Any]) -> str:

@@ -13,20 +13,26 @@ from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable
 
+CPU_BATCH_ROWS = 8_192
+# on an H100 8.2 million rows a second, at 8,192 rows 2.2 million, at 262,144 5.9 million
+GPU_BATCH_ROWS = 65_536
+
 
 @torch.no_grad()
 def forward_rows(
     model: TrainableModel,
     tables: Sequence[Float[Tensor, "_ _"]],
     rows: RowTable,
-    batch_rows: int,
+    batch_rows: int | None,
     progress: bool = False,
 ) -> Float[Tensor, "N T"]:
-    """Return the heads' outputs for all rows, dropout off.
+    """Return the heads' outputs for all rows, dropout off; `batch_rows` None: as the device likes.
 
     `tables` hold the vectors of all strings, one table [S, E] per string column. The strings' and
     categories' summands of the input projection are computed here once, not for every batch.
     """
+    if batch_rows is None:
+        batch_rows = CPU_BATCH_ROWS if rows.weight.device.type == "cpu" else GPU_BATCH_ROWS
     training = model.training
     model.eval()
     evaluate = RowEvaluator(model.network, model.product_dtype)
