@@ -78,6 +78,11 @@ class EncoderSource:
         self.encoder = encoder
         self._tokens = tokens
 
+    @property
+    def lengths(self) -> Int[Tensor, " S"]:
+        """Tokens per string, on the CPU."""
+        return self._tokens.lengths
+
     def begin_step(self, string_id: Int[Tensor, " B"], num_micro_batches: int) -> None:
         """Nothing to prepare."""
 

@@ -37,6 +37,7 @@ from fusionnet.train.step import blame, descend, encode_strings, step_seed, trai
 from fusionnet.train.world import World
 
 CHECK_STEPS = 32  # steps between two looks at the flag, each of which drains the device's queue
+LEAST_SHARE = 0.5  # of the tokens that a static step encodes, to be in a step's rows
 _SEEDS = 128  # of dropout masks, drawn together; Stage 1's step takes 30
 _WARM_UPS = 2  # steps before the capture: kernels are chosen and compiled in the first
 
@@ -61,7 +62,26 @@ def why_not_static(
         reason = source.why_not_fixed(_strings(rows.table, column))
         if reason is not None:
             return reason
+        share = share_of_tokens(rows.table.string_id[:, column], source.lengths, train.batch_rows)
+        if share < LEAST_SHARE:
+            return (
+                f"the rows of a step have {share:.0%} of the tokens of all strings, and a graph"
+                " would encode all of them"
+            )
     return None
+
+
+def share_of_tokens(
+    string_id: Int[Tensor, " N"], lengths: Int[Tensor, " S"], batch_rows: int
+) -> float:
+    """Return the share of all rows' strings' tokens that a step of so many rows is to have.
+
+    A string of n of the N rows is absent from a random step of B with probability (1 - n / N)^B.
+    """
+    num_rows_of = torch.bincount(string_id.cpu(), minlength=len(lengths)).double()
+    present = 1 - (1 - num_rows_of / len(string_id)).pow(min(batch_rows, len(string_id)))
+    tokens = lengths * (num_rows_of > 0)
+    return float((present * tokens).sum() / tokens.sum())
 
 
 def why_no_graph(

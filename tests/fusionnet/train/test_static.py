@@ -27,7 +27,7 @@ from fusionnet.rows.tensors import RowTable, load_rows
 from fusionnet.train import static
 from fusionnet.train.plain import PlainEngine
 from fusionnet.train.schedule import Schedule, make_schedule
-from fusionnet.train.static import StaticSteps, why_no_graph, why_not_static
+from fusionnet.train.static import StaticSteps, share_of_tokens, why_no_graph, why_not_static
 from fusionnet.train.world import World
 
 ON_GPU = torch.cuda.is_available()
@@ -263,6 +263,7 @@ def test_a_run_goes_on_from_its_state(tiny_experiment: Path) -> None:
         (("train.zero_stage=2",), 1, "DeepSpeed's optimizer"),
         (("encoder.mode=naive",), 1, "each micro-batch"),
         (("encoder.memory_budget_gib=0.00001",), 1, "memory is for"),
+        (("train.batch_rows=2",), 1, "of the tokens of all strings"),
     ],
 )
 def test_what_forbids_static_steps_is_said(
@@ -272,6 +273,22 @@ def test_what_forbids_static_steps_is_said(
     rows = ResidentRows(setting.table)
     found = why_not_static(setting.experiment.train, Ranks(world_size), rows, setting.sources)
     assert found is None if reason is None else reason in (found or "")
+
+
+def test_the_share_of_tokens_is_that_of_random_steps() -> None:
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.tensor([3, 10, 40, 7, 5])
+    string_id = torch.multinomial(
+        torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0]), 2000, True, generator=generator
+    )
+    found = []
+    for _ in range(400):
+        step = string_id[torch.randperm(2000, generator=generator)[:8]].unique()
+        found.append(lengths[step].sum() / lengths[:4].sum())
+    assert share_of_tokens(string_id, lengths, 8) == pytest.approx(
+        float(torch.stack(found).mean()), abs=0.02
+    )
+    assert share_of_tokens(string_id, lengths, 10**6) == pytest.approx(1.0)
 
 
 @pytest.mark.skipif(ON_GPU, reason="there is a GPU")
