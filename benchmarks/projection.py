@@ -1,7 +1,12 @@
-"""What training would take where nobody has measured: counted work times assumed rates.
+"""What training would take on GPUs: counted work times the rates of `gpu_rates`.
 
-Assumed are a GPU's rates, in one table with the source of each. On a GPU kernels are queued while
-others compute, so a part costs the larger of its arithmetic and its launches.
+Kernels take arithmetic, a start of each product, and reading and writing of what lies between
+products. A step has one of two forms. Taken from Python, kernels are queued while others compute,
+so it costs the larger of the kernels' time and launches x the host's seconds for one. Replayed from
+a CUDA graph, it costs the kernels' time and nodes x the seconds from one node to the next.
+
+Not counted, which flatters per-row training most: padding, micro-batches, and what the encoder
+reads and writes between its products.
 """
 
 import math
@@ -11,62 +16,43 @@ from itertools import product
 from typing import Any
 
 from benchmarks.costmodel import Architecture
+from benchmarks.gpu_rates import values
+
+FORMS = {"graph": "replayed from a CUDA graph", "python": "taken from Python"}
+EPOCHS = 15
+ROWS_BY_STEP = 20  # a batch is at most one twentieth of the table
+GPUS_PER_NODE = 8
 
 
 @dataclass(frozen=True)
-class Assumption:
-    """A number that was not measured here, and where it comes from."""
+class Step:
+    """The seconds of a step's parts on one of several GPUs."""
 
-    value: float
-    unit: str
-    source: str
+    form: str
+    kernels_s: dict[str, float]
+    asked_s: float  # all launches, or all nodes
+    sent_s: dict[str, float]  # what ranks wait for
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """The parts that a step is long by."""
+        if self.form == "graph":
+            return {**self.kernels_s, "nodes": self.asked_s, **self.sent_s}
+        # the smaller one is hidden behind the larger one
+        queued = sum(self.kernels_s.values()) > self.asked_s
+        return {**(self.kernels_s if queued else {"launches": self.asked_s}), **self.sent_s}
 
-GPU = {
-    "peak_flop_per_s": Assumption(
-        989e12, "FLOP/s", "NVIDIA H100 SXM data sheet: bf16 tensor cores, dense"
-    ),
-    "encoder_share_of_peak": Assumption(
-        0.25, "of peak", "assumed: matrices of width 600 and short sequences"
-    ),
-    "fusion_share_of_peak": Assumption(
-        0.35, "of peak", "assumed: matrices of 512 x 2,048 over thousands of rows"
-    ),
-    "memory_bytes_per_s": Assumption(3.35e12, "B/s", "NVIDIA H100 SXM data sheet"),
-    "launch_s": Assumption(5e-6, "s", "assumed: one queued kernel from eager PyTorch"),
-    "kernels_per_encoder_layer": Assumption(
-        70, "kernels", "assumed: forward and backward with LoRA on three projections"
-    ),
-    "kernels_per_micro_batch": Assumption(
-        400, "kernels", "assumed: adapters, fusion layers, heads and loss, forward and backward"
-    ),
-    "network_bytes_per_s": Assumption(50e9, "B/s", "400 Gb/s InfiniBand per GPU"),
-    "collective_latency_s": Assumption(20e-6, "s per doubling of ranks", "assumed"),
-    "storage_bytes_per_s": Assumption(
-        0.25e9,
-        "B/s per GPU",
-        "assumed: 2 GB/s per node of eight, read ahead while the GPU computes",
-    ),
-    "row_bytes": Assumption(
-        150,
-        "B",
-        "19 features, 7 targets, ids and weight of the reference cohort, before compression",
-    ),
-    "string_tokens": Assumption(40, "tokens", "mean of the reference cohort's strings"),
-    "rows_per_gpu": Assumption(
-        8192,
-        "rows per step",
-        "assumed: the global batch grows with the GPUs, up to a twentieth of the table",
-    ),
-}
-EPOCHS = 15
-ROWS_BY_STEP = 20  # a batch is at most one twentieth of the table
+    @property
+    def seconds(self) -> float:
+        """The step's."""
+        return sum(self.parts.values())
 
 
 @dataclass(frozen=True)
 class Projection:
     """A whole training run that was not made."""
 
+    step: Step
     step_s: dict[str, float]  # by what limits it
     hours: float
     gpu_hours: float
@@ -94,6 +80,7 @@ def project(
     strings: float,
     gpus: int,
     naive: bool,
+    form: str = "graph",
     assumed: dict[str, float] | None = None,
 ) -> Projection:
     """Return the projected training of a table on so many GPUs, per row or once per step.
@@ -102,63 +89,76 @@ def project(
     encodes all of them, or each those of its own rows (modes per_step with and without sharding,
     and per_microbatch with one micro-batch): whichever is the fastest.
     """
-    g = {name: assumption.value for name, assumption in GPU.items()} | (assumed or {})
+    g = values(assumed)
     own = max(1.0, min(g["rows_per_gpu"], rows / ROWS_BY_STEP / gpus))
     distinct = own if naive else distinct_expected(strings, own * gpus)
-    options = [_encoding(architecture, g, distinct, 0.0, gpus)]
+    encoded = [(distinct, 0.0)]  # strings that a rank encodes, vectors that it gathers
     if gpus > 1 and not naive:
-        options += [
-            _encoding(architecture, g, distinct / gpus, distinct, gpus),
-            _encoding(architecture, g, distinct_expected(strings, own), 0.0, gpus),
-        ]
-    encoding = min(options, key=lambda parts: sum(parts.values()))
-    step = {**encoding, **_rest_of_step(architecture, g, own, gpus)}
+        encoded += [(distinct / gpus, distinct), (distinct_expected(strings, own), 0.0)]
+    length = g["string_tokens"]
+    step = min(
+        (
+            Step(
+                form,
+                kernel_seconds(architecture, g, own, num * length, num * length**2),
+                asking(g, form),
+                communication(architecture, g, gathered, gpus),
+            )
+            for num, gathered in encoded
+        ),
+        key=lambda step: step.seconds,
+    )
+    parts = step.parts
     reading = own * g["row_bytes"] / g["storage_bytes_per_s"]
-    if reading > sum(step.values()):
-        step = {"reading rows": reading}
-    seconds = EPOCHS * math.ceil(rows / (own * gpus)) * sum(step.values())
-    return Projection(step, seconds / 3600, gpus * seconds / 3600, distinct)
+    if rows * g["row_bytes"] > g["resident_bytes"] and reading > step.seconds:
+        parts = {"reading rows": reading}
+    seconds = EPOCHS * math.ceil(rows / (own * gpus)) * sum(parts.values())
+    return Projection(step, parts, seconds / 3600, gpus * seconds / 3600, distinct)
 
 
-def _rest_of_step(
-    architecture: Architecture, g: dict[str, float], rows: float, gpus: int
+def kernel_seconds(
+    architecture: Architecture,
+    g: dict[str, float],
+    rows: float,
+    tokens: float,
+    token_pairs: float,
 ) -> dict[str, float]:
-    """Return the seconds of a step's other parts: fusion, update and gradient reduction."""
+    """Return the seconds of a step's kernels on one GPU, without what lies between them."""
+    num_products = architecture.layers * g["products_per_encoder_layer"] + g["fusion_products"]
     # weight, gradient and two moments in fp32, read and written
     update_bytes = 28 * architecture.trainable_parameters
-    reduced = 0.0
-    if gpus > 1:
-        reduced = 8 * architecture.trainable_parameters / g["network_bytes_per_s"]
-        reduced += 2 * g["collective_latency_s"] * math.log2(gpus)
-    rate = g["fusion_share_of_peak"] * g["peak_flop_per_s"]
-    arithmetic = architecture.fusion_flop(rows) / rate
-    launches = g["kernels_per_micro_batch"] * g["launch_s"]
-    # the smaller one is hidden behind the larger one
-    name = "fusion arithmetic" if arithmetic > launches else "launches"
     return {
-        name: max(arithmetic, launches),
+        "encoder arithmetic": architecture.encoder_flop(tokens, token_pairs)
+        / g["encoder_flop_per_s"],
+        "fusion arithmetic": architecture.fusion_flop(rows) / g["fusion_flop_per_s"],
+        "starts of products": num_products * g["product_s"],
+        "between products": rows * g["fusion_bytes_per_row"] / g["memory_bytes_per_s"],
         "update": update_bytes / g["memory_bytes_per_s"],
-        "gradient reduction": reduced,
     }
 
 
-def _encoding(
-    architecture: Architecture, g: dict[str, float], strings: float, gathered: float, gpus: int
-) -> dict[str, float]:
-    """Return the seconds of a step's encoding: arithmetic or launches, and gathering of vectors.
+def asking(g: dict[str, float], form: str) -> float:
+    """Return the seconds of a step's launches, or from node to node of its graph."""
+    if form == "graph":
+        return g["nodes_per_step"] * g["node_s"]
+    return g["launches_per_step"] * g["launch_s"]
 
-    Gathering includes the reduction of their gradient.
+
+def communication(
+    architecture: Architecture, g: dict[str, float], gathered: float, gpus: int
+) -> dict[str, float]:
+    """Return the seconds that ranks wait for each other: gradients, and vectors they gather.
+
+    Gathering includes the reduction of the vectors' gradient.
     """
-    length = g["string_tokens"]
-    flop = architecture.encoder_flop(strings * length, strings * length**2)
-    arithmetic = flop / (g["encoder_share_of_peak"] * g["peak_flop_per_s"])
-    launches = architecture.layers * g["kernels_per_encoder_layer"] * g["launch_s"]
-    vectors = 0.0
+    if gpus == 1:
+        return {}
+    rate = g["node_bytes_per_s"] if gpus <= GPUS_PER_NODE else g["network_bytes_per_s"]
+    latency = 2 * g["collective_latency_s"] * math.log2(gpus)
+    parts = {"gradient reduction": 8 * architecture.trainable_parameters / rate + latency}
     if gathered:
-        vectors = 8 * gathered * architecture.width / g["network_bytes_per_s"]
-        vectors += 2 * g["collective_latency_s"] * math.log2(gpus)
-    name = "encoder arithmetic" if arithmetic > launches else "encoder launches"
-    return {name: max(arithmetic, launches), "vector gathering": vectors}
+        parts["vector gathering"] = 8 * gathered * architecture.width / rate + latency
+    return parts
 
 
 def table_sizes() -> tuple[Sequence[float], Sequence[float], Sequence[int]]:
@@ -167,12 +167,12 @@ def table_sizes() -> tuple[Sequence[float], Sequence[float], Sequence[int]]:
 
 
 def projections(architecture: Architecture) -> list[dict[str, Any]]:
-    """Return naive and once-per-step training of every size of table, strings and cluster."""
+    """Return both loops in both forms, of every size of table, strings and cluster."""
     found = []
-    for rows, strings, gpus in product(*table_sizes()):
-        entry: dict[str, Any] = {"rows": rows, "strings": strings, "gpus": gpus}
+    for rows, strings, gpus, form in product(*table_sizes(), FORMS):
+        entry: dict[str, Any] = {"rows": rows, "strings": strings, "gpus": gpus, "form": form}
         for name, naive in (("naive", True), ("ours", False)):
-            made = project(architecture, rows, strings, gpus, naive)
+            made = project(architecture, rows, strings, gpus, naive, form)
             entry[name] = {
                 "hours": made.hours,
                 "gpu_hours": made.gpu_hours,
@@ -181,6 +181,31 @@ def projections(architecture: Architecture) -> list[dict[str, Any]]:
                 "distinct": made.distinct_per_step,
             }
         found.append(entry)
+    return found
+
+
+def reference_steps(architecture: Architecture) -> list[dict[str, Any]]:
+    """Return the step of Stage 1's 21 strings in both loops and forms, on one and eight GPUs."""
+    large, strings = 1e8, 21  # a table that leaves a step all its rows
+    g = values()
+    found = []
+    for gpus, naive, form in product((1, GPUS_PER_NODE), (False, True), FORMS):
+        step = project(architecture, large, strings, gpus, naive, form).step
+        found.append(
+            {
+                "gpus": gpus,
+                "loop": "per row" if naive else "once per step",
+                "form": form,
+                "rows": g["rows_per_gpu"],
+                "strings": strings,
+                "kernel_s": sum(step.kernels_s.values()),
+                "asked": g["nodes_per_step" if form == "graph" else "launches_per_step"],
+                "asked_s": step.asked_s,
+                "communication_s": sum(step.sent_s.values()),
+                "step_s": step.seconds,
+                "rows_per_s": gpus * g["rows_per_gpu"] / step.seconds,
+            }
+        )
     return found
 
 

@@ -129,10 +129,18 @@ def _peers(found: dict[str, Any], with_picture: bool) -> str:
 
 def _scaling(found: dict[str, Any], with_picture: bool) -> str:
     held = found["held_out_error"]
+    compared = {row["name"]: row for row in found["compared"]}
+
+    def off(name: str) -> float:
+        return compared[name]["measured"] / compared[name]["projected"]
+
     return (
         "A cost model fitted on measured steps predicts steps that it never saw with a median"
-        f" error of {held['median']:.0%} (largest {held['largest']:.0%}); [what it projects for"
-        " clusters and large tables](results/scaling.md) rests on assumed GPU rates, stated there."
+        f" error of {held['median']:.0%} (largest {held['largest']:.0%}). [What it projects for"
+        " GPUs](results/scaling.md) rests on rates stated there; on one H100 a step replayed from a"
+        f" CUDA graph took {off('step replayed, training'):.1f} to"
+        f" {off('step replayed, benchmark'):.1f} times the projected time, and one taken from"
+        f" Python {off('step from Python'):.0f} times."
     )
 
 
