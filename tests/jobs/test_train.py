@@ -286,11 +286,12 @@ def test_srun_starts_ranks_as_torchrun_does(
 
 @pytest.mark.xdist_group("four_epochs")
 def test_what_does_not_belong_together_is_refused(train: Command, four_epochs: Path) -> None:
+    elsewhere = ("--set", f"run.dir={four_epochs.with_name('elsewhere')}")
     for words, message in [
         ((), "holds an earlier run"),
         (("--resume", "--set", "optim.lr=0.5"), "optim.lr: 0.001 -> 0.5"),
-        (("--set", "encoder.pooling=mean"), "encoder.pooling: mean -> cls"),
-        (("--set", "cache.path=none.zarr"), "none.zarr"),
+        (("--set", "encoder.pooling=mean", *elsewhere), "encoder.pooling: mean -> cls"),
+        (("--set", "cache.path=none.zarr", *elsewhere), "none.zarr"),
         (("--set", "train.zero_stage=3", "--overwrite"), "zero_stage 3 is not supported"),
         (("--set", "train.epohcs=3"), "did you mean 'epochs'"),
     ]:
