@@ -1,86 +1,71 @@
-"""Run by test_compile.py, where no shape checker is in the way of the compiler: compare the
-compiled network with the plain one, and print what differs.
+"""Run by test_compile.py, where no shape checker is in the way of the compiler: compare a compiled
+network with the plain one, and print what differs.
+
+It has one of each part, since the compiler's time grows with the parts, which are alike. Evaluation
+compiles nothing (`RowEvaluator`).
 """
 
 import json
-import sys
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from embedcache.cache.reader import open_cache
-from fusionnet.assemble import build_model
-from fusionnet.experiment import load_experiment
-from fusionnet.model.trainable import TrainableModel
-from fusionnet.recipe import Recipe, observed_tasks
-from fusionnet.rows.tensors import RowTable, load_rows
+from fusionnet.config import ModelConfig, Task
+from fusionnet.model.network import FusionNetwork
+from fusionnet.rows.tensors import RowInputs
 
 SIZES = (33, 7, 64, 2)
+CONFIG = ModelConfig(
+    adapter_hidden=24,
+    adapter_width=16,
+    numeric_hidden=12,
+    numeric_width=16,
+    category_width=8,
+    fusion_width=32,
+    num_layers=1,
+    num_heads=4,
+    feedforward=64,
+    dropout=0.0,
+)
 
 
 def main() -> None:
-    """Arguments: config, JSON list of overrides. Prints JSON: the largest relative error of outputs
-    and gradients, and the number of graphs compiled.
-    """
-    experiment = load_experiment(sys.argv[1], json.loads(sys.argv[2]))
-    cache = open_cache(experiment.cache.path)
-    recipe = Recipe(
-        observed_tasks(experiment.tasks, cache.layout),
-        (experiment.encoder,) * 2,
-        experiment.model,
-        experiment.loss,
-        experiment.train,
-    )
-    rows = load_rows(cache, "train")
-    tables = [cache.strings(spec.name).embeddings for spec in cache.layout.strings]
-    plain, compiled = (
-        build_model(recipe, cache.layout, cache.scaling, live=False) for _ in range(2)
-    )
-    compiled.network.compile(fullgraph=True, dynamic=True)
-    errors = [
-        relative_error(
-            run(compiled.train(), tables, rows, size), run(plain.train(), tables, rows, size)
-        )
-        for size in SIZES
-    ]
-    with torch.no_grad():
-        errors += [
-            relative_error(
-                outputs(compiled.eval(), tables, rows, size),
-                outputs(plain.eval(), tables, rows, size),
-            )
-            for size in SIZES
-        ]
+    """Print JSON: the largest relative error of outputs and gradients, and the number of graphs."""
+    plain, compiled, counted = (network() for _ in range(3))
+    compiled.compile(fullgraph=True, dynamic=True)
     counter: Any = CompileCounter()
-    counted = build_model(recipe, cache.layout, cache.scaling, live=False).train()
-    counted.network.compile(fullgraph=True, dynamic=True, backend=counter)
+    counted.compile(fullgraph=True, dynamic=True, backend=counter)
+    errors = []
     for size in SIZES:
-        run(counted, tables, rows, size)
+        errors.append(relative_error(run(compiled, size), run(plain, size)))
+        run(counted, size)
     print(json.dumps({"error": max(errors), "graphs": counter.frame_count}))
 
 
-def outputs(
-    model: TrainableModel, tables: list[torch.Tensor], rows: RowTable, size: int
-) -> list[torch.Tensor]:
-    """Return the outputs of some rows alone, as evaluation asks for them."""
-    return [model.outputs(tables, rows.take(torch.arange(size)).inputs)]
+def network() -> FusionNetwork:
+    """Return a network of one string column, three features, a category column and a task."""
+    torch.manual_seed(0)
+    task = Task(name="ef", column="ef", loss="mse", head=(16,), head_dropout=0.0)
+    return FusionNetwork(CONFIG, [task], [("polymer", 20)], 3, [4]).train()
 
 
-def run(
-    model: TrainableModel, tables: list[torch.Tensor], rows: RowTable, size: int
-) -> list[torch.Tensor]:
+def run(model: FusionNetwork, size: int) -> list[Tensor]:
     """Return the outputs of some rows and the gradients of all weights and vectors."""
-    batch = rows.take(torch.arange(size))
-    leaves = [table.clone().requires_grad_() for table in tables]
-    outputs = model.outputs(leaves, batch.inputs)
-    return [
-        outputs,
-        *torch.autograd.grad(outputs.square().sum(), [*model.network.parameters(), *leaves]),
-    ]
+    generator = torch.Generator().manual_seed(size)
+    vectors = torch.randn(7, 20, generator=generator).requires_grad_()
+    inputs = RowInputs(
+        torch.randint(7, (size, 1), generator=generator),
+        torch.randn(size, 3, generator=generator),
+        torch.randint(4, (size, 1), generator=generator),
+    )
+    outputs = model([vectors], inputs)
+    leaves = [*model.parameters(), vectors]
+    return [outputs, *torch.autograd.grad(outputs.square().sum(), leaves)]
 
 
-def relative_error(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+def relative_error(found: list[Tensor], wanted: list[Tensor]) -> float:
     """Return the largest of |found - wanted| / |wanted| over the tensors."""
     return max(
         float((one - other).norm() / other.norm().clamp_min(1e-6))

@@ -9,18 +9,11 @@ from pathlib import Path
 
 import pytest
 
-CHANGES = [
-    "model.num_layers=1",  # the compiler's time grows with the layers, which are alike
-    "encoder.lora.dropout=0.0",
-    "model.dropout=0.0",
-    *(f"tasks.{task}.head_dropout=0.0" for task in range(3)),
-]
-
 
 @pytest.mark.slow
-def test_the_compiled_network_is_the_plain_one(tiny_experiment: Path) -> None:
+def test_the_compiled_network_is_the_plain_one() -> None:
     worker = Path(__file__).with_name("compile_worker.py")
-    command = [sys.executable, str(worker), str(tiny_experiment), json.dumps(CHANGES)]
+    command = [sys.executable, str(worker)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
