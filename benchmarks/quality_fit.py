@@ -14,8 +14,9 @@ from fusionnet.experiment import Experiment
 from fusionnet.metrics import task_metrics
 from fusionnet.model.forward import forward_rows, to_units
 from fusionnet.rows.tensors import load_rows
-from fusionnet.train.loop import RunFiles, Trainer, make_trainer, run_epoch
+from fusionnet.train.loop import Trainer, make_trainer, run_epoch
 from fusionnet.train.resume import Position
+from fusionnet.train.runfiles import RunFiles
 
 
 def cached(folder: Path, overrides: list[str]) -> Experiment:

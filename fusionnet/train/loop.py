@@ -1,13 +1,13 @@
 """Training: epochs of optimizer steps, validation, checkpoints, the log.
 
-The run folder is written by rank 0 alone. After each epoch `<name>_last.pt` holds everything that
-continuing needs; `<name>_best.pt` (lowest validation loss) and `<name>_final.pt` are links to it.
+The run folder is written by rank 0 alone, beside the next steps (`runfiles`). After each epoch
+`<name>_last.pt` holds everything that continuing needs; `<name>_best.pt` (lowest validation loss)
+and `<name>_final.pt` are links to it.
 How a run goes on from a checkpoint, also from one inside an epoch, is told in `resume`.
 """
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +26,10 @@ from fusionnet.recipe import Recipe
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows, RowSource
 from fusionnet.rows.streaming import open_rows
-from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
 from fusionnet.train.plain import PlainEngine
 from fusionnet.train.protocols import StepEngine, Steps
 from fusionnet.train.resume import Position, checkpoint_content, own_totals, resumed
+from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.runlog import Record, RunLog, peak_rss_bytes
 from fusionnet.train.schedule import Schedule, make_schedule
 from fusionnet.train.sizing import (
@@ -60,20 +60,6 @@ class Trainer:
     schedule: Schedule
     train_rows: RowSource
     validation_rows: RowSource
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """Where a run writes, and what its checkpoints carry for those who read them elsewhere."""
-
-    folder: Path
-    name: str
-    config: dict[str, Any]
-    shareable: dict[str, Any]
-
-    def checkpoint(self, moment: str) -> Path:
-        """Return the checkpoint file of a moment: last, step, best or final."""
-        return self.folder / f"{self.name}_{moment}.pt"
 
 
 def make_trainer(
@@ -146,16 +132,13 @@ def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
             records=[*position.records, record],
             best=min(position.best, record["val_loss"]),
         )
-        _save(trainer, position, files, "last")
+        content = _content(trainer, position, files)
         if log is not None:
-            if improved:
-                link_checkpoint(files.checkpoint("last"), files.checkpoint("best"))
-            files.checkpoint("step").unlink(missing_ok=True)
-            log.append(record)
-            print(log.line(record), flush=True)
+            files.publish_epoch(content, log, record, improved)
         trainer.world.barrier()
+    files.wait()
     if log is not None:
-        link_checkpoint(files.checkpoint("last"), files.checkpoint("final"))
+        files.publish_end()
         log.close()
     trainer.world.barrier()
     return position.records
@@ -196,9 +179,11 @@ def train_steps(
             if checkpoint_due(step, trainer.recipe.train.checkpoint_steps, plan.steps_per_epoch):
                 trainer.steps.settle()
                 seconds = time.perf_counter() - started
-                of_ranks = world.gather_rows(losses.unsqueeze(0), [1] * world.size).cpu()
+                of_ranks = world.gather_rows(losses.unsqueeze(0), [1] * world.size).cpu().clone()
                 reached = replace(position, step=number + 1, totals=of_ranks, seconds=seconds)
-                _save(trainer, reached, files, "step")
+                content = _content(trainer, reached, files)
+                if world.is_main:
+                    files.publish_step(content)
     return losses
 
 
@@ -288,12 +273,12 @@ def _bar(trainer: Trainer, position: Position) -> tqdm:
     )
 
 
-def _save(trainer: Trainer, position: Position, files: RunFiles, moment: str) -> None:
-    """Write a checkpoint (collective; rank 0 writes)."""
+def _content(trainer: Trainer, position: Position, files: RunFiles) -> dict[str, Any]:
+    """Return a checkpoint's content, which training does not change any more (collective)."""
     steps_per_epoch, order = trainer.plan.steps_per_epoch, trainer.train_rows.order
     content = checkpoint_content(trainer.engine, position, steps_per_epoch, order, files.config)
-    if trainer.world.is_main:
-        tables = zip(trainer.cache.layout.strings, string_tables(trainer), strict=True)
-        vectors = {spec.name: table.float().cpu() for spec, table in tables}
-        content |= {**files.shareable, "vectors": vectors}
-        save_checkpoint(files.checkpoint(moment), content)
+    if not trainer.world.is_main:
+        return {}
+    tables = zip(trainer.cache.layout.strings, string_tables(trainer), strict=True)
+    vectors = {spec.name: table.float().cpu() for spec, table in tables}
+    return content | {**files.shareable, "vectors": vectors}

@@ -84,7 +84,7 @@ def checkpoint_content(
         "model_state_dict": state.pop("parameters"),
         "optimizer_state_dict": state,
         "scheduler_state_dict": {"step": position.epoch * steps_per_epoch + position.step},
-        "loss_module_state_dict": {key: value.cpu() for key, value in loss.items()},
+        "loss_module_state_dict": {key: value.cpu().clone() for key, value in loss.items()},
         "best_val_loss": position.best,
         "metrics": position.records[-1] if position.records else {},
         "records": position.records,

@@ -9,7 +9,8 @@ from embedcache.cache.reader import Cache
 from fusionnet.config import PrecisionName
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.recipe import Recipe, observed_tasks
-from fusionnet.train.loop import RunFiles, Trainer, make_trainer, train_run
+from fusionnet.train.loop import Trainer, make_trainer, train_run
+from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.summary import summary
 from fusionnet.train.world import World

@@ -1,0 +1,69 @@
+"""A run's files are written in order, beside the training, and a failure reaches it."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fusionnet.train.checkpoint import load_checkpoint
+from fusionnet.train.runfiles import BackgroundWriter, RunFiles
+from fusionnet.train.runlog import RunLog
+
+
+class Log(RunLog):
+    """Notes the epochs that it is told of, and whether their checkpoint was there."""
+
+    def __init__(self, files: RunFiles) -> None:
+        self.files, self.seen = files, []
+
+    def append(self, record: dict[str, Any]) -> None:
+        epoch = load_checkpoint(self.files.checkpoint("last"))["epoch"]
+        self.seen.append((record["epoch"], epoch, self.files.checkpoint("step").exists()))
+
+    def line(self, record: dict[str, Any]) -> str:
+        return str(record["epoch"])
+
+
+def test_work_is_done_in_order_beside_its_caller_and_one_piece_ahead() -> None:
+    writer, done, gate = BackgroundWriter(), [], threading.Event()
+
+    def first() -> None:
+        gate.wait(20)
+        done.append(1)
+
+    writer.submit(first)
+    assert done == []  # the caller goes on
+    gate.set()
+    writer.submit(lambda: done.append(2))
+    assert 1 in done, "the first is done before the second is taken"
+    writer.wait()
+    assert done == [1, 2]
+
+
+def test_what_a_piece_of_work_raises_reaches_the_next_call() -> None:
+    def fail() -> None:
+        raise OSError("no space left")
+
+    writer = BackgroundWriter()
+    writer.submit(fail)
+    with pytest.raises(OSError, match="no space"):
+        writer.submit(lambda: None)
+    writer.submit(fail)
+    with pytest.raises(OSError, match="no space"):
+        writer.wait()
+    writer.wait()
+
+
+def test_the_log_never_knows_of_an_epoch_whose_checkpoint_is_not_there(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path, "run", {}, {})
+    log = Log(files)
+    for epoch in (1, 2, 3):
+        files.publish_step({"epoch": epoch - 1, "weights": torch.full((1000,), float(epoch))})
+        files.publish_epoch({"epoch": epoch}, log, {"epoch": epoch}, improved=epoch < 3)
+    files.wait()
+    files.publish_end()
+    assert log.seen == [(1, 1, False), (2, 2, False), (3, 3, False)]
+    epochs = {name: load_checkpoint(files.checkpoint(name))["epoch"] for name in ("best", "final")}
+    assert epochs == {"best": 2, "final": 3}
