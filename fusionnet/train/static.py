@@ -93,7 +93,7 @@ def why_no_graph(
     """
     if train.cuda_graph is False:
         return "train.cuda_graph is off"
-    reason: str | None = f"there are none on a {world.device.type.upper()}"
+    reason: str | None = f"there are no CUDA graphs on a {world.device.type.upper()}"
     if world.device.type == "cuda":
         reason = why_not_static(train, world, rows, sources)
     if train.cuda_graph is True and reason is not None:

@@ -294,7 +294,7 @@ def test_the_share_of_tokens_is_that_of_random_steps() -> None:
 @pytest.mark.skipif(ON_GPU, reason="there is a GPU")
 def test_a_graph_that_is_asked_for_and_cannot_be_is_refused(tiny_experiment: Path) -> None:
     setting = Setting(tiny_experiment, "train.cuda_graph=on")
-    with pytest.raises(ConfigError, match="none on a CPU"):
+    with pytest.raises(ConfigError, match="no CUDA graphs on a CPU"):
         why_no_graph(setting.experiment.train, WORLD, ResidentRows(setting.table), setting.sources)
 
 
