@@ -12,7 +12,7 @@ Axes: B rows, W columns of all first layers, V those of deeper heads, T heads th
 weights and the biases of their last layers.
 """
 
-from functools import lru_cache
+from functools import cache
 from math import gcd
 from typing import Any, no_type_check
 
@@ -215,7 +215,7 @@ class _HeadEnds(torch.autograd.Function):
         return of_hidden.to(hidden.dtype), sum_slices(partial, last.dtype), None, None
 
 
-@lru_cache(maxsize=64)
+@cache  # for ever: a CUDA graph may read it
 def _pieces(
     segments: tuple[Segment, ...], block_w: int, device: torch.device
 ) -> tuple[Tensor, int]:

@@ -13,7 +13,7 @@ all.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, no_type_check
 
 import torch
@@ -212,7 +212,7 @@ def multitask_loss(
     return total, sums, gradient, s_gradient
 
 
-@lru_cache(maxsize=64)
+@cache  # for ever: a CUDA graph may read it
 def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Return [8, T] on a device, copied there once.
 

@@ -124,19 +124,19 @@ def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
     if trainer.world.is_main:
         log = RunLog(files.folder, trainer.recipe.tasks, position.records)
         print("\n".join([log.header(), *(log.line(record) for record in position.records)]))
-    while position.epoch < trainer.recipe.train.epochs:
-        record = run_epoch(trainer, position, files)
-        improved = record["val_loss"] < position.best
-        position = Position(
-            epoch=position.epoch + 1,
-            records=[*position.records, record],
-            best=min(position.best, record["val_loss"]),
-        )
-        content = _content(trainer, position, files)
-        if log is not None:
-            files.publish_epoch(content, log, record, improved)
-        trainer.world.barrier()
-    files.wait()
+    with files:
+        while position.epoch < trainer.recipe.train.epochs:
+            record = run_epoch(trainer, position, files)
+            improved = record["val_loss"] < position.best
+            position = Position(
+                epoch=position.epoch + 1,
+                records=[*position.records, record],
+                best=min(position.best, record["val_loss"]),
+            )
+            content = _content(trainer, position, files)
+            if log is not None:
+                files.publish_epoch(content, log, record, improved)
+            trainer.world.barrier()
     if log is not None:
         files.publish_end()
         log.close()
@@ -162,7 +162,7 @@ def run_epoch(trainer: Trainer, position: Position, files: RunFiles) -> Record:
 
 def train_steps(
     trainer: Trainer, position: Position, files: RunFiles, started: float
-) -> Float[Tensor, " 1+T"]:
+) -> Float[Tensor, " losses"]:
     """Take the rest of the epoch's optimizer steps and return this rank's summed losses.
 
     `started` is the reading of `time.perf_counter` at which the epoch began.
@@ -179,7 +179,7 @@ def train_steps(
             if checkpoint_due(step, trainer.recipe.train.checkpoint_steps, plan.steps_per_epoch):
                 trainer.steps.settle()
                 seconds = time.perf_counter() - started
-                of_ranks = world.gather_rows(losses.unsqueeze(0), [1] * world.size).cpu().clone()
+                of_ranks = world.gather_rows(losses.unsqueeze(0), [1] * world.size).cpu()
                 reached = replace(position, step=number + 1, totals=of_ranks, seconds=seconds)
                 content = _content(trainer, reached, files)
                 if world.is_main:
@@ -199,7 +199,7 @@ def checkpoint_due(step: int, every: int | None, steps_per_epoch: int) -> bool:
 def epoch_record(
     trainer: Trainer,
     epoch: int,
-    train_losses: Float[Tensor, " 1+T"],
+    train_losses: Float[Tensor, " losses"],
     val_loss: float,
     metrics: dict[str, Metrics],
     trained_s: float,

@@ -52,11 +52,11 @@ class Position:
     step: int = 0
     records: list[Record] = field(default_factory=list)
     best: float = float("inf")
-    totals: Float[Tensor, "W 1+T"] | None = None
+    totals: Float[Tensor, "W losses"] | None = None
     seconds: float = 0.0
 
 
-def own_totals(position: Position, world: World, num_losses: int) -> Float[Tensor, " 1+T"]:
+def own_totals(position: Position, world: World, num_losses: int) -> Float[Tensor, " losses"]:
     """Return this rank's summed losses of the present epoch.
 
     Where the number of ranks has changed, rank 0 takes over all of them.
@@ -72,7 +72,7 @@ def own_totals(position: Position, world: World, num_losses: int) -> Float[Tenso
 def checkpoint_content(
     engine: StepEngine, position: Position, steps_per_epoch: int, order: str, config: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what continuing needs, under the specification's names.
+    """Return what continuing needs, under the specification's names, in tensors of its own.
 
     Collective: the optimizer's state is gathered.
     """
@@ -88,7 +88,7 @@ def checkpoint_content(
         "best_val_loss": position.best,
         "metrics": position.records[-1] if position.records else {},
         "records": position.records,
-        "epoch_losses": position.totals,
+        "epoch_losses": None if position.totals is None else position.totals.clone(),
         "epoch_seconds": position.seconds,
         "order": order,
         "config": config,

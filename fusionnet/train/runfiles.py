@@ -6,11 +6,14 @@ at most. A kill leaves what the thread had finished: the log never knows of an e
 checkpoint is not there.
 """
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
 from fusionnet.train.runlog import Record, RunLog
@@ -31,10 +34,10 @@ class BackgroundWriter:
         self.wait()
         self._pending = self._thread.submit(work)
 
-    def wait(self) -> None:
-        """Wait until all is done, and raise what it raised."""
+    def wait(self, quietly: bool = False) -> None:
+        """Wait until all is done, and raise what it raised, unless `quietly`."""
         pending, self._pending = self._pending, None
-        if pending is not None:
+        if pending is not None and not (pending.exception() and quietly):
             pending.result()
 
 
@@ -66,7 +69,8 @@ class RunFiles:
                 link_checkpoint(self.checkpoint("last"), self.checkpoint("best"))
             self.checkpoint("step").unlink(missing_ok=True)
             log.append(record)
-            print(log.line(record), flush=True)
+            tqdm.write(log.line(record))  # above the bar of the epoch that runs meanwhile
+            sys.stdout.flush()
 
         self._writer.submit(work)
 
@@ -74,6 +78,10 @@ class RunFiles:
         """Name the last epoch's checkpoint final; all has been written."""
         link_checkpoint(self.checkpoint("last"), self.checkpoint("final"))
 
-    def wait(self) -> None:
-        """Wait until everything is written, and raise what that raised."""
-        self._writer.wait()
+    def __enter__(self) -> "RunFiles":
+        """Begin to train."""
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Wait until everything is written; raise what that raised, unless training has raised."""
+        self._writer.wait(quietly=error is not None)

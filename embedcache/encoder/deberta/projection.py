@@ -32,12 +32,13 @@ if HAS_TRITON:
 class CastWeights:
     """Weights and biases of frozen layers in the compute dtype, side by side.
 
-    A copy is made once, and again where its originals moved or changed. Copies lie beside the
+    A copy is made once for each dtype, and again where its originals moved or changed: one that a
+    CUDA graph reads stays where it is though others ask for another dtype. Copies lie beside the
     model: its parameters, their names, digest and files stay as they are.
     """
 
     def __init__(self) -> None:
-        self._copies: dict[tuple[int, ...], _Copy] = {}
+        self._copies: dict[tuple[object, ...], _Copy] = {}
 
     def __call__(
         self, originals: Sequence[Float[Tensor, "_width_out *rest"]], dtype: torch.dtype
@@ -49,8 +50,8 @@ class CastWeights:
         """
         if len(originals) == 1 and originals[0].dtype == dtype:
             return originals[0]
-        key = tuple(id(each) for each in originals)
-        state = (dtype, *((each.data_ptr(), each._version, each.device) for each in originals))
+        key = (dtype, *(id(each) for each in originals))
+        state = tuple((each.data_ptr(), each._version, each.device) for each in originals)
         found = self._copies.get(key)
         if found is None or found.state != state:
             tensor = torch.cat([each.detach().to(dtype) for each in originals])

@@ -56,13 +56,26 @@ def test_what_a_piece_of_work_raises_reaches_the_next_call() -> None:
     writer.wait()
 
 
+def test_an_error_of_the_training_is_not_hidden_by_one_of_the_writing(tmp_path: Path) -> None:
+    def train(*, fails: bool) -> None:
+        with RunFiles(tmp_path / "gone", "run", {}, {}) as files:
+            files.publish_step({"epoch": 0})
+            if fails:
+                raise ValueError("training")
+
+    with pytest.raises(ValueError, match="training"):
+        train(fails=True)
+    with pytest.raises(FileNotFoundError):
+        train(fails=False)
+
+
 def test_the_log_never_knows_of_an_epoch_whose_checkpoint_is_not_there(tmp_path: Path) -> None:
     files = RunFiles(tmp_path, "run", {}, {})
     log = Log(files)
-    for epoch in (1, 2, 3):
-        files.publish_step({"epoch": epoch - 1, "weights": torch.full((1000,), float(epoch))})
-        files.publish_epoch({"epoch": epoch}, log, {"epoch": epoch}, improved=epoch < 3)
-    files.wait()
+    with files:
+        for epoch in (1, 2, 3):
+            files.publish_step({"epoch": epoch - 1, "weights": torch.full((1000,), float(epoch))})
+            files.publish_epoch({"epoch": epoch}, log, {"epoch": epoch}, improved=epoch < 3)
     files.publish_end()
     assert log.seen == [(1, 1, False), (2, 2, False), (3, 3, False)]
     epochs = {name: load_checkpoint(files.checkpoint(name))["epoch"] for name in ("best", "final")}

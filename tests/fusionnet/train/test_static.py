@@ -5,6 +5,7 @@ On a GPU (EMBEDCACHE_GPU=1) the steps are replays of a graph, and a graph is hel
 without one.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from fusionnet.rows.resident import ResidentRows
 from fusionnet.rows.tensors import RowTable, load_rows
 from fusionnet.train import static
 from fusionnet.train.plain import PlainEngine
+from fusionnet.train.resume import Position, checkpoint_content
 from fusionnet.train.schedule import Schedule, make_schedule
 from fusionnet.train.static import StaticSteps, share_of_tokens, why_no_graph, why_not_static
 from fusionnet.train.world import World
@@ -236,6 +238,21 @@ def test_a_bad_gradient_is_named_late_and_changes_nothing(
     for one, other in zip(weights_of(setting), weights_of(good), strict=True):
         assert torch.equal(one, other)
     assert engine.state()["step"] == bad_step
+
+
+def test_a_checkpoint_has_tensors_of_its_own(tiny_experiment: Path) -> None:
+    # it is written while training goes on
+    setting = Setting(tiny_experiment)
+    engine = setting.engine()
+    position = Position(totals=torch.ones(1, 4))
+    content = checkpoint_content(engine, position, 5, "resident", {})
+    names = ("model_state_dict", "optimizer_state_dict", "loss_module_state_dict", "epoch_losses")
+    content = {name: content[name] for name in names}
+    before = copy.deepcopy(content)
+    position.totals += 1
+    next(setting.steps(engine).of_epoch(0))
+    assert engine.state()["step"] == 1
+    torch.testing.assert_close(content, before, rtol=0, atol=0)
 
 
 def test_a_run_goes_on_from_its_state(tiny_experiment: Path) -> None:

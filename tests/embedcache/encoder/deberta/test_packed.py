@@ -135,6 +135,14 @@ def test_the_last_layer_is_run_for_cls_alone(encoder: StringEncoder) -> None:
     assert rows == {"mean": [35, 35], "cls": [35, 4]}
 
 
+def test_a_cast_stays_where_it_is_though_another_dtype_is_asked_for() -> None:
+    # a CUDA graph reads it by its address
+    casts, weights = CastWeights(), [torch.randn(4, 3), torch.randn(5, 3)]
+    low = casts(weights, torch.bfloat16)
+    assert casts(weights, torch.float32).dtype == torch.float32
+    assert casts(weights, torch.bfloat16) is low
+
+
 def test_cast_weights_are_what_autocast_gives_bit_for_bit_and_follow_the_originals(
     encoder: StringEncoder,
 ) -> None:
