@@ -3,16 +3,20 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import filelock
 from tqdm import tqdm
 
 BLOCK_BYTES = 1 << 22
 LARGE_BYTES = 1 << 31  # about two seconds of hashing
+LOCK = "lock"  # in the folder of a writer
+LONGEST_PREFIX_BYTES = 200  # of a target's name in that folder's, for file systems that take 255
 
 
 @contextmanager
@@ -21,40 +25,70 @@ def atomic_write(target: Path) -> Iterator[Path]:
 
     A kill or an error leaves what was there before; what was written is on disk before it takes
     the name, so a power cut leaves the old content or the new. A folder cannot take the name of
-    another in one step: the old one is moved into a new hidden folder (`.NAME.*.old`) first and
-    deleted last. A file never replaces a folder: that is an IsADirectoryError.
+    another in one step: the old one is moved aside first and deleted last; what a kill between the
+    two leaves is put back by the next writer. A file never replaces a folder: that is an
+    IsADirectoryError. Two writers of one target do not meet: the last to end is what stays.
     """
-    partial, aside = target.with_name(f"{target.name}.partial"), None
-    _remove(partial)  # of a writer that was killed
-    try:
+    with _workplace(target) as place:
+        partial, aside = place / "new", place / "old"
         yield partial
         for path in [partial, *partial.rglob("*")]:
             sync(path)
         if target.is_dir():
-            aside = _moved_aside(target, partial)
+            if not partial.is_dir():
+                raise IsADirectoryError(
+                    errno.EISDIR, "it is a folder, which a file must not replace", target
+                )
+            target.rename(aside)
         try:
             partial.replace(target)
         except OSError:
-            if aside is not None:
+            if aside.exists():
                 aside.rename(target)
-                aside.parent.rmdir()
             raise
         sync(target.parent)
+
+
+@contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    """Yield a new hidden folder beside `target`, this writer's own, locked as long as it lives.
+
+    Those of writers that were killed, whose locks are free, are deleted.
+    """
+    name = os.fsencode(target.name)[:LONGEST_PREFIX_BYTES].decode(errors="ignore")
+    prefix, suffix = f".{name}.", ".partial"
+    for left in _left_by_the_killed(target.parent, prefix, suffix):
+        if (left / "old").exists() and not target.exists():
+            (left / "old").rename(target)
+        shutil.rmtree(left)
+    place, lock = _new_workplace(target.parent, prefix, suffix)
+    try:
+        yield place
     finally:
-        _remove(partial)
-    if aside is not None:
-        _remove(aside)
-        aside.parent.rmdir()
+        shutil.rmtree(place)
+        lock.release()
 
 
-def _moved_aside(target: Path, partial: Path) -> Path:
-    """Return where a folder was moved that another one replaces: a name that nobody else has."""
-    if not partial.is_dir():
-        raise IsADirectoryError(
-            errno.EISDIR, "it is a folder, which a file must not replace", target
-        )
-    hidden = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)
-    return target.rename(Path(hidden) / target.name)
+def _new_workplace(folder: Path, prefix: str, suffix: str) -> tuple[Path, filelock.BaseFileLock]:
+    """Return a new workplace and the lock on it, which this process holds."""
+    while True:
+        place = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=folder))
+        lock = filelock.FileLock(place / LOCK)
+        with suppress(FileNotFoundError):  # another writer took it for one that was left
+            lock.acquire()
+            if place.is_dir():
+                return place, lock
+            lock.release()
+
+
+def _left_by_the_killed(folder: Path, prefix: str, suffix: str) -> Iterator[Path]:
+    """Yield the workplaces of writers that are no more, each locked while it is looked at."""
+    drawn = re.compile(f"{re.escape(prefix)}[a-z0-9_]{{8}}{re.escape(suffix)}")  # as mkdtemp draws
+    for path in folder.iterdir():
+        if drawn.fullmatch(path.name) and path.is_dir():
+            # of another user, or of a writer that is alive: an OSError (Timeout is one)
+            with suppress(OSError), filelock.FileLock(path / LOCK, timeout=0):
+                yield path
 
 
 def write_atomically(file: Path, content: bytes) -> None:
@@ -89,11 +123,3 @@ def file_digest(file: Path) -> str:
             digest.update(block)
             bar.update(len(block))
     return digest.hexdigest()
-
-
-def _remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -1,6 +1,9 @@
 """The atomic writer: whatever ends a write, the target is the old content or the new."""
 
 import hashlib
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,11 +37,11 @@ def test_what_was_written_takes_the_place_of_what_was_there(
     assert list(tmp_path.iterdir()) == [target]
 
 
-def write_half(target: Path, is_folder: bool, error: type[BaseException]) -> None:
+def write_half(target: Path, is_folder: bool, error: Callable[[], BaseException]) -> None:
     """Be stopped by an error in the middle of a write."""
     with atomic_write(target) as partial:
         write(partial, "half", is_folder)
-        raise error
+        raise error()
 
 
 @pytest.mark.parametrize("is_folder", [False, True])
@@ -54,29 +57,85 @@ def test_an_error_leaves_the_old_content_alone(
     assert list(tmp_path.iterdir()) == [target]
 
 
+def be_killed_while_writing(target: Path, is_folder: bool) -> None:
+    """End a forked writer of `target` as kill -9 does, in the middle of its write."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with atomic_write(target) as partial:
+                write(partial, "half", is_folder)
+                os.write(writer, b".")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.read(reader, 1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(reader)
+    os.close(writer)
+
+
 @pytest.mark.parametrize("is_folder", [False, True])
 @pytest.mark.parametrize("was_folder", [False, True])
-def test_what_a_killed_writer_left_is_overwritten(
-    tmp_path: Path, is_folder: bool, was_folder: bool
+@pytest.mark.parametrize("name", ["target", "a [1]*", "\N{GREEK SMALL LETTER MU}" * 127])
+def test_what_a_killed_writer_left_is_deleted_by_the_next(
+    tmp_path: Path, is_folder: bool, was_folder: bool, name: str
 ) -> None:
-    target = tmp_path / "target"
-    write(tmp_path / "target.partial", "half", was_folder)
+    target = tmp_path / name
+    be_killed_while_writing(target, was_folder)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
     with atomic_write(target) as partial:
         write(partial, "new", is_folder)
     assert content_of(target) == "new"
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_folder_moved_aside_by_a_killed_writer_is_put_back(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    write(tmp_path / ".target.0123abc_.partial" / "old", "old", is_folder=True)
+    with pytest.raises(OSError, match="stopped"):
+        write_half(target, True, lambda: OSError("stopped"))
+    assert content_of(target) == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_two_writers_of_one_target_do_not_meet(tmp_path: Path, is_folder: bool) -> None:
+    target = tmp_path / "target"
+    with atomic_write(target) as first:
+        write(first, "first", is_folder)
+        with atomic_write(target) as second:
+            write(second, "second", is_folder)
+        assert content_of(target) == "second"
+        assert content_of(first) == "first"
+    assert content_of(target) == "first"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_second_link_to_a_file_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_text("content")
+    for _ in range(2):  # renaming one link to a file to another does nothing
+        with atomic_write(target) as partial:
+            os.link(source, partial)
+    assert target.samefile(source)
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}
+
+
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_what_others_named_alike_is_left_alone(tmp_path: Path, is_folder: bool) -> None:
-    target, other = tmp_path / "target", tmp_path / "target.old"
+    target = tmp_path / "target"
+    others = [tmp_path / f"target{suffix}" for suffix in (".old", ".partial")]
+    others += [tmp_path / ".target.b.0123abc_.partial"]  # of a target with a longer name
     write(target, "old", is_folder)
-    write(other, "somebody's", is_folder)
+    for other in others:
+        write(other, "somebody's", is_folder)
     with atomic_write(target) as partial:
         write(partial, "new", is_folder)
     assert content_of(target) == "new"
-    assert content_of(other) == "somebody's"
-    assert set(tmp_path.iterdir()) == {target, other}
+    assert all(content_of(other) == "somebody's" for other in others)
+    assert set(tmp_path.iterdir()) == {target, *others}
 
 
 def test_a_file_never_replaces_a_folder(tmp_path: Path) -> None:
@@ -115,7 +174,7 @@ def test_everything_is_on_disk_before_it_takes_the_name(
     )
     with atomic_write(target) as partial:
         write(partial, "new", is_folder=True)
-    assert set(events[:3]) == {"sync target.partial", "sync inner", "sync file"}
+    assert set(events[:3]) == {"sync new", "sync inner", "sync file"}
     assert events[3:] == ["replace", f"sync {tmp_path.name}"]
 
 
