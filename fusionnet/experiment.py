@@ -6,10 +6,12 @@ other.yaml` (relative to itself); its own mappings are merged into the other's, 
 replace them.
 """
 
+import os
+import reprlib
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, model_validator
 
 from embedcache.config import CacheConfig, DataConfig, EncoderConfig, SplitConfig, TargetColumn
@@ -25,6 +27,7 @@ from fusionnet.config import (
     TrainConfig,
     merged,
 )
+from fusionnet.yamlfile import MOST_DEPTH, parse_yaml, read_yaml, shown, to_yaml
 
 
 class Experiment(Config):
@@ -89,7 +92,7 @@ class Experiment(Config):
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML that `load_experiment` reads back unchanged."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.model_dump(mode="json"))
 
 
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
@@ -98,26 +101,52 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     Raises ConfigError naming every problem.
     """
     return parse_config(
-        Experiment, apply_overrides(_read_yaml(Path(path)), overrides or []), str(path)
+        Experiment, apply_overrides(_read_chain(Path(path)), overrides or []), shown(path)
     )
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    """Return a YAML file's mapping, merged into that of the file it extends."""
-    if not file.is_file():
-        raise ConfigError(
-            f"there is no config file {file}; `fusionnet examples` writes some to start from"
-        )
+def _read_chain(file: Path) -> dict[str, Any]:
+    """Return a YAML file's mapping, merged into that of the file it extends, and so on."""
+    chain: list[Path] = []
+    layers: list[dict[str, Any]] = []
+    while True:
+        values = _read_mapping(file, chain)
+        layers.append(values)
+        if "extends" not in values:
+            return reduce(merged, reversed(layers))
+        base = values.pop("extends")
+        if not isinstance(base, str) or not base:
+            raise ConfigError(
+                f"{shown(file)}: extends must name one YAML file, such as 'extends: stage1.yaml'"
+                f" (got {reprlib.repr(base)})"
+            )
+        chain.append(file)
+        file = file.parent / os.path.expanduser(base)
+
+
+def _read_mapping(file: Path, chain: list[Path]) -> dict[str, Any]:
+    """Return a YAML file's own mapping; `chain` are the files that extend each other up to it."""
+    because = f" ({_arrows([*chain, file])})" if chain else ""
     try:
-        values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from None
+        values = read_yaml(file)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{because}") from None
+    if os.path.realpath(file) in map(os.path.realpath, chain):
+        raise ConfigError(
+            f"config files extend each other in a circle{because}; one of them must do without"
+            " 'extends'"
+        )
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{file} must hold a mapping with the keys {', '.join(Experiment.model_fields)}"
+            f"{shown(file)} must hold a mapping with the keys {', '.join(Experiment.model_fields)}"
+            f"{because}"
         )
-    base = values.pop("extends", None)
-    return values if base is None else merged(_read_yaml(file.parent / base), values)
+    return values
+
+
+def _arrows(chain: list[Path]) -> str:
+    """Return a chain of files in words."""
+    return " extends ".join(map(shown, chain))
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -127,13 +156,12 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     """
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {override}: expected KEY=VALUE, such as --set train.epochs=3")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
-        _set_at(values, key.split("."), value, override)
+        path = key.split(".")
+        if not equals or not all(path):
+            raise _refused(override, "expected KEY=VALUE, such as --set train.epochs=3")
+        if len(path) > MOST_DEPTH:
+            raise _refused(override, f"no key is {len(path)} levels deep")
+        _set_at(values, path, parse_yaml(text, f"--set {shown(override)}"), override)
     return values
 
 
@@ -143,22 +171,26 @@ def _set_at(values: Any, path: list[str], value: Any, override: str) -> None:
         values = (
             values.setdefault(step, {})
             if isinstance(values, dict)
-            else _item(values, step, override)
+            else values[_index(values, step, override)]
         )
     if isinstance(values, dict):
         values[path[-1]] = value
-    elif isinstance(values, list):
-        _item(values, path[-1], override)
-        values[int(path[-1])] = value
     else:
-        raise ConfigError(
-            f"--set {override}: '{'.'.join(path[:-1])}' holds a single value, not a mapping or list"
+        values[_index(values, path[-1], override)] = value
+
+
+def _index(values: Any, step: str, override: str) -> int:
+    """Return which item of a list a step of the key is, or explain what is wrong with it."""
+    if not isinstance(values, list):
+        raise _refused(override, f"what '{shown(step)}' is to be in is {reprlib.repr(values)}")
+    if not (step.isascii() and step.isdigit() and len(step) < 10 and int(step) < len(values)):
+        last = f"0 to {len(values) - 1}" if values else "none, since it is empty"
+        raise _refused(
+            override, f"'{shown(step)}' does not address an item of a list; its items are {last}"
         )
+    return int(step)
 
 
-def _item(values: Any, step: str, override: str) -> Any:
-    """Return item `step` of a list, or explain what is wrong with asking for it."""
-    if not isinstance(values, list) or not step.isdigit() or int(step) >= len(values):
-        size = f"a list of {len(values)} items" if isinstance(values, list) else "a single value"
-        raise ConfigError(f"--set {override}: '{step}' does not address an item of {size}")
-    return values[int(step)]
+def _refused(override: str, why: str) -> ConfigError:
+    """Return the error that says why an override cannot be applied."""
+    return ConfigError(f"--set {shown(override)}: {why}")
