@@ -89,6 +89,10 @@ class EncoderSource:
     def end_step(self) -> None:
         """Nothing to check: the graph of each micro-batch reaches the encoder itself."""
 
+    def encode(self, ids: Int[Tensor, " U"]) -> Float[Tensor, "U E"]:
+        """Return the present vectors of these strings, outside of any step."""
+        return self.encoder(self._tokens.take(ids))
+
     def vectors_of_all_strings(self) -> Float[Tensor, "S E"]:
         """Return the present vectors of all strings, encoded without graph, with dropout off."""
         training = self.encoder.training

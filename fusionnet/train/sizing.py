@@ -43,17 +43,21 @@ def is_compiled(train: TrainConfig, device: torch.device, num_steps: int) -> boo
 def micro_batches_per_rank(
     train: TrainConfig, model: ModelConfig, tasks: tuple[Task, ...], layout: Layout, world: World
 ) -> int:
-    """Return how many micro-batches each rank reads per optimizer step, the same on every rank.
-
-    On a GPU they are as few as memory allows.
-    """
-    rows = train.micro_batch_rows
-    if rows is None and world.device.type == "cpu":
-        rows = CPU_MICRO_BATCH_ROWS
-    elif rows is None:
-        free = torch.cuda.mem_get_info(world.device)[0]
-        rows = world.least(rows_that_fit(free, activation_bytes(model, tasks, layout)))
+    """Return how many micro-batches each rank reads per optimizer step, the same on every rank."""
+    rows = micro_batch_rows(train, model, tasks, layout, world)
     return max(1, -(-train.batch_rows // (world.size * rows)))
+
+
+def micro_batch_rows(
+    train: TrainConfig, model: ModelConfig, tasks: tuple[Task, ...], layout: Layout, world: World
+) -> int:
+    """Return how many rows a micro-batch may have; on a GPU as many as memory allows."""
+    if train.micro_batch_rows is not None:
+        return train.micro_batch_rows
+    if world.device.type == "cpu":
+        return CPU_MICRO_BATCH_ROWS
+    free = torch.cuda.mem_get_info(world.device)[0]
+    return world.least(rows_that_fit(free, activation_bytes(model, tasks, layout)))
 
 
 def rows_that_fit(free_bytes: int, bytes_per_row: int) -> int:

@@ -3,6 +3,7 @@
 from embedcache.text import text_table
 from fusionnet.assemble import count_trainable
 from fusionnet.config import PrecisionName
+from fusionnet.train.forecast import forecast
 from fusionnet.train.loop import Trainer
 from fusionnet.train.precision import multiplies_bf16
 
@@ -35,6 +36,8 @@ def _facts(trainer: Trainer, asked: PrecisionName) -> list[str]:
     )
     lines.append(f"rows       {trainer.train_rows.order}")
     device = trainer.world.device
+    if device.type == "cpu":
+        lines.append(f"time       {forecast(trainer)}")
     if device.type == "cuda":
         why_not = trainer.why_not_static
         lines.append(

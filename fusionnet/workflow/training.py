@@ -9,6 +9,7 @@ from embedcache.cache.reader import Cache
 from fusionnet.config import PrecisionName
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.recipe import Recipe, observed_tasks
+from fusionnet.train.footprint import check_memory
 from fusionnet.train.loop import Trainer, make_trainer, train_run
 from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.runlog import peak_rss_bytes
@@ -32,8 +33,11 @@ def train_experiment(
         experiment = _in_the_runs_precision(experiment, folder)
     cache = open_checked_cache(experiment, config_path)
     check_unused(folder, resume, overwrite)
-    world = World()
-    trainer = make_trainer(recipe_of(experiment, cache), experiment.optim, cache, world)
+    world, recipe = World(), recipe_of(experiment, cache)
+    memory = check_memory(recipe, cache, world)
+    if world.is_main:
+        print(f"memory     {memory}", flush=True)
+    trainer = make_trainer(recipe, experiment.optim, cache, world)
     settled = experiment.model_copy(update={"train": trainer.recipe.train})
     if world.is_main:
         print(summary(trainer, experiment.train.precision))
@@ -46,9 +50,11 @@ def train_experiment(
 def describe_experiment(experiment: Experiment, config_path: str) -> str:
     """Return what would be trained (rows, steps, parameters), on rank 0; nothing on the others."""
     cache = open_checked_cache(experiment, config_path)
-    world = World()
-    trainer = make_trainer(recipe_of(experiment, cache), experiment.optim, cache, world)
-    text = f"{summary(trainer, experiment.train.precision)}\n" if world.is_main else ""
+    world, recipe = World(), recipe_of(experiment, cache)
+    memory = check_memory(recipe, cache, world)
+    trainer = make_trainer(recipe, experiment.optim, cache, world)
+    told = f"memory     {memory}\n{summary(trainer, experiment.train.precision)}\n"
+    text = told if world.is_main else ""
     world.close()
     return text
 

@@ -1,0 +1,135 @@
+"""The memory that a run will need, by what holds it, told before anything large is made.
+
+A run that is killed for its memory leaves no word. What is counted here is one rank's, from sizes
+alone, at its peak on a CPU (a GPU's micro-batches are fitted to its free memory, see `sizing`).
+What certainly does not fit (rows, weights, their gradients and Adam's moments) is refused; for the
+rest, activations above all, the count is an estimate and a note.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import AutoConfig
+
+from embedcache.cache.layout import StringSpec
+from embedcache.cache.reader import Cache
+from embedcache.config import EncoderConfig
+from embedcache.encoder.loading import weight_files
+from embedcache.errors import ConfigError
+from embedcache.live.bounded import DEFAULT_CPU_BYTES
+from fusionnet.recipe import Recipe, model_of
+from fusionnet.rows.tensors import row_bytes
+from fusionnet.train.sizing import activation_bytes, micro_batch_rows
+from fusionnet.train.world import World
+
+PROGRAM_BYTES = 600 << 20  # resident once everything is imported, measured
+# what limits a process's memory on Linux and what is used of it: control groups, version 2 and 1
+LIMITS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+# what may be done about each part
+REMEDIES = {
+    "rows": "train.rows=streaming, or a smaller train.rows_memory_mib",
+    "encoder": "encoder.mode=frozen, or a smaller encoder",
+    "network": "a smaller model.fusion_width or model.feedforward",
+    "micro-batch": "a smaller train.micro_batch_rows",
+    "strings": "a smaller encoder.memory_budget_gib",
+}
+
+
+def check_memory(recipe: Recipe, cache: Cache, world: World) -> str:
+    """Return the line that says what memory a rank will need, and what to change if it has less
+    (collective).
+
+    Raises ConfigError where rows and weights alone are more than this machine has.
+    """
+    parts = memory_parts(recipe, cache, world)
+    free = world.least(available_bytes() // world.local_size)
+    total, certain = sum(parts.values()), sum(parts[part] for part in ("rows", "network"))
+    listed = ", ".join(f"{part} {_gib(size)}" for part, size in parts.items() if size >= 1 << 26)
+    text = f"about {_gib(total)} GiB of {_gib(free)} free for a rank ({listed})"
+    if total <= free or world.device.type != "cpu":
+        return text
+    largest = sorted(REMEDIES, key=lambda part: parts[part], reverse=True)[:2]
+    advice = "; ".join(f"for {part}: {REMEDIES[part]}" for part in largest)
+    if certain > free:
+        raise ConfigError(f"this run does not fit into memory: it takes {text}. Change {advice}")
+    return f"{text}\nNOTE       this may not fit and be killed without a word. Change {advice}"
+
+
+def memory_parts(recipe: Recipe, cache: Cache, world: World) -> dict[str, int]:
+    """Return the bytes of one rank at its peak, by what holds them."""
+    layout, train, live = cache.layout, recipe.train, recipe.mode != "frozen"
+    of_rows = layout.num_rows * row_bytes(layout)
+    budget = train.rows_memory_mib << 20
+    if train.rows == "streaming" or (train.rows == "auto" and of_rows > budget):
+        of_rows = min(of_rows, budget)
+    half = 0.5 if train.precision in ("auto", "bf16") else 0.0  # of a cast copy of the weights
+    rows = min(
+        train.batch_rows,
+        micro_batch_rows(train, recipe.model, recipe.tasks, layout, world),
+        layout.num_rows,
+    )
+    pairs = list(zip(recipe.encoders, layout.strings, strict=True))
+    distinct = dict.fromkeys(recipe.encoders) if live else {}
+    return {
+        "program": PROGRAM_BYTES,
+        "rows": of_rows,
+        "encoder": int((1 + half) * sum(weight_bytes(config) for config in distinct)),
+        # weight, gradient and two moments, and two checkpoints of three of them on their way
+        "network": int((4 + half + 6) * 4 * network_parameters(recipe, cache)),
+        "micro-batch": rows * activation_bytes(recipe.model, recipe.tasks, layout),
+        "strings": sum(string_bytes(*pair, rows) for pair in pairs) if live else 0,
+    }
+
+
+def network_parameters(recipe: Recipe, cache: Cache) -> int:
+    """Return the number of the network's parameters, without making them."""
+    fp32 = replace(recipe, train=recipe.train.model_copy(update={"precision": "fp32"}))
+    with torch.device("meta"):
+        model = model_of(fp32, cache.layout, cache.scaling, {})
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weight_bytes(config: EncoderConfig) -> int:
+    """Return the size of an encoder's weight files."""
+    return sum(file.stat().st_size for file in weight_files(config))
+
+
+def string_bytes(config: EncoderConfig, spec: StringSpec, rows: int) -> int:
+    """Return about what autograd keeps of the strings that are encoded at a time."""
+    model = AutoConfig.from_pretrained(config.source, revision=config.revision)
+    width, length = spec.width, spec.num_tokens / spec.num_strings
+    inner = getattr(model, "intermediate_size", 4 * width)
+    heads = getattr(model, "num_attention_heads", 1)
+    layers = getattr(model, "num_hidden_layers", 1) - (spec.prefix_layer or 0)
+    # of a token: inputs of four products and two norms, the feed-forward's, and attention
+    per_token = 4 * layers * (7 * width + 3 * inner + heads * length)
+    num_strings = rows if config.mode == "naive" else min(spec.num_strings, rows)
+    if config.mode in ("per_step", "prefix"):
+        num_strings = spec.num_strings
+        budget = config.memory_budget_bytes or DEFAULT_CPU_BYTES
+        return int(min(budget, per_token * length * num_strings))
+    return int(per_token * length * num_strings)
+
+
+def available_bytes() -> int:
+    """Return the memory that processes may still take: the machine's, or what a limit leaves of it.
+
+    Containers and Slurm set such limits.
+    """
+    free = int(psutil.virtual_memory().available)
+    for limit, used in LIMITS:
+        if Path(limit).is_file() and Path(used).is_file():
+            text = Path(limit).read_text().strip()
+            if text != "max":
+                free = min(free, max(0, int(text) - int(Path(used).read_text())))
+    return free
+
+
+def _gib(size: int) -> str:
+    """Return a size in GiB, with as many digits as an estimate deserves."""
+    return f"{size / 2**30:,.1f}"

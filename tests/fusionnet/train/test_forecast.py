@@ -1,0 +1,74 @@
+"""A run is tried before it starts, to say how long it will take; the trial changes nothing."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from embedcache.cache.reader import open_cache
+from fusionnet.assemble import build_model, make_sources
+from fusionnet.experiment import load_experiment
+from fusionnet.recipe import Recipe, observed_tasks
+from fusionnet.rows.plan import StepPlan
+from fusionnet.train import forecast
+from fusionnet.train.loop import Trainer
+
+
+def trainer(config: Path, *overrides: str) -> Trainer:
+    """Return a trainer that has what a forecast reads."""
+    experiment = load_experiment(config, list(overrides))
+    cache = open_cache(experiment.cache.path)
+    tasks = observed_tasks(experiment.tasks, cache.layout)
+    encoders = (experiment.encoder,) * 2
+    recipe = Recipe(tasks, encoders, experiment.model, experiment.loss, experiment.train)
+    model = build_model(recipe, cache.layout, cache.scaling).train()
+    made = object.__new__(Trainer)
+    made.__dict__ |= dict(
+        recipe=recipe,
+        cache=cache,
+        model=model,
+        sources=make_sources(model, recipe, cache),
+        plan=StepPlan(96, 32, 2, 1, 0),
+        world=SimpleNamespace(size=1, device=torch.device("cpu")),
+        validation_rows=SimpleNamespace(num_rows=24),
+    )
+    return made
+
+
+@pytest.mark.parametrize("mode", ["naive", "per_microbatch", "per_step", "frozen"])
+def test_a_trial_leaves_the_model_and_the_random_state_alone(
+    tiny_experiment: Path, mode: str
+) -> None:
+    tried = trainer(tiny_experiment, f"encoder.mode={mode}")
+    weights = {name: value.clone() for name, value in tried.model.state_dict().items()}
+    state = torch.get_rng_state()
+    assert 0 < forecast.forecast_s(tried) < 60
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(each.grad is None for each in tried.model.parameters())
+    assert all(torch.equal(weights[name], now) for name, now in tried.model.state_dict().items())
+
+
+def test_time_is_counted_as_often_as_it_is_spent(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast, "_seconds", lambda once: 1.0)
+    # 3 steps of 2 micro-batches; two columns, each encoded once per step; 24 rows of validation
+    tried = trainer(tiny_experiment, "train.epochs=5")
+    assert forecast.forecast_s(tried) == pytest.approx(
+        5 * (3 * (2 + 2) + forecast.EVALUATION * 24 / 16)
+    )
+    frozen = trainer(tiny_experiment, "train.epochs=5", "encoder.mode=frozen")
+    assert forecast.forecast_s(frozen) == pytest.approx(5 * (3 * 2 + forecast.EVALUATION * 24 / 16))
+
+
+def test_a_slurm_job_that_ends_first_says_so(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast, "forecast_s", lambda trainer: 7200.0)
+    tried = trainer(tiny_experiment)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3600))
+    assert "--resume" in forecast.forecast(tried)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 10_000))
+    assert forecast.forecast(tried) == "about 2.0 h for 2 epochs"
