@@ -22,6 +22,7 @@ from embedcache.cache.layout import StringSpec, StringTable
 from embedcache.cache.reader import Cache
 from embedcache.config import EncoderConfig, StringColumn
 from embedcache.encoder.loading import encoding_key, load_encoder
+from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.prefix import check_layers
 from embedcache.encoder.standin import is_standin
 from embedcache.encoder.tokenizer import Tokenized, load_tokenizer, tokenize
@@ -65,7 +66,7 @@ def encode_strings(
         model = load_encoder(config).to(ranks.device)
         known = cached_vectors(old, encoding)
         vectors = VectorStore(config, model, folder / encoding, known, ranks)
-        tokenized = _tokenized(columns, config, files, model.max_length)
+        tokenized = _tokenized(columns, config, files, model)
         _encode(files, tokenized, vectors)
         for column in columns:
             config, found = request.encoder_of(column), tokenized[column.name]
@@ -81,12 +82,14 @@ def encode_strings(
 
 
 def _tokenized(
-    columns: list[StringColumn], config: EncoderConfig, files: TableFiles, max_length: int
+    columns: list[StringColumn], config: EncoderConfig, files: TableFiles, model: StringEncoder
 ) -> dict[str, Tokenized]:
     """Return the tokens of each column's strings, and the parts that the tokenizer lacks."""
     tokenizer = load_tokenizer(config)
     texts = {column.name: files.last.strings[column.name].text for column in columns}
-    return {name: tokenize(tokenizer, texts[name], max_length) for name in texts}
+    return {
+        name: tokenize(tokenizer, texts[name], model.max_length, model.num_ids) for name in texts
+    }
 
 
 def _encode(files: TableFiles, tokenized: dict[str, Tokenized], vectors: VectorStore) -> None:

@@ -1,43 +1,138 @@
-"""Loading an encoder, and telling it from others: safetensors alone, no code from the folder."""
+"""Loading an encoder, and telling it from others: safetensors alone, no code from the folder.
+
+transformers is handed a checked description and tensors that were read here; it opens no file of
+the folder. Every weight of the encoder must be there, of its shape and finite: transformers would
+draw the others at random, and every vector would be wrong without a word.
+"""
 
 import hashlib
 import json
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file
 
 from embedcache.config import EncoderConfig
+from embedcache.encoder.description import described_config, empty_model
+from embedcache.encoder.folder import ADAPTER, config_file, encoder_file, weight_files
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokenizer import load_tokenizer, tokenizer_digest
 from embedcache.errors import EncoderError
 from embedcache.files import file_digest
 
 DTYPE = "float32"  # of embeddings
+MOST_NAMED = 4  # tensors in one message
+# In no vector: a task's answer from the first token, which checkpoints of other tasks lack.
+_POOLER = "pooler."
 
 
 def load_encoder(config: EncoderConfig) -> StringEncoder:
     """Return the encoder of a hub id or local folder, frozen and in evaluation mode.
 
-    Raises EncoderError if it cannot be loaded safely.
+    Raises EncoderError if it cannot be loaded safely and completely.
     """
-    weight_files(config)
-    # loading takes a second; its bar would be drawn into logs
-    transformers_logging.disable_progress_bar()
-    try:
-        model = AutoModel.from_pretrained(
-            config.source,
-            revision=config.revision,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise EncoderError(f"the encoder {config.source} cannot be loaded: {error}") from None
+    weights = _read_weights(config)
+    described = described_config(config)
+    empty: Any = empty_model(config, described, weights)
+    with _quiet():
+        try:
+            model, report = type(empty).from_pretrained(
+                None,
+                config=described,
+                state_dict=weights,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # they are reported, by name
+                output_loading_info=True,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise EncoderError(f"the encoder {config.source} cannot be loaded: {error}") from None
+    _refuse_wrong(config, empty, weights, report)
+    _refuse_non_finite(config, model)
+    model.name_or_path = model.config.name_or_path = config.source  # adapters say whose they are
     return StringEncoder(model.requires_grad_(False), config.pooling).eval()
+
+
+def _read_weights(config: EncoderConfig) -> dict[str, Tensor]:
+    """Return the tensors of the encoder's safetensors files by name."""
+    files = weight_files(config)
+    if encoder_file(config, ADAPTER) is not None:
+        raise EncoderError(
+            f"{config.source} holds an adapter ({ADAPTER}) beside the weights, which would not be"
+            " applied; merge it into the weights (PEFT's merge_and_unload), or take it away"
+        )
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            found = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise EncoderError(f"the encoder {config.source} cannot be loaded: {error}") from None
+        twice = sorted(weights.keys() & found.keys())
+        if twice:
+            raise EncoderError(f"{file} holds {twice[0]}, which another weight file holds too")
+        weights |= found
+    for name, tensor in weights.items():
+        if name.endswith((".weight", ".bias")) and not tensor.is_floating_point():
+            raise EncoderError(
+                f"{name} of {config.source} holds {tensor.dtype}: quantised weights are not read"
+            )
+    return weights
+
+
+def _refuse_wrong(
+    config: EncoderConfig, model: Any, weights: Mapping[str, Tensor], report: Mapping[str, Any]
+) -> None:
+    """Raise EncoderError for tensors that are missing, of another shape, or of no part of it."""
+    wrong = [
+        f"{name} is missing"
+        for name in sorted(report["missing_keys"])
+        if not name.startswith(_POOLER)
+    ]
+    wrong += [
+        f"{name} is {list(found)}, expected {list(wanted)}"
+        for name, found, wanted in sorted(report["mismatched_keys"])
+    ]
+    prefix = f"{model.base_model_prefix}."
+    is_task_model = any(name.startswith(prefix) for name in weights)
+    wrong += [
+        f"{name} is no part of it"
+        for name in sorted(report["unexpected_keys"])
+        # beside the encoder's prefix, or where it has none under `pooler`, there are heads of tasks
+        if (name.startswith(prefix) if is_task_model else not name.startswith(_POOLER))
+    ]
+    wrong += [str(message) for message in report["error_msgs"]]
+    if wrong:
+        more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+        raise EncoderError(
+            f"the weights of {config.source} are not those of the encoder that its config.json"
+            f" describes: {'; '.join(wrong[:MOST_NAMED])}{more}; fetch it again"
+        )
+
+
+def _refuse_non_finite(config: EncoderConfig, model: nn.Module) -> None:
+    """Raise EncoderError naming the weights that hold NaN or infinity."""
+    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    if broken:
+        raise EncoderError(
+            f"{len(broken)} weights of {config.source} hold NaN or infinity, the first is"
+            f" {broken[0]}; fetch it again"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let transformers say nothing: what is wrong is said here, and loading takes a second."""
+    transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def encoding_key(encoder: EncoderConfig) -> str:
@@ -61,52 +156,6 @@ def encoder_entries(encoder: EncoderConfig) -> dict[str, str]:
 def encoder_digest(config: EncoderConfig) -> str:
     """Return a digest of the encoder's configuration and weights, wherever the files lie."""
     digest = hashlib.sha256()
-    for file in [_file(config, "config.json"), *weight_files(config)]:
-        if file is None:
-            raise EncoderError(
-                f"{config.source} has no config.json, so it is not a Hugging Face model folder"
-            )
+    for file in [config_file(config), *weight_files(config)]:
         digest.update(bytes.fromhex(file_digest(file)))
     return digest.hexdigest()
-
-
-def weight_files(config: EncoderConfig) -> list[Path]:
-    """Return the encoder's safetensors files; raises EncoderError where there are none.
-
-    Pickled weights are not read: they can run code.
-    """
-    whole = _file(config, "model.safetensors")
-    if whole is not None:
-        return [whole]
-    index = _file(config, "model.safetensors.index.json")
-    if index is None:
-        raise EncoderError(
-            f"there are no safetensors weights in {config.source}; give a Hugging Face hub id or a"
-            " model folder as encoder.source, or make a stand-in with: embedcache make-encoder"
-            " --out encoder --size polybert"
-        )
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    files = [_file(config, name) for name in names]
-    found = [file for file in files if file is not None]
-    if len(found) < len(names):
-        raise EncoderError(
-            f"{config.source} is incomplete: its index names weight files that are not there"
-        )
-    return found
-
-
-def _file(config: EncoderConfig, name: str) -> Path | None:
-    """Return one file of the encoder, local or from the hub's cache, None where it is missing."""
-    try:
-        found = cached_file(
-            config.source,
-            name,
-            revision=config.revision,
-            _raise_exceptions_for_missing_entries=False,
-        )
-    except OSError as error:
-        raise EncoderError(
-            f"the encoder {config.source} is neither a folder nor reachable on the hub:"
-            f" {str(error).splitlines()[0]}"
-        ) from None
-    return None if found is None else Path(found)

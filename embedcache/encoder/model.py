@@ -52,6 +52,7 @@ class StringEncoder(nn.Module):
         config: Any = model.config
         self.width: int = config.hidden_size
         self.max_length: int = config.max_position_embeddings
+        self.num_ids: int = config.vocab_size  # token ids that it has an embedding of
         self.first_layer = 0  # the lowest layer that is trained; `lora.add_lora` sets it
         self._casts = CastWeights()
 

@@ -11,7 +11,8 @@ disagrees.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +21,23 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils.hub import cached_file
 
 from embedcache.config import EncoderConfig
+from embedcache.encoder.description import UNREADABLE, described_config, refuse_keys
+from embedcache.encoder.folder import encoder_file, read_mapping
 from embedcache.encoder.tokens import TokenTable, offsets_of
-from embedcache.errors import TokenizerError
+from embedcache.errors import EncoderError, TokenizerError
 
 PREFIX = "▁"
 UNKNOWN = "<unk>"
 SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
+_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_KEYS = {"auto_map", "fast_tokenizer_files", "init_inputs"}  # classes, files, a class's arguments
 _UNIGRAM, _USER_DEFINED = 1, 4  # SentencePiece's model type and piece type
 # Ids that the published polyBERT gives: [CLS] 265, the prefix 264, [SEP] 266. Two-letter pieces win
 # over one-letter ones, in `ccsc` the right one of two that overlap; what no piece matches is <unk>,
@@ -54,24 +63,26 @@ class Tokenized(NamedTuple):
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], max_length: int
+    tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], max_length: int, num_ids: int
 ) -> Tokenized:
     """Return the tokens of all strings with [CLS] and [SEP].
 
-    Raises TokenizerError for a string of more than `max_length` tokens.
+    Raises TokenizerError for a string of more than `max_length` tokens, or with a token that the
+    encoder, which has embeddings of `num_ids`, does not know.
     """
     if not strings:
         nothing = torch.zeros(0, dtype=torch.int64)
         return Tokenized(TokenTable(nothing, offsets_of(nothing)), {})
-    encoded = tokenizer(
-        list(strings),
-        truncation=False,
-        padding=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
+    with _refusals_named("the tokenizer cannot read the strings"):
+        encoded = tokenizer(
+            list(strings),
+            truncation=False,
+            padding=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
     ids_of_strings: list[list[int]] = encoded["input_ids"]
     _refuse_too_long(strings, ids_of_strings, max_length)
     unknown_id = _unknown_id(tokenizer)
@@ -85,6 +96,12 @@ def tokenize(
                 if token == unknown_id
             ]
     values = torch.tensor([token for ids in ids_of_strings for token in ids])
+    largest = int(values.max())
+    if largest >= num_ids:
+        raise TokenizerError(
+            f"the tokenizer gives token {largest}, the encoder has {num_ids} tokens: they do not"
+            " belong to each other"
+        )
     lengths = torch.tensor([len(ids) for ids in ids_of_strings])
     return Tokenized(TokenTable(values, offsets_of(lengths)), unknown)
 
@@ -124,22 +141,48 @@ def load_tokenizer(config: EncoderConfig) -> PreTrainedTokenizerBase:
 
     Raises TokenizerError if it is missing or, for polyBERT, does not give the published ids.
     """
+    unreadable = f"there is no readable tokenizer in {config.source}"
     try:
+        _check_files(config)
+        described = described_config(config)
+    except EncoderError as error:
+        raise TokenizerError(f"{unreadable}: {error}") from None
+    with _refusals_named(unreadable):
         tokenizer = AutoTokenizer.from_pretrained(
-            config.source, revision=config.revision, trust_remote_code=False
+            config.source, revision=config.revision, trust_remote_code=False, config=described
         )
-    except (OSError, ValueError) as error:
-        raise TokenizerError(
-            f"there is no readable tokenizer in {config.source}: {str(error).splitlines()[0]}"
-        ) from None
+        is_published = config.tokenizer == "polybert" and not _disagreements(tokenizer)
     if not tokenizer.is_fast:
         raise TokenizerError(
             f"the tokenizer of {config.source} has no fast implementation, which is needed to name"
             " unknown parts of a string"
         )
-    if config.tokenizer == "any" or not _disagreements(tokenizer):
+    if config.tokenizer == "any" or is_published:
         return tokenizer
     return _rebuilt(config, tokenizer)
+
+
+@contextmanager
+def _refusals_named(what: str) -> Iterator[None]:
+    """Turn what transformers and tokenizers raise on the files that they read into TokenizerErrors.
+
+    The tokenizers library raises `Exception` itself, and nothing more narrow.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, (OSError, *UNREADABLE)):
+            raise
+        why = " ".join(str(error).split())
+        raise TokenizerError(f"{what}: {type(error).__name__}: {why:.300}") from None
+
+
+def _check_files(config: EncoderConfig) -> None:
+    """Raise EncoderError for a damaged JSON file of the tokenizer, or a key that chooses code."""
+    for name in _FILES:
+        file = encoder_file(config, name)
+        if file is not None:
+            refuse_keys(file, read_mapping(file), _KEYS)
 
 
 def _rebuilt(config: EncoderConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -147,13 +190,8 @@ def _rebuilt(config: EncoderConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
 
     Raises TokenizerError if it does not, or, where it cannot be rebuilt, for `tokenizer`.
     """
-    file = cached_file(
-        config.source,
-        "spm.model",
-        revision=config.revision,
-        _raise_exceptions_for_missing_entries=False,
-    )
-    rebuilt = None if file is None else rebuild_tokenizer(Path(file))
+    file = encoder_file(config, "spm.model")
+    rebuilt = None if file is None else rebuild_tokenizer(file)
     if rebuilt is not None:
         tokenizer = wrap(rebuilt)
     wrong = _disagreements(tokenizer)

@@ -158,7 +158,7 @@ class LiveEncoder(EncoderSource):
         constructor's. Raises TokenizerError for a string that is too long.
         """
         encoder = _adapted(config, lora or config.lora, device)
-        tokens, _ = tokenize(load_tokenizer(config), strings, encoder.max_length)
+        tokens, _ = tokenize(load_tokenizer(config), strings, encoder.max_length, encoder.num_ids)
         return cls(encoder, tokens.to(device), **options)
 
     @property

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import AutoConfig
 
 from embedcache.cache.layout import StringSpec
 from embedcache.cache.reader import Cache
 from embedcache.config import EncoderConfig
-from embedcache.encoder.loading import weight_files
+from embedcache.encoder.description import described_config
+from embedcache.encoder.folder import weight_files
 from embedcache.errors import ConfigError
 from embedcache.live.bounded import DEFAULT_CPU_BYTES
 from fusionnet.recipe import Recipe, model_of
@@ -101,7 +101,7 @@ def weight_bytes(config: EncoderConfig) -> int:
 
 def string_bytes(config: EncoderConfig, spec: StringSpec, rows: int) -> int:
     """Return about what autograd keeps of the strings that are encoded at a time."""
-    model = AutoConfig.from_pretrained(config.source, revision=config.revision)
+    model = described_config(config)
     width, length = spec.width, spec.num_tokens / spec.num_strings
     inner = getattr(model, "intermediate_size", 4 * width)
     heads = getattr(model, "num_attention_heads", 1)

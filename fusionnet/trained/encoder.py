@@ -51,7 +51,9 @@ def encode_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float[Tens
     config = run.recipe.encoders[[spec.name for spec in run.layout.strings].index(column)]
     try:
         encoder = trained_encoder(run, column)
-        tokens, unknown = tokenize(load_tokenizer(config), texts, encoder.max_length)
+        tokens, unknown = tokenize(
+            load_tokenizer(config), texts, encoder.max_length, encoder.num_ids
+        )
     except EncoderError as error:
         raise EncoderError(
             f"{len(texts)} '{column}' strings are new to run {run.folder}, e.g. {texts[0]!r:.120},"

@@ -154,7 +154,7 @@ def test_strings_that_do_not_train_do_not_enter_the_statistics(
 
 def test_vectors_are_those_of_the_encoder(built_study: Any) -> None:
     strings = built_study.open().strings("polymer")
-    tokens = tokenize(load_tokenizer(built_study.encoder), strings.text, 512).tokens
+    tokens = tokenize(load_tokenizer(built_study.encoder), strings.text, 512, 269).tokens
     assert tokens.values.tolist() == strings.tokens.values.tolist()
     expected = load_encoder(built_study.encoder)(tokens)
     np.testing.assert_allclose(strings.embeddings.numpy(), expected.numpy(), rtol=0, atol=1e-6)

@@ -219,7 +219,7 @@ def test_after_a_kill_the_batches_are_those_of_before(
     # Batches planned over what is left would differ, and with them the last bits of the vectors.
     config = EncoderConfig(source=str(tiny_encoder_folder))
     texts = sorted({"C" * n + "O" * m for n in range(1, 9) for m in range(1, 9)})
-    tokens = tokenize(load_tokenizer(config), texts, 64).tokens
+    tokens = tokenize(load_tokenizer(config), texts, 64, 269).tokens
     encoder, batches = load_encoder(config), []
 
     def recorded(model: StringEncoder, part: TokenTable, **keywords: Any) -> np.ndarray:

@@ -39,7 +39,7 @@ def config(folder: Path, pooling: str = "mean") -> EncoderConfig:
 
 @pytest.fixture(scope="module")
 def tokens(tiny_encoder_folder: Path) -> TokenTable:
-    return tokenize(load_tokenizer(config(tiny_encoder_folder)), STRINGS, 512).tokens
+    return tokenize(load_tokenizer(config(tiny_encoder_folder)), STRINGS, 512, 269).tokens
 
 
 def test_the_stand_in_has_polyberts_sizes(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_pooling_is_the_published_fingerprints_formula(tiny_encoder_folder: Path
     ).last_hidden_state
     mask = batch["attention_mask"].unsqueeze(-1).expand(hidden.size()).float()
     published = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
-    tokens = tokenize(tokenizer, STRINGS, 512).tokens
+    tokens = tokenize(tokenizer, STRINGS, 512, 269).tokens
     torch.testing.assert_close(
         load_encoder(config(tiny_encoder_folder))(tokens), published, rtol=1e-5, atol=1e-6
     )

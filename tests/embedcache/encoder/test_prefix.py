@@ -46,7 +46,7 @@ def encoder(tiny_encoder_folder: Path) -> StringEncoder:
 @pytest.fixture
 def tokens(tiny_encoder_folder: Path) -> TokenTable:
     return tokenize(
-        load_tokenizer(EncoderConfig(source=str(tiny_encoder_folder))), STRINGS, 512
+        load_tokenizer(EncoderConfig(source=str(tiny_encoder_folder))), STRINGS, 512, 269
     ).tokens
 
 

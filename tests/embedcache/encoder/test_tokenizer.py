@@ -62,7 +62,7 @@ def test_it_splits_as_sentencepiece_does(tiny_encoder_folder: Path, shared_data:
         for line in (shared_data / "psmiles" / "merged_unique_psmiles.txt").read_text().splitlines()
         if line
     ]
-    tokens = tokenize(load_tokenizer(config(tiny_encoder_folder)), lines, 2000).tokens
+    tokens = tokenize(load_tokenizer(config(tiny_encoder_folder)), lines, 2000, 269).tokens
     for number, line in enumerate(lines):
         found = tokens.values[tokens.offsets[number] : tokens.offsets[number + 1]].tolist()
         assert found == [265, *reference.encode(line), 266], line
@@ -111,7 +111,7 @@ def test_missing_tokenizer(tmp_path: Path) -> None:
 
 def test_unknown_parts_are_named_with_their_string(tiny_encoder_folder: Path) -> None:
     unknown = tokenize(
-        load_tokenizer(config(tiny_encoder_folder)), ["[*]CC[*]", "[Li+].[Cl-]", "*C*"], 512
+        load_tokenizer(config(tiny_encoder_folder)), ["[*]CC[*]", "[Li+].[Cl-]", "*C*"], 512, 269
     ).unknown
     assert unknown == {"[Li+].[Cl-]": ["."], "*C*": ["*", "*"]}
 
@@ -119,12 +119,12 @@ def test_unknown_parts_are_named_with_their_string(tiny_encoder_folder: Path) ->
 def test_too_long_is_an_error_never_a_cut(tiny_encoder_folder: Path) -> None:
     tokenizer = load_tokenizer(config(tiny_encoder_folder))
     fits = "[*]" + "C" * 507 + "[*]"
-    assert int(tokenize(tokenizer, [fits], 512).tokens.lengths[0]) == 512
+    assert int(tokenize(tokenizer, [fits], 512, 269).tokens.lengths[0]) == 512
     with pytest.raises(
         TokenizerError,
         match=r"1 strings are longer than the encoder's 512 positions.*\n.*513 tokens: \[\*\]CCC",
     ):
-        tokenize(tokenizer, ["[*]CC[*]", fits.replace("[*]C", "[*]CC", 1)], 512)
+        tokenize(tokenizer, ["[*]CC[*]", fits.replace("[*]C", "[*]CC", 1)], 512, 269)
 
 
 @given(
@@ -143,6 +143,6 @@ def test_ragged_tables_take_and_pad(strings: list[list[int]], data: st.DataObjec
 
 
 def test_empty_tables(tiny_encoder_folder: Path) -> None:
-    table = tokenize(load_tokenizer(config(tiny_encoder_folder)), [], 512).tokens
+    table = tokenize(load_tokenizer(config(tiny_encoder_folder)), [], 512, 269).tokens
     assert table.num_strings == 0
     assert table.padded()[0].shape == (0, 0)

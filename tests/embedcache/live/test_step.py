@@ -36,7 +36,7 @@ STRINGS = [
 @pytest.fixture(scope="module")
 def tokens(tiny_encoder_folder: Path) -> TokenTable:
     return tokenize(
-        load_tokenizer(EncoderConfig(source=str(tiny_encoder_folder))), STRINGS, 512
+        load_tokenizer(EncoderConfig(source=str(tiny_encoder_folder))), STRINGS, 512, 269
     ).tokens
 
 
