@@ -78,5 +78,9 @@ class NonFiniteLossError(UserError):
     """The loss or a gradient became NaN or infinite; the message names the step and the rows."""
 
 
+class OutputError(UserError):
+    """What a command is to write cannot be written where it was asked for."""
+
+
 class UnfinishedStepError(RuntimeError):
     """A step of the live encoder was left without sending its gradient back to the encoder."""

@@ -1,7 +1,9 @@
 """Numbers and tables as plain text, for terminals and reports."""
 
+import re
 from collections.abc import Sequence
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 NONE = "\N{EN DASH}"  # stands where there is no number
 
 
@@ -17,6 +19,17 @@ def number(value: int | float | None, none: str = NONE) -> str:
     size = abs(value)
     decimals = 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 0.1 else 4
     return f"{value:,.{decimals}f}"
+
+
+def visible(text: str, longest: int | None = None) -> str:
+    """Return text on one line, cut to `longest` characters, for people to read.
+
+    What would end the line, or steer a terminal, becomes the replacement character.
+    """
+    shown = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    if longest is None or len(shown) <= longest:
+        return shown
+    return f"{shown[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def aligned(cells: Sequence[str], widths: Sequence[int], num_left: int = 0) -> str:

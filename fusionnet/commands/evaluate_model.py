@@ -10,12 +10,15 @@ from embedcache.cache.manifest import read_root
 from embedcache.config import SPLITS
 from fusionnet.commands.command import importing, run_job
 from fusionnet.trained.folder import find_checkpoint
+from fusionnet.workflow.outputs import check_evaluation
 
 
 def main() -> None:
     """Evaluate the run that the arguments name, and print a summary."""
     arguments = parse_arguments()
     find_checkpoint(arguments.run, arguments.checkpoint)
+    hint = "name another folder with --out DIR"
+    check_evaluation(arguments.out or arguments.run, arguments.split, hint)
     if arguments.cache is not None:
         read_root(arguments.cache)
     with importing():
@@ -26,6 +29,7 @@ def main() -> None:
             arguments.run,
             arguments.checkpoint,
             arguments.split,
+            arguments.out,
             arguments.cache,
             arguments.oracle,
             arguments.device,
@@ -44,6 +48,12 @@ def parse_arguments() -> argparse.Namespace:
         choices=SPLITS,
         default="test",
         help="others than test are written beside it: metrics_validation.json, ...",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where metrics, plots and report are written (unset: the run folder)",
     )
     parser.add_argument("--checkpoint", choices=["best", "final", "last"], default="best")
     parser.add_argument(

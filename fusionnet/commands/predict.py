@@ -9,12 +9,14 @@ from pathlib import Path
 
 from fusionnet.commands.command import importing, run_job
 from fusionnet.trained.folder import find_checkpoint
+from fusionnet.workflow.outputs import check_file
 
 
 def main() -> None:
     """Check the whole input, predict it batch by batch, and publish the output by rename."""
     arguments = parse_arguments()
     find_checkpoint(arguments.run, arguments.checkpoint)
+    check_file(arguments.output, arguments.input)
     with importing():
         from fusionnet.trained.reward import RewardModel
         from fusionnet.workflow.predicting import write_scores

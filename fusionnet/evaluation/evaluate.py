@@ -16,8 +16,8 @@ from tqdm import tqdm
 from embedcache.cache.identity import Identity
 from embedcache.cache.layout import Layout
 from embedcache.cache.reader import Cache
-from embedcache.config import SPLITS
 from embedcache.errors import RunError, StaleCacheError
+from embedcache.text import visible
 from fusionnet.evaluation.oracle import oracle_metrics, read_oracle
 from fusionnet.metrics import METRICS, Metrics, reaches, task_metrics
 from fusionnet.model.forward import forward_rows, to_units
@@ -157,14 +157,6 @@ def rows_of_each(codes: Int[np.ndarray, " N"]) -> dict[int, Int[np.ndarray, " n"
     return dict(zip(values.tolist(), np.split(order, starts)[1:], strict=True))
 
 
-def output_name(stem: str, split: str) -> str:
-    """Return the name of an output; the test split's has no suffix.
-
-    So looking at another split never overwrites it.
-    """
-    return stem if split == SPLITS[-1] else f"{stem}_{split}"
-
-
 def _baseline_metrics(
     run: TrainedRun,
     targets: Float[np.ndarray, "N T"],
@@ -197,7 +189,8 @@ def _breakdown(
     column, values = layout.facets[number]
     rows_of = rows_of_each(arrays.facets[:, number])
     shown = progress and len(rows_of) > MANY
-    bar = tqdm(rows_of.items(), desc=f"by {column}", leave=False, disable=None if shown else True)
+    what = f"by {visible(column, 40)}"
+    bar = tqdm(rows_of.items(), desc=what, leave=False, disable=None if shown else True)
     return {values[code]: _entry(run, layout, arrays, rows) for code, rows in bar}
 
 

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
+from embedcache.text import visible
 from fusionnet.config import Task
 from fusionnet.metrics import ERRORS, MAIN_METRICS, TITLES
 
@@ -22,7 +23,10 @@ MOST_VALUES = 30  # of a column, in one plot
 MOST_POINTS = 2000  # drawn one by one; more are counted per cell
 # a cell of one row is still to be seen
 GREYS = ListedColormap(mpl.colormaps["Greys"](np.linspace(0.2, 1, 256)))
+LONGEST_NAME = 40  # of a column, a unit or a value, in characters; tables show the whole
 STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # names come from tables: `$5^$` is no formula, and `$0-$5` is none
+    "text.usetex": False,
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -45,10 +49,12 @@ def parity(
     else:
         area: dict[str, Any] = {"extent": (low, high, low, high), "gridsize": 55, "mincnt": 1}
         cells = axes.hexbin(target, prediction, bins="log", cmap=GREYS, linewidths=0.1, **area)
-        figure.colorbar(cells, ax=axes, label="rows per cell", shrink=0.8)
+        count = StrMethodFormatter("{x:,.0f}")  # powers of ten would be formulas
+        bar = figure.colorbar(cells, ax=axes, label="rows per cell", shrink=0.8, format=count)
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
     axes.plot([low, high], [low, high], color=ACCENT, linewidth=1.2)
-    unit = f" [{task.unit}]" if task.unit else ""
-    axes.set(xlabel=f"observed {task.column}{unit}", ylabel=f"predicted{unit}")
+    unit = _unit(task)
+    axes.set(xlabel=f"observed {_name(task.column)}{unit}", ylabel=f"predicted{unit}")
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -90,10 +96,10 @@ def by_value(
     _add_oracle(axes, [entry.get("oracle", {}) for _, entry in entries], task, metric)
     if overall is not None:
         axes.axvline(overall, color=DARK, linewidth=0.9, linestyle="--")
-    labels = [f"{value} ({entry['rows']:,})" for value, entry in entries]
+    labels = [f"{_name(value)} ({entry['rows']:,})" for value, entry in entries]
     axes.set_yticks(heights, labels, fontsize=7 if len(entries) > 12 else 8)
-    unit = f" [{task.unit}]" if task.unit and metric == "mae" else ""
-    axes.set(xlabel=f"{metric.upper()} of {task.column}{unit}; rows in brackets")
+    unit = _unit(task) if metric == "mae" else ""
+    axes.set(xlabel=f"{metric.upper()} of {_name(task.column)}{unit}; rows in brackets")
     axes.set(xlim=(0, None), ylim=(-0.7, len(entries) - 0.3))
     return figure
 
@@ -129,11 +135,21 @@ def history(records: list[Record], shown: int, task: Task) -> Figure:
             line = {"color": ACCENT, "linewidth": 1, "linestyle": "--"}
             axes.axhline(task.goals[metric], label="goal", **line)
             axes.legend(frameon=False, fontsize=8)
-        unit = f" [{task.unit}]" if task.unit and metric in ERRORS else ""
+        unit = _unit(task) if metric in ERRORS else ""
         axes.set(ylabel=f"{TITLES[metric]}{unit}")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[-1].set(xlabel="epoch")
     return figure
+
+
+def _name(text: str) -> str:
+    """Return a name of the table as a figure has room for it."""
+    return visible(text, LONGEST_NAME)
+
+
+def _unit(task: Task) -> str:
+    """Return the task's unit behind a name, nothing where it has none."""
+    return f" [{_name(task.unit)}]" if task.unit else ""
 
 
 def _axes(height: float = 3.5) -> tuple[Figure, Axes]:

@@ -1,8 +1,11 @@
 """Which plots of an evaluated run are drawn, and what is written beside each."""
 
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from io import BytesIO
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from embedcache.files import write_atomically
 from fusionnet.evaluation.evaluate import Evaluation
 from fusionnet.evaluation.figures import (
     MOST_VALUES,
@@ -29,8 +33,13 @@ FOCAL_REMARK = (
 )
 
 
+# in our PNG files, which alone are deleted when they are no more among those that are drawn
+AUTHOR = "fusionnet evaluate"
+LONGEST_STEM = 60  # in characters, at most 240 bytes
+
+
 class Drawing(NamedTuple):
-    """A figure, the stem of its file, and what is written beside it."""
+    """A figure, the name that its file is to have, and what is written beside it."""
 
     name: str
     title: str
@@ -42,7 +51,7 @@ class Drawing(NamedTuple):
 class Plot:
     """One drawn plot, and what its reader must know."""
 
-    path: Path
+    png: bytes
     title: str
     remark: str
 
@@ -52,20 +61,47 @@ def draw_plots(
 ) -> list[Plot]:
     """Write the plots of an evaluation and of the epochs' records as PNG files, and return them.
 
-    They come in the order in which they are read; earlier files are deleted.
+    They come in the order in which they are read; those of an earlier evaluation are replaced.
     """
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
-    plots = []
+    plots: dict[str, Plot] = {}
     with mpl.rc_context(STYLE):
         for drawing in chain(
             _of_targets(run, evaluation), _of_groups(run, evaluation), _of_epochs(run, records)
         ):
-            path = folder / f"{drawing.name}.png"
-            drawing.figure.savefig(path)
-            plots.append(Plot(path, drawing.title, drawing.remark))
-    return plots
+            png = BytesIO()
+            drawing.figure.savefig(png, format="png", metadata={"Author": AUTHOR})
+            stem = file_stem(drawing.name, taken=plots.keys())
+            plots[stem] = Plot(png.getvalue(), drawing.title, drawing.remark)
+            write_atomically(folder / f"{stem}.png", png.getvalue())
+    _delete_old(folder, {_spelling(stem) for stem in plots})
+    return list(plots.values())
+
+
+def file_stem(name: str, taken: Collection[str]) -> str:
+    """Return a name as the stem of a file on any file system: letters, digits, `-` and `_`.
+
+    It differs from those that are taken in more than upper and lower case.
+    """
+    stem = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", name))[:LONGEST_STEM]
+    known = {_spelling(each) for each in taken}
+    numbered = (stem if number == 1 else f"{stem}_{number}" for number in count(1))
+    return next(each for each in numbered if _spelling(each) not in known)
+
+
+def _spelling(stem: str) -> str:
+    """Return what file systems that know neither case nor composed letters tell stems apart by."""
+    return unicodedata.normalize("NFC", stem).casefold()
+
+
+def _delete_old(folder: Path, drawn: Collection[str]) -> None:
+    """Delete the plots of an earlier evaluation that are not drawn any more, and no other file."""
+    for path in folder.glob("*.png"):
+        if _spelling(path.stem) not in drawn and path.is_file():
+            with path.open("rb") as stream:
+                is_ours = AUTHOR.encode() in stream.read(200)
+            if is_ours:
+                path.unlink(missing_ok=True)
 
 
 def _of_targets(run: TrainedRun, evaluation: Evaluation) -> Iterator[Drawing]:

@@ -17,8 +17,9 @@ import numpy as np
 import yaml
 
 from embedcache.files import write_atomically
-from embedcache.text import number
-from fusionnet.evaluation.evaluate import Evaluation, output_name
+from embedcache.text import number, visible
+from fusionnet.evaluation.evaluate import Evaluation
+from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.plots import draw_plots
 from fusionnet.evaluation.summary import beside_rows
 from fusionnet.metrics import ERRORS, METRICS, TITLES, main_metrics, reaches
@@ -27,14 +28,11 @@ from fusionnet.trained.run import TrainedRun
 MOST_TABLE_ROWS = 60
 
 
-def write_report(run: TrainedRun, evaluation: Evaluation) -> Path:
-    """Write plots/*.png and report.html into the run folder and return the page's path.
-
-    Other splits than test get names of their own.
-    """
+def write_report(run: TrainedRun, evaluation: Evaluation, folder: Path) -> Path:
+    """Write the plots and the page of an evaluation into a folder and return the page's path."""
     records = _all_records(run)
-    folder = run.folder / output_name("plots", evaluation.split)
-    plots = draw_plots(run, evaluation, records, folder)
+    files = evaluation_files(folder, evaluation.split)
+    plots = draw_plots(run, evaluation, records, files.plots)
     main = main_metrics(run.tasks)
     page = _template().render(
         run=run,
@@ -45,10 +43,7 @@ def write_report(run: TrainedRun, evaluation: Evaluation) -> Path:
         goals=_goal_lines(run, evaluation),
         targets=[_target_table(run, evaluation, kind) for kind in METRICS],
         beside=beside_rows(run, evaluation),
-        plots=[
-            (plot.title, plot.remark, base64.b64encode(plot.path.read_bytes()).decode())
-            for plot in plots
-        ],
+        plots=[(plot.title, plot.remark, base64.b64encode(plot.png).decode()) for plot in plots],
         main=[
             (task, metric, TITLES[metric], task.unit if metric in ERRORS else "")
             for task, metric in main
@@ -56,18 +51,26 @@ def write_report(run: TrainedRun, evaluation: Evaluation) -> Path:
         groups=[_group_table(run, evaluation, column) for column in evaluation.by],
         config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     )
-    path = run.folder / f"{output_name('report', evaluation.split)}.html"
-    write_atomically(path, page.encode())
-    return path
+    write_atomically(files.report, page.encode())
+    return files.report
 
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        finalize=_visible_lines,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = number
     file = resources.files("fusionnet.evaluation").joinpath("report.html.j2")
     return environment.from_string(file.read_text(encoding="utf-8"))
+
+
+def _visible_lines(value: object) -> object:
+    """Return a value for the page: text without control characters, which HTML has no place for."""
+    return "\n".join(map(visible, value.split("\n"))) if isinstance(value, str) else value
 
 
 def _all_records(run: TrainedRun) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """An evaluation as plain text, for the terminal."""
 
-from embedcache.text import number, text_table
+from embedcache.text import number, text_table, visible
 from fusionnet.evaluation.evaluate import Breakdown, Evaluation
 from fusionnet.metrics import Metrics, main_metrics
 from fusionnet.trained.run import TrainedRun
@@ -17,7 +17,7 @@ def summary(run: TrainedRun, evaluation: Evaluation) -> str:
         *_beside(run, evaluation),
     ]
     lines += [_spread(run, column, table) for column, table in evaluation.by.items()]
-    return "\n".join(lines)
+    return "\n".join(visible(part) for line in lines for part in line.split("\n"))
 
 
 def beside_rows(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, list[float | None]]]:

@@ -1,4 +1,4 @@
-"""Evaluate a run and write what it shows: metrics.json, plots and report.html in the run folder."""
+"""Evaluate a run and write what it shows: metrics.json, plots and report.html."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import MissingCacheError
 from embedcache.files import write_atomically
-from fusionnet.evaluation.evaluate import evaluate_run, output_name
+from fusionnet.evaluation.evaluate import evaluate_run
+from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.report import write_report
 from fusionnet.evaluation.summary import summary
 from fusionnet.trained.folder import Moment
@@ -17,14 +18,16 @@ def evaluate_folder(
     folder: Path,
     checkpoint: Moment = "best",
     split: str = "test",
+    out: Path | None = None,
     cache: Path | None = None,
     oracle: Path | None = None,
     device: str = "cpu",
     as_json: bool = False,
     with_baselines: bool = True,
 ) -> str:
-    """Write the evaluation of a run folder into it; return its summary, or metrics.json's text.
+    """Write the evaluation of a run folder; return its summary, or metrics.json's text.
 
+    `out` is the folder to write to (None: the run's own), which is made where it is missing.
     `cache` says where the run's cache lies now (None: where it lay in training), `oracle` names the
     noise-free outcomes of the table's rows. Raises RunError, CacheError or TableError.
     """
@@ -33,8 +36,10 @@ def evaluate_folder(
         run, cache_of(run, cache), split, oracle, with_baselines=with_baselines
     )
     metrics = json.dumps(evaluation.to_json(run), indent=1, allow_nan=False)
-    write_atomically(run.folder / f"{output_name('metrics', split)}.json", f"{metrics}\n".encode())
-    page = write_report(run, evaluation)
+    target = out or folder
+    target.mkdir(parents=True, exist_ok=True)
+    write_atomically(evaluation_files(target, split).metrics, f"{metrics}\n".encode())
+    page = write_report(run, evaluation, target)
     return metrics if as_json else f"{summary(run, evaluation)}\nreport: {page}"
 
 

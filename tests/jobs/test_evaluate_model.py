@@ -3,6 +3,7 @@ refuses.
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from fusionnet.commands.command import run_job
 from fusionnet.commands.evaluate_model import main
+from fusionnet.workflow import evaluating
 
 
 @pytest.fixture
@@ -60,6 +62,39 @@ def test_other_splits_and_checkpoints_are_said_and_kept_apart(
         "plots",
         "plots_validation",
     }
+
+
+def test_a_read_only_run_is_refused_before_the_work_and_evaluated_into_another_folder(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    access = os.access  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: path != folder and access(path, mode))
+    (tmp_path / "file").touch()
+    (tmp_path / "taken" / "report.html").mkdir(parents=True)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating, "load_run", lambda *_: pytest.fail("the work has begun"))
+        for words, message in (
+            ((), f"{folder} is read-only for this user; name another folder with --out DIR"),
+            (("--out", folder), "read-only for this user"),
+            (("--out", tmp_path / "file"), "file is no folder"),
+            (("--out", tmp_path / "file" / "new"), "file is no folder"),
+            (("--out", tmp_path / "taken"), "report.html is a folder, where a file is to be"),
+            (("--out", tmp_path / ("n" * 300)), "File name too long"),
+        ):
+            code, out, err = call(patch, capsys, "--run", folder, *words)
+            assert (code, out) == (2, "")
+            assert message in err, err
+    target = tmp_path / "new" / "place"
+    words = ("--out", target, "--no-baselines")
+    code, out, _ = call(monkeypatch, capsys, "--run", folder, *words)
+    assert code == 0
+    assert f"report: {target / 'report.html'}" in out
+    assert {path.name for path in target.iterdir()} == {"metrics.json", "report.html", "plots"}
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_the_oracle_and_a_moved_cache(

@@ -14,7 +14,8 @@ from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import RunError, StaleCacheError
 from fusionnet import RewardModel
 from fusionnet.evaluation.baselines import BOOSTING, STRING_MEAN, TRAIN_MEAN, take
-from fusionnet.evaluation.evaluate import Evaluation, evaluate_run, output_name, rows_of_each
+from fusionnet.evaluation.evaluate import Evaluation, evaluate_run, rows_of_each
+from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.summary import summary
 from fusionnet.metrics import task_metrics
 from fusionnet.trained.run import TrainedRun, load_run
@@ -179,11 +180,13 @@ def test_what_does_not_belong_together_is_refused(
 
 
 def test_another_split_never_overwrites_the_test_metrics() -> None:
-    assert [output_name("metrics", split) for split in ("train", "validation", "test")] == [
-        "metrics_train",
-        "metrics_validation",
-        "metrics",
+    files = [evaluation_files(Path("run"), split) for split in ("train", "validation", "test")]
+    assert [file.metrics.name for file in files] == [
+        "metrics_train.json",
+        "metrics_validation.json",
+        "metrics.json",
     ]
+    assert len({path for of_split in files for path in of_split}) == 9
 
 
 def test_every_row_is_among_those_of_its_code() -> None:

@@ -1,0 +1,72 @@
+"""Where commands write: what stands in the way is said before the work, not after it.
+
+Parents that are missing are no fault: they are made when there is something to write.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from embedcache.errors import OutputError
+from fusionnet.evaluation.outputs import evaluation_files
+
+
+def check_file(target: Path, source: Path) -> None:
+    """Raise OutputError unless a new file can take the name `target`; `source` is what is read."""
+    with _unusable_names_said(target):
+        if _exists(target):
+            if target.is_dir():
+                raise OutputError(f"{target} is a folder; give a file's name as well")
+            if not target.is_file():
+                raise OutputError(f"{target} is no regular file; give another name")
+            if source.exists() and target.samefile(source):
+                raise OutputError(f"{target} is the input itself; give the output another name")
+            if not os.access(target, os.W_OK):
+                raise OutputError(f"{target} is write-protected; give another name")
+        _check_folder(target.parent, f"{target} cannot be written", "give another name")
+
+
+def check_evaluation(folder: Path, split: str, hint: str) -> None:
+    """Raise OutputError, with the hint, unless a split's evaluation can be written to a folder."""
+    files = evaluation_files(folder, split)
+    with _unusable_names_said(folder):
+        _check_folder(folder, f"the evaluation cannot be written into {folder}", hint)
+        for file in (files.metrics, files.report):
+            if file.is_dir():
+                raise OutputError(f"{file} is a folder, where a file is to be; {hint}")
+        if _exists(files.plots) and not files.plots.is_dir():
+            raise OutputError(f"{files.plots} is no folder, where one is to be; {hint}")
+        if files.plots.is_dir():
+            _check_folder(files.plots, f"the plots cannot be written into {files.plots}", hint)
+
+
+def _check_folder(folder: Path, consequence: str, hint: str) -> None:
+    """Raise OutputError unless files can be made in a folder, or in a new one of that name."""
+    nearest = folder.absolute()
+    while not _exists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise OutputError(f"{consequence}, since {nearest} is no folder; {hint}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(f"{consequence}, since {nearest} is read-only for this user; {hint}")
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is anything at a path, be it a link to nothing; raises OSError or ValueError
+    for a name that cannot be one.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+@contextmanager
+def _unusable_names_said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # too long, with NUL, or in a folder that is closed
+        what = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"{str(path)[:200]!r} cannot be written: {what}") from None
