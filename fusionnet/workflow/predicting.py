@@ -1,13 +1,14 @@
 """Predict the rows of a table file, batch by batch, into another file, published by rename."""
 
-import shutil
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
 
-from embedcache.errors import TableError, UserError
+from embedcache.errors import OutputError, TableError
 from embedcache.files import atomic_write
 from fusionnet.trained.reward import RewardModel
+from fusionnet.workflow.table_file import table_file, unfit_for_csv
 
 
 def write_scores(
@@ -15,35 +16,27 @@ def write_scores(
 ) -> dict[str, float | int]:
     """Write the source's columns and the added ones; return the added columns' means and `rows`.
 
-    Rows go through files on disk, so that memory does not grow with them.
+    Memory does not grow with the rows. Nothing is written before the whole input is checked, and
+    `target` is what it was until the last row is in the new file.
     """
     as_csv = target.suffix.lower() == ".csv"
-    batches = model.batches(
-        source, reward, keep=_source_rows(source, added, as_text=as_csv), progress=True
-    )
-    parts = target.with_name(target.name + ".parts")
+    batches = model.batches(source, reward, keep=_source_rows(source, added, as_csv), progress=True)
+    first = next(batches)  # the whole input is checked before anything is written
+    sums, num_rows = dict.fromkeys(added, 0.0), 0
     try:
-        first = next(batches)  # the whole input is checked before anything is written
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
-        first.write_parquet(parts / "00000000.parquet")
-        for number, batch in enumerate(batches, start=1):
-            batch.write_parquet(parts / f"{number:08d}.parquet")
-        rows = pl.scan_parquet(sorted(parts.iterdir()), glob=False)
-        with atomic_write(target) as partial:
-            if as_csv:
-                rows.sink_csv(partial)
-            else:
-                rows.sink_parquet(partial)
-        return (
-            rows.select(pl.len().alias("rows"), *(pl.col(name).mean() for name in added))
-            .collect(engine="streaming")
-            .row(0, named=True)
-        )
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(parts, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            atomic_write(target) as partial,
+            table_file(partial, first.schema, as_csv) as write,
+        ):
+            for batch in chain([first], batches):
+                write(batch)
+                num_rows += len(batch)
+                for name in added:
+                    sums[name] += float(batch[name].cast(pl.Float64).sum())
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise OutputError(f"{target} cannot be written: {error}") from None
+    return {"rows": num_rows, **{name: total / num_rows for name, total in sums.items()}}
 
 
 def _source_rows(source: Path, added: list[str], as_text: bool) -> pl.LazyFrame | None:
@@ -57,11 +50,18 @@ def _source_rows(source: Path, added: list[str], as_text: bool) -> pl.LazyFrame 
             )
         else:
             rows = pl.scan_parquet(source, glob=False, hive_partitioning=False)
-        clash = sorted(set(rows.collect_schema().names()) & set(added))
+        schema = rows.collect_schema()
     except (pl.exceptions.PolarsError, UnicodeDecodeError):
         return None
+    clash = sorted(set(schema.names()) & set(added))
     if clash:
         raise TableError(
             f"{source} already has the columns {', '.join(clash)}; rename or drop them"
+        )
+    unfit = unfit_for_csv(schema) if as_text else []
+    if unfit:
+        raise TableError(
+            f"{source} has columns that a CSV file cannot hold: {', '.join(unfit)}; write Parquet"
+            " (--output NAME.parquet), or drop them from the input"
         )
     return rows

@@ -2,18 +2,24 @@
 written, all violations at once.
 """
 
+import os
 import shutil
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import yaml
 
+from embedcache.errors import TableError
 from fusionnet import RewardModel
 from fusionnet.commands.command import run_job
 from fusionnet.commands.predict import main
 from fusionnet.trained import reward
+from fusionnet.workflow.predicting import write_scores
 
 REWARD = {
     "terms": [{"task": "ef", "weight": 0.5}, {"task": "opt", "weight": 0.3}],
@@ -208,34 +214,155 @@ def test_wrong_input_is_refused_whole(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
 
 
-def test_an_output_that_cannot_be_written_or_is_no_table_is_refused(
+def predict_into(
+    target: object,
+    folder: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> tuple[int, str]:
+    """Return the exit code and what was said on stderr."""
+    arguments = ("--run", folder, "--input", source, "--output", target)
+    code, _, err = call(monkeypatch, capsys, *arguments)
+    return code, err
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     folder: Path,
     frame: pl.DataFrame,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    frame.write_parquet(tmp_path / "in.parquet")
+    source = tmp_path / "in.parquet"
+    frame.write_parquet(source)
     (tmp_path / "file").write_text("")
-    code, _, err = call(
-        monkeypatch,
-        capsys,
-        "--run",
-        folder,
-        "--input",
-        tmp_path / "in.parquet",
-        "--output",
-        tmp_path / "file" / "out.parquet",
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "link.parquet").symlink_to(source)
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "kept.csv").write_text("kept")
+    os.mkfifo(tmp_path / "pipe.csv")
+    access = os.access
+    closed = (tmp_path / "closed", tmp_path / "kept.csv")  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in closed and access(path, mode))
+    monkeypatch.setattr(RewardModel, "load", lambda *_: pytest.fail("the work has begun"))
+    cases = {
+        "file/out.parquet": "file is no folder",
+        "folder.csv": "is a folder",
+        "in.parquet": "is the input itself",
+        "link.parquet": "is the input itself",
+        "pipe.csv": "is no regular file",
+        "closed/out.csv": "closed is read-only for this user",
+        "closed/new/out.csv": "closed is read-only for this user",
+        "kept.csv": "is write-protected",
+        f"{'n' * 300}.csv": "File name too long",
+        f"{'n' * 300}/out.csv": "File name too long",
+        "a\0b.csv": "null byte",
+        "out.xlsx": "neither .parquet nor .csv",
+    }
+    before = set(tmp_path.rglob("*"))
+    for name, message in cases.items():
+        code, err = predict_into(tmp_path / name, folder, source, monkeypatch, capsys)
+        assert (code, message in err) == (2, True), err
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["new/folder/out.parquet", f"{'n' * 251}.csv"])
+def test_missing_folders_are_made_and_long_names_taken(
+    name: str,
+    folder: Path,
+    frame: pl.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    frame.head(3).write_parquet(tmp_path / "in.parquet")
+    source, target = tmp_path / "in.parquet", tmp_path / name
+    assert predict_into(target, folder, source, monkeypatch, capsys) == (0, "")
+    assert [path.name for path in target.parent.iterdir() if path != source] == [target.name]
+
+
+def test_what_a_csv_cannot_hold_is_said_before_the_work(
+    folder: Path,
+    frame: pl.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = tmp_path / "in.parquet"
+    frame.head(3).with_columns(
+        tags=pl.lit(["a", "b"]),
+        both=pl.struct("x0", "x1"),
+        raw=pl.lit(b"x"),
+        took=pl.duration(seconds=1),
+        pair=pl.lit([1.0, 2.0]).cast(pl.Array(pl.Float64, 2)),
+        day=pl.date(2020, 1, 2),
+        level=pl.lit("b").cast(pl.Enum(["b"])),
+    ).write_parquet(source)
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardModel, "_predictions", lambda *_: pytest.fail("the work has begun"))
+        code, err = predict_into(tmp_path / "out.csv", folder, source, patch, capsys)
+    assert code == 2
+    assert all(f"{name} (" in err for name in ("tags", "both", "raw", "took", "pair"))
+    assert not any(f"{name} (" in err for name in ("day", "level", "x0", "key"))
+    assert "--output NAME.parquet" in err
+    assert list(tmp_path.iterdir()) == [source]
+    code, err = predict_into(tmp_path / "out.parquet", folder, source, monkeypatch, capsys)
+    assert (code, err) == (0, "")
+    assert (
+        pl.read_parquet(tmp_path / "out.parquet")
+        .select("tags", "pair", "level")
+        .equals(pl.read_parquet(source).select("tags", "pair", "level"))
     )
-    assert (code, "cannot be written" in err) == (2, True)
-    code, _, err = call(
-        monkeypatch,
-        capsys,
-        "--run",
-        folder,
-        "--input",
-        tmp_path / "in.parquet",
-        "--output",
-        tmp_path / "out.xlsx",
-    )
-    assert (code, "neither .parquet nor .csv" in err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv"])
+def test_nothing_is_published_when_a_later_batch_fails(
+    name: str,
+    folder: Path,
+    frame: pl.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, target = tmp_path / "in.parquet", tmp_path / name
+    frame.write_parquet(source)
+    target.write_text("an earlier output")
+    others = [tmp_path / f"{name}{suffix}" / "somebody's" for suffix in (".parts", ".partial")]
+    for other in others:
+        other.parent.mkdir()
+        other.touch()
+    batches = RewardModel.batches
+
+    def fail_late(*arguments: Any, **options: Any) -> Iterator[pl.DataFrame]:
+        yield from islice(batches(*arguments, **options), 5)
+        raise TableError("the table changed")
+
+    monkeypatch.setattr(reward, "BATCH_ROWS", 50)
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardModel, "batches", fail_late)
+        code, err = predict_into(target, folder, source, patch, capsys)
+    assert (code, err) == (2, "error: the table changed\n")
+    assert target.read_text() == "an earlier output"
+    left = {source, target, *(other.parent for other in others)}
+    assert set(tmp_path.iterdir()) == left
+    assert predict_into(target, folder, source, monkeypatch, capsys) == (0, "")
+    assert set(tmp_path.iterdir()) == left
+    assert all(other.is_file() for other in others)
+
+
+def test_means_are_those_of_all_rows(
+    folder: Path,
+    frame: pl.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(reward, "BATCH_ROWS", 50)  # the last batch has 20 rows
+    frame.write_parquet(tmp_path / "in.parquet")
+    added = ["predicted_outcome", "reward"]
+    model, target = RewardModel.load(folder), tmp_path / "out.parquet"
+    means = write_scores(model, tmp_path / "in.parquet", target, added, reward=True)
+    wanted = pl.read_parquet(target).select(pl.col(added).cast(pl.Float64).mean()).row(0)
+    assert means.pop("rows") == 420
+    np.testing.assert_allclose(list(means.values()), wanted, rtol=1e-12)
