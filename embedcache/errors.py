@@ -82,5 +82,11 @@ class OutputError(UserError):
     """What a command is to write cannot be written where it was asked for."""
 
 
+class NonFinitePredictionError(UserError):
+    """A prediction or a reward is NaN or infinite; the message names the rows and what is large in
+    them.
+    """
+
+
 class UnfinishedStepError(RuntimeError):
     """A step of the live encoder was left without sending its gradient back to the encoder."""

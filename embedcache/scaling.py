@@ -35,6 +35,10 @@ DOMAIN_LOW: dict[Transform, float] = {
     "inverse_kelvin": -CELSIUS_ZERO_K,
 }
 
+# Standardised features beyond this are refused: layer norms sum squares over a row's width, with
+# weights in front, and float32 ends at 3e38. Far outside of the train rows begins long before.
+LARGEST_STANDARDISED = 1e15
+
 # of the mean spread over dimensions: a dimension in which strings hardly differ is not blown up to
 # the size of the others
 SPREAD_FLOOR = 0.01
@@ -103,6 +107,18 @@ class Scaling:
             for values in (self.mean, self.std)
         )
         return ((transformed(numeric.to(wide), self.transforms) - mean) / std).float()
+
+    def reach(self) -> dict[str, tuple[float, float]]:
+        """Return by column between which raw values the network can compute in float32.
+
+        Transforms shrink all values so far that only columns without one have such bounds.
+        """
+        columns = zip(self.columns, self.transforms, self.mean, self.std, strict=True)
+        return {
+            name: (mean - LARGEST_STANDARDISED * std, mean + LARGEST_STANDARDISED * std)
+            for name, transform, mean, std in columns
+            if transform == "identity"
+        }
 
     def to_json(self) -> str:
         """Return all numbers as JSON text; floats survive the round trip exactly."""

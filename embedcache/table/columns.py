@@ -5,7 +5,9 @@ Everything after this file sees canonical names (`string:polymer`, `numeric:bz_s
 only.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import polars as pl
@@ -24,6 +26,8 @@ from embedcache.table.checks import Check, Hint, RangeHint, nearest
 from embedcache.table.reader import KEY, NUMBER, NUMBER_IN_WORDS, TEXT, ColumnType, Source
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+Reach = Mapping[str, tuple[float, float]]  # by column
+NO_REACH: Reach = MappingProxyType({})
 NO_VALUE = "(null)"  # how a facet shows rows without a value
 
 
@@ -66,17 +70,22 @@ class Canonical:
 
 
 def canonical_columns(
-    source: Source, data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig
+    source: Source,
+    data: DataConfig,
+    targets: tuple[TargetColumn, ...],
+    split: SplitConfig,
+    reach: Reach = NO_REACH,
 ) -> Canonical:
     """Return all canonical columns that the configuration asks for, with their checks.
 
-    Missing and mistyped ones are noted as violations.
+    `reach` says between which values a trained model can compute with a feature. Missing and
+    mistyped ones are noted as violations.
     """
     table = Canonical(source)
     for string in data.strings:
         _add_string(table, string)
     for numeric in data.numeric:
-        _add_numeric(table, numeric)
+        _add_numeric(table, numeric, reach.get(numeric.column))
     for category in data.categories:
         what = f"category column '{category.column}'"
         _add_key(table, f"category:{category.column}", category.column, what)
@@ -107,7 +116,9 @@ def _add_string(table: Canonical, column: StringColumn) -> None:
     table.columns[f"string:{column.name}"] = text
 
 
-def _add_numeric(table: Canonical, column: NumericColumn) -> None:
+def _add_numeric(
+    table: Canonical, column: NumericColumn, reach: tuple[float, float] | None
+) -> None:
     what = f"numeric column '{column.column}'"
     number = table.require(column.column, what, NUMBER)
     if number is None:
@@ -118,6 +129,14 @@ def _add_numeric(table: Canonical, column: NumericColumn) -> None:
     else:
         number = pl.when(present).then(number).otherwise(pl.lit(column.if_null))
     _check_numbers(table, what, column, number)
+    if reach is not None:
+        low, high = reach
+        table.check(
+            f"{what}: so far from the train rows that fp32 overflows",
+            number.is_finite() & ~number.is_between(low, high),
+            number,
+            RangeHint(None, None, column.unit),
+        )
     # as stored, which is what the transform will read
     stored = number.cast(pl.Float32)
     if column.transform in DOMAIN_LOW:

@@ -15,7 +15,7 @@ import polars as pl
 from embedcache.config import DataConfig, SplitConfig, TargetColumn
 from embedcache.errors import ConfigError, TableError
 from embedcache.table.checks import run_checks
-from embedcache.table.columns import Canonical, canonical_columns
+from embedcache.table.columns import NO_REACH, Canonical, Reach, canonical_columns
 from embedcache.table.reader import Source, open_source
 from embedcache.table.survey import Survey
 from embedcache.table.table import Table
@@ -46,10 +46,11 @@ def read_source(
     targets: tuple[TargetColumn, ...],
     split: SplitConfig,
     known: Vocabularies = NO_VOCABULARIES,
+    reach: Reach = NO_REACH,
 ) -> Table:
-    """Return an opened table, checked as `read_table` does."""
+    """Return an opened table, checked as `read_table` does, and its features against `reach`."""
     label = _stratifying_label(targets, split)
-    canonical = canonical_columns(source, data, targets, split)
+    canonical = canonical_columns(source, data, targets, split, reach)
     if not canonical.columns:
         raise _table_error(source, canonical.violations)
     try:

@@ -20,7 +20,7 @@ from embedcache.errors import RunError, StaleCacheError
 from embedcache.text import visible
 from fusionnet.evaluation.oracle import oracle_metrics, read_oracle
 from fusionnet.metrics import METRICS, Metrics, reaches, task_metrics
-from fusionnet.model.forward import forward_rows, to_units
+from fusionnet.model.forward import forward_rows, refuse_non_finite, to_units
 from fusionnet.rows.tensors import load_rows
 from fusionnet.trained.run import TrainedRun
 from fusionnet.trained.vectors import vectors_of_all_strings
@@ -121,7 +121,10 @@ def evaluate_run(
         for spec in cache.layout.strings
     ]
     outputs = forward_rows(run.model, tables, rows, run.recipe.train.eval_batch_rows, progress)
-    predictions = to_units(outputs, run.tasks, run.scaling).cpu().numpy().astype(np.float64)
+    in_units = to_units(outputs, run.tasks, run.scaling)
+    where, columns = f"the {split} rows of {cache.path}", run.scaling.columns
+    refuse_non_finite(in_units, run.tasks, rows.numeric, columns, rows.row, where)
+    predictions = in_units.cpu().numpy().astype(np.float64)
     targets = rows.targets.cpu().numpy().astype(np.float64)
     chosen = rows.row.cpu().numpy()
     layout, table = cache.layout, cache.rows()

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from embedcache.errors import NonFinitePredictionError
 from embedcache.scaling import Scaling
+from embedcache.table.checks import NUM_EXAMPLES, count_of, rows_text
 from fusionnet.config import Task
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.trainable import TrainableModel
@@ -55,6 +57,38 @@ def forward_rows(
     finally:
         model.train(training)
     return outputs
+
+
+def refuse_non_finite(
+    predictions: Float[Tensor, "N T"],
+    tasks: Sequence[Task],
+    numeric: Float[Tensor, "N F"],
+    columns: Sequence[str],
+    row: Int[Tensor, " N"],
+    where: str,
+) -> None:
+    """Raise NonFinitePredictionError for rows with a prediction that is NaN or infinite.
+
+    `numeric` are their standardised features, `row` their numbers in the table, counted from 0.
+    """
+    if predictions.isfinite().all():
+        return
+    finite, numeric = predictions.isfinite().cpu(), numeric.cpu()
+    broken = (~finite.all(1)).nonzero().squeeze(1)
+    named = [task.column for t, task in enumerate(tasks) if not finite[:, t].all()]
+    first, because = int(broken[0]), ""
+    if columns:
+        column = int(numeric[first].abs().nan_to_num(nan=torch.inf).argmax())
+        because = (
+            f"; the largest feature of the first is '{columns[column]}',"
+            f" {numeric[first, column].item():.3g} spreads from the train rows' mean"
+        )
+    rows = rows_text(row.cpu()[broken[:NUM_EXAMPLES]].tolist(), len(broken))
+    raise NonFinitePredictionError(
+        f"{where}: {count_of(len(broken), 'row')} of {len(finite):,} have predictions of"
+        f" {', '.join(named)} that are NaN or infinite: {rows}{because}. Correct these rows or"
+        " leave them out; if their features are right, the weights are not: train again"
+    )
 
 
 def to_units(

@@ -20,7 +20,7 @@ from embedcache.live.sources import VectorSource
 from fusionnet.assemble import build_model, make_sources
 from fusionnet.config import OptimConfig
 from fusionnet.metrics import Metrics, task_metrics
-from fusionnet.model.forward import forward_rows, to_units
+from fusionnet.model.forward import forward_rows, refuse_non_finite, to_units
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe
 from fusionnet.rows.plan import StepPlan
@@ -236,12 +236,19 @@ def validate(trainer: Trainer) -> tuple[float, dict[str, Metrics]]:
     num_tasks, tables = len(recipe.tasks), string_tables(trainer)
     # outputs, targets and weight: all that metrics need of a row
     own = [torch.zeros(0, 2 * num_tasks + 1, device=world.device)]
+    own_rows = [torch.zeros(0, dtype=torch.int64, device=world.device)]
     for block in rows.blocks(world.rank, world.size):
         outputs = forward_rows(
             trainer.model, tables, block, recipe.train.eval_batch_rows, progress=world.is_main
         )
         own.append(torch.cat([outputs, block.targets, block.weight.unsqueeze(1)], dim=1))
-    everyone = world.gather_rows(torch.cat(own), rows.shares(world.size))  # [N, 2 T + 1]
+        own_rows.append(block.row)
+    shares = rows.shares(world.size)
+    everyone = world.gather_rows(torch.cat(own), shares)  # [N, 2 T + 1]
+    if not everyone[:, :num_tasks].isfinite().all():  # on every rank
+        number = world.gather_rows(torch.cat(own_rows), shares)
+        what = "the validation rows (counted over all files, from 0)"
+        refuse_non_finite(everyone[:, :num_tasks], recipe.tasks, everyone[:, :0], (), number, what)
     result: tuple[float, dict[str, Metrics]] | None = None
     if world.is_main:
         outputs, targets, weight = everyone.split([num_tasks, num_tasks, 1], dim=1)

@@ -32,7 +32,7 @@ def open_frame(run: TrainedRun, frame: Any) -> Table:
     """
     features = _features_only(run)
     source = open_source(frame) if isinstance(frame, str | Path) else _frame_source(frame, features)
-    return read_source(source, features, (), _NO_SPLIT)
+    return read_source(source, features, (), _NO_SPLIT, reach=run.scaling.reach())
 
 
 def frame_inputs(
@@ -145,10 +145,17 @@ def _series(name: str, column: Any) -> pl.Series:
     try:
         if values.dtype.kind in "biuf":
             return pl.Series(name, values, nan_to_null=True)
-        objects = zip(column.to_list(), column.isna().to_list(), strict=True)
-        return pl.Series(name, [None if gone else value for value, gone in objects], strict=True)
+        objects = [
+            None if gone else value
+            for value, gone in zip(column.to_list(), column.isna().to_list(), strict=True)
+        ]
+        whole = [value for value in objects if type(value) is int]
+        if any(abs(value) >= 1 << 63 for value in whole):  # integers of any size, for polars none
+            return pl.Series(name, objects, dtype=pl.Float64, strict=True)
+        return pl.Series(name, objects, strict=True)
     except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
-        raise TableError(f"column '{name}' of the frame mixes types: {error}") from None
+        why = str(error).splitlines()[0]
+        raise TableError(f"column '{name}' of the frame mixes types: {why:.200}") from None
 
 
 def _stacked(block: pl.DataFrame, columns: list[str]) -> Int[np.ndarray, "B _"]:

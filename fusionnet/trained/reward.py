@@ -27,10 +27,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from embedcache.errors import ConfigError, UnobservedTaskError
+from embedcache.errors import ConfigError, NonFinitePredictionError, UnobservedTaskError
 from embedcache.table.table import Table
 from fusionnet.model.evaluator import RowEvaluator
-from fusionnet.model.forward import to_units
+from fusionnet.model.forward import refuse_non_finite, to_units
 from fusionnet.rows.tensors import RowInputs, joined
 from fusionnet.trained.folder import Moment
 from fusionnet.trained.frames import frame_inputs, open_frame
@@ -182,6 +182,13 @@ class RewardModel:
                 beyond = penalty.below - value
             paid = (beyond > 0).to(value) if width is None else torch.sigmoid(beyond / width)
             total = total - penalty.penalty * paid
+        broken = int((~total.isfinite()).sum())
+        if broken:
+            raise NonFinitePredictionError(
+                f"the rewards of {broken:,} of {len(total):,} rows are NaN or infinite: reward in"
+                f" {self.run.folder / self.run.name}_config.yaml multiplies predictions beyond"
+                " fp32, or a feature of these rows is far beyond the train rows"
+            )
         return total
 
     def _index_of(self, task: str) -> int:
@@ -207,8 +214,17 @@ class RewardModel:
     ) -> Iterator[tuple[Float[Tensor, "B T"], pl.DataFrame]]:
         """Yield predictions batch by batch, with the same rows of `keep`."""
         run, tables = self.run, self._evaluate.tables(self._vectors(table))
+        start = 0
         for inputs, kept in frame_inputs(run, table, BATCH_ROWS, keep):
-            yield to_units(self._outputs(tables, inputs), run.tasks, run.scaling), kept
+            rows = _standardised(run, inputs)
+            # they move to the device while it still works on the batch before
+            outputs = self._evaluate(tables, rows.to(run.device, non_blocking=True))
+            predictions = to_units(outputs, run.tasks, run.scaling)
+            number = torch.arange(start, start + rows.num_rows)
+            where, columns = f"rows {start:,} to {start + rows.num_rows - 1:,}", run.scaling.columns
+            refuse_non_finite(predictions, run.tasks, rows.numeric, columns, number, where)
+            start += rows.num_rows
+            yield predictions, kept
 
     def _vectors(self, table: Table) -> list[Float[Tensor, "_ _"]]:
         """Return the vectors of a table's distinct strings, one matrix per string column."""
@@ -216,14 +232,6 @@ class RewardModel:
             vectors_of_all_strings(self.run, column.name, table.strings[column.name].text)
             for column in self.run.data.strings
         ]
-
-    def _outputs(
-        self, tables: list[Float[Tensor, "_ D"]], inputs: RowInputs
-    ) -> Float[Tensor, "B T"]:
-        """Return the heads' outputs of rows in raw units."""
-        rows = _standardised(self.run, inputs)
-        # they move to the device while it still works on the batch before
-        return self._evaluate(tables, rows.to(self.run.device, non_blocking=True))
 
 
 def _standardised(run: TrainedRun, inputs: RowInputs) -> RowInputs:

@@ -167,6 +167,10 @@ def test_wrong_input_is_refused_whole(
         (bad, ("log10 needs values above 0", "unknown category 'z'", "row 419")),
         (frame.drop("x0"), ("'x0' is missing",)),
         (
+            frame.with_columns(x0=pl.when(last).then(1e20).otherwise("x0")),
+            ("numeric column 'x0': so far from the train rows that fp32 overflows", "row 419"),
+        ),
+        (
             frame.with_columns(predicted_good=pl.lit(1.0)),
             ("already has the columns predicted_good",),
         ),

@@ -1,6 +1,19 @@
-"""When a run writes a checkpoint inside an epoch."""
+"""When a run writes a checkpoint inside an epoch, and what it refuses to call a validation."""
 
-from fusionnet.train.loop import checkpoint_due
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embedcache.cache.reader import open_cache
+from embedcache.errors import NonFinitePredictionError
+from fusionnet.experiment import load_experiment
+from fusionnet.rows.streaming import open_rows
+from fusionnet.train import loop
+from fusionnet.train.loop import Trainer, checkpoint_due, validate
+from fusionnet.train.world import World
+from fusionnet.workflow.training import recipe_of
 
 
 def test_checkpoints_are_due_inside_epochs_alone() -> None:
@@ -11,3 +24,28 @@ def test_checkpoints_are_due_inside_epochs_alone() -> None:
     assert due(4, 6) == [3, 7]
     assert due(1, 1) == []
     assert due(None, 6) == []
+
+
+def test_validation_rows_without_finite_predictions_are_named(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = load_experiment(tiny_experiment)
+    cache, world = open_cache(experiment.cache.path), World()
+    rows = open_rows(cache, experiment.train, world.device)[1]
+    recipe = recipe_of(experiment, cache)
+    trainer = object.__new__(Trainer)  # with what validation reads alone
+    vars(trainer).update(validation_rows=rows, world=world, recipe=recipe, model=None, cache=cache)
+
+    def outputs(model: None, tables: None, block: Any, *_: object, **__: object) -> torch.Tensor:
+        found = torch.zeros(block.num_rows, len(recipe.tasks))
+        found[[2, 5], 1] = torch.tensor([torch.nan, torch.inf])
+        return found
+
+    monkeypatch.setattr(loop, "forward_rows", outputs)
+    monkeypatch.setattr(loop, "string_tables", lambda trainer: None)
+    numbers = torch.cat([block.row for block in rows.blocks(0, 1)])[[2, 5]].tolist()
+    with pytest.raises(
+        NonFinitePredictionError,
+        match=rf"2 rows of \d+ have predictions of good .*: rows {numbers[0]}, {numbers[1]}\.",
+    ):
+        validate(trainer)

@@ -2,19 +2,29 @@
 finite differences; nothing is invented.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import polars as pl
 import pytest
 import torch
 from torch import Tensor
 
-from embedcache.errors import ConfigError, UnobservedTaskError
+from embedcache.cache.reader import open_cache
+from embedcache.errors import (
+    ConfigError,
+    NonFinitePredictionError,
+    TableError,
+    UnobservedTaskError,
+)
 from fusionnet import RewardModel
 from fusionnet.config import RewardConfig, RewardPenalty, RewardTerm
+from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.trained import reward
+from fusionnet.trained.run import load_run
 
 ABOVE, BELOW = (
     RewardPenalty(task="aux", above=10.0, penalty=1.0),
@@ -189,3 +199,80 @@ def test_a_reward_that_is_not_there_or_misspelt_is_an_error(
         ConfigError, match=r"'saftey', which is not among the tasks .*: ef, opt, aux"
     ):
         rewarding(plain, terms=(RewardTerm(task="saftey", weight=1.0),)).reward(frame)
+
+
+def outlying(frame: pl.DataFrame, value: float) -> pl.DataFrame:
+    """Return the frame with a feature of two of its rows so large, and of one as small."""
+    place = pl.int_range(pl.len())
+    far = pl.when(place.is_in([3, 9])).then(value).when(place == 4).then(-value).otherwise("x0")
+    return frame.with_columns(x0=far)
+
+
+@pytest.mark.parametrize("value", [1e17, 1e20, 1e38])
+def test_a_feature_beyond_fp32s_reach_is_refused_with_its_column_count_and_rows(
+    plain: RewardModel, frame: pl.DataFrame, value: float
+) -> None:
+    model, wrong = rewarding(plain, ABOVE), outlying(frame, value)
+    for read in (model.predict, model.reward, model.score, model.inputs):
+        with pytest.raises(
+            TableError,
+            match=re.escape(f": 3 rows (-{value:g} to {value:g}); rows 3, 4, 9"),
+        ):
+            read(wrong)
+
+
+def test_python_integers_of_a_pandas_frame_are_judged_as_all_numbers(
+    plain: RewardModel, frame: pl.DataFrame
+) -> None:
+    columns = {name: column.to_list() for name, column in frame.head(4).to_dict().items()}
+    for value, message in (
+        (10**30, r"'x0': so far from the train rows that fp32 overflows: 1 row .*; row 2"),
+        (2 * 10**38, r"'x0': so far from the train rows"),
+        (10**400, "column 'x0' of the frame .*too large"),
+    ):
+        numbers = pd.Series([0, 1, value, 2], dtype=object)
+        with pytest.raises(TableError, match=message):
+            plain.predict(pd.DataFrame({**columns, "x0": numbers}))
+    small = pd.DataFrame({**columns, "x0": pd.Series([0, 1, 10**9, 2], dtype=object)})
+    assert plain.predict(small).height == 4
+
+
+def test_far_outside_of_the_train_rows_is_finite_and_let_through(
+    plain: RewardModel, frame: pl.DataFrame
+) -> None:
+    predicted = plain.predict(outlying(frame, 1e12))
+    assert predicted.select(pl.all().is_finite().all()).row(0) == (True, True, True)
+
+
+def test_predictions_that_are_not_finite_never_leave(
+    made_run: Path, frame: pl.DataFrame, tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reward, "BATCH_ROWS", 100)
+    run = load_run(made_run)
+    run.model.network.heads["aux"][-1].bias.data.fill_(float("inf"))
+    model = rewarding(RewardModel(run), ABOVE)
+    for read in (model.predict, model.reward, model.score):
+        with pytest.raises(
+            NonFinitePredictionError,
+            match=(
+                r"rows 0 to 99: 100 rows of 100 have predictions of gappy that are NaN or infinite:"
+                r" rows 0, 1, 2, 3, 4, \.\.\.; the largest feature of the first is 'x"
+            ),
+        ):
+            read(frame)
+    cache = open_cache(tiny_experiment.parent / "cache.zarr")
+    with pytest.raises(
+        NonFinitePredictionError, match=r"the test rows of .*cache\.zarr: .* predictions of gappy"
+    ):
+        evaluate_run(run, cache, "test", progress=False, with_baselines=False)
+
+
+def test_rewards_that_are_not_finite_never_leave(plain: RewardModel, frame: pl.DataFrame) -> None:
+    model = rewarding(plain, terms=(RewardTerm(task="ef", weight=10.0),))
+    predictions = torch.tensor([[1.0, 0.5, 1.0], [3e38, 0.5, 1.0]])
+    with pytest.raises(NonFinitePredictionError, match="the rewards of 1 of 2 rows are NaN"):
+        model.reward_of(predictions)
+    vectors, inputs = model.inputs(frame.head(3))
+    inputs.numeric[1, 0] = 1e30
+    with pytest.raises(NonFinitePredictionError, match="the rewards of 1 of 3 rows are NaN"):
+        model.differentiable(vectors, inputs)
