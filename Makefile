@@ -2,6 +2,7 @@
 #   make demo   environment, small cohort, stand-in encoder, cache, LoRA training with DeepSpeed on the CPU, evaluation, HTML report
 #   make check  the same environment; lint, types and the tests that take no processes and little time: a minute
 #   make test   lint, types and all tests: some minutes
+#   make test-faults   thousands of faults injected into the commands: half an hour
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,10 +15,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgro
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo test check lint format clean
+.PHONY: help install demo test test-faults check lint format clean
 
 help:
-	@sed -n '2,4p' Makefile | sed 's/^# *//'
+	@sed -n '2,5p' Makefile | sed 's/^# *//'
 
 install: $(INSTALLED)
 
@@ -46,6 +47,10 @@ demo: $(INSTALLED)
 # everything, with the shapes of all signatures checked
 test: lint
 	$(PYTEST)
+
+# thousands of faults injected into the commands, with counts: benchmarks/results/faults.md
+test-faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks faults
 
 # what a change should pass before each commit
 check: lint

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "scaling": "a cost model fitted on measured steps, checked on others, projected to clusters",
     "quality": "the model beside means and gradient boosting, by patients and by strings",
     "store": "the cache on disk against Parquet, NumPy and safetensors, and codecs",
+    "faults": "commands killed, files damaged, disks full, senseless input: is the promise kept?",
     "stage1": "tables of a finished full-size run on the reference cohort",
 }
 STUDIES = {
