@@ -7,6 +7,7 @@ import argparse
 import time
 from pathlib import Path
 
+from embedcache.text import visible
 from fusionnet.commands.command import importing, run_job
 from fusionnet.trained.folder import find_checkpoint
 from fusionnet.workflow.outputs import check_file
@@ -31,7 +32,7 @@ def main() -> None:
     seconds = time.perf_counter() - started
     print(
         f"{arguments.output}: {num_rows:,} rows in {seconds:.1f} s; means: "
-        + ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
+        + ", ".join(f"{visible(name)} {mean:.4g}" for name, mean in means.items())
     )
     for column, new in model.run.memory.vectors.items():
         if new:
@@ -40,7 +41,7 @@ def main() -> None:
                 " predictions extrapolate"
             )
     for text, parts in list(model.run.memory.unknown.items())[:10]:
-        print(f"the tokenizer does not know {', '.join(parts)} in {text:.120}")
+        print(visible(f"the tokenizer does not know {', '.join(parts)} in {text:.120}"))
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,10 +1,11 @@
 """A Parquet or CSV file written batch by batch, in memory that does not grow with its rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from queue import Full, Queue
+from typing import Any
 
 import polars as pl
 from polars.io.plugins import register_io_source
@@ -13,9 +14,10 @@ ROW_GROUP = 65_536  # rows that a Parquet file's writer holds back
 PATIENCE_S = 0.1  # between two looks whether the writer still lives
 
 WriteBatch = Callable[[pl.DataFrame], None]
+Schema = Mapping[str, Any]  # to polars data types, whose repr beartype refuses
 
 
-def table_file(path: Path, schema: pl.Schema, as_csv: bool) -> AbstractContextManager[WriteBatch]:
+def table_file(path: Path, schema: Schema, as_csv: bool) -> AbstractContextManager[WriteBatch]:
     """Return a context that yields a function which appends a batch of this schema to a new file.
 
     The file is complete when the context ends. Raises OSError or PolarsError where it cannot be
@@ -24,13 +26,13 @@ def table_file(path: Path, schema: pl.Schema, as_csv: bool) -> AbstractContextMa
     return _csv_file(path) if as_csv else _parquet_file(path, schema)
 
 
-def unfit_for_csv(schema: pl.Schema) -> list[str]:
+def unfit_for_csv(schema: Schema) -> list[str]:
     """Return the columns, with their types, that polars cannot write as CSV, such as lists."""
-    unfit = {dtype for dtype in set(schema.dtypes()) if not _fits_csv(dtype)}
+    unfit = {dtype for dtype in set(schema.values()) if not _fits_csv(dtype)}
     return [f"{name} ({dtype})" for name, dtype in schema.items() if dtype in unfit]
 
 
-def _fits_csv(dtype: pl.DataType) -> bool:
+def _fits_csv(dtype: Any) -> bool:
     """Whether a value of this type can be a cell: polars itself is asked."""
     try:
         pl.DataFrame({"": [None]}, schema={"": dtype}).write_csv()
@@ -46,7 +48,7 @@ def _csv_file(path: Path) -> Iterator[WriteBatch]:
 
 
 @contextmanager
-def _parquet_file(path: Path, schema: pl.Schema) -> Iterator[WriteBatch]:
+def _parquet_file(path: Path, schema: Schema) -> Iterator[WriteBatch]:
     """Hand batches to a thread in which polars pulls them into the file, one waiting at a time.
 
     polars has no writer that is called per batch. In this thread it would not do: while it is in

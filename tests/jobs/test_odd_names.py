@@ -1,0 +1,139 @@
+"""Columns, values and units may be called anything: build, evaluate and predict take the names as
+they are, and write no file where a name would have it.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from embedcache.build.decide import build_cache
+from fusionnet.commands import evaluate_model, predict
+from fusionnet.commands.command import run_job
+from fusionnet.experiment import load_experiment
+
+SCRIPT, TEX, LONG = "<script>alert(1)</script>", "$5^$", "n" * 10_000
+NAMES = {
+    "smiles": "../../smiles",
+    "other": SCRIPT,
+    "kind": TEX,
+    "x0": "a\0b",
+    "x1": LONG,
+    "x2": 'e\u0301\n"quoted", \x1b[2J',
+    "patient": "dose mg/kg",
+    "real": "..",
+    "outcome": "$0-$5 \\frac{",
+    "good": "\x1b[2J",
+    "gappy": "",
+}
+VALUES = dict(zip("abc", ("../../a", SCRIPT, "c\0\n"), strict=True))
+FACETS = {
+    "dose_mg_kg": [TEX, "$0-$5"],
+    "Dose mg/kg": [SCRIPT, LONG],
+    ".hidden": [LONG, ""],
+    f"{LONG}n": ["a\0b", "\x1b[2J"],
+}
+
+
+def renamed(value: Any) -> Any:
+    """Return a config with the columns' odd names."""
+    if isinstance(value, dict):
+        odd = {key: renamed(each) for key, each in value.items()}
+        columns = ("column", "group", "stratum", "stratify_by")
+        return odd | {key: NAMES[value[key]] for key in columns if isinstance(value.get(key), str)}
+    return [renamed(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_experiment: Path, make_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table, its cache and a run, and nothing beside."""
+    place = tmp_path_factory.mktemp("odd") / "inner"
+    place.mkdir()
+    table = pl.read_parquet(tiny_experiment.parent / "table.parquet").with_columns(
+        pl.col("kind").replace(VALUES)
+    )
+    facets = [
+        pl.Series(name, [values[row % 7 % 2] for row in range(len(table))])
+        for name, values in FACETS.items()
+    ]
+    table.rename(NAMES).with_columns(facets).write_parquet(place / "table.parquet")
+    config = yaml.safe_load(tiny_experiment.read_text())
+    data = renamed(config["data"]) | {"path": str(place / "table.parquet")}
+    data["report_by"] = ["..", "dose mg/kg", *FACETS]
+    tasks = [{**task, "unit": TEX} for task in renamed(config["tasks"])]
+    changes = {
+        "data": data,
+        "split": renamed(config["split"]),
+        "tasks": tasks,
+        "cache": {"path": str(place / "cache.zarr")},
+    }
+    (place / "odd.yaml").write_text(
+        yaml.safe_dump({**changes, "extends": str(tiny_experiment)}), encoding="utf-8"
+    )
+    experiment = load_experiment(place / "odd.yaml")
+    build_cache(
+        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
+    )
+    make_run(place / "run", **changes)
+    return place
+
+
+def call(
+    module: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *words: object,
+) -> str:
+    """Return what a command prints; anything but success fails the test."""
+    monkeypatch.setattr("sys.argv", ["command", *map(str, words)])
+    with pytest.raises(SystemExit) as done:
+        run_job(module.main)
+    printed = capsys.readouterr()
+    assert done.value.code == 0, printed.err[-2000:]
+    return printed.out
+
+
+def test_a_run_of_odd_names_is_evaluated(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = call(evaluate_model, monkeypatch, capsys, "--run", folder / "run", "--no-baselines")
+    assert "\x1b" not in said
+    assert "\0" not in said
+    run = folder / "run"
+    assert {path.parent for path in run.rglob("*.png")} == {run / "plots"}
+    assert len(list((run / "plots").iterdir())) == 3 + 6 + 2  # targets, facets, epochs
+    assert {path.name for path in folder.iterdir()} == {
+        *("table.parquet", "odd.yaml", "cache.zarr", "cache.zarr.lock", "run", "run.yaml")
+    }
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert f"<td>{LONG}</td>" in page
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv"])
+def test_rows_of_odd_names_are_predicted(
+    name: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table, target = folder / "table.parquet", tmp_path / name
+    words = ("--run", folder / "run", "--input", table, "--output", target)
+    said = call(predict, monkeypatch, capsys, *words)
+    assert "\x1b" not in said
+    if name == "out.csv":
+        with target.open(encoding="utf-8", newline="") as stream:
+            head, *rows = csv.reader(stream)
+        first = [row[head.index(SCRIPT)] for row in rows]
+    else:
+        written = pl.read_parquet(target)
+        head, first = written.columns, written[SCRIPT].to_list()
+    added = [f"predicted_{NAMES[column]}" for column in ("outcome", "good", "gappy")]
+    assert head == [*pl.read_parquet_schema(table), *added]
+    assert first == pl.read_parquet(table)[SCRIPT].to_list()
+    assert list(tmp_path.iterdir()) == [target]
