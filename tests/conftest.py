@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns where it is unset
 if os.environ.get("EMBEDCACHE_GPU") != "1":
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")

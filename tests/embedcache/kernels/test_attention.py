@@ -2,24 +2,17 @@
 backward, and repeats bitwise.
 """
 
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
+from kernel_device import DEVICE, MARKS
 from torch import Tensor
 
 from embedcache.encoder.deberta import attention
 from embedcache.encoder.deberta.attention import attend, packing_of
 
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "test_interpreted.py runs this file in a process of its own", allow_module_level=True
-    )
-
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+pytestmark = MARKS
 LENGTHS = (((1, 2, 7, 20), (33,)), ((70,), (128,)))
 
 

@@ -1,11 +1,11 @@
 """With its kernels the whole encoder gives the vectors and gradients that it gives without them."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from exactness import assert_close
+from kernel_device import DEVICE, MARKS
 from torch import Tensor
 
 from embedcache.config import EncoderConfig, LoraConfig
@@ -16,14 +16,7 @@ from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokens import TokenTable
 
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "test_interpreted.py runs this file in a process of its own", allow_module_level=True
-    )
-
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+pytestmark = MARKS
 LENGTHS = [4, 17, 9, 30, 17]
 CHOOSERS = (add_norm, attention, projection)  # who ask whether there are kernels
 

@@ -2,25 +2,18 @@
 and backward, its masks are Philox's, and results repeat bitwise.
 """
 
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
+from kernel_device import DEVICE, MARKS
 from torch import Tensor
 from torch.nn import functional as F
 
 from embedcache.kernels.lora import adapted
 from embedcache.kernels.reference import keep_mask
 
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "test_interpreted.py runs this file in a process of its own", allow_module_level=True
-    )
-
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+pytestmark = MARKS
 # (K, projections, width_in, width_out, r)
 SHAPES = [(1, 1, 65, 70, 2), (7, 2, 33, 24, 4), (17, 3, 150, 140, 16), (130, 3, 24, 24, 5)]
 FP32, BF16 = torch.float32, torch.bfloat16

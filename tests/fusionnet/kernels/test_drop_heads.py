@@ -3,25 +3,18 @@ and backward, drops what its seed says and repeats bitwise.
 """
 
 import itertools
-import os
 
 import pytest
 import torch
 from exactness import assert_close
+from kernel_device import DEVICE, MARKS
 
 from embedcache.kernels.reference import keep_mask
 from fusionnet import kernels
 from fusionnet.kernels import reference
 from fusionnet.kernels.drop_heads import drop_heads
 
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "test_interpreted.py runs this file in a process of its own", allow_module_level=True
-    )
-
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = MARKS
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [(0, 8, 2), (1, 5, 5), (7, 33, 3), (57, 112, 7), (9, 512, 8)]  # B, D, H
 

@@ -3,7 +3,6 @@ forward and backward, and repeats bitwise.
 """
 
 import itertools
-import os
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +11,7 @@ from budgets import examples
 from exactness import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_device import DEVICE, MARKS, ON_GPU
 from torch import Tensor
 
 import fusionnet.kernels as kernels
@@ -19,22 +19,15 @@ from embedcache.kernels.reference import _philox as philox
 from embedcache.kernels.reference import keep_mask
 from fusionnet.kernels import gather, reference, segment_sum
 
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "test_interpreted.py runs this file in a process of its own", allow_module_level=True
-    )
-
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = MARKS
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # (B, U, D): every B and U, odd and even widths
-SHAPES = [(0, 3, 8), (1, 1, 5), (7, 21, 33), (257, 3, 64), (1023, 21, 37), (257, 1, 130)]
+SHAPES = [(0, 3, 8), (1, 1, 5), (7, 21, 33), (257, 3, 64), (257, 1, 130)]
+SHAPES += [(1023 if ON_GPU else 131, 21, 37)]
 NARROW = itertools.cycle(DTYPES[1:])
 CASES = [
     *((shape, torch.float32) for shape in SHAPES),
     *zip(SHAPES, NARROW, strict=False),
-    ((7, 300, 6), torch.bfloat16),
 ]
 
 
@@ -131,6 +124,13 @@ def test_gather_dropout(shape: tuple[int, int, int], dtype: torch.dtype) -> None
         [vectors],
         gradient,
     )
+
+
+def test_rows_of_many_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_sum, "ONEHOT_MAX_SEGMENTS", 16)
+    for dtype in (torch.float32, torch.bfloat16):
+        test_gather_add((7, 21, 6), dtype)
+        test_gather_dropout((7, 21, 6), dtype)
 
 
 def test_non_contiguous_inputs() -> None:

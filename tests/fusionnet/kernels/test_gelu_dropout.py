@@ -3,11 +3,11 @@ backward, and repeats bitwise.
 """
 
 import itertools
-import os
 
 import pytest
 import torch
 from exactness import assert_close
+from kernel_device import DEVICE, MARKS, ON_GPU
 from torch.nn import functional as F
 
 from embedcache.kernels.reference import keep_mask
@@ -15,14 +15,7 @@ from fusionnet import kernels
 from fusionnet.kernels import reference
 from fusionnet.kernels.gelu_dropout import gelu_dropout
 
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "test_interpreted.py runs this file in a process of its own", allow_module_level=True
-    )
-
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = MARKS
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [(0, 8), (1, 5), (7, 33), (2, 3, 600), (257, 600) if ON_GPU else (17, 512)]
 CASES = [

@@ -3,11 +3,11 @@ gradients, drops what its seed says and repeats bitwise; heads with kernels are 
 """
 
 import copy
-import os
 
 import pytest
 import torch
 from exactness import assert_close
+from kernel_device import DEVICE, MARKS, ON_GPU
 from torch import Tensor
 
 from embedcache.kernels.reference import keep_mask
@@ -19,14 +19,7 @@ from fusionnet.model import heads as model
 from fusionnet.model.heads import Heads
 from fusionnet.model.linear import cast_at_once
 
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "test_interpreted.py runs this file in a process of its own", allow_module_level=True
-    )
-
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = MARKS
 SEGMENTS = {
     "one": (Segment(1, 0.3, True),),
     "odd": (Segment(7, 0.0, True), Segment(33, 0.4, True), Segment(50, 0.2, False)),
@@ -105,7 +98,7 @@ def outcome(heads: Heads, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     fused = torch.randn(37, 20, generator=generator).to(DEVICE, exact).requires_grad_()
-    with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         outputs = heads(fused).to(exact)
     readout = torch.randn(outputs.shape, generator=generator).to(DEVICE, exact)
     heads.zero_grad()

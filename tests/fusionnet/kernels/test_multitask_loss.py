@@ -4,13 +4,13 @@ outputs and log-variances; and repeats bitwise.
 
 import itertools
 import math
-import os
 
 import pytest
 import torch
 from budgets import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_device import DEVICE, MARKS
 from torch import Tensor
 
 import embedcache.kernels
@@ -20,14 +20,7 @@ from fusionnet.config import LossConfig, Task
 from fusionnet.kernels import TaskTerm, reference
 from fusionnet.model.loss import MultiTaskLoss
 
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "test_interpreted.py runs this file in a process of its own", allow_module_level=True
-    )
-
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = MARKS
 TERMS = (
     TaskTerm("smooth_l1", 7.0, 4.0, 0.5),
     TaskTerm("focal", gamma=2.0, pos_weight=3.17),

@@ -1,22 +1,15 @@
 """`Linear` is `nn.Linear`, its gradients no further from float64."""
 
-import os
 from typing import Any
 
 import pytest
 import torch
+from kernel_device import DEVICE, MARKS
 from torch import Tensor, nn
 
 from fusionnet.model.linear import Linear, cast_at_once
 
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "test_interpreted.py runs this file in a process of its own", allow_module_level=True
-    )
-
-pytestmark = [pytest.mark.gpu] if ON_GPU else []
-DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = MARKS
 SHAPES = [(7, 33, 5), (257, 64, 48), (2, 3, 8, 16)]
 
 
@@ -30,7 +23,7 @@ def gradients(kind: type[nn.Linear], shape: tuple[int, ...]) -> list[Tensor]:
     if kind is nn.Linear:
         layer, x, toward = layer.double(), x.detach().double().requires_grad_(), toward.double()
     for _ in range(2):
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=kind is not nn.Linear):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=kind is not nn.Linear):
             y = layer(x)
         (y * toward.to(y.dtype)).sum().backward()
     found: list[Any] = [y.detach(), x.grad, layer.weight.grad, layer.bias.grad]
@@ -57,7 +50,7 @@ def test_weights_are_cast_at_once_and_only_inside() -> None:
     x = torch.randn(9, 6).to(DEVICE)
 
     def gradients() -> list[Tensor]:
-        with torch.autocast(DEVICE, torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             loss = layers(x).float().square().sum()
         return list(torch.autograd.grad(loss, list(layers.parameters())))
 
@@ -73,6 +66,6 @@ def test_weights_are_cast_at_once_and_only_inside() -> None:
 def test_it_is_nn_linear_where_no_gradient_or_autocast_asks() -> None:
     layer, x = Linear(4, 3).to(DEVICE), torch.randn(5, 4).to(DEVICE)
     assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
-    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
+    with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
         assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
     assert list(layer.state_dict()) == ["weight", "bias"]
