@@ -36,6 +36,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "live": {"config", "errors", "kernels", "encoder", "cache"},
     },
     "fusionnet": {
+        "launchers": set(),
+        "stopping": {"launchers"},
         "config": set(),
         "metrics": {"config"},
         "yamlfile": set(),
@@ -45,11 +47,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "model": {"config", "kernels", "rows"},
         "recipe": {"config", "model"},
         "assemble": {"recipe", "model"},
-        "train": {"config", "metrics", "recipe", "assemble", "model", "rows"},
+        "train": {"config", "metrics", "recipe", "assemble", "model", "rows"} | {"stopping"},
         "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"},
         "evaluation": {"config", "metrics", "model", "rows", "trained"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"},
-        "commands": {"experiment", "workflow", "trained"},
+        "commands": {"experiment", "workflow", "trained", "stopping"},
     },
 }
 REPOSITORY = Path(__file__).resolve().parents[1]

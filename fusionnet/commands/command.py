@@ -1,6 +1,7 @@
 """What every command shares: exit codes, and the arguments of those that read a config.
 
-Exit codes: 0 done, 1 our defect (traceback), 2 the user's input (message alone).
+Exit codes: 0 done, 1 our defect (traceback), 2 the user's input (message alone), 130 stopped by
+Ctrl-C, 143 by SIGTERM.
 """
 
 import argparse
@@ -12,18 +13,20 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from embedcache.errors import UserError
+from fusionnet.stopping import Stopped, listening
 
 
 def run_job(main: Callable[[], None]) -> NoReturn:
     """Run a command's main and exit with its code; a UserError prints its message alone."""
     try:
-        main()
+        with listening():
+            main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except Stopped as stopped:
+        print(stopped, end="\n" if stopped.text else "", file=sys.stderr)
+        sys.exit(stopped.exit_code)
     sys.exit(0)
 
 

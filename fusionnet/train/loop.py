@@ -4,11 +4,15 @@ The run folder is written by rank 0 alone, beside the next steps (`runfiles`). A
 `<name>_last.pt` holds everything that continuing needs; `<name>_best.pt` (lowest validation loss)
 and `<name>_final.pt` are links to it.
 How a run goes on from a checkpoint, also from one inside an epoch, is told in `resume`.
+
+A run that is told to stop (`stopping`) leaves such a checkpoint. All ranks must stop after the same
+step, so they ask each other after each: 0.2 ms of CPU on two ranks by gloo, where a step of the
+tests' tiny encoder takes 43.
 """
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -26,6 +30,7 @@ from fusionnet.recipe import Recipe
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows, RowSource
 from fusionnet.rows.streaming import open_rows
+from fusionnet.stopping import at_checkpoints, is_asked, stopped
 from fusionnet.train.plain import PlainEngine
 from fusionnet.train.protocols import StepEngine, Steps
 from fusionnet.train.resume import Position, checkpoint_content, own_totals, resumed
@@ -124,7 +129,7 @@ def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
     if trainer.world.is_main:
         log = RunLog(files.folder, trainer.recipe.tasks, position.records)
         print("\n".join([log.header(), *(log.line(record) for record in position.records)]))
-    with files:
+    with files, at_checkpoints():
         while position.epoch < trainer.recipe.train.epochs:
             record = run_epoch(trainer, position, files)
             improved = record["val_loss"] < position.best
@@ -137,6 +142,8 @@ def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
             if log is not None:
                 files.publish_epoch(content, log, record, improved)
             trainer.world.barrier()
+            if position.epoch < trainer.recipe.train.epochs and trainer.world.any(is_asked()):
+                leave(trainer, position, files)
     if log is not None:
         files.publish_end()
         log.close()
@@ -176,7 +183,11 @@ def train_steps(
             step = position.epoch * plan.steps_per_epoch + number
             losses += own
             bar.update(plan.step_sizes[number])
-            if checkpoint_due(step, trainer.recipe.train.checkpoint_steps, plan.steps_per_epoch):
+            every = trainer.recipe.train.checkpoint_steps
+            # after the last step the epoch is finished first, as it must be for its checkpoint
+            is_last = number + 1 == plan.steps_per_epoch
+            leaving = not is_last and world.any(is_asked())
+            if leaving or checkpoint_due(step, every, plan.steps_per_epoch):
                 trainer.steps.settle()
                 seconds = time.perf_counter() - started
                 of_ranks = world.gather_rows(losses.unsqueeze(0), [1] * world.size).cpu()
@@ -184,7 +195,24 @@ def train_steps(
                 content = _content(trainer, reached, files)
                 if world.is_main:
                     files.publish_step(content)
+                if leaving:
+                    bar.close()
+                    leave(trainer, reached, files)
     return losses
+
+
+def leave(trainer: Trainer, position: Position, files: RunFiles) -> NoReturn:
+    """Stop with the position's checkpoint, which every rank awaits: launchers kill those left."""
+    files.wait()
+    trainer.world.barrier()
+    epochs, steps = trainer.recipe.train.epochs, trainer.plan.steps_per_epoch
+    done, moment = f"epoch {position.epoch} of {epochs}", "last"
+    if position.step > 0:
+        done, moment = f"step {position.step} of {steps} in epoch {position.epoch + 1}", "step"
+    raise stopped(
+        f"{files.checkpoint(moment)} holds all up to {done}; go on with the same command and"
+        " --resume"
+    )
 
 
 def checkpoint_due(step: int, every: int | None, steps_per_epoch: int) -> bool:

@@ -78,6 +78,10 @@ class RunFiles:
         """Name the last epoch's checkpoint final; all has been written."""
         link_checkpoint(self.checkpoint("last"), self.checkpoint("final"))
 
+    def wait(self) -> None:
+        """Wait until all that was published is on disk; raise what that raised."""
+        self._writer.wait()
+
     def __enter__(self) -> "RunFiles":
         """Begin to train."""
         return self

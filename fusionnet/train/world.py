@@ -76,6 +76,10 @@ class World:
         dist.all_reduce(box, op=dist.ReduceOp.MIN)
         return int(box)
 
+    def any(self, asked: bool) -> bool:
+        """Return whether any rank says so, on every rank."""
+        return self.least(int(not asked)) == 0
+
     def close(self) -> None:
         """Leave the process group."""
         if dist.is_initialized():

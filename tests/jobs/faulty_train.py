@@ -1,5 +1,5 @@
-"""Run by test_rank_faults.py under a launcher: jobs.train, in which one rank fails in the third
-step. Arguments: how, then those of the job.
+"""Run by test_rank_faults.py under a launcher: jobs.train, in which rank 1 fails in the third step,
+or is told to stop in the second. Arguments: how, then those of the job.
 """
 
 import os
@@ -13,7 +13,7 @@ from fusionnet.commands.command import run_job
 from fusionnet.train import step
 
 # the deepspeed launcher puts its own argument first
-HOW = "killed" if "killed" in sys.argv else "raises"
+HOW = next(word for word in sys.argv if word in ("killed", "raises", "told"))
 sys.argv.remove(HOW)
 take_step = step.optimizer_step
 
@@ -22,7 +22,9 @@ def failing_step(*arguments: Any) -> Any:
     """Fail on rank 1 in step 2; the other ranks go on into a collective operation and wait
     there.
     """
-    if arguments[-1] == 2 and os.environ["RANK"] == "1":
+    if HOW == "told" and arguments[-1] == 1 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif HOW != "told" and arguments[-1] == 2 and os.environ["RANK"] == "1":
         if HOW == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         raise UserError("rank 1 has had enough")

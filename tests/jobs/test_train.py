@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import random
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -145,6 +147,30 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert [record["val_loss"] for record in records] == [record["val_loss"] for record in whole]
 
 
+@pytest.mark.xdist_group("four_epochs")
+def test_a_run_that_is_told_to_stop_goes_on_to_the_same_bits(
+    train: Command, four_epochs: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    words = settings(f"run.dir={folder}", "train.epochs=4")
+    run = train.start(*words)
+    wait_until((folder / "tiny_last.pt").exists, run)
+    os.kill(run.process.pid, signal.SIGTERM)
+    done = run.wait()
+    assert done.code == 143, done
+    said = re.search(r"stopped by SIGTERM; (.*) holds all up to (.*); go on with", done.err)
+    assert said is not None, done.err
+    reached = load_checkpoint(Path(said[1]))
+    assert said[2] == (
+        f"step {reached['step']} of 3 in epoch {reached['epoch'] + 1}"
+        if reached["step"]
+        else f"epoch {reached['epoch']} of 4"
+    )
+    train(*words, "--resume")
+    for name, value in weights(four_epochs).items():
+        assert torch.equal(weights(folder)[name], value), name
+
+
 def test_auto_precision_is_settled_at_the_start_and_kept_when_the_run_goes_on(
     train: Command, tmp_path: Path
 ) -> None:
@@ -282,6 +308,26 @@ def test_srun_starts_ranks_as_torchrun_does(
     forks.run_ranks(TRAIN, 2, "--config", tiny_experiment, *words, launcher="srun")
     for name, value in by_launchers["torchrun"].items():
         assert torch.equal(weights(tmp_path / "srun")[name], value), name
+
+
+@pytest.mark.xdist_group("launchers")
+def test_ranks_agree_on_the_step_after_which_they_stop(
+    forks: Forks,
+    tiny_experiment: Path,
+    by_launchers: dict[str, dict[str, torch.Tensor]],
+    tmp_path: Path,
+) -> None:
+    words = ("--config", tiny_experiment, *settings(f"run.dir={tmp_path / 'run'}"), *TWO_RANKS)
+    ranks = forks.start_ranks(TRAIN.parents[1] / "tests/jobs/faulty_train.py", 2, "told", *words)
+    done = [rank.wait() for rank in ranks]  # rank 1 was told, by a signal in its second step
+    assert [rank.code for rank in done] == [143, 143], done
+    assert "stopped with another rank; " in done[0].err
+    assert "holds all up to step 2 of 3 in epoch 1" in done[0].err
+    assert "stop" not in done[1].err
+    assert load_checkpoint(tmp_path / "run" / "tiny_step.pt")["step"] == 2
+    forks.run_ranks(TRAIN, 2, *words, "--resume")
+    for name, value in by_launchers["torchrun"].items():
+        assert torch.equal(weights(tmp_path / "run")[name], value), name
 
 
 @pytest.mark.xdist_group("four_epochs")
