@@ -16,13 +16,14 @@ columns of whatever kind.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from embedcache.config import TargetColumn, Transform
@@ -126,13 +127,28 @@ class Scaling:
 
     @staticmethod
     def from_json(text: str) -> "Scaling":
-        """Return what `to_json` wrote."""
-        values = json.loads(text)
-        vectors = {
-            name: VectorScaling(**_as_tuples(statistics))
-            for name, statistics in values.pop("vectors").items()
-        }
-        return Scaling(**_as_tuples(values), vectors=vectors)
+        """Return what `to_json` wrote; raises ValueError for what no scaling is."""
+        scaling = TypeAdapter(Scaling).validate_json(text)
+        _refuse_impossible(scaling)
+        return scaling
+
+
+def _refuse_impossible(scaling: Scaling) -> None:
+    """Raise ValueError for statistics of different lengths, not finite, or a spread of 0."""
+    vectors = scaling.vectors.values()
+    if not len(scaling.columns) == len(scaling.transforms) == len(scaling.mean) == len(scaling.std):
+        raise ValueError("columns have statistics of different lengths")
+    pairs = [(scaling.mean, scaling.std), (scaling.target_mean, scaling.target_std)]
+    pairs += [(each.mean, each.std) for each in vectors]
+    if any(len(mean) != len(std) for mean, std in pairs):
+        raise ValueError("means and spreads have different lengths")
+    numbers = [*(value for pair in pairs for part in pair for value in part)]
+    if not all(map(math.isfinite, [*numbers, *scaling.positive_rate.values()])):
+        raise ValueError("statistics hold NaN or infinity")
+    if any(value <= 0 for _, std in pairs for value in std):
+        raise ValueError("a spread is not above 0")
+    if not all(0 < rate < 1 for rate in scaling.positive_rate.values()):
+        raise ValueError("a binary target's positive rate is not between 0 and 1")
 
 
 class Moments:
@@ -200,12 +216,6 @@ def vector_scaling(vectors: Float[np.ndarray, "S E"]) -> VectorScaling:
 
 def _floats(values: Float[np.ndarray, " W"]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
-
-
-def _as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-    }
 
 
 class ScalingFit:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from embedcache.config import SPLITS, EncoderConfig, NumericColumn, TargetColumn
 from embedcache.encoder.tokens import TokenTable
+from embedcache.scaling import Scaling
 from embedcache.schema import Config
 from embedcache.table.vocabulary import Vocabulary
 
@@ -19,9 +20,9 @@ class StringSpec(Config):
     name: str
     column: str
     kind: str
-    num_strings: int
-    width: int
-    num_tokens: int
+    num_strings: int = Field(ge=0)
+    width: int = Field(ge=1)
+    num_tokens: int = Field(ge=0)
     pooling: str
     encoder: EncoderConfig
     encoding: str  # key of encoder, tokenizer and pooling: equal keys give equal vectors
@@ -33,7 +34,7 @@ class StringSpec(Config):
 class Layout(Config):
     """The names of everything in the cache, in the order of the arrays' columns."""
 
-    num_rows: int
+    num_rows: int = Field(ge=0)
     strings: tuple[StringSpec, ...]
     numeric: tuple[NumericColumn, ...]
     categories: tuple[Vocabulary, ...]
@@ -45,6 +46,24 @@ class Layout(Config):
     splits: dict[str, int] = Field(
         default_factory=lambda: {name: code for code, name in enumerate(SPLITS)}
     )
+
+    def check_scaling(self, scaling: Scaling) -> None:
+        """Raise ValueError unless these are the statistics of this layout's columns."""
+        wanted = {
+            "features": [(column.column, column.transform) for column in self.numeric],
+            "number of targets": len(self.targets),
+            "binary targets": {each.name for each in self.targets if each.kind == "binary"},
+            "widths of vectors": {spec.name: spec.width for spec in self.strings},
+        }
+        found = {
+            "features": list(zip(scaling.columns, scaling.transforms, strict=True)),
+            "number of targets": len(scaling.target_mean),
+            "binary targets": set(scaling.positive_rate),
+            "widths of vectors": {name: len(each.mean) for name, each in scaling.vectors.items()},
+        }
+        for what, value in wanted.items():
+            if found[what] != value:
+                raise ValueError(f"{what}: the statistics are of {found[what]!r:.200}")
 
     def strings_of(self, name: str) -> StringSpec:
         """Return the string column with this short name; raises KeyError where there is none."""

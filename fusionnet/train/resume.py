@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from embedcache.errors import RunError
-from fusionnet.train.checkpoint import load_checkpoint
+from fusionnet.train.content import check_moments, check_weights, read_content
 from fusionnet.train.protocols import StepEngine
 from fusionnet.train.runlog import Record
 from fusionnet.train.world import World
@@ -103,7 +103,7 @@ def resumed(
     That is the beginning where there is none. Raises RunError for another config's checkpoint.
     """
     candidates = [folder / f"{name}_{moment}.pt" for moment in ("last", "step")]
-    found = {path: load_checkpoint(path) for path in candidates if path.is_file()}
+    found = {path: read_content(path) for path in candidates if path.is_file()}
     if not found:
         return Position()
     path = max(found, key=lambda path: (found[path]["epoch"], found[path]["step"]))
@@ -122,6 +122,8 @@ def resumed(
             f"{path} was trained with another config, so it cannot be resumed:\n"
             + "\n".join(f"  - {line}" for line in changed)
         )
+    check_weights(engine.model, checkpoint["model_state_dict"], path)
+    check_moments(engine.model, checkpoint["optimizer_state_dict"], path)
     engine.load_state(
         {"parameters": checkpoint["model_state_dict"], **checkpoint["optimizer_state_dict"]}
     )

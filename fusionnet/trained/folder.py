@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from embedcache.errors import RunError
+from fusionnet.yamlfile import read_yaml
 
 Moment = Literal["best", "final", "last"]
 
@@ -23,10 +22,7 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
             f"{folder} holds more than one run: {', '.join(file.name for file in files)}; keep one"
             " of them in a folder"
         )
-    try:
-        written = yaml.safe_load(files[0].read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{files[0]} is not valid YAML: {error}") from None
+    written = read_yaml(files[0])
     if not isinstance(written, dict):
         raise RunError(f"{files[0]} must hold a mapping, as training wrote it")
     return files[0].name.removesuffix("_config.yaml"), written

@@ -7,13 +7,13 @@ checked). Nothing is filled in: a checkpoint that lacks a weight is refused, and
 bytes changed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from embedcache.cache.layout import Layout
@@ -21,25 +21,15 @@ from embedcache.config import DataConfig, EncoderConfig
 from embedcache.errors import RunError
 from embedcache.scaling import Scaling
 from embedcache.schema import parse_config
-from fusionnet.config import LossConfig, ModelConfig, RewardConfig, RunConfig, Task, TrainConfig
+from fusionnet.config import LossConfig, ModelConfig, RewardConfig, Task, TrainConfig
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe, model_of, observed_tasks
-from fusionnet.train.checkpoint import load_checkpoint
+from fusionnet.train.content import check_weights, read_content
 from fusionnet.trained.folder import Moment, read_config
 from fusionnet.trained.weights import load_weights, own_random_state
+from fusionnet.trained.written import WrittenRun, parse_written, relocated, tasks_as_written
 
 Precision = Literal["fp32", "bf16"]
-CONTENT = (
-    "epoch",
-    "model_state_dict",
-    "records",
-    "config",
-    "layout",
-    "scaling",
-    "strings",
-    "vectors",
-    "identity",
-)
 
 
 @dataclass
@@ -110,16 +100,18 @@ def load_run(
     where the run is missing, incomplete or damaged.
     """
     folder = Path(folder)
-    name, written = read_config(folder)
+    name, values = read_config(folder)
     _check_device(device)
     path = folder / f"{name}_{moment}.pt"
-    checkpoint = _read_checkpoint(path)
+    checkpoint = read_content(path)
     layout, scaling = _columns_of(checkpoint, path)
-    data, recipe = _recipe_of(checkpoint["config"], written, layout, folder)
-    model = _build(recipe, layout, scaling, device, precision)
+    written = parse_written(values, checkpoint["config"], folder / f"{name}_config.yaml")
+    data, recipe = _recipe_of(checkpoint["config"], written, layout, path)
     of_encoders, of_network = _by_owner(checkpoint["model_state_dict"])
+    with torch.device("meta"):  # no memory for sizes that the weights do not have
+        check_weights(model_of(recipe, layout, scaling, {}), of_network, path)
+    model = _build(recipe, layout, scaling, device, precision)
     load_weights(model, of_network, path)
-    origin = folder / f"{name}_config.yaml"
     return TrainedRun(
         folder=folder,
         name=name,
@@ -127,8 +119,8 @@ def load_run(
         epoch=checkpoint["epoch"],
         config=checkpoint["config"],
         data=data,
-        reward=parse_config(RewardConfig, written.get("reward", {}), f"{origin}: reward"),
-        note=parse_config(RunConfig, written.get("run", {}), f"{origin}: run").note,
+        reward=written.reward,
+        note=written.run.note,
         recipe=recipe,
         layout=layout,
         scaling=scaling,
@@ -141,24 +133,19 @@ def load_run(
     )
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the content of a training checkpoint whose bytes are those that were written."""
-    content = load_checkpoint(path)
-    lacking = [key for key in CONTENT if key not in content]
-    if lacking:
-        raise RunError(
-            f"{path} is not the checkpoint of a whole run: it lacks {', '.join(lacking)}"
-        )
-    return content
-
-
 def _columns_of(checkpoint: dict[str, Any], path: Path) -> tuple[Layout, Scaling]:
     """Return what the columns are and their statistics, or raise RunError."""
     try:
         layout = Layout.model_validate_json(checkpoint["layout"])
-        return layout, Scaling.from_json(checkpoint["scaling"])
-    except (ValidationError, TypeError, ValueError) as error:
+        scaling = Scaling.from_json(checkpoint["scaling"])
+        layout.check_scaling(scaling)
+    except ValueError as error:
         raise RunError(f"{path} does not say what its columns are: {error}") from None
+    wanted = {spec.name: (spec.num_strings, spec.width) for spec in layout.strings}
+    found = {name: tuple(table.shape) for name, table in checkpoint["vectors"].items()}
+    if found != wanted:
+        raise RunError(f"{path} has vectors of {found}, its columns have {wanted}")
+    return layout, scaling
 
 
 def _by_owner(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -201,49 +188,45 @@ def _check_device(device: torch.device | str) -> None:
 
 
 def _recipe_of(
-    config: dict[str, Any], written: dict[str, Any], layout: Layout, folder: Path
+    config: dict[str, Any], written: WrittenRun, layout: Layout, path: Path
 ) -> tuple[DataConfig, Recipe]:
     """Return the columns and the recipe as they were trained.
 
-    Goals and encoder sources are those that are written now.
+    Goals and encoder sources are those that are written now. Raises ConfigError for a config that
+    no run has, RunError where its columns are not those of the checkpoint.
     """
-    columns = _relocated(config["data"], written.get("data"))
-    data = parse_config(DataConfig, columns, f"{folder}: data")
-    encoder = _relocated(config["encoder"], written.get("encoder"))
-    shared = parse_config(EncoderConfig, encoder, f"{folder}: encoder")
-    tasks = _tasks(config["tasks"], written.get("tasks", []), folder)
+    data = parse_config(DataConfig, relocated(config["data"], written.data), f"{path}: data")
+    encoder = relocated(config["encoder"], written.encoder)
+    shared = parse_config(EncoderConfig, encoder, f"{path}: encoder")
+    tasks = tasks_as_written(config, written, str(path))
+    _refuse_other_columns(data, tasks, layout, path)
     recipe = Recipe(
         tasks=observed_tasks(tasks, layout),
         encoders=tuple(column.encoder or shared for column in data.strings),
-        model=parse_config(ModelConfig, config["model"], f"{folder}: model"),
-        loss=parse_config(LossConfig, config["loss"], f"{folder}: loss"),
-        train=parse_config(TrainConfig, config["train"], f"{folder}: train"),
+        model=parse_config(ModelConfig, config["model"], f"{path}: model"),
+        loss=parse_config(LossConfig, config["loss"], f"{path}: loss"),
+        train=parse_config(TrainConfig, config["train"], f"{path}: train"),
     )
     return data, recipe
 
 
-def _tasks(
-    trained: list[dict[str, Any]], written: list[dict[str, Any]], folder: Path
-) -> list[Task]:
-    """Return the tasks as they were trained, with the goals as they are written now."""
-    goals = {task.get("name"): task.get("goals", {}) for task in written if isinstance(task, dict)}
-    return [
-        parse_config(Task, {**task, "goals": goals.get(task["name"], {})}, f"{folder}: tasks")
-        for task in trained
-    ]
-
-
-def _relocated(trained: dict[str, Any], written: Any) -> dict[str, Any]:
-    """Return a config as it was trained, but with every encoder's `source` as it is written now."""
-    if not isinstance(written, dict):
-        return trained
-    moved = dict(trained)
-    if "source" in trained:
-        moved["source"] = written.get("source", trained["source"])
-    for key in ("strings", "encoder"):
-        old, new = trained.get(key), written.get(key)
-        if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-            moved[key] = [_relocated(mine, theirs) for mine, theirs in zip(old, new, strict=True)]
-        elif isinstance(old, dict):
-            moved[key] = _relocated(old, new)
-    return moved
+def _refuse_other_columns(
+    data: DataConfig, tasks: Sequence[Task], layout: Layout, path: Path
+) -> None:
+    """Raise RunError where a checkpoint's config and its layout are not of the same columns."""
+    trained = {task.column: task.kind for task in tasks}
+    pairs: dict[str, tuple[Any, Any]] = {
+        "strings": ([c.name for c in data.strings], [spec.name for spec in layout.strings]),
+        "numeric": ([c.column for c in data.numeric], [c.column for c in layout.numeric]),
+        "categories": ([c.column for c in data.categories], [c for c, _ in layout.categories]),
+        "tasks": (
+            {each.column: trained.get(each.column) for each in layout.targets},
+            {each.column: each.kind for each in layout.targets},
+        ),
+    }
+    for what, (in_config, in_layout) in pairs.items():
+        if in_config != in_layout:
+            raise RunError(
+                f"{path} is not the checkpoint of a whole run: its config has {what}"
+                f" {in_config!r:.200}, its layout {in_layout!r:.200}"
+            )

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from embedcache.errors import RunError
+from fusionnet.train.content import check_weights
 
 
 def own_random_state() -> AbstractContextManager[None]:
@@ -25,21 +25,7 @@ def load_weights(module: torch.nn.Module, state: Mapping[str, Tensor], origin: P
 
     Raises RunError unless `state` has exactly one of the right shape for each.
     """
-    own = {
-        name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad
-    }
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is not part of this model" for name in state if name not in own]
-    wrong += [
-        f"{name} is {list(state[name].shape)}, expected {list(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if wrong:
-        raise RunError(
-            f"the weights in {origin} do not fit the run's config: {'; '.join(wrong[:4])}"
-            + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-        )
+    own = check_weights(module, state, origin)
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(state[name])

@@ -22,7 +22,7 @@ import yaml
 from embedcache.build.decide import build_cache
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.encoder.standin import write_standin
-from embedcache.errors import EncoderError, RunError
+from embedcache.errors import ConfigError, EncoderError, RunError
 from fusionnet import RewardModel
 from fusionnet.assemble import build_model, make_sources
 from fusionnet.evaluation.evaluate import evaluate_run
@@ -374,7 +374,7 @@ def test_loading_runs_no_code(copy: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (copy / "tiny_config.yaml").write_text(
         "a: !!python/object/apply:os.system ['touch exploded']\n"
     )
-    with pytest.raises(RunError, match="not valid YAML"):
+    with pytest.raises(ConfigError, match="not valid YAML"):
         load_run(copy)
     assert not (copy / "exploded").exists()
 

@@ -1,0 +1,91 @@
+"""What is read of a run's YAML file, which people edit after training: the reward, the goals, the
+note, and where encoders lie now. Everything else is as the checkpoint says.
+
+What is not understood is refused: a goal that was dropped in silence would be taken for reached.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from embedcache.errors import ConfigError
+from embedcache.schema import Config, parse_config
+from embedcache.table.checks import nearest
+from fusionnet.config import RewardConfig, RunConfig, Task
+
+
+class _Part(Config):
+    """A part of the file of which some keys are read."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class WrittenTask(_Part):
+    """A task's goals; where none are written they are those of the training."""
+
+    name: str = Field(description="name of the task")
+    goals: dict[str, float] | None = Field(default=None, description="metric: value to reach")
+
+
+class WrittenRun(_Part):
+    """The file."""
+
+    tasks: tuple[WrittenTask, ...] = Field(description="the tasks that were trained")
+    reward: RewardConfig = Field(default=RewardConfig(), description="terms and penalties")
+    run: RunConfig = Field(default=RunConfig(), description="the note")
+    data: dict[str, Any] = Field(default_factory=dict, description="string columns' encoders")
+    encoder: dict[str, Any] = Field(default_factory=dict, description="the shared encoder")
+
+
+def parse_written(values: Mapping[str, Any], trained: Mapping[str, Any], file: Path) -> WrittenRun:
+    """Return what a run's YAML file says now.
+
+    `trained` is the config in the checkpoint. Raises ConfigError for keys or tasks that are not
+    those of the training, and for values of a wrong kind.
+    """
+    unknown = [str(key) for key in values if key not in trained]
+    if unknown:
+        raise ConfigError(
+            f"{file} has the key '{unknown[0]:.80}', which the run does not"
+            f" have{nearest(unknown[0][:80], trained)}"
+        )
+    written = parse_config(WrittenRun, values, str(file))
+    names = [task.name for task in written.tasks]
+    wanted = [task["name"] for task in trained["tasks"]]
+    if sorted(names) != sorted(wanted):
+        raise ConfigError(
+            f"{file}: tasks must be those that were trained, {', '.join(wanted)}; found"
+            f" {', '.join(names)[:200] or 'none'}. Their goals may be edited, the tasks may not"
+        )
+    return written
+
+
+def tasks_as_written(trained: Mapping[str, Any], written: WrittenRun, origin: str) -> list[Task]:
+    """Return the tasks as they were trained, with the goals as they are written now."""
+    goals = {task.name: task.goals for task in written.tasks if task.goals is not None}
+    return [
+        parse_config(Task, {**task, **_goals(goals.get(task["name"]))}, f"{origin}: tasks")
+        for task in trained["tasks"]
+    ]
+
+
+def relocated(trained: dict[str, Any], written: Any) -> dict[str, Any]:
+    """Return a config as it was trained, but with every encoder's `source` as it is written now."""
+    if not isinstance(written, dict):
+        return trained
+    moved = dict(trained)
+    if "source" in trained:
+        moved["source"] = written.get("source", trained["source"])
+    for key in ("strings", "encoder"):
+        old, new = trained.get(key), written.get(key)
+        if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            moved[key] = [relocated(mine, theirs) for mine, theirs in zip(old, new, strict=True)]
+        elif isinstance(old, dict):
+            moved[key] = relocated(old, new)
+    return moved
+
+
+def _goals(goals: dict[str, float] | None) -> dict[str, Any]:
+    return {} if goals is None else {"goals": goals}
