@@ -134,7 +134,14 @@ def _parsed(column: str) -> pl.Expr:
 def _csv_header(file: Path) -> list[str]:
     """Return the names in the first record; polars renames a duplicate silently."""
     with file.open(newline="", encoding="utf-8-sig") as stream:
-        names = next(csv.reader(stream), [])
+        reader = csv.reader(stream, strict=True)
+        try:
+            names = next(reader, [])
+        except csv.Error as error:
+            raise TableError(
+                f"{file}: the header cannot be read, line {reader.line_num}: {error}; is a quote"
+                " opened there that is not closed?"
+            ) from None
     if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
         raise TableError(
             f"{file}: the header is a single name, '{names[0][:80]}'; separate columns by commas"

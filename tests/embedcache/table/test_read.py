@@ -257,7 +257,10 @@ def test_duplicate_parquet_names_are_found(make_study: Callable, tmp_path: Path)
         ("table.csv", b"a;b\n1;2\n", "separate columns by commas"),
         ("table.csv", b"patient,x\nP\xff,1\n", "cannot be read"),
         ("table.csv", b"patient,x\nP,1,2,3\n", "cannot be read"),
+        ("table.csv", b'patient,"x\nP,1\nP,2\n', "header cannot be read, line 3: unexpected end"),
+        ("table.csv", b"x" * 200_000 + b"\n1\n", "line 1: field larger than field limit (131072)"),
     ],
+    ids=lambda value: repr(value)[:30],
 )
 def test_what_is_no_table_is_refused(
     make_study: Callable, tmp_path: Path, name: str, content: bytes, message: str
