@@ -7,6 +7,8 @@ contradictions at once. "auto" means ours, as in Hugging Face's files.
 """
 
 import json
+from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from embedcache.errors import ConfigError
 from fusionnet.config import OptimConfig, TrainConfig, merged
 
 _MISSING = object()
+MOST_DEPTH = 20  # DeepSpeed's own keys end at 5
+_TOO_DEEP = f"nested deeper than {MOST_DEPTH} levels, which no DeepSpeed file is"
 # keys that must agree with ours and are carried out here: bf16 is torch.autocast, the optimizer
 # torch's
 _OURS_ALONE = ("train_batch_size", "optimizer", "bf16")
@@ -57,14 +61,68 @@ def deepspeed_config(
     return merged(ours, {key: value for key, value in theirs.items() if key not in _OURS_ALONE})
 
 
+def check_keys(config: dict[str, Any], path: str, parse: Callable[[dict[str, Any]], Any]) -> None:
+    """Raise ConfigError where DeepSpeed cannot read the config, or never asks for one of its keys.
+
+    `parse` is DeepSpeed's own reading, which checks what is inside of most blocks and passes over a
+    key at the top that it does not know, such as `zero_optimisation`.
+    """
+    asked = _Asked(config)
+    try:
+        parse(asked)
+    except (ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise ConfigError(
+            f"train.deepspeed_config: DeepSpeed cannot use {path}: {error}; mend the file, or leave"
+            " the key out"
+        ) from None
+    unknown = [key for key in config if key not in asked.keys_asked]
+    if unknown:
+        known = sorted(map(str, asked.keys_asked))
+        lines = []
+        for key in unknown:
+            near = get_close_matches(key, known, n=1)
+            lines.append(f"  - {key}: " + (f"did you mean '{near[0]}'?" if near else "no such key"))
+        raise ConfigError(
+            f"train.deepspeed_config: {path} has keys that DeepSpeed does not know, so they would"
+            " do nothing:\n" + "\n".join(lines)
+        )
+
+
+class _Asked(dict[str, Any]):
+    """A mapping that remembers which keys it was asked for, also through a shallow copy."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.keys_asked: set[Any] = set()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self.keys_asked.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: Any) -> Any:
+        self.keys_asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: Any) -> bool:
+        self.keys_asked.add(key)
+        return super().__contains__(key)
+
+    def keys(self) -> Any:  # `key in values.keys()`
+        return self
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Return a DeepSpeed file's mapping."""
     if not path.is_file():
         raise ConfigError(f"train.deepspeed_config names {path}, which is no file")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # of JSON, of UTF-8, of a number's digits
         raise ConfigError(f"train.deepspeed_config: {path} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"train.deepspeed_config: {path} is {_TOO_DEEP}") from None
+    if _depth(values) > MOST_DEPTH:
+        raise ConfigError(f"train.deepspeed_config: {path} is {_TOO_DEEP}")
     if not isinstance(values, dict):
         raise ConfigError(
             f'train.deepspeed_config: {path} must hold an object, such as {{"zero_optimization":'
@@ -121,6 +179,20 @@ def _at(values: Any, key: str) -> Any:
             return _MISSING
         values = values[step]
     return values
+
+
+def _depth(values: Any) -> int:
+    """Return how deep lists and mappings are nested."""
+    level, depth = [values], 0
+    while level:
+        level = [
+            item
+            for value in level
+            if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+        depth += 1
+    return depth
 
 
 def _without_auto(values: dict[str, Any]) -> dict[str, Any]:

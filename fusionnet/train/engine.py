@@ -25,6 +25,7 @@ os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 
 from embedcache.errors import ConfigError
 from fusionnet.config import OptimConfig, TrainConfig
-from fusionnet.train.dsconfig import deepspeed_config
+from fusionnet.train.dsconfig import check_keys, deepspeed_config
 from fusionnet.train.world import World
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -72,6 +73,8 @@ class Engine:
         config = deepspeed_config(
             train, optim, world.size, world.device.type != "cpu", num_micro_batches
         )
+        if train.deepspeed_config is not None:
+            check_keys(config, train.deepspeed_config, parsed_config)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=self._adam, config=config, dist_init_required=False
         )
@@ -247,3 +250,11 @@ def check_precision(precision: str, device: str) -> None:
         raise ConfigError(
             f"train.precision fp16 is not supported on this machine's {device}; use bf16 or fp32"
         )
+
+
+def parsed_config(config: dict[str, Any]) -> DeepSpeedConfig:
+    """Return DeepSpeed's reading of a config; ValueError where it refuses it."""
+    try:
+        return DeepSpeedConfig(config)
+    except DeepSpeedConfigError as error:
+        raise ValueError(str(error)) from None

@@ -12,8 +12,8 @@ from deepspeed.accelerator import get_accelerator
 from embedcache.errors import ConfigError
 from embedcache.schema import parse_config
 from fusionnet.config import OptimConfig, TrainConfig
-from fusionnet.train.dsconfig import deepspeed_config
-from fusionnet.train.engine import check_precision
+from fusionnet.train.dsconfig import check_keys, deepspeed_config
+from fusionnet.train.engine import check_precision, parsed_config
 
 OPTIM = OptimConfig(clip=0.5, lr=0.002)
 
@@ -149,11 +149,52 @@ def test_all_contradictions_are_named_at_once_with_both_values(tmp_path: Path) -
 
 
 def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
-    for text, message in (("{", "is not valid JSON"), ("[]", "must hold an object")):
+    for text, message in (
+        ("{", "is not valid JSON"),
+        ("[]", "must hold an object"),
+        ('{"a":' * 30 + "1" + "}" * 30, "nested deeper than 20 levels"),
+        ('{"a":' * 100_000, "nested deeper than 20 levels"),
+        (f'{{"steps_per_print": {"9" * 5000}}}', "is not valid JSON"),
+    ):
         with pytest.raises(ConfigError, match=message):
             derived(tmp_path, text)
     with pytest.raises(ConfigError, match="is no file"):
         derived(tmp_path, deepspeed_config=str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ({"zero_optimisation": {}}, "zero_optimisation: did you mean 'zero_optimization'"),
+        ({"qqq": 1, "wall_clock_brakdown": True}, "(?s)qqq: no such key.*'wall_clock_breakdown'"),
+        ({"zero_optimization": {"reduce_buckett": 5}}, "(?s)cannot use .*reduce_buckett"),
+        ({"zero_optimization": {"reduce_bucket_size": "x"}}, "reduce_bucket_size"),
+        ({"tensorboard": 5}, "(?s)cannot use .*tensorboard"),
+        ({"aio": 5}, "cannot use"),
+        ({"checkpoint": {"tag_validation": "x"}}, "tag_validation value of X"),
+        ({"elasticity": {"enabled": True}}, "Elastic training has been removed"),
+    ],
+)
+def test_what_deepspeed_does_not_know_is_refused(
+    tmp_path: Path, theirs: dict[str, Any], message: str
+) -> None:
+    config = derived(tmp_path, theirs)
+    with pytest.raises(ConfigError, match=message):
+        check_keys(config, "ds.json", parsed_config)
+
+
+def test_what_deepspeed_knows_is_taken(tmp_path: Path, repository: Path) -> None:
+    text = (repository / "configs" / "launch" / "deepspeed.json").read_text()
+    more = {
+        "wall_clock_breakdown": True,
+        "flops_profiler": {"enabled": False},
+        "comms_logger": {"enabled": False},
+        "tensorboard": {"enabled": False},
+        "communication_data_type": "fp32",
+        "activation_checkpointing": {"partition_activations": False},
+    }
+    for theirs in (text, more, {}):
+        check_keys(derived(tmp_path, theirs), "ds.json", parsed_config)
 
 
 @pytest.mark.parametrize(
