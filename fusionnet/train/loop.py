@@ -80,7 +80,7 @@ def make_trainer(
     model = build_model(recipe, cache.layout, cache.scaling, world.device)
     sources = make_sources(model, recipe, cache, world.device, pad_to)
     num_micro_batches = micro_batches_per_rank(
-        train, recipe.model, recipe.tasks, cache.layout, world
+        train, recipe.model, recipe.tasks, cache.layout, world, train_rows.num_rows
     )
     plan = StepPlan(
         train_rows.num_rows, train.batch_rows, num_micro_batches, world.size, train.seed

@@ -3,14 +3,18 @@
 How many rows one forward pass takes, in which precision, compiled or not, and on how many threads.
 """
 
+import os
+
 import torch
 
 from embedcache.cache.layout import Layout
+from embedcache.errors import ConfigError
 from embedcache.launcher import threads_per_rank
 from fusionnet.config import ModelConfig, PrecisionName, Task, TrainConfig
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.world import World
 
+THREADS_PER_CORE = 4  # at most
 # activations of one layer stay near the caches; measured in benchmarks/results
 CPU_MICRO_BATCH_ROWS = 1024
 # of the free memory for a micro-batch's activations; the rest is for the encoder's, gradients, and
@@ -41,11 +45,19 @@ def is_compiled(train: TrainConfig, device: torch.device, num_steps: int) -> boo
 
 
 def micro_batches_per_rank(
-    train: TrainConfig, model: ModelConfig, tasks: tuple[Task, ...], layout: Layout, world: World
+    train: TrainConfig,
+    model: ModelConfig,
+    tasks: tuple[Task, ...],
+    layout: Layout,
+    world: World,
+    num_rows: int,
 ) -> int:
-    """Return how many micro-batches each rank reads per optimizer step, the same on every rank."""
+    """Return how many micro-batches each rank reads per optimizer step, the same on every rank.
+
+    A step has no more rows than the table has for training, which are `num_rows`.
+    """
     rows = micro_batch_rows(train, model, tasks, layout, world)
-    return max(1, -(-train.batch_rows // (world.size * rows)))
+    return max(1, -(-min(train.batch_rows, num_rows) // (world.size * rows)))
 
 
 def micro_batch_rows(
@@ -93,7 +105,14 @@ def activation_bytes(model: ModelConfig, tasks: tuple[Task, ...], layout: Layout
 def set_threads(asked: int | None, world: World) -> None:
     """Share this machine's cores among its ranks.
 
-    torchrun would leave one thread each, which is far too few for few ranks.
+    torchrun would leave one thread each, which is far too few for few ranks. Raises ConfigError
+    where so many are asked for that they would only wait for each other.
     """
+    cores = os.cpu_count() or 1
+    if asked is not None and asked > THREADS_PER_CORE * cores:
+        raise ConfigError(
+            f"train.cpu_threads is {asked:,}, this machine has {cores} cores; set at most"
+            f" {THREADS_PER_CORE * cores}, or leave it unset"
+        )
     if world.device.type == "cpu":
         torch.set_num_threads(asked or threads_per_rank(world.local_size))

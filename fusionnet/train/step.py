@@ -155,5 +155,5 @@ def blame(engine: StepEngine, sources: Sequence[VectorSource], rows: RowTable, s
 
 
 def step_seed(seed: int, step: int, stream: int) -> int:
-    """Return the seed of one stream of random numbers of a step."""
-    return (seed * 1_000_003 + step) * 65_537 + stream
+    """Return the seed of one stream of random numbers of a step; torch takes 64 bits."""
+    return ((seed * 1_000_003 + step) * 65_537 + stream) % 2**63

@@ -35,6 +35,13 @@ def _facts(trainer: Trainer, asked: PrecisionName) -> list[str]:
         f" stage {train.zero_stage_of(trainer.world.size)}"
     )
     lines.append(f"rows       {trainer.train_rows.order}")
+    warmup, num_steps = trainer.schedule.warmup_steps, plan.steps_per_epoch * train.epochs
+    if warmup >= num_steps:
+        lines.append(
+            f"NOTE       warm-up takes {warmup:,} optimizer steps and the run has {num_steps:,}:"
+            " learning rates do not come down from their peak, or never reach it; set a smaller"
+            " optim.warmup_epochs, or more train.epochs"
+        )
     device = trainer.world.device
     if device.type == "cpu":
         lines.append(f"time       {forecast(trainer)}")

@@ -8,10 +8,20 @@ import pytest
 import torch
 
 from embedcache.cache.layout import Layout
+from embedcache.errors import ConfigError
 from fusionnet.config import ModelConfig, Task, TrainConfig
 from fusionnet.model.network import FusionNetwork
 from fusionnet.rows.tensors import RowInputs
-from fusionnet.train.sizing import COMPILE_STEPS, activation_bytes, is_compiled, rows_that_fit
+from fusionnet.train.sizing import (
+    COMPILE_STEPS,
+    activation_bytes,
+    is_compiled,
+    micro_batches_per_rank,
+    rows_that_fit,
+    set_threads,
+)
+from fusionnet.train.step import step_seed
+from fusionnet.train.world import World
 
 TASKS = (
     Task(name="ef", column="y", head=(256, 64)),
@@ -92,3 +102,44 @@ def test_a_network_is_compiled_on_gpus_in_long_runs_unless_asked_otherwise(
     assert is_compiled(train, cpu, COMPILE_STEPS) is on_cpu
     assert is_compiled(train, gpu, COMPILE_STEPS - 1) is short
     assert is_compiled(train, gpu, COMPILE_STEPS) is long
+
+
+class Ranks(World):
+    """So many ranks on CPUs, of which none is started."""
+
+    def __init__(self, size: int) -> None:
+        self.rank, self.size, self.local_size, self.device = 0, size, size, torch.device("cpu")
+
+
+def test_micro_batches_are_cut_from_the_rows_that_there_are() -> None:
+    layout = Layout.model_construct(num_rows=300)
+
+    def count(batch_rows: int, size: int) -> int:
+        train = TrainConfig(batch_rows=batch_rows, micro_batch_rows=100)
+        return micro_batches_per_rank(train, ModelConfig(), TASKS, layout, Ranks(size), 300)
+
+    assert [count(rows, 1) for rows in (10, 100, 250, 300, 10**9)] == [1, 1, 3, 3, 3]
+    assert [count(rows, 2) for rows in (10, 300, 10**9)] == [1, 2, 2]
+
+
+def test_more_threads_than_cores_can_serve_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    set_threads(12, Ranks(1))
+    with pytest.raises(ConfigError, match="is 13, this machine has 3 cores; set at most 12"):
+        set_threads(13, Ranks(1))
+    assert asked == [12]
+
+
+def test_every_seed_gives_every_step_its_own() -> None:
+    seeds = [
+        step_seed(seed, step, stream)
+        for seed in (0, 1, 2**32 - 1)
+        for step in (0, 1, 10**9)
+        for stream in (0, 1, 512)
+    ]
+    assert len(set(seeds)) == len(seeds)
+    for seed in seeds:
+        torch.manual_seed(seed)
+    assert step_seed(7, 3, 1) == (7 * 1_000_003 + 3) * 65_537 + 1
