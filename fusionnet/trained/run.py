@@ -180,8 +180,8 @@ def _build(
 def _check_device(device: torch.device | str) -> None:
     """Raise RunError for a device that this machine does not have."""
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
+        torch.zeros(1, device=device).cpu()  # a meta tensor has no numbers to copy
+    except (RuntimeError, AssertionError, ImportError) as error:  # as torch says that it has none
         raise RunError(
             f"device '{device}' cannot be used on this machine: {str(error).splitlines()[0]}"
         ) from None

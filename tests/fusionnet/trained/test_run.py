@@ -395,6 +395,12 @@ def test_folders_that_are_not_runs(copy: Path, tmp_path: Path) -> None:
         load_run(copy, "final")
 
 
+@pytest.mark.parametrize("device", ["meta", "hpu", "privateuseone", "cuda:-1", "cpu:x", "", "gpu"])
+def test_a_device_that_does_not_compute_is_refused(made_run: Path, device: str) -> None:
+    with pytest.raises(RunError, match=rf"device '{device}' cannot be used on this machine"):
+        load_run(made_run, device=device)
+
+
 WITHOUT_DEEPSPEED = """
 import sys
 sys.modules["deepspeed"] = None
