@@ -7,11 +7,22 @@ means in its `description`.
 """
 
 from pathlib import PurePath
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from embedcache.schema import Config
+from embedcache.values import (
+    Amount,
+    FilePath,
+    FolderToWrite,
+    Layers,
+    Name,
+    Seed,
+    Share,
+    check_order,
+    twice,
+)
 
 EncodingMode = Literal["naive", "per_microbatch", "per_step", "prefix", "frozen"]
 Sharding = Literal["replicate", "shard"]  # all strings on every rank, or each rank its share
@@ -26,9 +37,7 @@ ENCODING_MODES: tuple[EncodingMode, ...] = get_args(EncodingMode)
 class StringColumn(Config):
     """A text column of which few distinct values back many rows."""
 
-    name: str = Field(
-        pattern=r"^[a-z][a-z0-9_]*$", description="short name, used in the cache and in reports"
-    )
+    name: Name = Field(description="short name, used in the cache and in reports")
     column: str = Field(description="the table's column")
     kind: Literal["psmiles", "smiles", "text"] = Field(
         default="psmiles",
@@ -37,7 +46,7 @@ class StringColumn(Config):
             " molecule; text: anything"
         ),
     )
-    replace: dict[str, str] = Field(
+    replace: dict[Annotated[str, Field(min_length=1)], str] = Field(
         default_factory=dict,
         description="substrings replaced before anything else, e.g. '[Cu]': '[*]'",
     )
@@ -60,10 +69,10 @@ class NumericColumn(Config):
 
     column: str = Field(description="the table's column, of numbers or booleans")
     unit: str = Field(default="", description="its unit, for messages and reports")
-    low: float | None = Field(
+    low: Amount | None = Field(
         default=None, description="the least admissible value; unset: there is none"
     )
-    high: float | None = Field(
+    high: Amount | None = Field(
         default=None, description="the greatest admissible value; unset: there is none"
     )
     transform: Transform = Field(
@@ -72,7 +81,7 @@ class NumericColumn(Config):
             "applied before standardisation; inverse_kelvin is 1000 / T, for T in degrees Celsius"
         ),
     )
-    if_null: float | None = Field(
+    if_null: Amount | None = Field(
         default=None, description="the value a null stands for; unset: a null is a violation"
     )
     feature_group: str = Field(
@@ -83,6 +92,11 @@ class NumericColumn(Config):
         ),
     )
 
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> "NumericColumn":
+        check_order(self.low, self.high)
+        return self
+
 
 class CategoryColumn(Config):
     """A categorical feature with its own embedding."""
@@ -90,25 +104,30 @@ class CategoryColumn(Config):
     column: str = Field(description="the table's column, of text, integers or booleans")
     values: tuple[str, ...] | None = Field(
         default=None,
+        min_length=1,
         description="the admissible values in order; unset: those of the table, sorted",
     )
+
+    @model_validator(mode="after")
+    def _values_are_distinct(self) -> "CategoryColumn":
+        if found := twice(list(self.values or ())):
+            raise ValueError(f"values of '{self.column}' has twice: {', '.join(found)}")
+        return self
 
 
 class TargetColumn(Config):
     """A label column. Null means unobserved: the row does not count for that target."""
 
-    name: str = Field(
-        pattern=r"^[a-z][a-z0-9_]*$", description="short name, used in the cache and in reports"
-    )
+    name: Name = Field(description="short name, used in the cache and in reports")
     column: str = Field(description="the table's column, of numbers or booleans")
     kind: Literal["regression", "binary"] = Field(
         default="regression", description="binary: 0 or 1, of which the model predicts the chance"
     )
     unit: str = Field(default="", description="its unit, for messages and reports")
-    low: float | None = Field(
+    low: Amount | None = Field(
         default=None, description="the least admissible label; unset: there is none"
     )
-    high: float | None = Field(
+    high: Amount | None = Field(
         default=None, description="the greatest admissible label; unset: there is none"
     )
     optional: bool = Field(
@@ -116,19 +135,26 @@ class TargetColumn(Config):
         description="a table without this column is accepted; the task is then not trained",
     )
 
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> "TargetColumn":
+        check_order(self.low, self.high)
+        return self
+
 
 class RowWeight(Config):
     """Rows whose `column` equals `equals` weigh `weight` in the loss, all others 1."""
 
     column: str = Field(description="the table's column")
     equals: str | bool | int = Field(default=True, description="the value of the weighted rows")
-    weight: float = Field(gt=0, description="their weight in the loss; that of all others is 1")
+    weight: float = Field(
+        ge=1e-6, le=1e6, description="their weight in the loss; that of all others is 1"
+    )
 
 
 class DataConfig(Config):
     """Which table, and what its columns mean."""
 
-    path: str | tuple[str, ...] = Field(
+    path: FilePath | tuple[FilePath, ...] = Field(
         description=(
             "a Parquet or CSV file; or several: the first, then what was appended to it, in that"
             " order"
@@ -172,14 +198,18 @@ class DataConfig(Config):
     def _names_are_distinct(self) -> "DataConfig":
         if not self.files:
             raise ValueError("path must name at least one file")
-        columns = (
-            ("strings.name", [s.name for s in self.strings]),
-            ("numeric.column", [n.column for n in self.numeric]),
+        named = (
+            ("the files of path", list(self.files)),
+            ("strings.name", [column.name for column in self.strings]),
+            ("numeric.column", [column.column for column in self.numeric]),
+            ("categories.column", [column.column for column in self.categories]),
+            ("report_by", list(self.report_by)),
         )
-        for what, names in (("the files of path", list(self.files)), *columns):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"{what} must be distinct, found twice: {', '.join(twice)}")
+        wrong = [
+            f"{what} has twice: {', '.join(twice(names))}" for what, names in named if twice(names)
+        ]
+        if wrong:
+            raise ValueError(f"{'; '.join(wrong)}; take one of each away")
         return self
 
 
@@ -200,7 +230,9 @@ class SplitConfig(Config):
             " leave_strings_out: the distinct strings of a column; column: the table's own column"
         ),
     )
-    folds: int = Field(default=10, ge=3, description="equal shares that the rows are divided into")
+    folds: int = Field(
+        default=10, ge=3, le=1000, description="equal shares that the rows are divided into"
+    )
     train_folds: int = Field(default=7, ge=1, description="how many of the folds train")
     validation_folds: int = Field(
         default=2, ge=1, description="how many of the folds validate; the rest test"
@@ -218,7 +250,7 @@ class SplitConfig(Config):
         ge=0,
         description="which fold comes first; rotating over all folds gives cross-validation",
     )
-    seed: int = Field(default=0, description="of all random choices of the split")
+    seed: Seed = Field(default=0, description="of all random choices of the split")
 
     @model_validator(mode="after")
     def _folds_leave_a_test(self) -> "SplitConfig":
@@ -226,6 +258,11 @@ class SplitConfig(Config):
             raise ValueError(
                 f"train_folds + validation_folds must leave a fold to test on: {self.train_folds} +"
                 f" {self.validation_folds} >= {self.folds}"
+            )
+        if self.rotation >= self.folds:
+            raise ValueError(
+                f"rotation says which of the {self.folds} folds comes first, 0 to {self.folds - 1},"
+                f" found {self.rotation}"
             )
         if self.strategy == "column" and self.column is None:
             raise ValueError("strategy 'column' needs split.column")
@@ -235,15 +272,16 @@ class SplitConfig(Config):
 class LoraConfig(Config):
     """Low-rank adapters on the attention projections (Hu et al. 2021), through PEFT."""
 
-    r: int = Field(default=16, ge=1, description="rank of each adapter")
+    r: int = Field(default=16, ge=1, le=4096, description="rank of each adapter")
     alpha: float = Field(
-        default=32.0, gt=0, description="an adapter's output is scaled by alpha / r"
+        default=32.0, ge=1e-6, le=1e6, description="an adapter's output is scaled by alpha / r"
     )
-    dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="share of an adapter's inputs dropped in training"
+    dropout: Share = Field(
+        default=0.1, description="share of an adapter's inputs dropped in training"
     )
-    target_modules: tuple[str, ...] = Field(
+    target_modules: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=("query_proj", "key_proj", "value_proj"),
+        min_length=1,
         description="names of the linear layers that get an adapter",
     )
     use_dora: bool = Field(
@@ -257,9 +295,8 @@ class LoraConfig(Config):
         default=False,
         description="scale by alpha / sqrt(r) (Kalajdzievski 2023) instead of alpha / r",
     )
-    first_layer: int = Field(
+    first_layer: Layers = Field(
         default=0,
-        ge=0,
         description=(
             "adapt this layer and those above it; with encoder.mode prefix, what enters it is"
             " cached"
@@ -270,7 +307,7 @@ class LoraConfig(Config):
 class EncoderConfig(Config):
     """Which encoder reads the strings, how they become vectors, and how often it runs."""
 
-    source: str = Field(
+    source: FilePath = Field(
         default="kuelumbus/polyBERT", description="a Hugging Face hub id or a local model folder"
     )
     revision: str | None = Field(default=None, description="pinned revision of a hub id")
@@ -299,7 +336,8 @@ class EncoderConfig(Config):
     )
     memory_budget_gib: float | None = Field(
         default=None,
-        gt=0,
+        ge=1e-9,
+        le=1e6,
         description=(
             "activations of a step's strings; more are encoded twice. Unset: 4 on a CPU, half of a"
             " GPU's free memory"
@@ -330,11 +368,13 @@ class EncoderConfig(Config):
 class CacheConfig(Config):
     """Where the cache lies, and how its arrays are cut and compressed."""
 
-    path: str = Field(default="cache.zarr", description="the cache's folder")
+    path: FolderToWrite = Field(default="cache.zarr", description="the cache's folder")
     rows_per_chunk: int = Field(
-        default=65_536, ge=1, description="rows that are compressed, and read, together"
+        default=65_536, ge=1, le=2**22, description="rows that are compressed, and read, together"
     )
-    chunks_per_shard: int = Field(default=16, ge=1, description="chunks that share one file")
+    chunks_per_shard: int = Field(
+        default=16, ge=1, le=65_536, description="chunks that share one file"
+    )
     codec: CodecName = Field(
         default="zstd",
         description=(

@@ -1,17 +1,20 @@
 """The base of all configurations, which refuses unknown keys, and the reading of one.
 
 pydantic finds what is wrong; what a user is told is said here: every problem at once, each with its
-path, and the nearest known key for an unknown one.
+path, what the key means, and the nearest known key for an unknown one.
 """
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from reprlib import Repr
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from embedcache.errors import ConfigError
+
+Loc = tuple[str | int, ...]
 
 
 class Config(BaseModel):
@@ -26,6 +29,16 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 # cuts while it writes: the whole of a large or deeply nested value would never end
 _shown = Repr()
 _shown.maxlevel, _shown.maxstring, _shown.maxother = 2, 80, 80
+# what pydantic says in Python's words
+_WORDS = {
+    "tuple_type": "Input should be a list",
+    "dict_type": "Input should be a mapping of keys to values",
+    "model_type": "Input should be a mapping of keys to values",
+    "model_attributes_type": "Input should be a mapping of keys to values",
+    "string_type": "Input should be text",
+    "too_short": "Input should have at least {min_length} items, found {actual_length}",
+    "too_long": "Input should have at most {max_length} items, found {actual_length}",
+}
 
 
 def parse_config(cls: type[ConfigT], values: Mapping[str, Any], origin: str) -> ConfigT:
@@ -33,14 +46,57 @@ def parse_config(cls: type[ConfigT], values: Mapping[str, Any], origin: str) -> 
 
     For an unknown key it names the nearest known one.
     """
+    lines = _misplaced_truths(cls, values)
     try:
-        return cls.model_validate(values)
+        config = cls.model_validate(values)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        lines = [_explain(cls, each) for each in problems if not _follows(each, problems)]
-        raise ConfigError(
-            f"{origin} is not a valid configuration:\n" + "\n".join(f"  - {line}" for line in lines)
-        ) from None
+        lines = explained(cls, error) + lines
+    if lines:
+        listed = "\n".join(f"  - {line}" for line in lines)
+        raise ConfigError(f"{origin} is not a valid configuration:\n{listed}")
+    return config
+
+
+def _misplaced_truths(cls: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
+    """Return one line on each yes or no where there should be something else.
+
+    pydantic takes True for 1.
+    """
+    lines = []
+    open_ends: list[tuple[Loc, Any]] = [((), values)]
+    while open_ends:
+        path, value = open_ends.pop()
+        if isinstance(value, dict):
+            open_ends += [((*path, key), item) for key, item in value.items()]
+        elif isinstance(value, list | tuple):
+            open_ends += [((*path, index), item) for index, item in enumerate(value)]
+        elif isinstance(value, bool):
+            steps, field = _place(cls, path)
+            if field is not None and bool not in _parts(field.annotation):
+                where = ".".join(map(str, steps))
+                lines.append(f"{where}: is yes or no (true, false, on, off); {field.description}")
+    return lines
+
+
+def explained(cls: type[BaseModel], error: ValidationError) -> list[str]:
+    """Return one line on each problem that pydantic found, and none on what follows from another.
+
+    What may be one thing or another, and is neither, is one problem.
+    """
+    problems = error.errors(include_url=False)
+    lines: dict[str, list[str]] = {}
+    ends: dict[str, str] = {}
+    for problem in problems:
+        if not _follows(problem, problems):
+            where, wrong, ends[where] = _explain(cls, problem)
+            lines.setdefault(where, []).append(wrong)
+    return [f"{where}: {_either(wrong)}{ends[where]}" for where, wrong in lines.items()]
+
+
+def _either(wrong: Sequence[str]) -> str:
+    """Return what a value should be one of, as one statement."""
+    first, *others = dict.fromkeys(wrong)
+    return " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
 
 
 def _follows(problem: Any, problems: Sequence[Any]) -> bool:
@@ -54,24 +110,48 @@ def _follows(problem: Any, problems: Sequence[Any]) -> bool:
     )
 
 
-def _explain(cls: type[BaseModel], problem: Any) -> str:
-    """Return one line on one pydantic problem."""
-    path = problem["loc"]
+def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str, str]:
+    """Return where a problem is, what is wrong, and what was given and is meant there."""
+    path, field = _place(cls, problem["loc"])
     where = ".".join(f"{step!s:.80}" for step in path) or "(the whole)"
-    if problem["type"] == "missing":
-        return f"{where}: is required"
-    if problem["type"] != "extra_forbidden":
-        return (
-            f"{where}: {problem['msg'].removeprefix('Value error, ')} (got"
-            f" {_shown.repr(problem['input'])})"
-        )
-    known = _fields_at(cls, path[:-1])
-    near = get_close_matches(f"{path[-1]!s:.80}", known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(sorted(known))}"
-    return f"{where}: unknown key; {hint}"
+    meaning = f"; {field.description}" if field is not None and field.description else ""
+    kind = problem["type"]
+    if kind == "missing":
+        return where, "is required", meaning
+    if kind == "extra_forbidden":
+        known = _fields_at(cls, path[:-1])
+        near = get_close_matches(f"{path[-1]!s:.80}", known, n=1, cutoff=0.5)
+        known_keys = f"known keys here: {', '.join(sorted(known))}"
+        hint = f"did you mean '{near[0]}'?" if near else known_keys
+        return where, f"unknown key; {hint}", ""
+    message = problem["msg"].removeprefix("Value error, ")
+    wrong = _WORDS[kind].format(**problem.get("ctx", {})) if kind in _WORDS else message
+    if kind == "value_error" and isinstance(problem["input"], dict):
+        return where, wrong, ""  # on several keys, which the message names
+    return where, wrong, f" (got {_shown.repr(problem['input'])}){meaning}"
 
 
-def _fields_at(cls: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+def _place(cls: type[BaseModel], loc: Loc) -> tuple[Loc, FieldInfo | None]:
+    """Return the steps of a problem's path that a user wrote, and the key that it ends in.
+
+    pydantic adds a step for each type that a value may have, such as "tuple[str, ...]".
+    """
+    steps: list[str | int] = []
+    field, models = None, [cls]
+    for step in loc:
+        owner = next((model for model in models if step in model.model_fields), None)
+        if owner is not None and isinstance(step, str):
+            field = owner.model_fields[step]
+            models = _models_in(field.annotation)
+        elif isinstance(step, str) and field is not None and not models:
+            is_mapping = any(get_origin(part) is dict for part in _parts(field.annotation))
+            if step == "[key]" or not is_mapping:
+                continue
+        steps.append(step)
+    return tuple(steps), field
+
+
+def _fields_at(cls: type[BaseModel], path: Loc) -> list[str]:
     """Return the field names of the config model that sits at `path` inside `cls`."""
     current: type[BaseModel] = cls
     for step in path:
@@ -83,8 +163,16 @@ def _fields_at(cls: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
     return list(current.model_fields)
 
 
+def _parts(annotation: Any) -> list[Any]:
+    """Return a type and all types in it, such as those of `tuple[StringColumn, ...] | None`."""
+    inner = [part for argument in get_args(annotation) for part in _parts(argument)]
+    return [annotation, *inner]
+
+
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the config models in a type such as `tuple[StringColumn, ...] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+    """Return the config models in a type."""
+    return [
+        part
+        for part in _parts(annotation)
+        if isinstance(part, type) and issubclass(part, BaseModel)
+    ]

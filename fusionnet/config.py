@@ -10,6 +10,18 @@ from pydantic import Field, model_validator
 
 from embedcache.config import TargetColumn
 from embedcache.schema import Config
+from embedcache.values import (
+    Amount,
+    Count,
+    FilePath,
+    FolderToWrite,
+    Layers,
+    Seed,
+    Share,
+    Spread,
+    Weight,
+    Width,
+)
 
 LossName = Literal["smooth_l1", "mse", "bce", "focal"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
@@ -17,6 +29,11 @@ _LOSSES_OF: dict[str, tuple[LossName, ...]] = {
     "regression": ("smooth_l1", "mse"),
     "binary": ("focal", "bce"),
 }
+REGRESSION_METRICS = ("mae", "rmse", "r2")
+BINARY_METRICS = ("accuracy", "auroc", "f1", "recall", "precision")
+METRICS = {"regression": REGRESSION_METRICS, "binary": BINARY_METRICS}
+Rate = Annotated[float, Field(ge=1e-12, le=10)]  # of learning
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
 
 
 class Task(TargetColumn):
@@ -25,24 +42,22 @@ class Task(TargetColumn):
     loss: LossName | None = Field(
         default=None, description="unset: smooth_l1 for regression, focal for binary"
     )
-    weight: float = Field(
+    weight: Weight = Field(
         default=1.0,
-        ge=0,
         description=(
             "factor on the whole of the task's term (the specification's 0.3 for auxiliary tasks)"
         ),
     )
-    head: tuple[int, ...] = Field(default=(128,), min_length=1, description="hidden widths")
-    head_dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="after the head's first hidden layer"
+    head: tuple[Width, ...] = Field(
+        default=(128,), min_length=1, max_length=32, description="hidden widths"
     )
-    beta: float = Field(
+    head_dropout: Share = Field(default=0.1, description="after the head's first hidden layer")
+    beta: Spread = Field(
         default=1.0,
-        gt=0,
         description="smooth_l1: where the quadratic part ends, in the target's unit",
     )
-    gamma: float = Field(default=2.0, ge=0, description="focal: exponent of 1 - p_t")
-    pos_weight: float | Literal["auto"] = Field(
+    gamma: float = Field(default=2.0, ge=0, le=100, description="focal: exponent of 1 - p_t")
+    pos_weight: Annotated[float, Field(ge=1e-6, le=1e6)] | Literal["auto"] = Field(
         default="auto",
         description="class weight of positives; auto: negatives / positives of the train rows",
     )
@@ -61,6 +76,17 @@ class Task(TargetColumn):
             raise ValueError(
                 f"task '{self.name}' is {self.kind}, which takes the losses"
                 f" {' or '.join(_LOSSES_OF[self.kind])}, not {self.loss}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _goals_are_metrics(self) -> "Task":
+        known = METRICS[self.kind]
+        unknown = [metric for metric in self.goals if metric not in known]
+        if unknown:
+            raise ValueError(
+                f"goals of task '{self.name}' names {', '.join(f'{name:.80}' for name in unknown)};"
+                f" the metrics of a {self.kind} task are {', '.join(known)}"
             )
         return self
 
@@ -89,29 +115,29 @@ class ModelConfig(Config):
             " vectors; off: as they are"
         ),
     )
-    adapter_hidden: int = Field(
-        default=384, ge=1, description="hidden width of the adapter of a string's vector"
+    adapter_hidden: Width = Field(
+        default=384, description="hidden width of the adapter of a string's vector"
     )
-    adapter_width: int = Field(
-        default=256, ge=1, description="width of what the adapter makes of a string's vector"
+    adapter_width: Width = Field(
+        default=256, description="width of what the adapter makes of a string's vector"
     )
-    numeric_hidden: int = Field(
-        default=64, ge=1, description="hidden width of the encoder of numeric features"
+    numeric_hidden: Width = Field(
+        default=64, description="hidden width of the encoder of numeric features"
     )
-    numeric_width: int = Field(
-        default=128, ge=1, description="width of what it makes of the numeric features"
+    numeric_width: Width = Field(
+        default=128, description="width of what it makes of the numeric features"
     )
-    category_width: int = Field(
-        default=16, ge=1, description="width of the embedding of each category column"
+    category_width: Width = Field(
+        default=16, description="width of the embedding of each category column"
     )
-    fusion_width: int = Field(
-        default=512, ge=1, description="width of the tokens that are fused, and of the fused state"
+    fusion_width: Width = Field(
+        default=512, description="width of the tokens that are fused, and of the fused state"
     )
-    num_layers: int = Field(default=4, ge=0, description="layers of the fusion")
-    num_heads: int = Field(default=8, ge=1, description="attention heads; they divide fusion_width")
-    feedforward: int = Field(default=2048, ge=1, description="hidden width inside each layer")
-    dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="share of activations dropped, outside of the heads"
+    num_layers: Layers = Field(default=4, description="layers of the fusion")
+    num_heads: Width = Field(default=8, description="attention heads; they divide fusion_width")
+    feedforward: Width = Field(default=2048, description="hidden width inside each layer")
+    dropout: Share = Field(
+        default=0.1, description="share of activations dropped, outside of the heads"
     )
     linear_skip: bool = Field(
         default=False,
@@ -122,7 +148,7 @@ class ModelConfig(Config):
             " lie outside of the known"
         ),
     )
-    feature_noise: dict[str, Annotated[float, Field(ge=0)]] = Field(
+    feature_noise: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(
         default_factory=dict,
         description=(
             "by data.numeric.feature_group: standard deviation of Gaussian noise that training adds"
@@ -161,29 +187,29 @@ class LossConfig(Config):
 class OptimConfig(Config):
     """AdamW, one learning rate per parameter group, warm-up and cosine."""
 
-    lr: float = Field(
-        default=1e-3, gt=0, description="peak rate of the fresh weights (adapter, fusion, heads)"
+    lr: Rate = Field(
+        default=1e-3, description="peak rate of the fresh weights (adapter, fusion, heads)"
     )
-    lr_encoder: float = Field(
-        default=2e-5, gt=0, description="peak rate of the LoRA weights, as specified"
+    lr_encoder: Rate = Field(
+        default=2e-5, description="peak rate of the LoRA weights, as specified"
     )
-    lr_log_variance: float = Field(
-        default=1e-2, gt=0, description="peak rate of the loss's log-variances"
-    )
-    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's, decoupled")
-    betas: tuple[float, float] = Field(
+    lr_log_variance: Rate = Field(default=1e-2, description="peak rate of the loss's log-variances")
+    weight_decay: float = Field(default=0.01, ge=0, le=100, description="AdamW's, decoupled")
+    betas: tuple[Decay, Decay] = Field(
         default=(0.9, 0.999), description="AdamW's decay rates of the first and second moment"
     )
-    eps: float = Field(default=1e-8, gt=0, description="AdamW's, added to the denominator")
-    clip: float = Field(default=1.0, gt=0, description="global gradient norm")
+    eps: float = Field(
+        default=1e-8, ge=1e-16, le=1, description="AdamW's, added to the denominator"
+    )
+    clip: float = Field(default=1.0, ge=1e-8, le=1e12, description="global gradient norm")
     warmup_epochs: float = Field(
-        default=2.0, ge=0, description="epochs in which rates rise linearly to their peak"
+        default=2.0, ge=0, le=1e6, description="epochs in which rates rise linearly to their peak"
     )
-    warmup_steps: int | None = Field(
-        default=None, ge=0, description="optimizer steps; wins over warmup_epochs"
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
+        default=None, description="optimizer steps; wins over warmup_epochs"
     )
-    total_steps: int | None = Field(
-        default=None, ge=1, description="optimizer steps of the cosine; unset: all steps of the run"
+    total_steps: Count | None = Field(
+        default=None, description="optimizer steps of the cosine; unset: all steps of the run"
     )
     final_lr_fraction: float = Field(
         default=0.0, ge=0, le=1, description="share of the peak rate where the cosine ends"
@@ -193,16 +219,15 @@ class OptimConfig(Config):
 class TrainConfig(Config):
     """Epochs, batches, precision, processes, and where the rows are kept."""
 
-    epochs: int = Field(default=15, ge=1, description="passes over the train rows")
-    batch_rows: int = Field(
-        default=8192, ge=1, description="rows per optimizer step, all ranks together"
+    epochs: int = Field(default=15, ge=1, le=1_000_000, description="passes over the train rows")
+    batch_rows: Count = Field(
+        default=8192, description="rows per optimizer step, all ranks together"
     )
-    micro_batch_rows: int | None = Field(
-        default=None, ge=1, description="rows per forward pass and rank; unset: chosen by device"
+    micro_batch_rows: Count | None = Field(
+        default=None, description="rows per forward pass and rank; unset: chosen by device"
     )
-    eval_batch_rows: int | None = Field(
+    eval_batch_rows: Count | None = Field(
         default=None,
-        ge=1,
         description=(
             "rows per forward pass in validation and evaluation; unset: 8,192 on a CPU, 65,536 on a"
             " GPU"
@@ -211,10 +236,9 @@ class TrainConfig(Config):
     rows: Literal["auto", "resident", "streaming"] = Field(
         default="auto", description="auto: resident if the whole table fits into rows_memory_mib"
     )
-    rows_memory_mib: int = Field(default=4096, ge=1, description="memory for rows, per rank")
-    checkpoint_steps: int | None = Field(
+    rows_memory_mib: Count = Field(default=4096, description="memory for rows, per rank")
+    checkpoint_steps: Count | None = Field(
         default=None,
-        ge=1,
         description=(
             "optimizer steps between checkpoints inside an epoch; unset: one after each epoch"
         ),
@@ -250,15 +274,15 @@ class TrainConfig(Config):
     offload: Literal["none", "cpu"] = Field(
         default="none", description="cpu: Adam's moments and the update on the host"
     )
-    deepspeed_config: str | None = Field(
+    deepspeed_config: FilePath | None = Field(
         default=None,
         description="a DeepSpeed JSON file laid over the derived config; it may not contradict it",
     )
-    seed: int = Field(
-        default=0, ge=0, description="of initial weights, order of rows, dropout and noise"
+    seed: Seed = Field(
+        default=0, description="of initial weights, order of rows, dropout and noise"
     )
-    cpu_threads: int | None = Field(
-        default=None, ge=1, description="threads per rank on a CPU; unset: cores / ranks"
+    cpu_threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="threads per rank on a CPU; unset: cores / ranks"
     )
 
     @model_validator(mode="after")
@@ -298,10 +322,11 @@ class TrainConfig(Config):
 class RunConfig(Config):
     """Where a run is written."""
 
-    dir: str = Field(default="runs/run", description="the run folder")
+    dir: FolderToWrite = Field(default="runs/run", description="the run folder")
     name: str = Field(
         default="model",
         pattern=r"^[A-Za-z0-9_-]+$",
+        max_length=64,
         description="first part of the checkpoints' names",
     )
     note: str = Field(
@@ -317,19 +342,18 @@ class RewardTerm(Config):
     """`weight` times a task's prediction (raw units; probability for a binary task)."""
 
     task: str = Field(description="name of the task")
-    weight: float = Field(description="factor on its prediction")
+    weight: Amount = Field(description="factor on its prediction")
 
 
 class RewardPenalty(Config):
     """`penalty` is subtracted where a task's prediction is above or below a threshold."""
 
     task: str = Field(description="name of the task")
-    above: float | None = Field(default=None, description="threshold; or give `below`")
-    below: float | None = Field(default=None, description="threshold; or give `above`")
-    penalty: float = Field(ge=0, description="subtracted beyond the threshold")
-    width: float | None = Field(
+    above: Amount | None = Field(default=None, description="threshold; or give `below`")
+    below: Amount | None = Field(default=None, description="threshold; or give `above`")
+    penalty: float = Field(ge=0, le=1e30, description="subtracted beyond the threshold")
+    width: Spread | None = Field(
         default=None,
-        gt=0,
         description=(
             "of the sigmoid that stands for the threshold where gradients are wanted; unset: none"
         ),

@@ -52,6 +52,8 @@ class Experiment(Config):
             raise ValueError(
                 f"tasks must have distinct names and columns, found: {', '.join(names)}"
             )
+        if not any(task.weight for task in self.tasks):
+            raise ValueError("every task has weight 0, so nothing would be learned; raise one")
         for task in self.reward.tasks:
             if task not in names:
                 raise ValueError(
@@ -78,8 +80,25 @@ class Experiment(Config):
             raise ValueError(
                 "model.linear_skip is a function of data.numeric, which has no columns"
             )
+        strings = [column.name for column in self.data.strings]
+        if self.split.string is not None and self.split.string not in strings:
+            raise ValueError(
+                f"split.string names '{self.split.string:.80}', which is no name of data.strings:"
+                f" {', '.join(strings)}"
+            )
         if self.split.strategy == "group" and self.data.group is None:
             raise ValueError("split.strategy 'group' needs data.group")
+        return self
+
+    @model_validator(mode="after")
+    def _encoders_agree(self) -> "Experiment":
+        modes = {column.name: (column.encoder or self.encoder).mode for column in self.data.strings}
+        if len(set(modes.values())) > 1:
+            found = ", ".join(f"{name}: {mode}" for name, mode in modes.items())
+            raise ValueError(
+                f"all string columns are encoded in one mode, found {found}; give their encoders"
+                " the same encoder.mode"
+            )
         return self
 
     @property

@@ -12,12 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from fusionnet.config import Task
+from fusionnet.config import BINARY_METRICS, REGRESSION_METRICS, Task
+from fusionnet.config import METRICS as METRICS
 
 Metrics = dict[str, float | None]
-REGRESSION_METRICS = ("mae", "rmse", "r2")
-BINARY_METRICS = ("accuracy", "auroc", "f1", "recall", "precision")
-METRICS = {"regression": REGRESSION_METRICS, "binary": BINARY_METRICS}
 TITLES = {
     "mae": "MAE",
     "rmse": "RMSE",

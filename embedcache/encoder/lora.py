@@ -12,11 +12,12 @@ import peft
 from peft.tuners.lora import LoraLayer
 from peft.utils.save_and_load import set_peft_model_state_dict
 from safetensors.torch import load_file
+from torch import nn
 
 from embedcache.config import LoraConfig
 from embedcache.encoder.dropout import Dropout
 from embedcache.encoder.model import StringEncoder
-from embedcache.encoder.prefix import check_layers
+from embedcache.encoder.prefix import base_of, check_layers
 from embedcache.errors import EncoderError
 
 
@@ -41,12 +42,16 @@ def add_lora(encoder: StringEncoder, config: LoraConfig) -> None:
 
 def _peft_config(encoder: StringEncoder, config: LoraConfig) -> peft.LoraConfig:
     """Return the adapters in PEFT's words, checked against the encoder."""
-    names = {name.rsplit(".", 1)[-1] for name, _ in encoder.model.named_modules()}
-    missing = [target for target in config.target_modules if target not in names]
+    linear = dict.fromkeys(
+        name.rsplit(".", 1)[-1]
+        for name, module in encoder.model.named_modules()
+        if isinstance(module, nn.Linear)
+    )
+    missing = [target for target in config.target_modules if target not in linear]
     if missing:
         raise EncoderError(
-            f"encoder.lora.target_modules names {', '.join(missing)}, which the encoder does not"
-            " have; DeBERTa-v2 has query_proj, key_proj, value_proj"
+            f"encoder.lora.target_modules names {', '.join(missing)}, which is no linear layer of"
+            f" {type(base_of(encoder.model)).__name__}; it has {', '.join(linear)}"
         )
     wanted = peft.LoraConfig(
         r=config.r,

@@ -19,7 +19,7 @@ from embedcache.cache.reader import Cache
 from embedcache.errors import RunError, StaleCacheError
 from embedcache.text import visible
 from fusionnet.evaluation.oracle import oracle_metrics, read_oracle
-from fusionnet.metrics import METRICS, Metrics, reaches, task_metrics
+from fusionnet.metrics import Metrics, reaches, task_metrics
 from fusionnet.model.forward import forward_rows, refuse_non_finite, to_units
 from fusionnet.rows.tensors import load_rows
 from fusionnet.trained.run import TrainedRun
@@ -112,7 +112,6 @@ def evaluate_run(
     not trained on, RunError for goals or an oracle that do not fit the run.
     """
     _check_cache(run, cache)
-    _check_goals(run)
     rows = load_rows(cache, split, run.device)
     if rows.num_rows == 0:
         raise RunError(f"{cache.path} has no {split} rows")
@@ -221,14 +220,3 @@ def _check_cache(run: TrainedRun, cache: Cache) -> None:
             f"{cache.path} is not the cache that {run.folder} was trained on (run -> cache):\n"
             + "\n".join(f"  - {line}" for line in different)
         )
-
-
-def _check_goals(run: TrainedRun) -> None:
-    """Raise RunError for a goal of a metric that its task does not have."""
-    for task in run.tasks:
-        unknown = set(task.goals) - set(METRICS[task.kind])
-        if unknown:
-            raise RunError(
-                f"the goals of task '{task.name}' name {', '.join(sorted(unknown))}, which is no"
-                f" metric of a {task.kind} task"
-            )

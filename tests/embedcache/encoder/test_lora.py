@@ -170,3 +170,11 @@ def test_an_adapter_of_another_kind_is_refused(tiny_encoder_folder: Path, tmp_pa
         load_adapter(adapted(tiny_encoder_folder, "cls", False, use_dora=True), tmp_path / "plain")
     with pytest.raises(EncoderError, match="which the encoder lacks"):
         load_adapter(adapted(tiny_encoder_folder, "cls", False), tmp_path / "dora")
+
+
+@pytest.mark.parametrize("named", ["LayerNorm", "encoder", "query", "qury_proj"])
+def test_only_linear_layers_are_adapted(tiny_encoder_folder: Path, named: str) -> None:
+    encoder = load_encoder(EncoderConfig(source=str(tiny_encoder_folder)))
+    message = rf"names {named}, which is no linear layer of .*; it has query_proj, key_proj"
+    with pytest.raises(EncoderError, match=message):
+        add_lora(encoder, LoraConfig(target_modules=("query_proj", named)))
