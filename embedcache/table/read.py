@@ -121,7 +121,9 @@ def _without(source: Source, conditions: Sequence[str]) -> Source:
 
 
 def _num_rows(source: Source) -> int:
-    return int(source.frame.select(pl.len()).collect(engine="streaming").item())
+    # polars counts the lines of a CSV in a map of the whole file, which counts as memory in use
+    rows = pl.nth(0).is_null().count() if source.is_csv else pl.len()
+    return int(source.frame.select(rows).collect(engine="streaming").item())
 
 
 def _stratifying_label(targets: tuple[TargetColumn, ...], split: SplitConfig) -> str | None:

@@ -125,9 +125,9 @@ def _parsed(column: str) -> pl.Expr:
     """Return a text column as float64; null where it is no number."""
     text = pl.col(column).cast(pl.String)
     number = text.cast(pl.Float64, strict=False)
-    truth = text.str.to_lowercase().replace_strict(
-        {"true": 1.0, "false": 0.0}, default=None, return_dtype=pl.Float64
-    )
+    lower = text.str.to_lowercase()
+    # not replace_strict: it is no part of a stream, so all of the column would be in memory
+    truth = pl.when(lower == "true").then(1.0).when(lower == "false").then(0.0)
     return pl.coalesce(number, truth)
 
 

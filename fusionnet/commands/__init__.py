@@ -5,6 +5,9 @@ This is imported before torch, since OpenMP reads how its threads wait when it i
 other work takes the cores from those that have some: of two trainings side by side on two cores,
 each took four times as long as one after the other, and more. A shorter spin costs one alone hardly
 anything, and lets two share the cores (benchmarks/results/LOG.md). What the user has set stays.
+
+Polars reads many row groups of a Parquet file ahead of the one that is worked on; one is enough
+here, and memory then grows no more with the file.
 """
 
 import os
@@ -15,3 +18,4 @@ SPINS = "10000"
 
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+os.environ.setdefault("POLARS_ROW_GROUP_PREFETCH_SIZE", "1")
