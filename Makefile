@@ -3,10 +3,12 @@
 #   make check  the same environment; lint, types and the tests that take no processes and little time: a minute
 #   make test   lint, types and all tests: some minutes
 #   make test-faults   thousands of faults injected into the commands: half an hour
+#   make audit  hashes of the lock, licences, known vulnerabilities; make release: wheel and SBOM in dist/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+AUDIT := $(VENV)/.audit
 # what is installed beside the packages themselves; empty for a minimal installation
 EXTRAS ?= [dev]
 # processes that run tests, with one thread each
@@ -15,10 +17,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgro
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo test test-faults check lint format clean
+.PHONY: help install demo test test-faults check lint format lock audit sbom release clean
 
 help:
-	@sed -n '2,5p' Makefile | sed 's/^# *//'
+	@sed -n '2,6p' Makefile | sed 's/^# *//'
 
 install: $(INSTALLED)
 
@@ -61,9 +63,32 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# what a user installs, each file by its hash on PyPI: pip install --require-hashes -r configs/lock.txt
+lock: $(AUDIT)
+	$(BIN)/uv pip compile --universal --python-version 3.11 --no-config --default-index https://pypi.org/simple \
+	    --generate-hashes --no-emit-index-url --no-header --quiet -c configs/constraints.txt \
+	    --extra gpu --extra cohort -o configs/lock.txt pyproject.toml
+
+# hashes, licences, known vulnerabilities; exit code 3 where the advisory database is out of reach
+audit: $(AUDIT)
+	$(BIN)/python -m jobs.audit
+
+sbom: $(AUDIT)
+	@mkdir -p dist
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --mc-type library --output-reproducible \
+	    --output-format JSON --output-file dist/sbom.cdx.json configs/lock.txt
+
+# the wheel and its bill of materials, in dist/
+release: lint sbom
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+$(AUDIT): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c configs/constraints.txt -e '.[audit]'
+	@touch $(AUDIT)
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf demo runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

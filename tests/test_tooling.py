@@ -29,7 +29,7 @@ def test_the_workflow_runs_targets_of_the_makefile_on_the_oldest_python_and_a_ne
         assert commands
         assert all(words[0] == "make" and words[1] in targets(repository) for words in commands)
     runs = re.findall(r"run: make (\w+)", text)
-    assert {"check", "test", "demo"} <= set(runs)
+    assert {"check", "test", "demo", "audit", "release"} <= set(runs)
 
 
 def test_the_hook_runs_what_make_lint_does(repository: Path) -> None:
