@@ -8,6 +8,7 @@ run in forks of one process that has imported everything, so that thousands are 
 """
 
 import os
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -33,6 +34,13 @@ PROMISES = {
     "caches": "a damaged or forged cache is named",
     "runs": "a damaged run, or files of another, are named",
     "checkpoints": "a checkpoint is data: nothing in it runs, no NaN leaves it",
+    "configs": "a value without sense is refused, and so is a file that is no config",
+    "tables": "a wrong table is refused; from any other, the cache has its numbers",
+    "names": "odd names go all the way, from the table to the report",
+    "disks": "a full or read-only disk is said; with room again, the result is the same",
+    "together": "two at once, or a signal: what is left is the work of one, whole",
+    "folders": "nothing is deleted that was not the command's own",
+    "predictions": "every row has its own finite predictions, and no file is overwritten unasked",
     "encoders": "an encoder folder is whole, finite, the one that was used, and runs no code",
 }
 QUICK_CASES = 6  # of each module
@@ -54,8 +62,9 @@ def main(words: list[str]) -> None:
     if arguments.case is not None and len(arguments.only or ()) != 1:
         raise UserError("--case is the number of a case of one attack: give --only too")
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as name:
-        folder = arguments.keep.resolve() if arguments.keep else Path(name)
+    # not a TemporaryDirectory: each fork would delete it at its end
+    folder = arguments.keep.resolve() if arguments.keep else Path(tempfile.mkdtemp())
+    try:
         results = played(
             folder,
             arguments.seed,
@@ -65,6 +74,9 @@ def main(words: list[str]) -> None:
             arguments.workers,
             keep=arguments.keep is not None,
         )
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(folder, ignore_errors=True)
     found = summed(results) | {
         **stamp(),
         "quick": arguments.quick,

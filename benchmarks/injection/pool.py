@@ -60,9 +60,6 @@ def play(
             tell(result)
             if not (keep and result.verdict in BROKEN):
                 shutil.rmtree(folder / f"{number:05d}", ignore_errors=True)
-            for stream in folder.glob(f"{number:05d}_*"):
-                if not (keep and result.verdict in BROKEN):
-                    stream.unlink()
 
     for number, case in cases:
         collect(workers - 1)
@@ -98,8 +95,8 @@ def _play_one(
     found: dict[str, Any]
     try:
         die_with_parent()
-        place = folder / f"{number:05d}"
-        place.mkdir()
+        place = folder / f"{number:05d}" / "project"
+        place.mkdir(parents=True)
         os.chdir(place)
         scene = Scene(place, project, Conditions(plant=plant))
         found = case.play(scene)._asdict()

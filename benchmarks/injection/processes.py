@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +29,8 @@ from fusionnet.commands.command import run_job
 
 LIMIT_S = 180.0  # a command that runs longer hangs
 LOOK_S = 0.004
-PR_SET_PDEATHSIG = 1
+MOST_HANDLES = 1024
+PR_SET_PDEATHSIG, CAP_DAC_OVERRIDE, CAPABILITY_VERSION = 1, 1, 0x20080522
 CHANGES = {
     *("os.rename", "os.remove", "os.link", "os.symlink", "os.mkdir", "os.rmdir"),
     *("os.truncate", "os.chmod", "os.utime"),
@@ -51,7 +53,7 @@ class Conditions:
     kill_before: int | None = None  # SIGKILL to its process group before this file operation
     trace: Path | None = None  # where the number of its file operations is written
     limits: tuple[tuple[int, int], ...] = ()  # of the kernel: resource, most
-    user: int | None = None  # who runs it, where we may choose
+    forbidden: bool = False  # root may write only where its own permissions say so, as others
     environment: Mapping[str, str] = field(default_factory=dict)
     plant: Callable[[], None] | None = None  # called before it, to plant a fault of ours in it
 
@@ -72,8 +74,9 @@ class Done:
 class Running:
     """A command that runs, alone or as the ranks of one process group."""
 
-    def __init__(self, command: str, pids: list[int], out: Path, err: Path) -> None:
-        self.command, self.pids, self._out, self._err = command, pids, out, err
+    def __init__(self, command: str, pids: list[int], streams: tuple[int, int]) -> None:
+        self.command, self.pids, self._streams = command, pids, streams
+        self._texts = (bytearray(), bytearray())
         self._ended: dict[int, int] = {}
 
     @property
@@ -81,8 +84,16 @@ class Running:
         """The exit code of each rank that has ended."""
         return [self._ended.get(pid) for pid in self.pids]
 
+    def _read(self) -> None:
+        """Take what was printed, so that the pipes are never full."""
+        for stream, text in zip(self._streams, self._texts, strict=True):
+            with suppress(BlockingIOError):
+                while more := os.read(stream, 1 << 16):
+                    text += more
+
     def ended(self) -> bool:
         """Return whether all its processes have ended."""
+        self._read()
         for pid in self.pids:
             if pid not in self._ended:
                 found, status = os.waitpid(pid, os.WNOHANG)
@@ -110,41 +121,44 @@ class Running:
                     os.kill(pid, signal.SIGKILL)
                     self._ended[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         code = next((code for code in self._ended.values() if code), 0)
-        texts = [file.read_text(errors="replace") for file in (self._out, self._err)]
+        self._read()
+        for stream in self._streams:
+            os.close(stream)
+        texts = [text.decode(errors="replace") for text in self._texts]
         return Done(self.command, None if hung else code, *texts)
 
 
 def start(
     folder: Path,
-    streams: Path,
     words: Sequence[str],
     conditions: Conditions = NORMAL,
     ranks: Sequence[Mapping[str, str]] = ({},),
 ) -> Running:
     """Start a command (its module's name in `fusionnet.commands`, then its arguments) in a folder.
 
-    `streams` is where it prints, with .out and .err behind; `ranks` holds what a launcher would put
-    into each rank's environment.
+    `ranks` holds what a launcher would put into each rank's environment. Commands print into pipes,
+    which no limit on files concerns.
     """
-    out, err = streams.with_suffix(".out"), streams.with_suffix(".err")
-    out.touch()
-    err.touch()
+    (out, to_out), (err, to_err) = os.pipe(), os.pipe()
+    for stream in (out, err):
+        os.set_blocking(stream, False)
     pids: list[int] = []
     for environment in ranks:
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            _become(folder, out, err, words, conditions, environment, pids[0] if pids else 0)
+            _become(folder, (to_out, to_err), words, conditions, environment, (*pids, 0)[0])
         os.setpgid(pid, pids[0] if pids else pid)  # here too, so that it is so when this returns
         pids.append(pid)
-    return Running(" ".join(words), pids, out, err)
+    for stream in (to_out, to_err):
+        os.close(stream)
+    return Running(" ".join(words), pids, (out, err))
 
 
 def _become(
     folder: Path,
-    out: Path,
-    err: Path,
+    streams: tuple[int, int],
     words: Sequence[str],
     conditions: Conditions,
     environment: Mapping[str, str],
@@ -155,10 +169,9 @@ def _become(
     try:
         os.setpgid(0, group)
         die_with_parent()
-        for file, number in ((out, 1), (err, 2)):
-            stream = os.open(file, os.O_WRONLY | os.O_APPEND)
+        for number, stream in enumerate(streams, start=1):
             os.dup2(stream, number)
-            os.close(stream)
+        os.closerange(3, MOST_HANDLES)  # ours, such as the pipes of other commands
         os.chdir(folder)
         os.environ.update({**FOR_ALL, **conditions.environment, **environment})
         torch.set_num_threads(1)
@@ -219,15 +232,24 @@ def _meet(conditions: Conditions, folder: Path) -> None:
     """Bring about what the command does not expect."""
     for kind, most in conditions.limits:
         resource.setrlimit(kind, (most, most))
-    if conditions.user is not None:
-        os.setgroups([])
-        os.setgid(conditions.user)
-        os.setuid(conditions.user)
-        die_with_parent()  # changing the user has undone it
+    if conditions.forbidden:
+        _give_up_override()
     if conditions.kill_before is not None or conditions.trace is not None:
         _watch_files(conditions, str(folder))
     if conditions.plant is not None:
         conditions.plant()
+
+
+def _give_up_override() -> None:
+    """Give up root's right to write whatever the permissions say; others never had it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)  # of this process
+    data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and of the upper bits
+    codes = [libc.capget(header, data)]
+    for word in (0, 1):
+        data[word] &= ~(1 << CAP_DAC_OVERRIDE)
+    codes.append(libc.capset(header, data))
+    assert not any(codes), os.strerror(ctypes.get_errno())
 
 
 def _watch_files(conditions: Conditions, folder: str) -> None:

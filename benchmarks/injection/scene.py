@@ -5,12 +5,11 @@ commands themselves, in forks: the process that plays cases computes nothing, ha
 can be forked.
 """
 
-import itertools
 import os
 import shutil
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +111,11 @@ def more_rows(file: Path) -> None:
 
 @dataclass(frozen=True)
 class Scene:
-    """The folder of one case, and where its commands print (beside it, never inside)."""
+    """The folder of one case; nobody else's files lie in it or in the one above."""
 
     folder: Path
     finished: Path  # the project with all its results, which is only read
     plant: Conditions = NORMAL  # what every command of this run meets, such as a planted fault
-    _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def __truediv__(self, name: str) -> Path:
         """Return the path of a file of this case."""
@@ -136,10 +134,9 @@ class Scene:
         self, *words: str, under: Conditions = NORMAL, ranks: Sequence[Mapping[str, str]] = ({},)
     ) -> Running:
         """Start a command in this folder."""
-        streams = self.folder.with_name(f"{self.folder.name}_{next(self._numbers)}")
         if self.plant.plant is not None and under.plant is None:
             under = Conditions(**{**vars(under), "plant": self.plant.plant})
-        return start(self.folder, streams, words, under, ranks)
+        return start(self.folder, words, under, ranks)
 
     def call(
         self, *words: str, under: Conditions = NORMAL, ranks: Sequence[Mapping[str, str]] = ({},)
