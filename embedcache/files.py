@@ -13,6 +13,8 @@ from pathlib import Path
 import filelock
 from tqdm import tqdm
 
+from embedcache.system import naming
+
 BLOCK_BYTES = 1 << 22
 LARGE_BYTES = 1 << 31  # about two seconds of hashing
 LOCK = "lock"  # in the folder of a writer
@@ -27,9 +29,11 @@ def atomic_write(target: Path) -> Iterator[Path]:
     the name, so a power cut leaves the old content or the new. A folder cannot take the name of
     another in one step: the old one is moved aside first and deleted last; what a kill between the
     two leaves is put back by the next writer. A file never replaces a folder: that is an
-    IsADirectoryError. Two writers of one target do not meet: the last to end is what stays.
+    IsADirectoryError. Two writers of one target do not meet: the last to end is what stays. A disk
+    that is full, read-only or forbidden is an OSError with its number that names `target`, whatever
+    library met it.
     """
-    with _workplace(target) as place:
+    with naming(target), _workplace(target) as place:
         partial, aside = place / "new", place / "old"
         yield partial
         for path in [partial, *partial.rglob("*")]:

@@ -32,7 +32,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOK_S = 1.0  # between two looks at the launchers
 REPEATED_S = 3.0
 ORPHANED_S = 10.0
-FURTHER = "what was finished before is whole; run the same command again, a training with --resume"
+FURTHER = "run the same command again, a training with --resume; what was finished before is whole"
 
 
 class Stopped(KeyboardInterrupt):

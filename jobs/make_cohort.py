@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from embedcache.errors import UserError
 from embedcache.files import atomic_write
+from embedcache.system import explained
 from fusionnet.commands.command import run_job
 from jobs.cohort.generate import cohort_frames
 
@@ -29,7 +30,6 @@ def main() -> None:
                 path,
                 arguments.format or path.suffix.lstrip("."),
                 partial(frames, arguments, with_noise),
-                str(path),
             )
     table = scan(arguments.out)
     facts = table.select(
@@ -113,9 +113,7 @@ def frames(arguments: argparse.Namespace, with_noise: bool) -> Iterator[pl.DataF
             bar.update(len(frame))
 
 
-def write_table(
-    path: Path, kind: str, make_frames: Callable[[], Iterator[pl.DataFrame]], name: str
-) -> None:
+def write_table(path: Path, kind: str, make_frames: Callable[[], Iterator[pl.DataFrame]]) -> None:
     """Stream frames into a Parquet or CSV file, published by rename."""
     schema = next(make_frames()).schema
     try:
@@ -129,7 +127,7 @@ def write_table(
             else:
                 lazy.sink_parquet(partial, compression="zstd")
     except OSError as error:
-        raise UserError(f"{name} cannot be written: {error}") from None
+        raise UserError(explained(error)) from None
 
 
 def scan(path: Path) -> pl.LazyFrame:

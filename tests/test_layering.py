@@ -19,7 +19,8 @@ MAY_IMPORT = {
 ROOMS: dict[str, dict[str, set[str]]] = {
     "embedcache": {
         "errors": set(),
-        "files": set(),
+        "system": {"errors"},
+        "files": {"system"},
         "text": set(),
         "schema": {"errors"},
         "values": set(),
@@ -31,7 +32,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "split": {"config", "schema", "errors", "text", "table"},
         "kernels": set(),
         "encoder": {"config", "errors", "files", "kernels"},
-        "cache": {"config", "schema", "errors", "files", "scaling", "table", "encoder"},
+        "cache": {"config", "schema", "errors", "files", "scaling", "table", "encoder"}
+        | {"system"},
         "build": {"config", "errors", "files", "ranks", "scaling"}
         | {"table", "split", "encoder", "cache"},
         "live": {"config", "errors", "kernels", "encoder", "cache"},

@@ -12,7 +12,6 @@ the new one complete in `store/`; `recover` puts it back. Nothing is ever delete
 `.partial` under these names.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -36,9 +35,9 @@ from embedcache.errors import (
     UserError,
 )
 from embedcache.files import sync, write_atomically
+from embedcache.system import NO_SPACE, explained
 
 WAIT_S = 10.0  # for another builder, before saying who it is
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CacheFolder:
@@ -134,7 +133,7 @@ class CacheFolder:
                     f" {kept}. Free some space or set cache.path elsewhere, then run the same"
                     " command again: strings already encoded are kept"
                 ) from error
-            raise CacheError(f"cannot write {self.path}: {error}; {kept}") from error
+            raise CacheError(f"cannot write {self.path}: {explained(error)}; {kept}") from error
 
     def _sign(self) -> None:
         """Say who builds."""

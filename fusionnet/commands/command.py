@@ -1,33 +1,67 @@
 """What every command shares: exit codes, and the arguments of those that read a config.
 
-Exit codes: 0 done, 1 our defect (traceback), 2 the user's input (message alone), 130 stopped by
+Exit codes: 0 done, 1 our defect (traceback), 2 the user's input or the machine's
+limits (message alone), 130 stopped by
 Ctrl-C, 143 by SIGTERM.
 """
 
 import argparse
 import atexit
 import gc
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 from embedcache.errors import UserError
-from fusionnet.stopping import Stopped, listening
+from embedcache.system import explained, is_explained, system_error
+from fusionnet.stopping import FURTHER, Stopped, listening
 
 
 def run_job(main: Callable[[], None]) -> NoReturn:
     """Run a command's main and exit with its code; a UserError prints its message alone."""
     try:
-        with listening():
+        with listening(), _threads_left_to_owners():
             main()
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(stopped, end="\n" if stopped.text else "", file=sys.stderr)
         sys.exit(stopped.exit_code)
+    except BrokenPipeError:  # who read what is printed is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except (OSError, RuntimeError, ImportError) as error:
+        found = system_error(error)
+        if found is None or not is_explained(found):
+            raise
+        print(f"error: {explained(found)}. Then {FURTHER}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)
+
+
+@contextmanager
+def _threads_left_to_owners() -> Iterator[None]:
+    """Say nothing of the system's errors in a thread: who waits for it raises them, and says more.
+
+    TensorBoard's writer on a full disk would print a traceback, and be asked what it was later.
+    """
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_value is None or system_error(failed.exc_value) is None:
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from embedcache.errors import UserError
+from embedcache.files import atomic_write
 from fusionnet.commands.command import run_job
 
 
@@ -22,11 +23,17 @@ def main() -> None:
     if there:
         names = ", ".join(str(folder / file.relative_to(source)) for file in there[:3])
         raise UserError(f"{names} exist already; choose another folder with --out")
-    for file in files:
-        target = folder / file.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
-    print("\n".join(str(folder / file.relative_to(source)) for file in files))
+    targets = [folder / file.relative_to(source) for file in files]
+    try:
+        for file, target in zip(files, targets, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(target) as partial:
+                shutil.copyfile(file, partial)
+    except OSError:
+        for target in targets:  # some would be refused as there already, at the next try
+            target.unlink(missing_ok=True)
+        raise
+    print("\n".join(map(str, targets)))
 
 
 def examples_folder() -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from embedcache.files import write_atomically
+from embedcache.system import naming
 from embedcache.text import aligned, number
 from fusionnet.config import Task
 from fusionnet.metrics import main_metrics
@@ -44,16 +45,19 @@ class RunLog:
         self._columns = ("epoch", "train_loss", "val_loss", *shown, "seconds", "rows_per_s")
         self._widths = [max(_NARROWEST, len(key)) for key in self._columns]
         self.records = list(records)
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(records) + 1)
+        self._events = folder / "tensorboard"
+        with naming(self._events):
+            self._writer = SummaryWriter(str(self._events), purge_step=len(records) + 1)
 
     def append(self, record: Record) -> None:
         """Add one epoch."""
         self.records.append(record)
         write_json(self._path, self.records)
-        for key, value in record.items():
-            if isinstance(value, int | float) and key != "epoch":
-                self._writer.add_scalar(key, value, record["epoch"])
-        self._writer.flush()
+        with naming(self._events):
+            for key, value in record.items():
+                if isinstance(value, int | float) and key != "epoch":
+                    self._writer.add_scalar(key, value, record["epoch"])
+            self._writer.flush()
 
     def header(self) -> str:
         """Return the head of the epoch table."""
@@ -65,7 +69,8 @@ class RunLog:
 
     def close(self) -> None:
         """Finish the TensorBoard file."""
-        self._writer.close()
+        with naming(self._events):
+            self._writer.close()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,6 +7,7 @@ import polars as pl
 
 from embedcache.errors import OutputError, TableError
 from embedcache.files import atomic_write
+from embedcache.system import explained
 from fusionnet.trained.reward import RewardModel
 from fusionnet.workflow.table_file import table_file, unfit_for_csv
 
@@ -34,7 +35,9 @@ def write_scores(
                 num_rows += len(batch)
                 for name in added:
                     sums[name] += float(batch[name].cast(pl.Float64).sum())
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except OSError as error:
+        raise OutputError(explained(error)) from None
+    except pl.exceptions.PolarsError as error:
         raise OutputError(f"{target} cannot be written: {error}") from None
     return {"rows": num_rows, **{name: total / num_rows for name, total in sums.items()}}
 

@@ -69,7 +69,7 @@ def test_a_command_stops_with_a_word_and_its_code(number: signal.Signals) -> Non
     process.send_signal(number)
     code, said = ended(process)
     assert code == 128 + number
-    assert said.startswith(f"stopped by {number.name}; what was finished before is whole")
+    assert said.startswith(f"stopped by {number.name}; run the same command again")
     assert said.count("\n") == 1
 
 

@@ -1,8 +1,10 @@
 """Run by test_rank_faults.py under a launcher: jobs.train, in which rank 1 fails in the third step,
-or is told to stop in the second. Arguments: how, then those of the job.
+or is told to stop in the second, or the disk is full from the fourth on. Arguments: how, then those
+of the job.
 """
 
 import os
+import resource
 import signal
 import sys
 from typing import Any
@@ -13,7 +15,7 @@ from fusionnet.commands.command import run_job
 from fusionnet.train import step
 
 # the deepspeed launcher puts its own argument first
-HOW = next(word for word in sys.argv if word in ("killed", "raises", "told"))
+HOW = next(word for word in sys.argv if word in ("killed", "raises", "told", "full"))
 sys.argv.remove(HOW)
 take_step = step.optimizer_step
 
@@ -22,9 +24,12 @@ def failing_step(*arguments: Any) -> Any:
     """Fail on rank 1 in step 2; the other ranks go on into a collective operation and wait
     there.
     """
-    if HOW == "told" and arguments[-1] == 1 and os.environ["RANK"] == "1":
+    if HOW == "full":
+        if arguments[-1] == 3:  # the kernel refuses a larger file as a full disk does
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    elif HOW == "told" and arguments[-1] == 1 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
-    elif HOW != "told" and arguments[-1] == 2 and os.environ["RANK"] == "1":
+    elif HOW in ("killed", "raises") and arguments[-1] == 2 and os.environ["RANK"] == "1":
         if HOW == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         raise UserError("rank 1 has had enough")

@@ -171,6 +171,23 @@ def test_a_run_that_is_told_to_stop_goes_on_to_the_same_bits(
         assert torch.equal(weights(folder)[name], value), name
 
 
+@pytest.mark.xdist_group("four_epochs")
+def test_a_run_on_a_full_disk_goes_on_to_the_same_bits(
+    train: Command, forks: Forks, tiny_experiment: Path, four_epochs: Path, tmp_path: Path
+) -> None:
+    words = settings(f"run.dir={tmp_path / 'run'}", "train.epochs=4")
+    faulty = TRAIN.parents[1] / "tests/jobs/faulty_train.py"
+    done = forks.run(faulty, "full", "--config", tiny_experiment, *words, code=2)
+    said = done.err.splitlines()[-1]
+    assert said.startswith(f"error: {tmp_path / 'run' / 'tiny_last.pt'}: File too large (")
+    assert "training with --resume" in said
+    assert "Traceback" not in done.err
+    assert load_checkpoint(tmp_path / "run" / "tiny_last.pt")["epoch"] == 1
+    train(*words, "--resume")
+    for name, value in weights(four_epochs).items():
+        assert torch.equal(weights(tmp_path / "run")[name], value), name
+
+
 def test_auto_precision_is_settled_at_the_start_and_kept_when_the_run_goes_on(
     train: Command, tmp_path: Path
 ) -> None:
