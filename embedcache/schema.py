@@ -72,10 +72,15 @@ def _misplaced_truths(cls: type[BaseModel], values: Mapping[str, Any]) -> list[s
             open_ends += [((*path, index), item) for index, item in enumerate(value)]
         elif isinstance(value, bool):
             steps, field = _place(cls, path)
-            if field is not None and bool not in _parts(field.annotation):
+            if field is not None and not _takes_truth(field):
                 where = ".".join(map(str, steps))
                 lines.append(f"{where}: is yes or no (true, false, on, off); {field.description}")
     return lines
+
+
+def _takes_truth(field: FieldInfo) -> bool:
+    """Return whether a key may be yes or no, or anything at all."""
+    return any(part in (bool, Any, object) for part in _parts(field.annotation))
 
 
 def explained(cls: type[BaseModel], error: ValidationError) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from embedcache.errors import ConfigError
-from embedcache.schema import parse_config
+from embedcache.schema import Config, parse_config
 from fusionnet.experiment import Experiment, apply_overrides
 
 # every list has an item, and every mapping of ours is there
@@ -183,3 +183,13 @@ def test_home_folder_and_variables_are_filled_in(
     assert experiment.run.dir == f"{tmp_path}/run"
     assert experiment.train.deepspeed_config == "/home/me/ds.json"
     assert "~" not in experiment.to_yaml()
+
+
+def test_a_key_of_any_type_may_be_yes_or_no() -> None:
+    class Loose(Config):
+        anything: dict[str, Any]
+        number: int
+
+    assert parse_config(Loose, {"anything": {"a": [True]}, "number": 1}, "it").number == 1
+    with pytest.raises(ConfigError, match=r"^it is .*\n  - number: is yes or no[^\n]*$"):
+        parse_config(Loose, {"anything": {"a": True}, "number": True}, "it")
