@@ -15,7 +15,7 @@ from embedcache.cache.layout import Layout, RowBlock, StringSpec, StringTable
 from embedcache.cache.writer import StoreWriter
 from embedcache.config import CacheConfig, EncoderConfig
 from embedcache.encoder.tokens import TokenTable
-from embedcache.scaling import Scaling
+from embedcache.scaling import Scaling, VectorScaling
 from embedcache.table.strings import text_hashes
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.rows.tensors import row_bytes
@@ -54,10 +54,23 @@ def write_table(path: Path, num_rows: int, memory_mib: int) -> None:
     writer.finish(_unscaled(layout))
     attributes = {
         "format_version": FORMAT_VERSION,
-        "identity": {},
+        "identity": {"table": "made at random"},
         "layout": layout.model_dump(mode="json"),
-        "provenance": {},
-        "report": {},
+        "provenance": {
+            "config": {"data": {"path": []}},
+            "versions": {},
+            "built": "",
+            "rows_of_files": [num_rows],
+        },
+        "report": {
+            "num_encoded": 0,
+            "encoding": {"seconds": 0.0, "ranks": 1},
+            "num_excluded": 0,
+            "unknown": {},
+            "merged": {},
+            "split": {},
+            "seconds": [],
+        },
     }
     manifest.seal(path, attributes)
 
@@ -92,6 +105,8 @@ def _layout(experiment: Experiment, num_rows: int) -> Layout:
 def _unscaled(layout: Layout) -> Scaling:
     """Return the scaling that changes nothing."""
     num_numeric, num_targets = len(layout.numeric), len(layout.targets)
+    binary = [target.name for target in layout.targets if target.kind == "binary"]
+    unit = VectorScaling(mean=(0.0,) * WIDTH, std=(1.0,) * WIDTH)
     return Scaling(
         columns=tuple(column.column for column in layout.numeric),
         transforms=tuple(column.transform for column in layout.numeric),
@@ -99,7 +114,8 @@ def _unscaled(layout: Layout) -> Scaling:
         std=(1.0,) * num_numeric,
         target_mean=(0.0,) * num_targets,
         target_std=(1.0,) * num_targets,
-        positive_rate={"opt": 0.24},
+        positive_rate=dict.fromkeys(binary, 0.24),
+        vectors={"polymer": unit},
     )
 
 

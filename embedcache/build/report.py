@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from embedcache.cache.layout import StringSpec
 from embedcache.cache.reader import Cache
+from embedcache.cache.root import corrupt_root
 from embedcache.split.report import SplitCounts, split_table
 
 MOST_SHOWN = 3  # merged or unknown strings per column
@@ -45,6 +46,10 @@ class BuildReport:
     def of(cache: Cache, status: str) -> "BuildReport":
         """Return the report of a finished cache."""
         layout, kept = cache.layout, cache.report
+        try:
+            split = SplitCounts.model_validate(kept["split"])
+        except ValueError as error:
+            raise corrupt_root(cache.path, error) from None
         return BuildReport(
             status=status,
             path=str(cache.path),
@@ -65,7 +70,7 @@ class BuildReport:
                 name: {text: tuple(spellings) for text, spellings in found.items()}
                 for name, found in kept["merged"].items()
             },
-            split=SplitCounts.model_validate(kept["split"]),
+            split=split,
             positive_rate=cache.scaling.positive_rate,
             seconds=tuple((phase, seconds) for phase, seconds in kept["seconds"]),
             num_bytes=cache.num_bytes,

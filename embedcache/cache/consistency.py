@@ -98,6 +98,23 @@ def check_rows(
         )
 
 
+def check_codes(
+    path: Path, column: str, num_values: int, codes: Int32[np.ndarray, " N"], start: int
+) -> None:
+    """Raise CorruptCacheError naming the rows whose code is of no value of a column.
+
+    -1 is a row without a value. The first of these rows is row `start` of the cache.
+    """
+    outside = np.flatnonzero((codes < -1) | (codes >= num_values))
+    if len(outside):
+        shown = outside[:MOST_NAMED].tolist()
+        named = ", ".join(f"{start + row} (code {codes[row]})" for row in shown)
+        raise CorruptCacheError(
+            f"{path}: {len(outside):,} rows have no value of '{column}', which has"
+            f" {num_values:,}: rows {named}{_more(outside)}; {REBUILD}"
+        )
+
+
 def _digest(text: str, *arrays: np.ndarray) -> bytes:
     digest = hashlib.sha256(text.encode())
     for array in arrays:

@@ -139,6 +139,28 @@ def widths(layout: Layout) -> dict[str, int]:
     }
 
 
+def array_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every array by its path; those without columns are absent."""
+    width = widths(layout)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for array in ROW_ARRAYS:
+        columns = () if array.axis is None else (width[array.name],)
+        if columns != (0,):
+            shapes[f"rows/{array.name}"] = (layout.num_rows, *columns)
+    for spec in layout.strings:
+        s, p = spec.num_strings, spec.num_tokens
+        of_column: dict[str, tuple[int, ...]] = {
+            "token_ids": (p,),
+            "token_offsets": (s + 1,),
+            "embeddings": (s, spec.width),
+            **dict.fromkeys(("text", "num_rows", "text_hash", "vector_hash"), (s,)),
+        }
+        if spec.prefix_layer is not None:
+            of_column |= {"prefix": (p, spec.width), "prefix_hash": (s,)}
+        shapes |= {f"strings/{spec.name}/{name}": shape for name, shape in of_column.items()}
+    return shapes
+
+
 @dataclass(frozen=True)
 class StringTable:
     """The S distinct strings of one column."""

@@ -64,7 +64,7 @@ def read_root(folder: Path) -> dict[str, Any]:
         attributes = document["attributes"]
         content = {name: value for name, value in attributes.items() if name != "digest"}
         intact = attributes["digest"] == _digest_of(content) and _canonical(document) == text
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact, content = False, {}
     if not intact and not is_ours:
         raise MissingCacheError(

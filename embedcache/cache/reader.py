@@ -30,6 +30,8 @@ need nothing of ours:
 """
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,14 @@ from jaxtyping import Int32, Int64, Shaped
 
 from embedcache.cache import manifest
 from embedcache.cache.codec import codec_of
-from embedcache.cache.consistency import check_rows, check_strings, state_hashes, vector_hashes
-from embedcache.cache.identity import FORMAT_VERSION, Identity
+from embedcache.cache.consistency import (
+    check_codes,
+    check_rows,
+    check_strings,
+    state_hashes,
+    vector_hashes,
+)
+from embedcache.cache.identity import Identity
 from embedcache.cache.layout import (
     ROW_ARRAYS,
     Layout,
@@ -50,13 +58,16 @@ from embedcache.cache.layout import (
     RowBlock,
     StringSpec,
     StringTable,
+    array_shapes,
     widths,
 )
+from embedcache.cache.root import check_root, corrupt_root
 from embedcache.config import CodecName
 from embedcache.encoder.tokens import TokenTable
-from embedcache.errors import CorruptCacheError, StaleCacheError
+from embedcache.errors import CorruptCacheError
 from embedcache.scaling import Scaling
 from embedcache.table.strings import text_hashes
+from embedcache.table.vocabulary import Vocabulary
 
 ROWS_PER_CHECK = 1 << 20
 
@@ -78,8 +89,13 @@ class Cache:
         groups = (
             [str(name) for name in self._read("groups/name")] if "groups" in self._group else []
         )
-        self.layout = Layout.model_validate({**attributes["layout"], "groups": groups})
-        self.scaling = Scaling.from_json(json.dumps(self._group["scaling"].attrs.asdict()))
+        try:
+            self.layout = Layout.model_validate({**attributes["layout"], "groups": groups})
+            self.scaling = Scaling.from_json(json.dumps(self._statistics()))
+            self.layout.check_scaling(self.scaling)
+        except ValueError as error:
+            raise corrupt_root(path, error) from None
+        self._check_arrays()
 
     @property
     def num_bytes(self) -> int:
@@ -135,6 +151,7 @@ class Cache:
         }
         block = RowBlock(**arrays)
         self._check_rows(block.string_id, block.string_hash, start)
+        self._check_codes(block, start)
         return block
 
     def array_sizes(self) -> dict[str, dict[str, Any]]:
@@ -202,6 +219,17 @@ class Cache:
                 start,
             )
 
+    def _check_codes(self, block: RowBlock, start: int) -> None:
+        layout = self.layout
+        columns = [
+            *zip(layout.categories, block.category.T, strict=True),
+            *zip(layout.facets, block.facets.T, strict=True),
+            (Vocabulary("group", layout.groups), block.group),
+            (Vocabulary("stratum", layout.strata), block.stratum),
+        ]
+        for (column, values), codes in columns:
+            check_codes(self.path, column, len(values), codes, start)
+
     def _read_rows(
         self, spec: RowArray, width: int | None, start: int, stop: int
     ) -> Shaped[np.ndarray, "N ..."]:
@@ -223,9 +251,30 @@ class Cache:
         return self._decode(name, slice(None))
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        array = self._group[name]
-        assert isinstance(array, zarr.Array), name
+        array = self._group.get(name)
+        if not isinstance(array, zarr.Array):
+            raise CorruptCacheError(f"{self.path}: array '{name}' is missing; {manifest.REBUILD}")
         return array
+
+    def _statistics(self) -> dict[str, Any]:
+        """Return the attributes that hold the scaling; ValueError where there are none."""
+        if "scaling" not in self._group:
+            raise ValueError("there is no group 'scaling'")
+        return self._group["scaling"].attrs.asdict()
+
+    def _check_arrays(self) -> None:
+        """Raise CorruptCacheError unless all arrays have the layout's sizes and listed chunks."""
+        listed = Counter(file.partition("/c/")[0] for file in self._files if "/c/" in file)
+        for name, shape in array_shapes(self.layout).items():
+            array = self._array(name)
+            lengths = array.shards or array.chunks
+            parts = zip(array.shape, lengths, strict=True)
+            num_files = math.prod(-(-size // length) for size, length in parts)
+            if array.shape != shape or listed[name] != num_files:
+                raise CorruptCacheError(
+                    f"{self.path}: array '{name}' is {list(array.shape)} in {num_files} files, the"
+                    f" root says {list(shape)} and lists {listed[name]}; {manifest.REBUILD}"
+                )
 
     def _decode(self, name: str, rows: slice) -> Shaped[np.ndarray, "N ..."]:
         try:
@@ -243,6 +292,11 @@ class Cache:
     def _check(self, names: Iterable[str]) -> None:
         """Check that files are still there, and the digests of those that were not checked yet."""
         names = list(names)
+        unlisted = [name for name in names if name not in self._files]
+        if unlisted:
+            raise CorruptCacheError(
+                f"{self.path}: the root does not list {unlisted[0]}; {manifest.REBUILD}"
+            )
         manifest.check_presence(self.path, {name: self._files[name] for name in names})
         fresh = [name for name in names if name not in self._checked]
         manifest.check_digests(self.path, self._files, fresh)
@@ -257,10 +311,6 @@ def open_cache(path: str | Path) -> Cache:
     """
     folder = Path(path)
     attributes = manifest.read_root(folder)
-    if attributes["format_version"] != FORMAT_VERSION:
-        raise StaleCacheError(
-            f"{folder} has format {attributes['format_version']}, this version reads"
-            f" {FORMAT_VERSION}; {manifest.REBUILD}"
-        )
+    check_root(folder, attributes)
     manifest.check_presence(folder, attributes["files"])
     return Cache(folder, attributes)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from pydantic import model_validator
+
 from embedcache.config import SPLITS
 from embedcache.schema import Config
 from embedcache.text import text_table
@@ -27,6 +29,23 @@ class SplitCounts(Config):
     straddling_groups: int  # that have rows in more than one split
     # distinct ones that train lacks, by string column and split
     unseen_strings: dict[str, dict[str, int]]
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "SplitCounts":
+        whole = self.lines[-len(SPLITS) :]
+        if [line.split for line in whole] != list(SPLITS):
+            raise ValueError(f"the last lines must be those of {', '.join(SPLITS)}")
+        columns = set(whole[0].strings)
+        for line in self.lines:
+            if not line.positive.keys() <= line.labelled.keys():
+                raise ValueError(f"{line.split}: positive rows of targets without labels")
+        for line in whole:
+            if line.strings.keys() != columns or line.positive.keys() != whole[0].positive.keys():
+                raise ValueError(f"{line.split}: other columns than those of {whole[0].split}")
+        for column, unseen in self.unseen_strings.items():
+            if column not in columns or not unseen.keys() <= set(SPLITS):
+                raise ValueError(f"unseen strings of '{column}', which no split has")
+        return self
 
 
 def split_table(counts: SplitCounts, most_lines: int | None = None) -> str:

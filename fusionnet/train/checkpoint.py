@@ -85,7 +85,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         pickle.UnpicklingError,
     ) as error:
         raise RunError(f"{path} is not a readable checkpoint: {error}") from None
-    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if type(version) is not int or version != FORMAT_VERSION:
         raise RunError(
             f"{path} is not a checkpoint of format {FORMAT_VERSION}; it was written by another"
             " version"

@@ -309,7 +309,7 @@ def test_no_cache_is_missing_and_another_zarr_group_is_not_ours(tmp_path: Path) 
 
 
 def test_another_format_version_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedcache.cache.reader.FORMAT_VERSION", 99)
+    monkeypatch.setattr("embedcache.cache.root.FORMAT_VERSION", 99)
     with pytest.raises(StaleCacheError, match=f"format {FORMAT_VERSION}, this version reads 99"):
         open_cache(copy)
 
