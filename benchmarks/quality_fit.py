@@ -34,12 +34,18 @@ def cached(folder: Path, overrides: list[str]) -> Experiment:
     return experiment
 
 
+class _Unwritten(RunFiles):
+    """The files of a run that writes none: checkpoints inside an epoch are off."""
+
+    def begin(self) -> None:
+        """Leave the folder alone."""
+
+
 def fit(experiment: Experiment) -> dict[str, dict[str, float | None]]:
     """Train a model and return its test metrics at the epoch of the lowest validation loss."""
     cache = open_cache(experiment.cache.path)
     trainer = make_trainer(recipe_of(experiment, cache), experiment.optim, cache, world())
-    # nothing is written: checkpoints inside an epoch are off
-    files = RunFiles(Path(experiment.run.dir), experiment.run.name, {}, {})
+    files = _Unwritten(Path(experiment.run.dir), experiment.run.name, {}, {})
     best, predictions = float("inf"), None
     for epoch in range(experiment.train.epochs):
         record = run_epoch(trainer, Position(epoch), files)

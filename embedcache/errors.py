@@ -68,6 +68,10 @@ class RunError(UserError):
     """A run folder is missing, incomplete, or belongs to another config or cache."""
 
 
+class BusyRunError(RunError):
+    """Another process trains in this run folder."""
+
+
 class UnobservedTaskError(UserError):
     """A task was read for which the table has no labels; it was not trained and its value is not
     invented.

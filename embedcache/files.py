@@ -57,15 +57,10 @@ def atomic_write(target: Path) -> Iterator[Path]:
 def _workplace(target: Path) -> Iterator[Path]:
     """Yield a new hidden folder beside `target`, this writer's own, locked as long as it lives.
 
-    Those of writers that were killed, whose locks are free, are deleted.
+    Those of writers that were killed are deleted.
     """
-    name = os.fsencode(target.name)[:LONGEST_PREFIX_BYTES].decode(errors="ignore")
-    prefix, suffix = f".{name}.", ".partial"
-    for left in _left_by_the_killed(target.parent, prefix, suffix):
-        if (left / "old").exists() and not target.exists():
-            (left / "old").rename(target)
-        shutil.rmtree(left)
-    place, lock = _new_workplace(target.parent, prefix, suffix)
+    clean_up_after_killed(target)
+    place, lock = _new_workplace(target)
     try:
         yield place
     finally:
@@ -73,10 +68,35 @@ def _workplace(target: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _new_workplace(folder: Path, prefix: str, suffix: str) -> tuple[Path, filelock.BaseFileLock]:
+def clean_up_after_killed(target: Path) -> None:
+    """Delete the workplaces of `target`'s writers that were killed, putting back what they moved.
+
+    The locks of these are free.
+    """
+    for left in _left_by_the_killed(target):
+        if (left / "old").exists() and not target.exists():
+            (left / "old").rename(target)
+        shutil.rmtree(left)
+
+
+def is_workplace(name: str, target_name: str) -> bool:
+    """Return whether a folder of this name is one in which a writer of `target_name` works."""
+    prefix, suffix = _around(target_name)
+    # as mkdtemp draws
+    return re.fullmatch(f"{re.escape(prefix)}[a-z0-9_]{{8}}{re.escape(suffix)}", name) is not None
+
+
+def _around(target_name: str) -> tuple[str, str]:
+    """Return the beginning and the end of the names of a target's workplaces."""
+    name = os.fsencode(target_name)[:LONGEST_PREFIX_BYTES].decode(errors="ignore")
+    return f".{name}.", ".partial"
+
+
+def _new_workplace(target: Path) -> tuple[Path, filelock.BaseFileLock]:
     """Return a new workplace and the lock on it, which this process holds."""
+    prefix, suffix = _around(target.name)
     while True:
-        place = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=folder))
+        place = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=target.parent))
         lock = filelock.FileLock(place / LOCK)
         with suppress(FileNotFoundError):  # another writer took it for one that was left
             lock.acquire()
@@ -85,11 +105,10 @@ def _new_workplace(folder: Path, prefix: str, suffix: str) -> tuple[Path, filelo
             lock.release()
 
 
-def _left_by_the_killed(folder: Path, prefix: str, suffix: str) -> Iterator[Path]:
+def _left_by_the_killed(target: Path) -> Iterator[Path]:
     """Yield the workplaces of writers that are no more, each locked while it is looked at."""
-    drawn = re.compile(f"{re.escape(prefix)}[a-z0-9_]{{8}}{re.escape(suffix)}")  # as mkdtemp draws
-    for path in folder.iterdir():
-        if drawn.fullmatch(path.name) and path.is_dir():
+    for path in target.parent.iterdir():
+        if is_workplace(path.name, target.name) and path.is_dir():
             # of another user, or of a writer that is alive: an OSError (Timeout is one)
             with suppress(OSError), filelock.FileLock(path / LOCK, timeout=0):
                 yield path

@@ -28,6 +28,7 @@ from embedcache.encoder.standin import write_standin
 from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import load_experiment
 from fusionnet.recipe import Recipe, observed_tasks
+from fusionnet.runfolder.listing import begin_listing, list_files
 from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -224,7 +225,9 @@ def make_run(tiny_experiment: Path) -> RunMaker:
                 for name, source in zip(names, make_sources(model, recipe, cache), strict=True)
             }
         records = [made_record(epoch) for epoch in (1, 2)]
+        run_id = f"{seed:016x}"
         content = {
+            "run_id": run_id,
             "epoch": 2,
             "step": 0,
             "epoch_losses": None,
@@ -244,6 +247,9 @@ def make_run(tiny_experiment: Path) -> RunMaker:
             "identity": dict(cache.identity.entries),
             "vectors": vectors,
         }
+        begin_listing(folder, "tiny", run_id)
+        moments = [f"tiny_{moment}.pt" for moment in ("last", "best", "final")]
+        list_files(folder, run_id, ["tiny_config.yaml", *moments])
         save_checkpoint(folder / "tiny_last.pt", content)
         for moment in ("best", "final"):
             link_checkpoint(folder / "tiny_last.pt", folder / f"tiny_{moment}.pt")

@@ -45,16 +45,20 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "metrics": {"config"},
         "yamlfile": set(),
         "experiment": {"config", "yamlfile"},
+        "runfolder": {"experiment"},
         "kernels": set(),
         "rows": {"config"},
         "model": {"config", "kernels", "rows"},
         "recipe": {"config", "model"},
         "assemble": {"recipe", "model"},
-        "train": {"config", "metrics", "recipe", "assemble", "model", "rows"} | {"stopping"},
-        "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"},
-        "evaluation": {"config", "metrics", "model", "rows", "trained"},
-        "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"},
-        "commands": {"experiment", "workflow", "trained", "stopping"},
+        "train": {"config", "metrics", "recipe", "assemble", "model", "rows"}
+        | {"runfolder", "stopping"},
+        "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"}
+        | {"runfolder"},
+        "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder"},
+        "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
+        | {"runfolder"},
+        "commands": {"experiment", "workflow", "trained", "runfolder", "stopping"},
     },
 }
 REPOSITORY = Path(__file__).resolve().parents[1]

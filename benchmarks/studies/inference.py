@@ -40,6 +40,7 @@ from fusionnet.model.evaluator import CPU_BLOCK_ROWS
 from fusionnet.model.forward import forward_rows
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable, load_rows
+from fusionnet.runfolder.listing import begin_listing, new_id
 from fusionnet.train.checkpoint import save_checkpoint
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.runlog import peak_rss_bytes
@@ -113,7 +114,9 @@ def _write_run(run: Path, experiment: Experiment) -> None:
     cache = open_cache(experiment.cache.path)
     model = build_model(recipe_of(experiment, cache), cache.layout, cache.scaling)
     strings = {spec.name: cache.strings(spec.name) for spec in cache.layout.strings}
+    run_id = new_id()
     content = {
+        "run_id": run_id,
         "epoch": 1,
         "model_state_dict": model.trainable_state(),
         "records": [{"epoch": 1}],
@@ -125,6 +128,7 @@ def _write_run(run: Path, experiment: Experiment) -> None:
         "identity": dict(cache.identity.entries),
     }
     run.mkdir()
+    begin_listing(run, experiment.run.name, run_id)
     save_checkpoint(run / "stage1_best.pt", content)
     (run / "stage1_config.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
 

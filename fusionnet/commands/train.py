@@ -11,7 +11,7 @@ from pathlib import Path
 from embedcache.cache.manifest import read_root
 from fusionnet.commands.command import config_parser, importing, run_job
 from fusionnet.experiment import load_experiment
-from fusionnet.trained.folder import check_unused
+from fusionnet.runfolder.claim import check_claim
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     experiment = load_experiment(arguments.config, arguments.overrides)
     read_root(Path(experiment.cache.path))
     if not arguments.summary:
-        check_unused(Path(experiment.run.dir), arguments.resume, arguments.overwrite)
+        check_claim(experiment, arguments.resume, arguments.overwrite)
     with importing():
         from fusionnet.workflow.training import describe_experiment, train_experiment
 
@@ -33,12 +33,17 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Return the command line."""
     parser = config_parser(__doc__ or "")
-    parser.add_argument(
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument(
         "--resume",
         action="store_true",
         help="continue the run in run.dir from its last checkpoint (start it if there is none)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in run.dir")
+    earlier.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="delete the files of an earlier run in run.dir when the first step is done",
+    )
     parser.add_argument(
         "--summary",
         action="store_true",

@@ -13,7 +13,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from embedcache.files import write_atomically
 from fusionnet.evaluation.evaluate import Evaluation
 from fusionnet.evaluation.figures import (
     MOST_VALUES,
@@ -25,6 +24,7 @@ from fusionnet.evaluation.figures import (
     losses,
     parity,
 )
+from fusionnet.runfolder.listing import write_listed
 from fusionnet.trained.run import TrainedRun
 
 FOCAL_REMARK = (
@@ -73,7 +73,7 @@ def draw_plots(
             drawing.figure.savefig(png, format="png", metadata={"Author": AUTHOR})
             stem = file_stem(drawing.name, taken=plots.keys())
             plots[stem] = Plot(png.getvalue(), drawing.title, drawing.remark)
-            write_atomically(folder / f"{stem}.png", png.getvalue())
+            write_listed(run.folder, run.run_id, folder / f"{stem}.png", png.getvalue())
     _delete_old(folder, {_spelling(stem) for stem in plots})
     return list(plots.values())
 

@@ -6,7 +6,6 @@ says what its rows are.
 """
 
 import base64
-import json
 from importlib import resources
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,21 +15,21 @@ import jinja2
 import numpy as np
 import yaml
 
-from embedcache.files import write_atomically
 from embedcache.text import number, visible
 from fusionnet.evaluation.evaluate import Evaluation
 from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.plots import draw_plots
 from fusionnet.evaluation.summary import beside_rows
 from fusionnet.metrics import ERRORS, METRICS, TITLES, main_metrics, reaches
-from fusionnet.trained.run import TrainedRun
+from fusionnet.runfolder.listing import write_listed
+from fusionnet.trained.run import TrainedRun, all_records
 
 MOST_TABLE_ROWS = 60
 
 
 def write_report(run: TrainedRun, evaluation: Evaluation, folder: Path) -> Path:
     """Write the plots and the page of an evaluation into a folder and return the page's path."""
-    records = _all_records(run)
+    records = all_records(run)
     files = evaluation_files(folder, evaluation.split)
     plots = draw_plots(run, evaluation, records, files.plots)
     main = main_metrics(run.tasks)
@@ -51,7 +50,7 @@ def write_report(run: TrainedRun, evaluation: Evaluation, folder: Path) -> Path:
         groups=[_group_table(run, evaluation, column) for column in evaluation.by],
         config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     )
-    write_atomically(files.report, page.encode())
+    write_listed(run.folder, run.run_id, files.report, page.encode())
     return files.report
 
 
@@ -71,16 +70,6 @@ def _template() -> jinja2.Template:
 def _visible_lines(value: object) -> object:
     """Return a value for the page: text without control characters, which HTML has no place for."""
     return "\n".join(map(visible, value.split("\n"))) if isinstance(value, str) else value
-
-
-def _all_records(run: TrainedRun) -> list[dict[str, Any]]:
-    """Return the records of all epochs.
-
-    They are the log's where it continues the checkpoint's, as it does after the best epoch.
-    """
-    log = run.folder / "training_log.json"
-    records = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else []
-    return records if records[: len(run.records)] == run.records else run.records
 
 
 def _facts(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, str]]:

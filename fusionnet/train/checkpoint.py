@@ -21,7 +21,7 @@ import torch
 from embedcache.errors import RunError
 from embedcache.files import atomic_write
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # What zipfile raises on bytes that changed: in the directory, in a local header (struct, EOF), in a
 # flag (compressed: zlib, unknown method: NotImplemented,
 # encrypted: Runtime), in a name or offset (Value).
@@ -92,3 +92,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             " version"
         )
     return content
+
+
+def check_run_id(path: Path, content: dict[str, Any], run_id: str) -> None:
+    """Raise RunError where a checkpoint is not of the run whose folder it lies in."""
+    own = content.get("run_id")
+    if own != run_id:
+        raise RunError(
+            f"{path} is a checkpoint of another run (id {own}) than the one that {path.parent}"
+            f" lists (id {run_id}): it was copied there, or the run that it belongs to is being"
+            " replaced. Put the run's own file back, or use the whole folder that this one is from"
+        )

@@ -94,6 +94,7 @@ class Optimizer(_Part):
 class Content(_Part):
     """The whole of a checkpoint."""
 
+    run_id: str
     epoch: Count
     step: Count
     model_state_dict: dict[str, Numbers]

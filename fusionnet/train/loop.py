@@ -121,13 +121,13 @@ def make_trainer(
 
 def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
     """Train to the last epoch and return the log's records."""
-    position = Position()
-    if resume:
-        order = trainer.train_rows.order
-        position = resumed(trainer.engine, files.folder, files.name, files.config, order)
+    found = resumed(trainer.engine, files, trainer.train_rows.order) if resume else None
+    position = Position() if found is None else found[1]
     log = None
     if trainer.world.is_main:
-        log = RunLog(files.folder, trainer.recipe.tasks, position.records)
+        log = RunLog(files.folder, trainer.recipe.tasks)
+        if found is not None:
+            files.go_on(found[0], position.records, position.step, log)
         print("\n".join([log.header(), *(log.line(record) for record in position.records)]))
     with files, at_checkpoints():
         while position.epoch < trainer.recipe.train.epochs:
@@ -146,7 +146,6 @@ def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
                 leave(trainer, position, files)
     if log is not None:
         files.publish_end()
-        log.close()
     trainer.world.barrier()
     return position.records
 
@@ -183,6 +182,10 @@ def train_steps(
             step = position.epoch * plan.steps_per_epoch + number
             losses += own
             bar.update(plan.step_sizes[number])
+            if step == 0:
+                trainer.steps.settle()
+                if world.is_main:
+                    files.begin()
             every = trainer.recipe.train.checkpoint_steps
             # after the last step the epoch is finished first, as it must be for its checkpoint
             is_last = number + 1 == plan.steps_per_epoch
@@ -316,4 +319,4 @@ def _content(trainer: Trainer, position: Position, files: RunFiles) -> dict[str,
         return {}
     tables = zip(trainer.cache.layout.strings, string_tables(trainer), strict=True)
     vectors = {spec.name: table.float().cpu() for spec, table in tables}
-    return content | {**files.shareable, "vectors": vectors}
+    return content | {**files.shareable, "run_id": files.run_id, "vectors": vectors}

@@ -15,9 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from embedcache.errors import RunError
+from embedcache.cache.identity import Identity
+from embedcache.errors import RunError, StaleCacheError
+from fusionnet.runfolder.listing import read_listing
+from fusionnet.train.checkpoint import check_run_id
 from fusionnet.train.content import check_moments, check_weights, read_content
 from fusionnet.train.protocols import StepEngine
+from fusionnet.train.runfiles import MOMENTS, RunFiles
 from fusionnet.train.runlog import Record
 from fusionnet.train.world import World
 
@@ -95,22 +99,59 @@ def checkpoint_content(
     }
 
 
-def resumed(
-    engine: StepEngine, folder: Path, name: str, config: dict[str, Any], order: str
-) -> Position:
-    """Load the run's furthest checkpoint into the engine and return where it stands.
+def resumed(engine: StepEngine, files: RunFiles, order: str) -> tuple[str, Position] | None:
+    """Load the run's furthest checkpoint into the engine; return the run's id and where it stands.
 
-    That is the beginning where there is none. Raises RunError for another config's checkpoint.
+    None where no run has come to a checkpoint. Raises RunError for a checkpoint of another run or
+    config, StaleCacheError for one of another cache.
     """
-    candidates = [folder / f"{name}_{moment}.pt" for moment in ("last", "step")]
-    found = {path: read_content(path) for path in candidates if path.is_file()}
-    if not found:
-        return Position()
-    path = max(found, key=lambda path: (found[path]["epoch"], found[path]["step"]))
-    checkpoint = found[path]
+    listing = read_listing(files.folder)
+    if listing is None or listing.replaced:
+        return None
+    present = [moment for moment in MOMENTS if files.checkpoint(moment).is_file()]
+    furthest = _furthest(files, listing.run_id)
+    if furthest is None:
+        if present:
+            last = files.checkpoint("last")
+            raise RunError(
+                f"{last} is gone, so the run cannot be resumed; copy {files.name}_{present[0]}.pt"
+                " to that name to go on from its epoch, or train anew with --overwrite"
+            )
+        return None
+    path, checkpoint = furthest
+    _check_resumable(path, checkpoint, files, order)
+    check_weights(engine.model, checkpoint["model_state_dict"], path)
+    check_moments(engine.model, checkpoint["optimizer_state_dict"], path)
+    engine.load_state(
+        {"parameters": checkpoint["model_state_dict"], **checkpoint["optimizer_state_dict"]}
+    )
+    return listing.run_id, Position(
+        epoch=checkpoint["epoch"],
+        step=checkpoint["step"],
+        records=checkpoint["records"],
+        best=checkpoint["best_val_loss"],
+        totals=checkpoint["epoch_losses"],
+        seconds=checkpoint["epoch_seconds"],
+    )
+
+
+def _furthest(files: RunFiles, run_id: str) -> tuple[Path, dict[str, Any]] | None:
+    """Return the checkpoint of this run that has most steps behind it."""
+    paths = [files.checkpoint(moment) for moment in ("last", "step")]
+    found = {path: read_content(path) for path in paths if path.is_file()}
+    for path, checkpoint in found.items():
+        check_run_id(path, checkpoint, run_id)
+    return max(found.items(), key=lambda item: (item[1]["epoch"], item[1]["step"]), default=None)
+
+
+def _check_resumable(path: Path, checkpoint: dict[str, Any], files: RunFiles, order: str) -> None:
+    """Raise RunError for a checkpoint of another config, StaleCacheError for one of another cache.
+
+    Where cache, table and encoder lie may have changed, what they hold may not.
+    """
     changed = [
         line
-        for line in differences(checkpoint["config"], config)
+        for line in differences(checkpoint["config"], files.config)
         if not line.startswith(MAY_CHANGE)
     ]
     if checkpoint["step"] > 0 and checkpoint["order"] != order:
@@ -122,19 +163,16 @@ def resumed(
             f"{path} was trained with another config, so it cannot be resumed:\n"
             + "\n".join(f"  - {line}" for line in changed)
         )
-    check_weights(engine.model, checkpoint["model_state_dict"], path)
-    check_moments(engine.model, checkpoint["optimizer_state_dict"], path)
-    engine.load_state(
-        {"parameters": checkpoint["model_state_dict"], **checkpoint["optimizer_state_dict"]}
-    )
-    return Position(
-        epoch=checkpoint["epoch"],
-        step=checkpoint["step"],
-        records=checkpoint["records"],
-        best=checkpoint["best_val_loss"],
-        totals=checkpoint["epoch_losses"],
-        seconds=checkpoint["epoch_seconds"],
-    )
+    identity = Identity(files.shareable["identity"])
+    different = Identity(checkpoint["identity"]).difference(identity)
+    if different:
+        raise StaleCacheError(
+            f"{path} was trained on another cache than the one at {files.config['cache']['path']},"
+            " so it cannot be resumed (checkpoint -> cache):\n"
+            + "\n".join(f"  - {line}" for line in different)
+            + "\nput back the table and the encoder that it was trained on and build their cache,"
+            " or train anew in another run.dir"
+        )
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -6,17 +6,23 @@ at most. A kill leaves what the thread had finished: the log never knows of an e
 checkpoint is not there.
 """
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tqdm import tqdm
 
-from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
-from fusionnet.train.runlog import Record, RunLog
+from embedcache.files import write_atomically
+from fusionnet.runfolder.listing import begin_listing, clean_up, list_files, new_id
+from fusionnet.train.checkpoint import link_checkpoint, load_checkpoint, save_checkpoint
+from fusionnet.train.runlog import LOG, Record, RunLog
+
+MOMENTS = ("last", "step", "best", "final")
 
 
 class BackgroundWriter:
@@ -42,17 +48,59 @@ class BackgroundWriter:
 
 
 class RunFiles:
-    """The files of a run in training, and what its checkpoints carry for those who read them."""
+    """The files of a run in training, and what its checkpoints carry for those who read them.
+
+    Nothing is written, and what an earlier run left is not touched, before `begin` or `go_on`.
+    """
 
     def __init__(
         self, folder: Path, name: str, config: dict[str, Any], shareable: dict[str, Any]
     ) -> None:
         self.folder, self.name, self.config, self.shareable = folder, name, config, shareable
+        self.run_id = new_id()
         self._writer = BackgroundWriter()
 
     def checkpoint(self, moment: str) -> Path:
         """Return the checkpoint file of a moment: last, step, best or final."""
         return self.folder / f"{self.name}_{moment}.pt"
+
+    def begin(self) -> None:
+        """Make the folder this run's own, deleting the files of the run that it replaces, if any.
+
+        Called when the run's first step is done: a run that cannot start leaves the old one whole.
+        """
+        begin_listing(self.folder, self.name, self.run_id)
+        self._write_config()
+
+    def go_on(self, run_id: str, records: list[Record], step: int, log: RunLog) -> None:
+        """Take up a run's folder again, and put in order what a kill left unfinished.
+
+        `records` are those of the epochs behind it, `step` the steps of the present one.
+        """
+        self.run_id = run_id
+        clean_up(self.folder)
+        self._write_config()
+        if records and best_epoch(records) == len(records):
+            self._link_best(len(records))
+        if step == 0:
+            self.checkpoint("step").unlink(missing_ok=True)
+        log.catch_up(run_id, records)
+
+    def _link_best(self, epoch: int) -> None:
+        """Link the last checkpoint as the best one, if it is of this epoch and not linked yet."""
+        last, best = self.checkpoint("last"), self.checkpoint("best")
+        if not last.is_file() or (best.is_file() and best.samefile(last)):
+            return
+        if load_checkpoint(last)["epoch"] == epoch:
+            link_checkpoint(last, best)
+
+    def _write_config(self) -> None:
+        """List what the training itself writes, and write the resolved config."""
+        config = f"{self.name}_config.yaml"
+        moments = [self.checkpoint(moment).name for moment in MOMENTS]
+        list_files(self.folder, self.run_id, [config, *moments, LOG])
+        text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+        write_atomically(self.folder / config, text.encode())
 
     def publish_step(self, content: dict[str, Any]) -> None:
         """Write a checkpoint inside an epoch; `content` must not change any more."""
@@ -68,7 +116,7 @@ class RunFiles:
             if improved:
                 link_checkpoint(self.checkpoint("last"), self.checkpoint("best"))
             self.checkpoint("step").unlink(missing_ok=True)
-            log.append(record)
+            log.append(self.run_id, record)
             tqdm.write(log.line(record))  # above the bar of the epoch that runs meanwhile
             sys.stdout.flush()
 
@@ -89,3 +137,15 @@ class RunFiles:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Wait until everything is written; raise what that raised, unless training has raised."""
         self._writer.wait(quietly=error is not None)
+
+
+def best_epoch(records: Sequence[Record]) -> int:
+    """Return the first epoch of the lowest validation loss, counted from 1; 0 where there is none.
+
+    It is the one that training linked as `best`.
+    """
+    best, found = math.inf, 0
+    for epoch, record in enumerate(records, start=1):
+        if record["val_loss"] < best:
+            best, found = record["val_loss"], epoch
+    return found

@@ -5,17 +5,19 @@ import re
 import resource
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
-
-from torch.utils.tensorboard import SummaryWriter
 
 from embedcache.files import write_atomically
 from embedcache.system import naming
 from embedcache.text import aligned, number
 from fusionnet.config import Task
 from fusionnet.metrics import main_metrics
+from fusionnet.runfolder.listing import list_files
+from fusionnet.train.events import append_events, next_file
 
+LOG = "training_log.json"
 Record = dict[str, Any]
 _NARROWEST = 9  # characters; a number of an epoch's line fits
 
@@ -36,28 +38,41 @@ def peak_rss_bytes() -> int:
 
 
 class RunLog:
-    """The records of a run, one per epoch; every append rewrites the JSON file atomically."""
+    """The records of a run, one per epoch: training_log.json, TensorBoard, a table on the screen.
 
-    def __init__(self, folder: Path, tasks: Sequence[Task], records: list[Record]) -> None:
-        """`records` are those of the epochs that a resumed run has behind it."""
-        self._path = folder / "training_log.json"
+    A record goes to TensorBoard before the JSON file, which is rewritten atomically: what is in the
+    JSON file is in both.
+    """
+
+    def __init__(self, folder: Path, tasks: Sequence[Task]) -> None:
+        self._folder = folder
         shown = [f"{task.name}_{metric}" for task, metric in main_metrics(tasks)]
         self._columns = ("epoch", "train_loss", "val_loss", *shown, "seconds", "rows_per_s")
         self._widths = [max(_NARROWEST, len(key)) for key in self._columns]
-        self.records = list(records)
-        self._events = folder / "tensorboard"
-        with naming(self._events):
-            self._writer = SummaryWriter(str(self._events), purge_step=len(records) + 1)
+        self._records: list[Record] = []
+        self._events: str | None = None  # the file of this start's events
 
-    def append(self, record: Record) -> None:
+    def catch_up(self, run_id: str, records: list[Record]) -> None:
+        """Write those of a resumed run's epochs that a kill kept back."""
+        path = self._folder / LOG
+        logged = read_records(path)
+        pairs = zip(logged, records, strict=False)
+        num_same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        self._records = records[:num_same]
+        for record in records[num_same:]:
+            self.append(run_id, record)
+        if len(logged) > len(records):
+            write_json(path, records)
+
+    def append(self, run_id: str, record: Record) -> None:
         """Add one epoch."""
-        self.records.append(record)
-        write_json(self._path, self.records)
-        with naming(self._events):
-            for key, value in record.items():
-                if isinstance(value, int | float) and key != "epoch":
-                    self._writer.add_scalar(key, value, record["epoch"])
-            self._writer.flush()
+        if self._events is None:
+            self._events = next_file(self._folder)
+            list_files(self._folder, run_id, [self._events])
+        with naming(self._folder / self._events):
+            append_events(self._folder / self._events, record)
+        self._records = [*self._records, record]
+        write_json(self._folder / LOG, self._records)
 
     def header(self) -> str:
         """Return the head of the epoch table."""
@@ -67,10 +82,17 @@ class RunLog:
         """Return one line of the epoch table."""
         return aligned([number(record.get(key)) for key in self._columns], self._widths)
 
-    def close(self) -> None:
-        """Finish the TensorBoard file."""
-        with naming(self._events):
-            self._writer.close()
+
+def read_records(path: Path) -> list[Record]:
+    """Return the records that a log file holds; none where it is absent or damaged.
+
+    The checkpoints have them all, so the file can be written again.
+    """
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return []
+    return records if isinstance(records, list) else []
 
 
 def write_json(path: Path, value: Any) -> None:

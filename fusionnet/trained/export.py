@@ -4,14 +4,17 @@ Everything is made from the best checkpoint as it lies on disk, and written besi
 then put in place by rename.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import save
 
 from embedcache.encoder.lora import save_adapter
 from embedcache.encoder.tokenizer import load_tokenizer
-from embedcache.files import atomic_write, write_atomically
+from embedcache.files import atomic_write
 from fusionnet.recipe import encoder_of_column
+from fusionnet.runfolder.listing import check_own, list_files, write_listed
 from fusionnet.trained.card import model_card
 from fusionnet.trained.encoder import trained_encoder
 from fusionnet.trained.run import TrainedRun, load_run
@@ -30,16 +33,29 @@ def export_run(folder: Path) -> None:
     for name in keys:
         suffix = "" if len(keys) == 1 else f"_{name}"
         if run.recipe.mode != "frozen":
-            with atomic_write(folder / f"adapter{suffix}") as partial:
+            with _own_folder(run, f"adapter{suffix}") as partial:
                 _write_adapter(run, name, partial)
         config = run.recipe.encoders[names.index(name)]
-        with atomic_write(folder / f"tokenizer{suffix}") as partial:
+        with _own_folder(run, f"tokenizer{suffix}") as partial:
             load_tokenizer(config).save_pretrained(partial)
     state = run.model.state_dict()
     weights = {key: value.detach().contiguous().cpu() for key, value in state.items()}
     metadata = {"format": "pt", "epoch": str(run.epoch)}
-    write_atomically(folder / "network.safetensors", save(weights, metadata=metadata))
-    write_atomically(folder / "README.md", model_card(run).encode())
+    for name, content in (
+        ("network.safetensors", save(weights, metadata=metadata)),
+        ("README.md", model_card(run).encode()),
+    ):
+        write_listed(folder, run.run_id, folder / name, content)
+
+
+@contextmanager
+def _own_folder(run: TrainedRun, name: str) -> Iterator[Path]:
+    """Yield a path for a folder inside the run's, which becomes it; its files are listed first."""
+    check_own(run.folder, name)
+    list_files(run.folder, run.run_id, [name])
+    with atomic_write(run.folder / name) as partial:
+        yield partial
+        list_files(run.folder, run.run_id, [f"{name}/{file.name}" for file in partial.iterdir()])
 
 
 def _write_adapter(run: TrainedRun, column: str, target: Path) -> None:

@@ -24,6 +24,7 @@ from embedcache.schema import parse_config
 from fusionnet.config import LossConfig, ModelConfig, RewardConfig, Task, TrainConfig
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe, model_of, observed_tasks
+from fusionnet.train.checkpoint import check_run_id
 from fusionnet.train.content import check_weights, read_content
 from fusionnet.trained.folder import Moment, read_config
 from fusionnet.trained.weights import load_weights, own_random_state
@@ -48,6 +49,7 @@ class TrainedRun:
 
     folder: Path
     name: str
+    run_id: str
     moment: Moment
     epoch: int
     config: dict[str, Any]
@@ -100,10 +102,12 @@ def load_run(
     where the run is missing, incomplete or damaged.
     """
     folder = Path(folder)
-    name, values = read_config(folder)
+    listing, values = read_config(folder)
+    name = listing.name
     _check_device(device)
     path = folder / f"{name}_{moment}.pt"
     checkpoint = read_content(path)
+    check_run_id(path, checkpoint, listing.run_id)
     layout, scaling = _columns_of(checkpoint, path)
     written = parse_written(values, checkpoint["config"], folder / f"{name}_config.yaml")
     data, recipe = _recipe_of(checkpoint["config"], written, layout, path)
@@ -115,6 +119,7 @@ def load_run(
     return TrainedRun(
         folder=folder,
         name=name,
+        run_id=listing.run_id,
         moment=moment,
         epoch=checkpoint["epoch"],
         config=checkpoint["config"],
@@ -131,6 +136,18 @@ def load_run(
         vectors={column: table.to(device) for column, table in checkpoint["vectors"].items()},
         encoder_state=of_encoders,
     )
+
+
+def all_records(run: TrainedRun) -> list[dict[str, Any]]:
+    """Return the records of all epochs that the run has been trained for.
+
+    They go on after the best epoch in the last checkpoint, if that is there and sound.
+    """
+    try:
+        last = read_content(run.folder / f"{run.name}_last.pt")
+    except RunError:
+        return run.records
+    return last["records"] if last["run_id"] == run.run_id else run.records
 
 
 def _columns_of(checkpoint: dict[str, Any], path: Path) -> tuple[Layout, Scaling]:

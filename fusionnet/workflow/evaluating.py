@@ -1,15 +1,18 @@
 """Evaluate a run and write what it shows: metrics.json, plots and report.html."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+
+import filelock
 
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import MissingCacheError
-from embedcache.files import write_atomically
 from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.report import write_report
 from fusionnet.evaluation.summary import summary
+from fusionnet.runfolder.listing import EVALUATION_LOCK, write_listed
 from fusionnet.trained.folder import Moment
 from fusionnet.trained.run import TrainedRun, load_run
 
@@ -38,8 +41,11 @@ def evaluate_folder(
     metrics = json.dumps(evaluation.to_json(run), indent=1, allow_nan=False)
     target = out or folder
     target.mkdir(parents=True, exist_ok=True)
-    write_atomically(evaluation_files(target, split).metrics, f"{metrics}\n".encode())
-    page = write_report(run, evaluation, target)
+    # two evaluations at once: the files of one, then those of the other
+    with filelock.FileLock(folder / EVALUATION_LOCK) if out is None else nullcontext():
+        metrics_file = evaluation_files(target, split).metrics
+        write_listed(run.folder, run.run_id, metrics_file, f"{metrics}\n".encode())
+        page = write_report(run, evaluation, target)
     return metrics if as_json else f"{summary(run, evaluation)}\nreport: {page}"
 
 

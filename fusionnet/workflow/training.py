@@ -1,14 +1,18 @@
 """Train the model of an experiment, from its cache to a run folder that others can read."""
 
-import shutil
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from embedcache.cache.reader import Cache
+from embedcache.errors import UserError
 from fusionnet.config import PrecisionName
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.recipe import Recipe, observed_tasks
+from fusionnet.runfolder.claim import check_claim
+from fusionnet.runfolder.lock import locked
 from fusionnet.train.footprint import check_memory
 from fusionnet.train.loop import Trainer, make_trainer, train_run
 from fusionnet.train.runfiles import RunFiles
@@ -16,7 +20,6 @@ from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.summary import summary
 from fusionnet.train.world import World
 from fusionnet.trained.export import export_run
-from fusionnet.trained.folder import check_unused
 from fusionnet.workflow.checked_cache import open_checked_cache
 
 
@@ -26,24 +29,23 @@ def train_experiment(
     """Check everything that can be wrong, then train, then export, on every rank alike.
 
     `config_path` is named in messages. Raises RunError where the run folder holds an earlier run
-    and neither `resume` nor `overwrite` says what becomes of it.
+    and neither `resume` nor `overwrite` says what becomes of it, or where another process trains
+    there. An earlier run is deleted when the first step of the new one is done.
     """
     folder = Path(experiment.run.dir)
     if resume:
         experiment = _in_the_runs_precision(experiment, folder)
     cache = open_checked_cache(experiment, config_path)
-    check_unused(folder, resume, overwrite)
     world, recipe = World(), recipe_of(experiment, cache)
-    memory = check_memory(recipe, cache, world)
-    if world.is_main:
-        print(f"memory     {memory}", flush=True)
-    trainer = make_trainer(recipe, experiment.optim, cache, world)
-    settled = experiment.model_copy(update={"train": trainer.recipe.train})
-    if world.is_main:
-        print(summary(trainer, experiment.train.precision))
-        _make_folder(folder, settled, overwrite)
-    world.barrier()
-    _train_and_export(trainer, settled, folder, resume)
+    with _claimed(world, experiment, resume, overwrite):
+        memory = check_memory(recipe, cache, world)
+        if world.is_main:
+            print(f"memory     {memory}", flush=True)
+        trainer = make_trainer(recipe, experiment.optim, cache, world)
+        settled = experiment.model_copy(update={"train": trainer.recipe.train})
+        if world.is_main:
+            print(summary(trainer, experiment.train.precision))
+        _train_and_export(trainer, settled, folder, resume)
     world.close()
 
 
@@ -93,13 +95,21 @@ def _train_and_export(trainer: Trainer, experiment: Experiment, folder: Path, re
         )
 
 
-def _make_folder(folder: Path, experiment: Experiment, overwrite: bool) -> None:
-    """Make the run folder and write the resolved config into it; all was checked before."""
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = folder / f"{experiment.run.name}_config.yaml"
-    config.write_text(experiment.to_yaml(), encoding="utf-8")
+@contextmanager
+def _claimed(world: World, experiment: Experiment, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold the run folder's lock, in rank 0; what forbids that is raised on every rank alike."""
+    refusal: UserError | None = None
+    with ExitStack() as held:
+        if world.is_main:
+            try:
+                held.enter_context(locked(Path(experiment.run.dir)))
+                check_claim(experiment, resume, overwrite)
+            except UserError as error:
+                refusal = error
+        refusal = world.broadcast(refusal)
+        if refusal is not None:
+            raise refusal
+        yield
 
 
 def _in_the_runs_precision(experiment: Experiment, folder: Path) -> Experiment:

@@ -12,6 +12,7 @@ import pytest
 
 from fusionnet.commands.command import run_job
 from fusionnet.commands.evaluate_model import main
+from fusionnet.runfolder.listing import foreign_files
 from fusionnet.workflow import evaluating
 
 
@@ -41,6 +42,17 @@ def test_json_is_printed_alone_and_is_what_is_written(
     assert set(written["test"]["outcome"]) == {"mae", "rmse", "r2"}
     assert "oracle" not in written
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    assert foreign_files(folder) == [], "what an evaluation wrote is the run's own"
+
+
+def test_an_evaluation_writes_over_no_file_that_the_run_did_not_write(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "metrics.json").write_text("mine")
+    code, _, err = call(monkeypatch, capsys, "--run", folder, "--no-baselines")
+    assert code == 2
+    assert "metrics.json, which the run did not write" in err
+    assert (folder / "metrics.json").read_text() == "mine"
 
 
 def test_other_splits_and_checkpoints_are_said_and_kept_apart(

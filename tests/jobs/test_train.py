@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +21,11 @@ from forks import Done, Fork, Forks, free_port, wait_until
 
 from embedcache.build.decide import build_cache
 from fusionnet.experiment import load_experiment
+from fusionnet.runfolder.listing import LIST, LOCK, foreign_files
+from fusionnet.runfolder.lock import locked
 from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
 from fusionnet.train.precision import multiplies_bf16
+from fusionnet.trained.run import load_run
 
 pytestmark = pytest.mark.dist
 TRAIN = Path(__file__).parents[2] / "jobs" / "train.py"
@@ -361,6 +365,42 @@ def test_what_does_not_belong_together_is_refused(train: Command, four_epochs: P
         done = train(*settings(f"run.dir={four_epochs}", "train.epochs=4"), *words, code=2)
         assert message in done.err
         assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_folder_in_which_somebody_trains_is_refused_on_every_rank(
+    size: int, forks: Forks, tiny_experiment: Path, tmp_path: Path
+) -> None:
+    script = TRAIN.parents[1] / "tests" / "jobs" / "impatient_train.py"
+    words = ("--config", tiny_experiment, *settings(f"run.dir={tmp_path / 'run'}"))
+    with locked(tmp_path / "run"):
+        for rank in forks.start_ranks(script, size, *words):
+            done = rank.wait()
+            assert done.code == 2
+            assert f"being trained in by process {os.getpid()} on" in done.err
+            assert "Traceback" not in done.err
+    assert not (tmp_path / "run" / LIST).exists()
+
+
+def test_the_old_run_goes_when_the_first_step_of_the_new_one_is_done(
+    train: Command, made_run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(made_run, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    here = settings(f"run.dir={folder}", "train.epochs=1")
+    unbounded = ("optim.lr=1e30", "optim.warmup_epochs=0", "optim.clip=1e30")
+    for words, said in (
+        (settings("train.deepspeed_config=none.json"), "none.json"),
+        (settings("tasks.0.weight=1e38", "tasks.0.beta=1e-38", *unbounded), "NaN or infinite"),
+    ):
+        done = train(*here, *words, "--overwrite", code=2)
+        assert said in done.err
+        found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK}
+        assert found == before
+    train(*here, "--overwrite", "--set", "run.name=other")
+    assert not list(folder.glob("tiny_*"))
+    assert load_run(folder).name == "other"
+    assert foreign_files(folder) == []
 
 
 def test_a_tiny_table_can_be_overfitted(train: Command, tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import gc
 import filelock  # noqa: F401
 import safetensors.torch  # noqa: F401
 import tensorboard  # noqa: F401
-import torch.distributed.run
-import torch.utils.tensorboard  # noqa: F401
+import torch.distributed.run  # noqa: F401
 
 import fusionnet.trained.reward
 import fusionnet.workflow.building

@@ -2,7 +2,6 @@
 and draws what can be drawn.
 """
 
-import json
 import re
 import shutil
 import unicodedata
@@ -23,7 +22,8 @@ from fusionnet.evaluation.evaluate import Evaluation, evaluate_run
 from fusionnet.evaluation.figures import LONGEST_NAME, STYLE, by_value, history, parity
 from fusionnet.evaluation.plots import AUTHOR, file_stem
 from fusionnet.evaluation.report import write_report
-from fusionnet.trained.run import TrainedRun, load_run
+from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
+from fusionnet.trained.run import TrainedRun, all_records, load_run
 
 
 @pytest.fixture
@@ -205,11 +205,17 @@ def test_the_training_table_goes_on_after_the_best_epoch(
     run: TrainedRun, evaluation: Evaluation
 ) -> None:
     later = {**run.records[-1], "epoch": 3, "train_loss": 0.125, "val_loss": 9.75}
-    (run.folder / "training_log.json").write_text(json.dumps([*run.records, later]))
+    last = run.folder / "tiny_last.pt"
+    content = {**load_checkpoint(last), "records": [*run.records, later]}
+    save_checkpoint(last, content)
+    for log in ("", "null", "[5]", "{}", '[{"epoch": 1}]', "[" * 9999):  # for people, not for us
+        (run.folder / "training_log.json").write_text(log)
+        assert all_records(run) == [*run.records, later]
     assert "3 0.125 9.750" in text_of(write_report(run, evaluation, run.folder).read_text())
-    # of another run
-    (run.folder / "training_log.json").write_text(json.dumps([{**later, "epoch": 1}]))
-    assert "9.750" not in text_of(write_report(run, evaluation, run.folder).read_text())
+    save_checkpoint(last, {**content, "run_id": "another"})
+    assert all_records(run) == run.records
+    last.unlink()
+    assert all_records(run) == run.records
 
 
 def test_what_cannot_be_drawn_or_computed_is_left_out(

@@ -18,7 +18,7 @@ class Log(RunLog):
     def __init__(self, files: RunFiles) -> None:
         self.files, self.seen = files, []
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, run_id: str, record: dict[str, Any]) -> None:
         epoch = load_checkpoint(self.files.checkpoint("last"))["epoch"]
         self.seen.append((record["epoch"], epoch, self.files.checkpoint("step").exists()))
 

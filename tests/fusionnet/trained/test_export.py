@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from embedcache.cache.reader import open_cache
+from embedcache.errors import RunError
 from fusionnet.assemble import build_model
 from fusionnet.model.forward import forward_rows
 from fusionnet.rows.tensors import load_rows
+from fusionnet.runfolder.listing import foreign_files
 from fusionnet.trained import export
 from fusionnet.trained.card import metadata, model_card
 from fusionnet.trained.export import export_run
@@ -114,6 +116,17 @@ def test_files_can_be_read_by_others_and_nothing_is_left_over(exported: Path) ->
     assert not [
         path.name for path in exported.rglob("*") if path.suffix in (".partial", ".old", ".draft")
     ]
+
+
+def test_what_is_exported_is_the_runs_own_and_replaces_nothing_else(
+    exported: Path, tmp_path: Path
+) -> None:
+    assert foreign_files(exported) == []
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    (folder / "adapter" / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"adapter/notes\.txt, which the run did not write"):
+        export_run(folder)
+    assert (folder / "adapter" / "notes.txt").read_text() == "mine"
 
 
 def test_the_card_says_what_a_user_must_know(exported: Path) -> None:

@@ -30,6 +30,7 @@ from fusionnet.experiment import load_experiment
 from fusionnet.model.forward import forward_rows, to_units
 from fusionnet.recipe import Recipe
 from fusionnet.rows.tensors import load_rows
+from fusionnet.runfolder.listing import LIST
 from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
 from fusionnet.trained import encoder, vectors
 from fusionnet.trained.encoder import trained_encoder
@@ -382,10 +383,8 @@ def test_loading_runs_no_code(copy: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_folders_that_are_not_runs(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
         load_run(tmp_path / "none")
-    (copy / "other_config.yaml").write_text("{}")
-    with pytest.raises(RunError, match="more than one run"):
-        load_run(copy)
-    (copy / "other_config.yaml").unlink()
+    (copy / "other_config.yaml").write_text("{}")  # a file that somebody added
+    assert load_run(copy).name == "tiny"
     (copy / "tiny_best.pt").unlink()
     with pytest.raises(RunError, match="no checkpoint"):
         load_run(copy)
@@ -393,6 +392,24 @@ def test_folders_that_are_not_runs(copy: Path, tmp_path: Path) -> None:
     (copy / "tiny_config.yaml").write_text("- 1")
     with pytest.raises(RunError, match="must hold a mapping"):
         load_run(copy, "final")
+    (copy / "tiny_config.yaml").unlink()
+    with pytest.raises(RunError, match="lacks tiny_config"):
+        load_run(copy, "final")
+    (copy / LIST).unlink()
+    with pytest.raises(RunError, match="not a run folder: it has no run_files"):
+        load_run(copy, "final")
+
+
+def test_a_checkpoint_that_was_copied_from_another_run_is_refused(
+    copy: Path, make_run: RunMaker, tmp_path: Path
+) -> None:
+    other = make_run(tmp_path / "other", seed=8)
+    for moment in ("best", "final", "last"):
+        shutil.copy(other / f"tiny_{moment}.pt", copy)
+        with pytest.raises(RunError, match=f"tiny_{moment}.pt is a checkpoint of another run"):
+            RewardModel.load(copy, moment=moment)
+    # a copy of the whole folder is the same run
+    assert load_run(shutil.copytree(other, tmp_path / "whole")).run_id == load_run(other).run_id
 
 
 @pytest.mark.parametrize("device", ["meta", "hpu", "privateuseone", "cuda:-1", "cpu:x", "", "gpu"])
