@@ -4,9 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import polars as pl
 import pytest
 import torch
 import yaml
@@ -14,7 +12,7 @@ from forks import Forks
 
 from embedcache.schema import parse_config
 from fusionnet.commands import cli
-from fusionnet.experiment import Experiment, load_experiment
+from fusionnet.experiment import Experiment
 from fusionnet.workflow.reference import with_reference
 
 PAGES = ("README.md", "configs/README.md")
@@ -53,24 +51,8 @@ def test_the_first_example_runs_and_prints_what_the_page_shows(
     assert errors[0][-1] < errors[0][0] / 5
 
 
-def test_the_second_example_predicts(
-    repository: Path,
-    made_run: Path,
-    tiny_experiment: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "mine").symlink_to(made_run)
-    monkeypatch.chdir(tmp_path)
-    frame = pl.read_parquet(load_experiment(tiny_experiment).data.files[0])
-    names: dict[str, Any] = {"frame": frame}
-    exec(compile(blocks(repository, "README.md", "python")[1], "README.md", "exec"), names)
-    assert len(names["predictions"]) == len(frame)
-
-
 def test_the_page_has_no_other_code(repository: Path) -> None:
-    assert len(blocks(repository, "README.md", "python")) == 2
+    assert len(blocks(repository, "README.md", "python")) == 1
     for page in PAGES:
         text = (repository / page).read_text(encoding="utf-8")
         languages = re.findall(r"^```(\w*)\n", text, flags=re.MULTILINE)
