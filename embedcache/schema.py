@@ -148,7 +148,9 @@ def _place(cls: type[BaseModel], loc: Loc) -> tuple[Loc, FieldInfo | None]:
         if owner is not None and isinstance(step, str):
             field = owner.model_fields[step]
             models = _models_in(field.annotation)
-        elif isinstance(step, str) and field is not None and not models:
+        elif isinstance(step, str) and models:
+            field, models = None, []  # a key that the config does not have
+        elif isinstance(step, str) and field is not None:
             is_mapping = any(get_origin(part) is dict for part in _parts(field.annotation))
             if step == "[key]" or not is_mapping:
                 continue

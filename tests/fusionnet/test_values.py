@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ConfigDict
 
 from embedcache.errors import ConfigError
 from embedcache.schema import Config, parse_config
@@ -185,11 +186,17 @@ def test_home_folder_and_variables_are_filled_in(
     assert "~" not in experiment.to_yaml()
 
 
-def test_a_key_of_any_type_may_be_yes_or_no() -> None:
+def test_a_key_of_any_type_or_not_read_may_be_yes_or_no() -> None:
     class Loose(Config):
+        model_config = ConfigDict(extra="ignore")
         anything: dict[str, Any]
         number: int
 
-    assert parse_config(Loose, {"anything": {"a": [True]}, "number": 1}, "it").number == 1
+    class Outer(Config):
+        inner: tuple[Loose, ...]
+
+    sound = {"anything": {"a": [True]}, "number": 1, "other": {"x": [True]}}
+    assert parse_config(Loose, sound, "it").number == 1
+    assert len(parse_config(Outer, {"inner": [sound]}, "it").inner) == 1
     with pytest.raises(ConfigError, match=r"^it is .*\n  - number: is yes or no[^\n]*$"):
         parse_config(Loose, {"anything": {"a": True}, "number": True}, "it")
