@@ -143,8 +143,10 @@ def _place(cls: type[BaseModel], loc: Loc) -> tuple[Loc, FieldInfo | None]:
     """
     steps: list[str | int] = []
     field, models = None, [cls]
-    for step in loc:
+    for number, step in enumerate(loc):
         owner = next((model for model in models if step in model.model_fields), None)
+        if owner is None and models and isinstance(step, str):  # a key that is not of ours
+            return (*steps, *loc[number:]), None
         if owner is not None and isinstance(step, str):
             field = owner.model_fields[step]
             models = _models_in(field.annotation)

@@ -86,6 +86,11 @@ def test_what_is_not_understood_is_refused_by_name(case: str, trained: Values) -
         parse_written(change(trained), trained, Path("run/tiny_config.yaml"))
 
 
+def test_keys_that_are_not_read_may_be_anything(trained: Values) -> None:
+    changed = edited(trained, tasks=tasks(trained, optional=True, head=[True], other={"x": False}))
+    assert parse_written(changed, trained, Path("run.yaml")).tasks[0].name == "ef"
+
+
 def test_goals_are_those_that_are_written_and_else_those_of_the_training(trained: Values) -> None:
     def goals(changed: list[Values]) -> list[dict[str, float]]:
         written = parse_written(edited(trained, tasks=changed), trained, Path("run.yaml"))
