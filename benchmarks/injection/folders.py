@@ -54,6 +54,7 @@ OF_ENCODER = ("encoder/model.safetensors", "encoder/standin.json")
 OF_RUN = (
     *("adapter", "tokenizer", "tensorboard", "small_", "training_log.json", "plots/", "README.md"),
     *("network.safetensors", "metrics.json", "report.html"),
+    *("run_files.jsonl", ".lock", ".evaluation.lock"),
 )
 
 

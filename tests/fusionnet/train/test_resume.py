@@ -166,7 +166,7 @@ def test_a_kill_while_a_run_replaces_another_leaves_the_one_or_the_other(
 ) -> None:
     train(tmp_path / "old", losses=(5.0, 4.0, 3.0, 2.0))
     old, kept = left(tmp_path / "old"), 0
-    for number in range(45):
+    for number in range(0, 45, 2):
         folder = shutil.copytree(tmp_path / "old", tmp_path / str(number))
         before = read_listing(folder)
         assert run_until(partial(train, folder), number)
