@@ -61,6 +61,8 @@ from embedcache.cache.layout import (
     array_shapes,
     widths,
 )
+from embedcache.cache.leaving import await_thread_at_exit
+from embedcache.cache.replaced import Unreplaced
 from embedcache.cache.root import check_root, corrupt_root
 from embedcache.config import CodecName
 from embedcache.encoder.tokens import TokenTable
@@ -82,6 +84,8 @@ class Cache:
         self.provenance: dict[str, Any] = attributes["provenance"]
         self.report: dict[str, Any] = attributes["report"]
         self._files: dict[str, dict[str, Any]] = attributes["files"]
+        self._unreplaced = Unreplaced(path, self._files, self.identity.short)
+        await_thread_at_exit()
         self._checked: set[str] = set()
         self._hashes: dict[str, Int64[np.ndarray, " S"]] = {}
         self._check(name for name in self._files if name.endswith("/" + manifest.ROOT))
@@ -118,7 +122,11 @@ class Cache:
         `with_states` reads the cached hidden states too, if there are any. Raises KeyError for an
         unknown name, CorruptCacheError for what is not what was written.
         """
-        spec = self.layout.strings_of(name)
+        with self._unreplaced:
+            return self._strings(self.layout.strings_of(name), with_states)
+
+    def _strings(self, spec: StringSpec, with_states: bool) -> StringTable:
+        name = spec.name
         group = f"strings/{name}"
         has_states = with_states and spec.prefix_layer is not None
         states = torch.from_numpy(self._read(f"{group}/prefix")) if has_states else None
@@ -145,13 +153,14 @@ class Cache:
         if not 0 <= start <= stop <= self.layout.num_rows:
             raise IndexError(f"rows {start} to {stop} of a cache of {self.layout.num_rows} rows")
         width = widths(self.layout)
-        arrays = {
-            array.name: self._read_rows(array, width.get(array.name), start, stop)
-            for array in ROW_ARRAYS
-        }
-        block = RowBlock(**arrays)
-        self._check_rows(block.string_id, block.string_hash, start)
-        self._check_codes(block, start)
+        with self._unreplaced:
+            arrays = {
+                array.name: self._read_rows(array, width.get(array.name), start, stop)
+                for array in ROW_ARRAYS
+            }
+            block = RowBlock(**arrays)
+            self._check_rows(block.string_id, block.string_hash, start)
+            self._check_codes(block, start)
         return block
 
     def array_sizes(self) -> dict[str, dict[str, Any]]:

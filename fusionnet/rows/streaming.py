@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from embedcache.cache.reader import Cache
 from embedcache.config import SPLITS
-from embedcache.errors import ConfigError
+from embedcache.errors import ConfigError, CorruptCacheError
 from fusionnet.config import TrainConfig
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows, RowSource
@@ -223,10 +223,12 @@ class StreamingRows:
         """Return the chunk's rows of the split."""
         block = self._cache.rows(chunk.start, chunk.stop)
         rows = rows_of(self._cache, block, self._split, chunk.start)
-        assert rows.num_rows == chunk.num_rows, (
-            f"rows {chunk.start} to {chunk.stop} changed their split while they were being"
-            " trained on"
-        )
+        if rows.num_rows != chunk.num_rows:
+            raise CorruptCacheError(
+                f"{self._cache.path}: rows {chunk.start} to {chunk.stop} changed their split while"
+                " they were being trained on; put the files back as they were and go on with"
+                " --resume, or rebuild the cache and train anew"
+            )
         return rows
 
 

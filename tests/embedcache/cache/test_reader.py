@@ -300,6 +300,30 @@ def test_damage_after_the_first_reading_is_found_too(copy: Path) -> None:
         cache.rows()
 
 
+def test_another_cache_under_the_same_name_is_not_read(built_study: Any, copy: Path) -> None:
+    cache, layout = open_cache(copy), built_study.open().layout
+    cache.rows()  # all files have been checked
+    shutil.copytree(copy, copy.with_name("again.zarr"))
+    shutil.rmtree(copy)
+    copy.with_name("again.zarr").rename(copy)
+    cache.rows()  # the same content, copied anew, is the same cache
+    root = json.loads((copy / manifest.ROOT).read_text())
+    content = {key: value for key, value in root["attributes"].items() if key != "digest"}
+    content["files"] = {**content["files"], "rows/other": {"bytes": 1, "sha256": "0"}}
+    document = {**root, "attributes": {**content, "digest": manifest._digest_of(content)}}
+    (copy / manifest.ROOT).write_bytes(manifest._canonical(document))
+    for read in (cache.rows, lambda: cache.strings(layout.strings[0].name)):
+        with pytest.raises(StaleCacheError, match=r"was replaced or changed while it was being"):
+            read()
+
+
+def test_a_cache_that_is_taken_away_is_told_from_a_damaged_one(copy: Path) -> None:
+    cache = open_cache(copy)
+    copy.rename(copy.with_name("elsewhere.zarr"))
+    with pytest.raises(StaleCacheError, match="put back the cache that was there"):
+        cache.rows()
+
+
 def test_no_cache_is_missing_and_another_zarr_group_is_not_ours(tmp_path: Path) -> None:
     with pytest.raises(MissingCacheError, match="there is no cache"):
         open_cache(tmp_path / "none.zarr")

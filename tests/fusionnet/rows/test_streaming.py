@@ -241,6 +241,21 @@ def test_no_more_than_two_buffers_are_alive(cache: Cache, monkeypatch: pytest.Mo
     assert source.chunks_per_buffer == 4
 
 
+def test_rows_that_change_their_split_meanwhile_are_named(
+    quick: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, plain = streamed(quick, 4), quick.rows
+    plan = StepPlan(source.num_rows, 32, 1, 1, 0)
+
+    def rows(start: int, stop: int) -> RowBlock:
+        block = plain(start, stop)
+        return replace(block, split=np.full_like(block.split, 2))
+
+    monkeypatch.setattr(quick, "rows", rows)
+    with pytest.raises(CorruptCacheError, match=r"rows \d+ to \d+ changed their split"):
+        list(source.steps(plan, 0))
+
+
 def test_the_reader_passes_on_what_went_wrong(
     quick: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
