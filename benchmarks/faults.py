@@ -39,6 +39,7 @@ PROMISES = {
     "names": "odd names go all the way, from the table to the report",
     "disks": "a full or read-only disk is said; with room again, the result is the same",
     "together": "two at once, or a signal: what is left is the work of one, whole",
+    "launchers": "under deepspeed and torchrun, ranks end together and go on to the same bits",
     "folders": "nothing is deleted that was not the command's own",
     "predictions": "every row has its own finite predictions, and no file is overwritten unasked",
     "encoders": "an encoder folder is whole, finite, the one that was used, and runs no code",

@@ -38,6 +38,7 @@ class Case(NamedTuple):
     attack: str
     label: str
     play: Callable[[Scene], Outcome]
+    needs: Callable[[], object] | None = None  # made before it, in the project's folder, once
 
 
 def judged(done: Done, differences: Callable[[], Sequence[str]]) -> Outcome:

@@ -46,7 +46,7 @@ def cases(random: Random, project: Path) -> Iterator[Case]:
     found = in_fork(partial(_places_of, project / "run" / LAST))
     values = [tuple(path) for path, is_tensor in found if not is_tensor]
     tensors = [tuple(path) for path, is_tensor in found if is_tensor]
-    begun = interrupted(project, project.parent / "interrupted")
+    begun = project.parent / "interrupted"
     top = [path for path in values if len(path) == 1]
     for number in range(NUM_EDITED):
         path = random.choice(top if number % 2 else values)
@@ -120,7 +120,8 @@ def _reader(random: Random, path: tuple[Any, ...]) -> tuple[str, ...]:
 
 def _case(label: str, edit: Callable[[Any], Any], words: tuple[str, ...], begun: Path) -> Case:
     play = partial(_play, edit, words, begun)
-    return Case("checkpoint made by hand", f"{label}; {words[0]}", play)
+    needs = partial(interrupted, begun.with_name("project"), begun) if words is RESUME else None
+    return Case("checkpoint made by hand", f"{label}; {words[0]}", play, needs)
 
 
 def _play(edit: Callable[[Any], Any], words: tuple[str, ...], begun: Path, scene: Scene) -> Outcome:

@@ -17,6 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 # what differs between two equal runs
 VOLATILE = re.compile(r"second|rows_per_s|peak_rss|run_id|_time|since|started")
+OF_EVALUATION = (
+    "metrics.json",
+    "report.html",
+    "plots",
+    ".evaluation.lock",
+)  # what training does not make
 EVENTS = re.compile(r"events\.out\.tfevents\.\S+")
 
 
@@ -70,17 +76,21 @@ def run_differences(found: Path, wanted: Path, name: str = "small") -> list[str]
     bitwise, log, TensorBoard, exports, and the names of its files.
     """
     lines = []
-    absent = sorted(names_below(wanted) - names_below(found))
-    if absent:
-        return [f"{name} is missing" for name in absent]
+    mine, theirs = (_of_training(names_below(folder)) for folder in (found, wanted))
+    if theirs - mine:
+        return [f"{name} is missing" for name in sorted(theirs - mine)]
+    lines += [f"stray {name}" for name in sorted(mine - theirs)]
     for moment in ("best", "final", "last"):
-        mine, theirs = (checkpoint(folder / f"{name}_{moment}.pt") for folder in (found, wanted))
-        lines += [f"{moment}: {line}" for line in differences(mine, theirs)]
+        contents = (checkpoint(folder / f"{name}_{moment}.pt") for folder in (found, wanted))
+        lines += [f"{moment}: {line}" for line in differences(*contents)]
     lines += log_differences(found, wanted)
-    mine, theirs = (load_file(folder / "network.safetensors") for folder in (found, wanted))
-    lines += [f"network.safetensors: {line}" for line in differences(mine, theirs)]
-    lines += [f"stray {name}" for name in sorted(names_below(found) - names_below(wanted))]
+    weights = (load_file(folder / "network.safetensors") for folder in (found, wanted))
+    lines += [f"network.safetensors: {line}" for line in differences(*weights)]
     return lines
+
+
+def _of_training(names: set[str]) -> set[str]:
+    return {name for name in names if not name.startswith(OF_EVALUATION)}
 
 
 def log_differences(found: Path, wanted: Path) -> list[str]:

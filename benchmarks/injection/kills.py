@@ -23,6 +23,7 @@ from benchmarks.injection.compare import (
     run_differences,
 )
 from benchmarks.injection.processes import Conditions, Done, in_fork
+from benchmarks.injection.results import RESUME
 from benchmarks.injection.scene import (
     BUILD,
     CACHE,
@@ -31,13 +32,15 @@ from benchmarks.injection.scene import (
     RUN,
     TRAIN,
     Scene,
+    call_traced,
     more_rows,
+    traced,
     two_ranks,
 )
 
 MOST_PER_KIND = 4  # of like operations, such as those on the arrays of a cache
 RANDOM_TIMES = 12
-CHANGING = re.compile(r"[0-9a-f]{32}|\d+")
+CHANGING = re.compile(r"[0-9a-f]{32}|\.\w{8}\.partial|\d+")
 OVERWRITE = (*BUILD, "--set", "split.seed=1", "--overwrite")
 APPEND = (*BUILD, "--set", "data.path=[table.parquet, more.parquet]", "--append")
 
@@ -51,39 +54,38 @@ class Work(NamedTuple):
     brought: tuple[str, ...]
     reference: Path  # the project in which it was not killed
     differences: Callable[[Path, Path], list[str]]  # of the case's folder and the reference's
-    operations: tuple[str, ...]  # on files, in order
-    seconds: float
     ranks: int = 1
 
 
 def cases(random: Random, project: Path) -> Iterator[Case]:
     """Yield a kill before each file operation of each command, and as many at random times."""
     for work in _works(project):
-        for number in _tried(work, random):
-            again = random.randrange(number + 1, number + 60) if random.random() < 0.3 else None
-            what = f"{work.name}: killed before file operation {number}, {work.operations[number]}"
-            if again is not None:
-                what += f"; the next one before its operation {again - number}"
-            yield Case("kills", what, partial(_killed, work, number, again and again - number))
+        operations = traced(work.reference, work.words[0]).operations
+        for number in _tried(operations, random):
+            again = random.randrange(60) if random.random() < 0.3 else None
+            what = f"{work.name}: killed before file operation {number}, {operations[number]}"
+            what += "" if again is None else f"; the next one before its operation {again}"
+            yield Case("kills", what, partial(_killed, work, number, again))
         for _ in range(RANDOM_TIMES):
             share = random.random()
             what = f"{work.name}: killed after {share:.0%} of its time"
             yield Case("kills", what, partial(_killed_at, work, share))
-    for work in _works_of_two(project):
-        for _ in range(20):
-            share = random.random()
-            what = f"{work.name}: both ranks killed after {share:.0%} of its time"
-            yield Case("kills", what, partial(_killed_at, work, share))
-        for rank in (0, 1) * 6:
-            share = random.uniform(0.3, 0.95)
-            what = f"{work.name}: rank {rank} killed after {share:.0%} of its time"
-            yield Case("kills", what, partial(_rank_killed, work, rank, share))
+    two = Work("train on two ranks", TRAIN, RESUME, CACHE, _place(project, "two"), _runs, 2)
+    needs = partial(_done, two, project)
+    for _ in range(20):
+        share = random.random()
+        what = f"{two.name}: both killed after {share:.0%} of its time"
+        yield Case("kills", what, partial(_killed_at, two, share), needs)
+    for rank in (0, 1) * 6:
+        share = random.uniform(0.3, 0.95)
+        what = f"{two.name}: rank {rank} killed after {share:.0%} of its time"
+        yield Case("kills", what, partial(_rank_killed, two, rank, share), needs)
 
 
-def _tried(work: Work, random: Random) -> list[int]:
+def _tried(operations: list[str], random: Random) -> list[int]:
     """Return the operations before which a command is killed: some of each kind."""
     kinds: dict[str, list[int]] = {}
-    for number, line in enumerate(work.operations):
+    for number, line in enumerate(operations):
         event, _, path = line.partition(" ")
         inside = "cache.zarr.partial/store/" in path or "/" not in path  # or what rmtree removes
         kinds.setdefault(event if inside else CHANGING.sub("#", line), []).append(number)
@@ -95,47 +97,29 @@ def _tried(work: Work, random: Random) -> list[int]:
 
 
 def _works(project: Path) -> Iterator[Work]:
-    """Yield the commands, each done once without a kill."""
-    ours = project.parent / "kills"
+    """Yield the commands; those that did not make the project are done once without a kill."""
     inputs = ("encoder", "table.parquet", "columns.yaml", "small.yaml")
-    yield _done(ours, project, "build", BUILD, BUILD, inputs, _caches)
-    yield _done(ours, project, "overwrite", OVERWRITE, OVERWRITE, CACHE, _caches)
-    yield _done(ours, project, "append", APPEND, APPEND, CACHE, _caches)
-    yield _done(ours, project, "train", TRAIN, (*TRAIN, "--resume"), CACHE, _runs)
-    yield _done(ours, project, "evaluate", EVALUATE, EVALUATE, RUN, _metrics)
-    yield _done(ours, project, "predict", PREDICT, PREDICT, RUN, _predictions)
+    yield Work("build", BUILD, BUILD, inputs, project, _caches)
+    for name, words in (("overwrite", OVERWRITE), ("append", APPEND)):
+        work = Work(name, words, words, CACHE, _place(project, name), _caches)
+        _done(work, project)
+        yield work
+    yield Work("train", TRAIN, RESUME, CACHE, project, _runs)
+    yield Work("evaluate", EVALUATE, EVALUATE, RUN, project, _metrics)
+    yield Work("predict", PREDICT, PREDICT, RUN, project, _predictions)
 
 
-def _works_of_two(project: Path) -> Iterator[Work]:
-    """Yield the command that two ranks share."""
-    words = (*TRAIN, "--resume")
-    ours = project.parent / "kills"
-    yield _done(ours, project, "train on two ranks", TRAIN, words, CACHE, _runs, ranks=2)
+def _place(project: Path, name: str) -> Path:
+    return project.parent / "kills" / name
 
 
-def _done(
-    ours: Path,
-    project: Path,
-    name: str,
-    words: tuple[str, ...],
-    again: tuple[str, ...],
-    brought: tuple[str, ...],
-    compared: Callable[[Path, Path], list[str]],
-    ranks: int = 1,
-) -> Work:
-    """Do a command without a kill and count its file operations."""
-    place = ours / name.replace(" ", "_")
-    place.mkdir(parents=True)
-    scene = Scene(place, project)
-    scene.bring(brought)
-    in_fork(lambda: more_rows(place / "more.parquet"))
-    trace = place.with_suffix(".trace")
-    started = time.monotonic()
-    done = scene.call(*words, under=Conditions(trace=trace), ranks=_environments(ranks))
-    assert done.code == 0, done
-    seconds = time.monotonic() - started
-    operations = tuple(trace.read_text().splitlines()) if trace.is_file() else ()
-    return Work(name, words, again, brought, place, compared, operations, seconds, ranks)
+def _done(work: Work, project: Path) -> None:
+    """Do a command without a kill, if that is still to be done."""
+    if not work.reference.exists():
+        work.reference.mkdir(parents=True)
+        scene = Scene(work.reference, project)
+        _begin(work, scene)
+        call_traced(scene, work.words, _environments(work.ranks))
 
 
 def _environments(ranks: int) -> list[dict[str, str]]:
@@ -157,7 +141,7 @@ def _killed_at(work: Work, share: float, scene: Scene) -> Outcome:
     """Kill after a share of the time that the command takes, and go on."""
     before = _begin(work, scene)
     running = scene.start(*work.words, ranks=_environments(work.ranks))
-    time.sleep(share * work.seconds)
+    time.sleep(share * traced(work.reference, work.words[0]).seconds)
     running.signal(signal.SIGKILL)
     return _after(work, scene, before, running.wait())
 
@@ -166,7 +150,7 @@ def _rank_killed(work: Work, rank: int, share: float, scene: Scene) -> Outcome:
     """Kill one of two ranks: the other ends by itself, with one message."""
     before = _begin(work, scene)
     running = scene.start(*work.words, ranks=_environments(work.ranks))
-    time.sleep(share * work.seconds)
+    time.sleep(share * traced(work.reference, work.words[0]).seconds)
     running.signal(signal.SIGKILL, running.pids[rank])
     done = running.wait()
     codes = running.codes
@@ -213,8 +197,8 @@ def _after(work: Work, scene: Scene, before: dict[str, str], killed: Done) -> Ou
 
 def _stray(found: Path, wanted: Path) -> list[str]:
     """Return the names that the undisturbed command did not leave at the top."""
-    names = {path.name for path in found.iterdir()} - {path.name for path in wanted.iterdir()}
-    return [f"stray {name}" for name in sorted(names)]
+    known = {path.name for path in wanted.iterdir()} | {"more.parquet"}
+    return [f"stray {path.name}" for path in sorted(found.iterdir()) if path.name not in known]
 
 
 def _caches(found: Path, wanted: Path) -> list[str]:

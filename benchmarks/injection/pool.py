@@ -63,6 +63,8 @@ def play(
 
     for number, case in cases:
         collect(workers - 1)
+        if case.needs is not None:
+            case.needs()
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()

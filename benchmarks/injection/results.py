@@ -1,6 +1,5 @@
 """What readers of a run make of it, beside what they make of the sound one."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from benchmarks.injection.compare import (
     run_differences,
 )
 from benchmarks.injection.processes import NORMAL, Conditions
-from benchmarks.injection.scene import CACHE, EVALUATE, PREDICT, RUN, TRAIN, Scene
+from benchmarks.injection.scene import CACHE, EVALUATE, PREDICT, RUN, TRAIN, Scene, traced
 
 RESUME = (*TRAIN, "--resume")
 NEW_RUN = (*TRAIN, "--set", "run.dir=other")
@@ -25,7 +24,6 @@ READERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "": (EVALUATE, PREDICT, RESUME, RESUME),
 }
 MAY_DIFFER = ("reward", "goal", "note")  # what people may edit in a run's YAML
-NOT_TRAINED = ("metrics.json", "report.html", "plots", "run.dir")  # of an evaluated run
 
 
 Compared = Callable[[Scene, Path], list[str]]
@@ -49,7 +47,7 @@ def resumed(scene: Scene, wanted: Path) -> list[str]:
 def trained_anew(scene: Scene, wanted: Path) -> list[str]:
     """Return where a run in the folder `other` differs from that of another project."""
     lines = run_differences(scene / "other", wanted / "run")
-    return [line for line in lines if not any(word in line for word in NOT_TRAINED)]
+    return [line for line in lines if "config.run.dir" not in line]
 
 
 def untouched(scene: Scene, wanted: Path) -> list[str]:
@@ -96,6 +94,8 @@ def readers_of(name: str) -> tuple[tuple[str, ...], ...]:
 
 def with_final(project: Path, place: Path) -> Path:
     """Return a project whose metrics and predictions are those of the final checkpoint."""
+    if place.exists():
+        return place
     place.mkdir(parents=True)
     scene = Scene(place, project)
     scene.bring(RUN)
@@ -107,16 +107,13 @@ def with_final(project: Path, place: Path) -> Path:
 
 def interrupted(project: Path, place: Path) -> Path:
     """Return a project whose run was killed in its second epoch, so that there is more to train."""
+    if place.exists():
+        return place
     place.mkdir(parents=True)
-    scene, trace = Scene(place, project), place.with_suffix(".trace")
+    scene = Scene(place, project)
     scene.bring(CACHE)
-    whole = scene.call(*TRAIN, "--set", "run.dir=whole", under=Conditions(trace=trace))
-    assert whole.code == 0, whole
-    operations = trace.read_text().splitlines()
-    second = [
-        number for number, line in enumerate(operations) if line.endswith("_last.pt.partial w")
-    ]
-    killed = scene.call(*TRAIN, under=Conditions(kill_before=second[1]))
+    operations = traced(project, "train").operations
+    written = [n for n, line in enumerate(operations) if line.endswith("_last.pt.partial w")]
+    killed = scene.call(*TRAIN, under=Conditions(kill_before=written[1]))
     assert killed.code == -9, killed
-    shutil.rmtree(place / "whole")
     return place

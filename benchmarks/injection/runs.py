@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -13,19 +13,20 @@ from benchmarks.injection.cases import Case, Outcome
 from benchmarks.injection.compare import files_below
 from benchmarks.injection.damage import Damage, damages, replaced_by
 from benchmarks.injection.results import MAY_DIFFER, RESUME, read, readers_of, with_final
-from benchmarks.injection.scene import EVALUATE, RUN, TRAIN, Scene
+from benchmarks.injection.scene import CACHE, EVALUATE, RUN, TRAIN, Scene
 from benchmarks.injection.texts import ODD_TEXTS, ODD_VALUES, UNKNOWN_KEY, places, put, taken
 
 NUM_CHECKPOINTS, NUM_OTHERS, NUM_YAML = 130, 60, 70
 YAML, LOG = "small_config.yaml", "training_log.json"
 CHECKPOINTS = ("small_best.pt", "small_final.pt", "small_last.pt")
+OTHER_RUNS = {"seed1": "train.seed=1", "seed2": "train.seed=2", "rate": "optim.lr=0.04"}
 KINDS = ("metrics.json", "report.html", "plots", "plots/by_real.png", "README.md", "tensorboard")
 
 
 def cases(random: Random, project: Path) -> Iterator[Case]:
     """Yield damages, each met by one of the commands that read a run."""
     run = project / "run"
-    final = with_final(project, project.parent / "final")
+    final = project.parent / "final"
     others = [name for name in sorted(files_below(run)) if name not in (*CHECKPOINTS, YAML)]
     for names, num in ((list(CHECKPOINTS), NUM_CHECKPOINTS), (others, NUM_OTHERS)):
         for label, damage in damages(random, run, names, num):
@@ -45,7 +46,7 @@ def cases(random: Random, project: Path) -> Iterator[Case]:
             label = f"{name}: a {kind} of another kind"
             words = random.choice((EVALUATE, RESUME))
             yield _case("run damaged", label, partial(_become, name, kind), words)
-    yield from _foreign(project, final)
+    yield from _foreign(project)
 
 
 def _edited(random: Random, config: dict[str, object]) -> Iterator[Case]:
@@ -81,31 +82,41 @@ def _logs(run: Path) -> Iterator[Case]:
             yield _case("run's log", label, partial(_write, LOG, json.dumps(log).encode()), words)
 
 
-def _foreign(project: Path, final: Path) -> Iterator[Case]:
-    """Yield checkpoints of other runs: another seed, another epoch of this one."""
+def _foreign(project: Path) -> Iterator[Case]:
+    """Yield checkpoints of other runs: other seeds, another rate."""
     place = project.parent / "runs"
-    place.mkdir()
-    scene = Scene(place, project)
-    scene.bring(RUN)
-    for seed in (1, 2):
-        settings = ("--set", f"train.seed={seed}", "--set", f"run.dir=seed{seed}")
-        done = scene.call(*TRAIN, *settings)
-        assert done.code == 0, done
-    settings = ("--set", "optim.lr=0.04", "--set", "run.dir=rate")
-    assert scene.call(*TRAIN, *settings).code == 0
-    for other in ("seed1", "seed2", "rate"):
+    needs = partial(_other_runs, project, place)
+    for other in OTHER_RUNS:
         for name in CHECKPOINTS:
             for words in dict.fromkeys(readers_of(name)):
                 damage = replaced_by(place / other, name)
                 label = f"{name} of {other}"
-                yield _case("checkpoint of another run", label, damage, words, final)
+                yield _case("checkpoint of another run", label, damage, words, None, needs)
+
+
+def _other_runs(project: Path, place: Path) -> None:
+    """Train the other runs, if that is still to be done."""
+    if not place.exists():
+        place.mkdir()
+        scene = Scene(place, project)
+        scene.bring(CACHE)
+        for name, setting in OTHER_RUNS.items():
+            done = scene.call(*TRAIN, "--set", setting, "--set", f"run.dir={name}")
+            assert done.code == 0, done
 
 
 def _case(
-    attack: str, label: str, damage: Damage, words: tuple[str, ...], final: Path | None = None
+    attack: str,
+    label: str,
+    damage: Damage,
+    words: tuple[str, ...],
+    final: Path | None = None,
+    needs: Callable[[], object] | None = None,
 ) -> Case:
     wanted = final if "final" in words else None
-    return Case(attack, f"{label}; {words[0]}", partial(_play, attack, damage, words, wanted))
+    make_final = partial(with_final, wanted.with_name("project"), wanted) if wanted else None
+    play = partial(_play, attack, damage, words, wanted)
+    return Case(attack, f"{label}; {words[0]}", play, needs or make_final)
 
 
 def _play(

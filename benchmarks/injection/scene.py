@@ -8,10 +8,11 @@ can be forked.
 import os
 import shutil
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -170,22 +171,42 @@ PREDICT = (
 )
 
 
+class Traced(NamedTuple):
+    """What an undisturbed command did: its operations on files, in order, and its seconds."""
+
+    operations: list[str]
+    seconds: float
+
+
+def call_traced(
+    scene: Scene, words: Sequence[str], ranks: Sequence[Mapping[str, str]] = ({},)
+) -> Done:
+    """Run a command that must end well, and keep what `traced` returns."""
+    trace = scene.folder.with_name(f"{scene.folder.name}-{words[0]}.trace")
+    started = time.monotonic()
+    done = scene.call(*words, under=Conditions(trace=trace), ranks=ranks)
+    assert done.code == 0, f"{done.command}: {done.code}\n{done.out}\n{done.err}"
+    with trace.open("a") as stream:
+        stream.write(f"\n{time.monotonic() - started}")
+    return done
+
+
+def traced(project: Path, command: str) -> Traced:
+    """Return what the command did that made a part of a project."""
+    lines = project.with_name(f"{project.name}-{command}.trace").read_text().splitlines()
+    return Traced(lines[:-1], float(lines[-1]))
+
+
 def prepare(folder: Path) -> Path:
     """Make the project in a folder, by its commands, and return it with all its results."""
     project = folder / "project"
     project.mkdir(parents=True)
     in_fork(lambda: _write_inputs(project))  # polars has threads, which a fork would wait for
     scene, trained = Scene(project, project), ""
-    for words in (
-        ("make_encoder", "--out", "encoder", "--size", "tiny"),
-        BUILD,
-        TRAIN,
-        EVALUATE,
-        PREDICT,
-    ):
-        done = scene.call(*words)
+    make_encoder = ("make_encoder", "--out", "encoder", "--size", "tiny")
+    for words in (make_encoder, BUILD, TRAIN, EVALUATE, PREDICT):
+        done = call_traced(scene, words)
         trained = done.out if words is TRAIN else trained
-        assert done.code == 0, f"{done.command}: {done.code}\n{done.out}\n{done.err}"
     assert "in epoch 2," in trained, f"the best epoch is to lie before the last: {trained}"
     os.chmod(folder, 0o755)
     return project
