@@ -72,9 +72,6 @@ def _misplaced_truths(cls: type[BaseModel], values: Mapping[str, Any]) -> list[s
             open_ends += [((*path, index), item) for index, item in enumerate(value)]
         elif isinstance(value, bool):
             steps, field = _place(cls, path)
-            known = _fields_at(cls, path[:-1])
-            if known and path[-1] not in known:
-                continue  # of a key that is not read, or that pydantic refuses by its name
             if field is not None and not _takes_truth(field):
                 where = ".".join(map(str, steps))
                 lines.append(f"{where}: is yes or no (true, false, on, off); {field.description}")
