@@ -11,6 +11,7 @@ from typing import Any
 import peft
 from peft.tuners.lora import LoraLayer
 from peft.utils.save_and_load import set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -87,7 +88,14 @@ def load_adapter(encoder: StringEncoder, folder: Path) -> None:
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise EncoderError(f"there is no adapter in {folder}: adapter_model.safetensors is missing")
-    outcome: Any = set_peft_model_state_dict(encoder.model, load_file(file))
+    try:
+        weights = load_file(file)
+        broken = [name for name, value in weights.items() if not value.isfinite().all()]
+        if broken:
+            raise EncoderError(f"the adapter in {folder} holds NaN or infinity in {broken[0]}")
+        outcome: Any = set_peft_model_state_dict(encoder.model, weights)
+    except (SafetensorError, RuntimeError) as error:  # damaged, or of another shape
+        raise EncoderError(f"the adapter in {folder} cannot be loaded: {error!s:.300}") from None
     if outcome.unexpected_keys:
         raise EncoderError(
             f"the adapter in {folder} does not fit this encoder: it has"

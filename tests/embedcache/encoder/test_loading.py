@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from embedcache.config import EncoderConfig
+from embedcache.config import EncoderConfig, LoraConfig
 from embedcache.encoder.loading import encoder_entries, load_encoder
+from embedcache.encoder.lora import add_lora, load_adapter, save_adapter
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize
 from embedcache.errors import EncoderError, TokenizerError
 
@@ -188,6 +189,25 @@ def test_keys_without_a_choice_are_let_through(folder: Path) -> None:
     harmless = {"quantization_config": None, "_attn_implementation_autoset": True}
     rewrite(folder / "config.json", **harmless, torch_dtype="float16", num_labels=10**12)
     torch.testing.assert_close(vectors(folder), wanted, rtol=0, atol=0)
+
+
+def test_a_damaged_adapter_is_refused(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(config(tiny_encoder_folder))
+    add_lora(encoder, LoraConfig(r=2))
+    save_adapter(encoder, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    sound = load_file(file)
+    name = next(iter(sound))
+    for wrong, message in [
+        ({**sound, name: sound[name][:1].clone()}, "cannot be loaded: .*size mismatch"),
+        ({**sound, name: torch.full_like(sound[name], torch.nan)}, "holds NaN or infinity in"),
+    ]:
+        save_file(wrong, file)
+        with pytest.raises(EncoderError, match=rf"(?s){message}"):
+            load_adapter(encoder, tmp_path)
+    file.write_bytes(b"no tensors")
+    with pytest.raises(EncoderError, match="cannot be loaded"):
+        load_adapter(encoder, tmp_path)
 
 
 def test_an_adapter_beside_the_weights_is_refused(folder: Path) -> None:
