@@ -388,15 +388,10 @@ def test_the_old_run_goes_when_the_first_step_of_the_new_one_is_done(
     folder = shutil.copytree(made_run, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     here = settings(f"run.dir={folder}", "train.epochs=1")
-    unbounded = ("optim.lr=1e30", "optim.warmup_epochs=0", "optim.clip=1e30")
-    for words, said in (
-        (settings("train.deepspeed_config=none.json"), "none.json"),
-        (settings("tasks.0.weight=1e38", "tasks.0.beta=1e-38", *unbounded), "NaN or infinite"),
-    ):
-        done = train(*here, *words, "--overwrite", code=2)
-        assert said in done.err
-        found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK}
-        assert found == before
+    done = train(*here, "--overwrite", "--set", "train.deepspeed_config=none.json", code=2)
+    assert "none.json" in done.err
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK}
+    assert found == before, "a run that cannot start leaves the old one whole"
     train(*here, "--overwrite", "--set", "run.name=other")
     assert not list(folder.glob("tiny_*"))
     assert load_run(folder).name == "other"
