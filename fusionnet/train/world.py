@@ -6,13 +6,34 @@ that is here, and a lone GPU trains without it.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from embedcache.errors import RankError
 from embedcache.launcher import rank_environment
+
+# what gloo says of a rank that is gone, in the RuntimeError of whichever operation waited for it
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+@contextmanager
+def losses_named(rank: int) -> Iterator[None]:
+    """Turn what torch raises in any operation when another rank ends into a RankError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = next((words for words in _LOST if words in str(error)), None)
+        if reason is None or "gloo" not in str(error):
+            raise
+        raise RankError(
+            f"another rank of this training ended, so rank {rank} ends too ({reason}); what was"
+            " saved is whole: start all ranks again with --resume"
+        ) from error
 
 
 class World:

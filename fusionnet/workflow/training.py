@@ -18,7 +18,7 @@ from fusionnet.train.loop import Trainer, make_trainer, train_run
 from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.summary import summary
-from fusionnet.train.world import World
+from fusionnet.train.world import World, losses_named
 from fusionnet.trained.export import export_run
 from fusionnet.workflow.checked_cache import open_checked_cache
 
@@ -37,7 +37,7 @@ def train_experiment(
         experiment = _in_the_runs_precision(experiment, folder)
     cache = open_checked_cache(experiment, config_path)
     world, recipe = World(), recipe_of(experiment, cache)
-    with _claimed(world, experiment, resume, overwrite):
+    with losses_named(world.rank), _claimed(world, experiment, resume, overwrite):
         memory = check_memory(recipe, cache, world)
         if world.is_main:
             print(f"memory     {memory}", flush=True)

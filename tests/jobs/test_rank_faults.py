@@ -46,5 +46,7 @@ def test_a_rank_that_dies_ends_the_job(
     assert done.returncode != 0
     said = done.stdout + done.stderr
     assert ("rank 1 has had enough" if how == "raises" else "-9") in said, said
+    assert "another rank of this training ended, so rank 0 ends too" in said
+    assert "[rank0]: Traceback" not in said
     assert time.monotonic() - started < 200
     assert not (tmp_path / "run" / "tiny_final.pt").exists()
