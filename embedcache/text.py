@@ -1,9 +1,11 @@
 """Numbers and tables as plain text, for terminals and reports."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+NUM_EXAMPLES = 5  # rows in one message
 NONE = "\N{EN DASH}"  # stands where there is no number
 
 
@@ -45,3 +47,24 @@ def text_table(rows: Sequence[Sequence[str]], num_left: int = 1) -> list[str]:
     """Return the lines of a table, its columns as wide as their widest cell; a head is a row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [aligned(cells, widths, num_left) for cells in rows]
+
+
+def rows_text(rows: Sequence[int], count: int) -> str:
+    """Return the first rows as text: "rows 3, 17, 18, ..."."""
+    return (
+        f"row{'s' if count > 1 else ''} "
+        + ", ".join(str(row) for row in rows)
+        + (", ..." if count > len(rows) else "")
+    )
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return "1 row", "1,204 rows"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the known name most like `name`, or nothing."""
+    by_lower = {candidate.strip().lower(): candidate for candidate in known}
+    near = get_close_matches(name.strip().lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean '{by_lower[near[0]]}'?" if near else ""

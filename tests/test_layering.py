@@ -28,7 +28,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "launcher": {"errors"},
         "ranks": {"errors", "launcher"},
         "scaling": {"config"},
-        "table": {"config", "errors", "scaling"},
+        "table": {"config", "errors", "scaling", "text"},
         "split": {"config", "schema", "errors", "text", "table"},
         "kernels": set(),
         "encoder": {"config", "errors", "files", "kernels"},

@@ -7,11 +7,11 @@ sound table costs one pass and a broken one of any size stays within memory.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import polars as pl
 
-NUM_EXAMPLES = 5
+from embedcache.text import NUM_EXAMPLES, count_of, rows_text
+
 ROW = "row:"  # a name that no canonical column can have
 KELVIN_OFFSETS = {"K": 273.15, "degC": -273.15, "°C": -273.15, "C": -273.15}
 UNIT_FACTORS = (10, 100, 1000, 1_000_000)
@@ -57,20 +57,6 @@ def _explain(frame: pl.LazyFrame, check: Check, count: int) -> str:
     return f"{check.what}: {count_of(count, 'row')}{shown}; {rows}"
 
 
-def rows_text(rows: Sequence[int], count: int) -> str:
-    """Return the first rows as text: "rows 3, 17, 18, ..."."""
-    return (
-        f"row{'s' if count > 1 else ''} "
-        + ", ".join(str(row) for row in rows)
-        + (", ..." if count > len(rows) else "")
-    )
-
-
-def count_of(count: int, noun: str) -> str:
-    """Return "1 row", "1,204 rows"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def first_rows(frame: pl.LazyFrame, key: pl.Expr, values: Iterable[str]) -> dict[str, list[int]]:
     """Return for each value of a text column the first rows that have it."""
     wanted = list(values)
@@ -78,13 +64,6 @@ def first_rows(frame: pl.LazyFrame, key: pl.Expr, values: Iterable[str]) -> dict
     first = keys.filter(pl.col("key").is_in(wanted)).group_by("key")
     found = first.agg(pl.col(ROW).bottom_k(NUM_EXAMPLES)).collect(engine="streaming")
     return {value: sorted(rows) for value, rows in found.iter_rows()}
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the known name most like `name`, or nothing."""
-    by_lower = {candidate.strip().lower(): candidate for candidate in known}
-    near = get_close_matches(name.strip().lower(), by_lower, n=1, cutoff=0.6)
-    return f"; did you mean '{by_lower[near[0]]}'?" if near else ""
 
 
 @dataclass(frozen=True)

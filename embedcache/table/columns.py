@@ -22,8 +22,9 @@ from embedcache.config import (
     TargetColumn,
 )
 from embedcache.scaling import DOMAIN_LOW
-from embedcache.table.checks import Check, Hint, RangeHint, nearest
+from embedcache.table.checks import Check, Hint, RangeHint
 from embedcache.table.reader import KEY, NUMBER, NUMBER_IN_WORDS, TEXT, ColumnType, Source
+from embedcache.text import nearest
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 Reach = Mapping[str, tuple[float, float]]  # by column

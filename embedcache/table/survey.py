@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from embedcache.config import CategoryColumn, RowWeight, StringColumn, TargetColumn
-from embedcache.table.checks import count_of, first_rows, nearest, rows_text
+from embedcache.table.checks import first_rows
 from embedcache.table.counting import (
     Groups,
     ValueCounts,
@@ -21,6 +21,7 @@ from embedcache.table.counting import (
 )
 from embedcache.table.strings import DistinctStrings, distinct_strings
 from embedcache.table.vocabulary import Vocabularies, followed_by
+from embedcache.text import count_of, nearest, rows_text
 
 MOST_FACETS = 10_000  # distinct values of a report_by column: each is a line of a report
 MOST_LINES = 10  # of one kind in the report of violations

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from embedcache.errors import NonFinitePredictionError
 from embedcache.scaling import Scaling
-from embedcache.table.checks import NUM_EXAMPLES, count_of, rows_text
+from embedcache.text import NUM_EXAMPLES, count_of, rows_text
 from fusionnet.config import Task
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.trainable import TrainableModel

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from embedcache.errors import ConfigError
 from embedcache.schema import Config, parse_config
-from embedcache.table.checks import nearest
+from embedcache.text import nearest
 from fusionnet.config import RewardConfig, RunConfig, Task
 
 
