@@ -1,5 +1,5 @@
 """Run by test_rank_faults.py under a launcher: jobs.train, in which rank 1 fails in the third step,
-or is told to stop in the second, or the disk is full from the fourth on. Arguments: how, then those
+or is told to stop in the second, or the disk is full from the seventh on. Arguments: how, then those
 of the job.
 """
 
@@ -25,7 +25,7 @@ def failing_step(*arguments: Any) -> Any:
     there.
     """
     if HOW == "full":
-        if arguments[-1] == 3:  # the kernel refuses a larger file as a full disk does
+        if arguments[-1] == 6:  # the kernel refuses a larger file as a full disk does
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
     elif HOW == "told" and arguments[-1] == 1 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)

