@@ -92,5 +92,11 @@ class NonFinitePredictionError(UserError):
     """
 
 
+class ProofError(UserError):
+    """A training did not compute what it should: its recomputation, or the count of its rows, found
+    otherwise; the software, a library or the machine is at fault.
+    """
+
+
 class UnfinishedStepError(RuntimeError):
     """A step of the live encoder was left without sending its gradient back to the encoder."""

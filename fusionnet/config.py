@@ -278,6 +278,14 @@ class TrainConfig(Config):
         default=None,
         description="a DeepSpeed JSON file laid over the derived config; it may not contradict it",
     )
+    prove: int = Field(
+        default=1,
+        ge=0,
+        description=(
+            "random optimizer steps whose gradients are recomputed row by row and compared with"
+            " those used; a difference ends the training (not in fp16)"
+        ),
+    )
     seed: Seed = Field(
         default=0, description="of initial weights, order of rows, dropout and noise"
     )

@@ -75,8 +75,8 @@ def keep_mask(
     """Return 1 with probability 1 - p, else 0, by the device's default generator."""
     num = shape.numel()
     bits = _random_words(num // 4 + 1, torch.device(device)).view(torch.int16)[:num].view(shape)
-    threshold = round((1 - p) * _STEPS) - _STEPS // 2  # of bits read as a signed number
-    return bits.lt_(min(threshold, _STEPS // 2 - 1))
+    last = round((1 - p) * _STEPS) - _STEPS // 2 - 1  # kept, of bits read as a signed number
+    return bits.le_(max(last, -_STEPS // 2))
 
 
 def masked(x: Float[Tensor, "*shape"], keep: Int16[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -6,8 +6,8 @@ backward pass needs. Where all of them fit into the memory budget they are kept.
 each batch is encoded without keeping anything, and encoded again, with its gradient at hand, when
 the backward pass reaches it: GradCache's two passes (Gao et al. 2021), which for one encoder are
 `torch.utils.checkpoint` per batch. The random state is replayed, so that both passes drop the same
-activations; autograd still sees one graph, so every parameter gets its gradient once, as engines
-that reduce in hooks expect.
+activations, and each second pass looks whether it is; autograd still sees one graph, so every
+parameter gets its gradient once, as engines that reduce in hooks expect.
 
 What a token costs depends on the architecture, its adapters and the precision, so it is measured:
 bytes saved by autograd in two small passes.
@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from embedcache.encoder.batching import length_batches
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokens import TokenTable
+from embedcache.errors import UnfinishedStepError
 from embedcache.kernels.seeds import seeds_drawn_at_once
 
 DEFAULT_CPU_BYTES = 4 << 30
@@ -52,17 +53,33 @@ def encode_bounded(
     batches = length_batches(tokens.lengths, max_tokens)
     vectors = [
         checkpoint(
-            _encode_again, encoder, tokens.take(ids), use_reentrant=False, preserve_rng_state=True
+            _EncodedTwice(encoder, tokens.take(ids)), use_reentrant=False, preserve_rng_state=True
         )
         for ids in batches
     ]
     return torch.cat(vectors)[torch.cat(batches).argsort()]
 
 
-def _encode_again(encoder: StringEncoder, tokens: TokenTable) -> Float[Tensor, "S E"]:
-    """Return the vectors, in a pass that the generator's state alone repeats."""
-    with seeds_drawn_at_once(0, tokens.values.device):
-        return encoder(tokens)
+class _EncodedTwice:
+    """Some strings' vectors, in passes that the generator's state alone repeats."""
+
+    def __init__(self, encoder: StringEncoder, tokens: TokenTable) -> None:
+        self._encoder, self._tokens = encoder, tokens
+        self._begun_at: Tensor | None = None  # the generator's state before the first pass
+
+    def __call__(self) -> Float[Tensor, "S E"]:
+        """Return the vectors; raises UnfinishedStepError if the second pass would drop others."""
+        device = self._tokens.values.device
+        state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+        if self._begun_at is None:
+            self._begun_at = state
+        elif not torch.equal(self._begun_at, state):
+            raise UnfinishedStepError(
+                "the second pass over a batch of strings begins at another random state than the"
+                " first: its dropout masks would be others, and the gradient wrong"
+            )
+        with seeds_drawn_at_once(0, device):
+            return self._encoder(self._tokens)
 
 
 def padded_tokens(tokens: TokenTable, max_tokens: int) -> int:

@@ -24,10 +24,14 @@ from embedcache.encoder.tokens import TokenTable
 
 
 class RowVectors(NamedTuple):
-    """The vectors of a minibatch's rows: row i has `vectors[vector_index[i]]`."""
+    """The vectors of a minibatch's rows: row i has `vectors[vector_index[i]]`.
+
+    `string_id` are the strings that were encoded, vector by vector.
+    """
 
     vectors: Float[Tensor, "U E"]
     vector_index: Int[Tensor, " B"]
+    string_id: Int[Tensor, " U"]
 
 
 @runtime_checkable
@@ -55,13 +59,14 @@ class CachedVectors:
 
     def __init__(self, embeddings: Float[Tensor, "S E"]) -> None:
         self._embeddings = embeddings
+        self._all = torch.arange(len(embeddings), device=embeddings.device)
 
     def begin_step(self, string_id: Int[Tensor, " B"], num_micro_batches: int) -> None:
         """Nothing to prepare."""
 
     def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:
         """Return the whole table, indexed by string id."""
-        return RowVectors(self._embeddings, string_id)
+        return RowVectors(self._embeddings, string_id, self._all)
 
     def end_step(self) -> None:
         """Nothing flows back."""
@@ -121,7 +126,8 @@ class PerRow(EncoderSource):
         rows = self._tokens.take(string_id)
         longest = int(rows.lengths.max()) if rows.num_strings else 1
         vectors = self.encoder(rows, pad_to=self._pad_to or longest)
-        return RowVectors(vectors, torch.arange(len(string_id), device=string_id.device))
+        each = torch.arange(len(string_id), device=string_id.device)
+        return RowVectors(vectors, each, string_id)
 
 
 class PerMicrobatch(EncoderSource):
@@ -133,4 +139,4 @@ class PerMicrobatch(EncoderSource):
     def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:
         """Encode the micro-batch's U distinct strings."""
         distinct, index = torch.unique(string_id, return_inverse=True)
-        return RowVectors(self.encoder(self._tokens.take(distinct)), index)
+        return RowVectors(self.encoder(self._tokens.take(distinct)), index, distinct)

@@ -171,6 +171,15 @@ class LiveEncoder(EncoderSource):
         """What was measured of the encoder's memory at the first step, None before it."""
         return self._budget
 
+    def measure(self) -> Budget:
+        """Return what fits into memory; it is measured once, by the first step or by this.
+
+        Call it as steps will be called, under the same autocast.
+        """
+        if self._budget is None:
+            self._budget = measure_budget(self.encoder, self._tokens, self._memory_bytes)
+        return self._budget
+
     def why_not_fixed(self, string_id: Int[Tensor, " U"]) -> str | None:
         """Return what forbids `fix_strings` for these strings, or None; measures memory once."""
         tokens = self._tokens.take(string_id)
@@ -178,7 +187,7 @@ class LiveEncoder(EncoderSource):
             return "ranks share the strings (encoder.encode_sharding)"
         if self.encoder.plan(tokens) is None:
             return "the encoder is not of polyBERT's architecture"
-        most = self._measured().max_tokens
+        most = self.measure().max_tokens
         if len(tokens.values) > most:
             return (
                 f"the {len(string_id):,} strings have {len(tokens.values):,} tokens, and memory is"
@@ -229,7 +238,7 @@ class LiveEncoder(EncoderSource):
         read; `string_id` are then the rows of all ranks.
         """
         self._refuse_unfinished("the last step")
-        max_tokens = self._measured().max_tokens
+        max_tokens = self.measure().max_tokens
         if self._fixed is not None:
             distinct, vectors = self._fixed.distinct, self.encoder.encode(self._fixed.plan)
         elif self._sharding == "shard":
@@ -268,11 +277,11 @@ class LiveEncoder(EncoderSource):
             index = index.clamp_max(len(step.distinct) - 1)
             refuse_unannounced(step.distinct, index, string_id)
         if not torch.is_grad_enabled():  # evaluation: no gradient will come
-            return RowVectors(arrival.leaf, index)
+            return RowVectors(arrival.leaf, index, step.distinct)
         is_last = len(arrival.arrived) + 1 == arrival.announced
         # the engine's one pass through the encoder rides on the last micro-batch
         vectors = step.vectors if is_last else arrival.leaf
-        return RowVectors(arrival.watched(vectors), index)
+        return RowVectors(arrival.watched(vectors), index, step.distinct)
 
     def vectors(self, string_id: Int[Tensor, " B"]) -> Float[Tensor, "B E"]:
         """Return one vector per row.
@@ -280,7 +289,7 @@ class LiveEncoder(EncoderSource):
         `read` is the same before the rows are spread out, for those who can go on with distinct
         strings.
         """
-        vectors, index = self.read(string_id)
+        vectors, index, _ = self.read(string_id)
         return vectors.index_select(0, index)
 
     def end_step(self) -> None:
@@ -304,12 +313,6 @@ class LiveEncoder(EncoderSource):
         """Return the present vectors of all strings, encoded without graph, with dropout off."""
         self._refuse_unfinished("the last step")
         return super().vectors_of_all_strings()
-
-    def _measured(self) -> Budget:
-        """Return what fits into memory, measured once."""
-        if self._budget is None:
-            self._budget = measure_budget(self.encoder, self._tokens, self._memory_bytes)
-        return self._budget
 
     def _send(self, step: _Step) -> None:
         """Send the accumulated gradient into the encoder, and average over ranks what it gives."""

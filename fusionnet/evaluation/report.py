@@ -97,6 +97,7 @@ def _facts(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, str]]:
             f"{run.moment}: epoch {run.epoch} of {train.epochs}, {train.precision} training,"
             " fp32 evaluation",
         ),
+        ("certificate", run.certificate),
     ]
 
 

@@ -5,8 +5,8 @@ their LoRA weights are optimised and reduced with the rest, but `forward` starts
 encodes, and how often, is decided outside (`embedcache.live`).
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -75,6 +75,15 @@ class TrainableModel(nn.Module):
             dtype=self._autocast_dtype or torch.bfloat16,
             enabled=self._autocast_dtype is not None,
         )
+
+    @contextmanager
+    def computing_in(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Let large products be in this dtype until the block ends; None: in the weights' own."""
+        before, self._autocast_dtype = self._autocast_dtype, dtype
+        try:
+            yield
+        finally:
+            self._autocast_dtype = before
 
     def cast_weights(self) -> AbstractContextManager[None]:
         """Return the context of one step, in which the network's weights are cast at once."""

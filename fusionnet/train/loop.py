@@ -32,6 +32,8 @@ from fusionnet.rows.resident import ResidentRows, RowSource
 from fusionnet.rows.streaming import open_rows
 from fusionnet.stopping import at_checkpoints, is_asked, stopped
 from fusionnet.train.plain import PlainEngine
+from fusionnet.train.proof.prover import Prover, due_steps, subject_of
+from fusionnet.train.proof.record import ProofFile, proof_path
 from fusionnet.train.protocols import StepEngine, Steps
 from fusionnet.train.resume import Position, checkpoint_content, own_totals, resumed
 from fusionnet.train.runfiles import RunFiles
@@ -45,6 +47,7 @@ from fusionnet.train.sizing import (
 )
 from fusionnet.train.static import StaticSteps, why_no_graph
 from fusionnet.train.step import EngineSteps
+from fusionnet.train.tally import Tally
 from fusionnet.train.world import World
 
 
@@ -65,6 +68,7 @@ class Trainer:
     schedule: Schedule
     train_rows: RowSource
     validation_rows: RowSource
+    tally: Tally
 
 
 def make_trainer(
@@ -89,19 +93,20 @@ def make_trainer(
         model.network.compile(fullgraph=True, dynamic=True)
     schedule = make_schedule(optim, plan.steps_per_epoch, train.epochs)
     groups = model.parameter_groups(optim)
+    tally = Tally([spec.num_strings for spec in cache.layout.strings], world.device)
     with model.autocast():
         why_not = why_no_graph(train, world, train_rows, sources)
     engine: StepEngine
     steps: Steps
     if why_not is None and isinstance(train_rows, ResidentRows):
         engine = PlainEngine(model, groups, world, optim, num_micro_batches)
-        steps = StaticSteps(engine, sources, train_rows.table, plan, schedule, captured=True)
+        steps = StaticSteps(engine, sources, train_rows.table, plan, schedule, tally, captured=True)
     else:
         # a lone GPU does not pay the seconds that deepspeed takes to import
         from fusionnet.train.engine import Engine
 
         engine = Engine(model, groups, world, train, optim, num_micro_batches)
-        steps = EngineSteps(engine, sources, train_rows, plan, schedule)
+        steps = EngineSteps(engine, sources, train_rows, plan, schedule, tally)
     return Trainer(
         recipe=recipe,
         optim=optim,
@@ -116,6 +121,7 @@ def make_trainer(
         schedule=schedule,
         train_rows=train_rows,
         validation_rows=validation_rows,
+        tally=tally,
     )
 
 
@@ -123,6 +129,7 @@ def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
     """Train to the last epoch and return the log's records."""
     found = resumed(trainer.engine, files, trainer.train_rows.order) if resume else None
     position = Position() if found is None else found[1]
+    proofs = watched(trainer, position, files)
     log = None
     if trainer.world.is_main:
         log = RunLog(files.folder, trainer.recipe.tasks)
@@ -145,9 +152,31 @@ def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
             if position.epoch < trainer.recipe.train.epochs and trainer.world.any(is_asked()):
                 leave(trainer, position, files)
     if log is not None:
+        print(proofs.line(sum(record["seconds"] for record in position.records)))
         files.publish_end()
     trainer.world.barrier()
     return position.records
+
+
+def watched(trainer: Trainer, position: Position, files: RunFiles) -> ProofFile:
+    """Let steps of the run be proven from now on, and return where that is written."""
+    recipe, plan = trainer.recipe, trainer.plan
+    due = due_steps(recipe, plan)
+    first = position.epoch * plan.steps_per_epoch + position.step
+    file = files.proofs = ProofFile(proof_path(files.folder, files.name), due, first)
+    if due:
+        subject = subject_of(trainer.model, recipe, trainer.cache)
+        trainer.steps.witness = Prover(
+            subject,
+            trainer.cache,
+            trainer.engine,
+            trainer.steps,
+            trainer.sources,
+            plan,
+            trainer.optim,
+            file,
+        )
+    return file
 
 
 def run_epoch(trainer: Trainer, position: Position, files: RunFiles) -> Record:
@@ -176,6 +205,7 @@ def train_steps(
     plan, world = trainer.plan, trainer.world
     trainer.model.train()
     losses = own_totals(position, world, 1 + len(trainer.recipe.tasks))
+    trainer.tally.begin()
     with _bar(trainer, position) as bar:
         steps = trainer.steps.of_epoch(position.epoch, position.step)
         for number, own in enumerate(steps, position.step):
@@ -192,6 +222,7 @@ def train_steps(
             leaving = not is_last and world.any(is_asked())
             if leaving or checkpoint_due(step, every, plan.steps_per_epoch):
                 trainer.steps.settle()
+                trainer.tally.check(sum(plan.step_sizes[position.step : number + 1]), world)
                 seconds = time.perf_counter() - started
                 of_ranks = world.gather_rows(losses.unsqueeze(0), [1] * world.size).cpu()
                 reached = replace(position, step=number + 1, totals=of_ranks, seconds=seconds)
@@ -201,6 +232,9 @@ def train_steps(
                 if leaving:
                     bar.close()
                     leave(trainer, reached, files)
+    rows = trainer.train_rows
+    whole = rows.table if isinstance(rows, ResidentRows) and position.step == 0 else None
+    trainer.tally.check(sum(plan.step_sizes[position.step :]), world, whole)
     return losses
 
 

@@ -5,12 +5,13 @@ torch's own (`plain`), for one. `Steps` take the optimizer steps of an epoch: on
 (`step`), or as replays of a captured graph (`static`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fusionnet.rows.tensors import RowTable
 from fusionnet.train.world import World
 
 
@@ -50,11 +51,21 @@ class StepEngine(Protocol):
         """Continue from `state()` of any engine (collective)."""
 
 
+class Witness(Protocol):
+    """Who looks at some steps of a run before they are taken."""
+
+    due: Collection[int]  # the steps, counted over the whole run from 0
+
+    def look(self, step: int, rows: RowTable) -> None:
+        """See a due step's rows, those of all ranks (collective)."""
+
+
 @runtime_checkable
 class Steps(Protocol):
     """The optimizer steps of a run."""
 
     num_replays: int  # of a captured graph, so far
+    witness: Witness | None
 
     def of_epoch(self, epoch: int, first: int = 0) -> Iterator[Float[Tensor, " losses"]]:
         """Take an epoch's steps (numbered from 0) from step `first` on.
@@ -62,6 +73,12 @@ class Steps(Protocol):
         Each is yielded as this rank's summand of the total and each task's mean loss; the tensor is
         that of the next step too. Raises NonFiniteLossError where a gradient is not finite, at the
         latest at the epoch's end.
+        """
+
+    def take_once(self, step: int, rows: RowTable) -> None:
+        """Take a step of these rows as `of_epoch` takes it, without its place in the run.
+
+        Rows are not counted, a graph is not replayed, and rates stay as they are.
         """
 
     def settle(self) -> None:

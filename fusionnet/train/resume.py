@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "train.cuda_graph",
     "train.deepspeed_config",
     "train.checkpoint_steps",
+    "train.prove",
 )
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from embedcache.files import write_atomically
 from fusionnet.runfolder.listing import begin_listing, clean_up, list_files, new_id
 from fusionnet.train.checkpoint import link_checkpoint, load_checkpoint, save_checkpoint
+from fusionnet.train.proof.record import ProofFile, proof_path
 from fusionnet.train.runlog import LOG, Record, RunLog
 
 MOMENTS = ("last", "step", "best", "final")
@@ -58,6 +59,7 @@ class RunFiles:
     ) -> None:
         self.folder, self.name, self.config, self.shareable = folder, name, config, shareable
         self.run_id = new_id()
+        self.proofs: ProofFile | None = None
         self._writer = BackgroundWriter()
 
     def checkpoint(self, moment: str) -> Path:
@@ -71,6 +73,8 @@ class RunFiles:
         """
         begin_listing(self.folder, self.name, self.run_id)
         self._write_config()
+        if self.proofs is not None:
+            self.proofs.open()
 
     def go_on(self, run_id: str, records: list[Record], step: int, log: RunLog) -> None:
         """Take up a run's folder again, and put in order what a kill left unfinished.
@@ -98,7 +102,8 @@ class RunFiles:
         """List what the training itself writes, and write the resolved config."""
         config = f"{self.name}_config.yaml"
         moments = [self.checkpoint(moment).name for moment in MOMENTS]
-        list_files(self.folder, self.run_id, [config, *moments, LOG])
+        proofs = proof_path(self.folder, self.name).name
+        list_files(self.folder, self.run_id, [config, *moments, LOG, proofs])
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
         write_atomically(self.folder / config, text.encode())
 

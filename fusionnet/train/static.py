@@ -32,8 +32,10 @@ from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows, RowSource
 from fusionnet.rows.tensors import RowTable
 from fusionnet.train.plain import PlainEngine
+from fusionnet.train.protocols import Witness
 from fusionnet.train.schedule import Schedule
 from fusionnet.train.step import blame, descend, encode_strings, step_seed, trainable
+from fusionnet.train.tally import Tally
 from fusionnet.train.world import World
 
 CHECK_STEPS = 32  # steps between two looks at the flag, each of which drains the device's queue
@@ -111,10 +113,12 @@ class StaticSteps:
         table: RowTable,
         plan: StepPlan,
         schedule: Schedule,
+        tally: Tally,
         captured: bool,
     ) -> None:
         """`table` are all train rows; that nothing forbids static steps is the caller's to know."""
-        self._engine, self._sources, self._table = engine, sources, table
+        self._engine, self._sources, self._table, self._tally = engine, sources, table, tally
+        self.witness: Witness | None = None
         self._plan, self._schedule, self._captured = plan, schedule, captured
         device = table.weight.device
         num_rows = max(plan.step_sizes)
@@ -139,6 +143,8 @@ class StaticSteps:
             self._index.copy_(index[number])
             self._is_row.copy_(is_row[number])
             self._last = epoch * plan.steps_per_epoch + number
+            if self.witness is not None and self._last in self.witness.due:
+                self.witness.look(self._last, self._table.take(index[number][is_row[number]]))
             self._engine.set_learning_rates(self._schedule.rates(self._last))
             if self._captured and self._graph is None:
                 self._graph = self._capture()
@@ -154,6 +160,15 @@ class StaticSteps:
             yield self._losses
         self.settle()
 
+    def take_once(self, step: int, rows: RowTable) -> None:
+        """Take a step of these rows as `of_epoch` does, uncounted and without a graph."""
+        torch.manual_seed(step_seed(self._plan.seed, step, 0))
+        num_updates = self._engine.num_updates.clone()
+        self._read(rows, self._plan.micro_batches(rows.num_rows, rank=0), None)
+        self._engine.num_updates.copy_(num_updates)
+        if self._engine.overflowed():
+            raise NonFiniteLossError(blame(self._engine, self._sources, rows, step))
+
     def settle(self) -> None:
         """Raise NonFiniteLossError if one of the steps taken met a gradient that is not finite."""
         if not self._engine.overflowed():
@@ -168,12 +183,18 @@ class StaticSteps:
         """Take one step on the rows of the index; nothing in it asks the host."""
         rows = self._table.take(self._index)
         rows = replace(rows, weight=torch.where(self._is_row, rows.weight, 0.0))
+        self._losses.copy_(self._read(rows, self._micro_batches, self._tally))
+
+    def _read(
+        self, rows: RowTable, micro_batches: Sequence[slice], tally: Tally | None
+    ) -> Float[Tensor, " losses"]:
+        """Read the rows, update, and return the losses; nothing in it asks the host."""
         with (
             trainable(self._engine).cast_weights(),
             seeds_drawn_at_once(_SEEDS, self._index.device),
         ):
-            encode_strings(self._engine, self._sources, rows, len(self._micro_batches))
-            self._losses.copy_(descend(self._engine, self._sources, rows, self._micro_batches))
+            encode_strings(self._engine, self._sources, rows, len(micro_batches))
+            return descend(self._engine, self._sources, rows, micro_batches, tally)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Return the graph of one step; no weight changes.
@@ -200,6 +221,7 @@ class StaticSteps:
                 f" train.cuda_graph=off. {error.__context__ or error}"
             ) from error
         self._engine.hold_updates(False)
+        self._tally.begin()  # only an epoch's first step is captured
         return graph
 
     def _indices(self, epoch: int) -> tuple[Int[Tensor, "steps R"], Bool[Tensor, "steps R"]]:

@@ -19,8 +19,9 @@ from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import RowSource
 from fusionnet.rows.tensors import RowTable
-from fusionnet.train.protocols import StepEngine
+from fusionnet.train.protocols import StepEngine, Witness
 from fusionnet.train.schedule import Schedule
+from fusionnet.train.tally import Tally
 
 
 class EngineSteps:
@@ -35,18 +36,27 @@ class EngineSteps:
         rows: RowSource,
         plan: StepPlan,
         schedule: Schedule,
+        tally: Tally,
     ) -> None:
         self._engine, self._sources, self._rows = engine, sources, rows
-        self._plan, self._schedule = plan, schedule
+        self._plan, self._schedule, self._tally = plan, schedule, tally
+        self.witness: Witness | None = None
 
     def of_epoch(self, epoch: int, first: int = 0) -> Iterator[Float[Tensor, " losses"]]:
         """Take an epoch's steps from step `first` on, and yield each one's losses."""
         plan, engine = self._plan, self._engine
         steps = self._rows.steps(plan, epoch, first)
         for step, rows in enumerate(steps, epoch * plan.steps_per_epoch + first):
+            if self.witness is not None and step in self.witness.due:
+                self.witness.look(step, rows)
             engine.set_learning_rates(self._schedule.rates(step))
             own = plan.micro_batches(rows.num_rows, engine.world.rank)
-            yield optimizer_step(engine, self._sources, rows, own, plan.seed, step)
+            yield optimizer_step(engine, self._sources, rows, own, plan.seed, step, self._tally)
+
+    def take_once(self, step: int, rows: RowTable) -> None:
+        """Take a step of these rows as `of_epoch` does, uncounted."""
+        own = self._plan.micro_batches(rows.num_rows, self._engine.world.rank)
+        optimizer_step(self._engine, self._sources, rows, own, self._plan.seed, step)
 
     def settle(self) -> None:
         """Nothing is left: every step raises by itself."""
@@ -59,18 +69,19 @@ def optimizer_step(
     micro_batches: Sequence[slice],
     seed: int,
     step: int,
+    tally: Tally | None = None,
 ) -> Float[Tensor, " losses"]:
     """Update the model once and return this rank's summand of the total and each task's mean loss.
 
     The summands of all ranks add up to the step's losses.
     `rows` are all rows of the step, of all ranks; `micro_batches` are those of them that this rank
-    reads. Raises NonFiniteLossError on every rank, before the update, if a gradient is not finite
-    (except in fp16, which skips the step and rescales).
+    reads; `tally` counts them. Raises NonFiniteLossError on every rank, before the update, if a
+    gradient is not finite (except in fp16, which skips the step and rescales).
     """
     torch.manual_seed(step_seed(seed, step, 0))
     encode_strings(engine, sources, rows, len(micro_batches))
     torch.manual_seed(step_seed(seed, step, 1 + engine.world.rank))
-    losses = descend(engine, sources, rows, micro_batches)
+    losses = descend(engine, sources, rows, micro_batches, tally)
     if engine.overflowed() and not engine.tolerates_overflow:
         raise NonFiniteLossError(blame(engine, sources, rows, step))
     return losses
@@ -90,14 +101,17 @@ def descend(
     sources: Sequence[VectorSource],
     rows: RowTable,
     micro_batches: Sequence[slice],
+    tally: Tally | None = None,
 ) -> Float[Tensor, " losses"]:
     """Read every row once and update; return this rank's summand of the 1 + T losses."""
+    if tally is not None:
+        tally.expect(rows)
     model, denominators = trainable(engine), rows.loss_denominators()
     losses = denominators.new_zeros(1 + len(denominators))  # [1 + T]
     share = 1 / (engine.world.size * len(micro_batches))
     for positions in micro_batches:
         batch = rows.take(positions)
-        loss, parts = _micro_batch_loss(engine, model, sources, batch, denominators, share)
+        loss, parts = _micro_batch_loss(engine, model, sources, batch, denominators, share, tally)
         engine.backward(loss)
         engine.step()
         losses[0] += parts.total.detach()
@@ -120,10 +134,13 @@ def _micro_batch_loss(
     batch: RowTable,
     denominators: Float[Tensor, " T"],
     share: float,
+    tally: Tally | None,
 ) -> tuple[Float[Tensor, ""], LossParts]:
     """Return the loss to back-propagate for one micro-batch, and its parts."""
     with model.autocast():
         read = [source.read(batch.string_id[:, column]) for column, source in enumerate(sources)]
+    if tally is not None:
+        tally.note(batch, read)
     index = torch.stack([each.vector_index for each in read], dim=1)
     parts = engine(
         vectors=[each.vectors for each in read],

@@ -26,6 +26,7 @@ from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe, model_of, observed_tasks
 from fusionnet.train.checkpoint import check_run_id
 from fusionnet.train.content import check_weights, read_content
+from fusionnet.train.proof.record import certificate, proof_path, read_proofs
 from fusionnet.trained.folder import Moment, read_config
 from fusionnet.trained.weights import load_weights, own_random_state
 from fusionnet.trained.written import WrittenRun, parse_written, relocated, tasks_as_written
@@ -81,6 +82,11 @@ class TrainedRun:
     def device(self) -> torch.device:
         """Where the model and the vectors are."""
         return next(self.model.network.parameters()).device
+
+    @property
+    def certificate(self) -> str:
+        """What training recomputed of itself, and how far off it was, in words."""
+        return certificate(read_proofs(proof_path(self.folder, self.name)))
 
     @property
     def record(self) -> dict[str, Any]:

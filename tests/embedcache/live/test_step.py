@@ -60,7 +60,7 @@ def gradients(
     readout = torch.linspace(-1, 1, len(ids) * encoder.width).view(len(ids), encoder.width)
     source.begin_step(ids, num_micro_batches)
     for part in torch.arange(len(ids)).tensor_split(num_micro_batches):
-        vectors, index = source.read(ids[part])
+        vectors, index, _ = source.read(ids[part])
         loss = ((vectors[index] * readout[part]).sum(1) ** 2).sum()
         loss.backward()
     source.end_step()
@@ -132,8 +132,8 @@ def test_live_equals_cached_with_fresh_lora(tiny_encoder_folder: Path, tokens: T
     )
     ids = torch.tensor([4, 0, 4, 2])
     live.begin_step(ids, 1)
-    vectors, index = live.read(ids)
-    kept, kept_index = cached.read(ids)
+    vectors, index, _ = live.read(ids)
+    kept, kept_index, _ = cached.read(ids)
     adapted.eval()
     torch.testing.assert_close(vectors[index], kept[kept_index], rtol=1e-6, atol=1e-6)
     assert kept.std() > 0

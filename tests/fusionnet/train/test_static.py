@@ -30,6 +30,7 @@ from fusionnet.train.plain import PlainEngine
 from fusionnet.train.resume import Position, checkpoint_content
 from fusionnet.train.schedule import Schedule, make_schedule
 from fusionnet.train.static import StaticSteps, share_of_tokens, why_no_graph, why_not_static
+from fusionnet.train.tally import Tally
 from fusionnet.train.world import World
 
 ON_GPU = torch.cuda.is_available()
@@ -76,6 +77,8 @@ class Setting:
         self.model = build_model(self.recipe, cache.layout, cache.scaling, DEVICE).train()
         self.sources = make_sources(self.model, self.recipe, cache, DEVICE)
         self.table = load_rows(cache, "train", DEVICE)
+        num_strings = [spec.num_strings for spec in cache.layout.strings]
+        self.tally = Tally(num_strings, DEVICE)
         train = experiment.train
         self.plan = StepPlan(
             self.table.num_rows, train.batch_rows, num_micro_batches, 1, train.seed
@@ -93,7 +96,9 @@ class Setting:
         self, engine: PlainEngine, table: RowTable | None = None, captured: bool = ON_GPU
     ) -> StaticSteps:
         table = table or self.table
-        return StaticSteps(engine, self.sources, table, self.plan, self.schedule, captured)
+        return StaticSteps(
+            engine, self.sources, table, self.plan, self.schedule, self.tally, captured
+        )
 
 
 def plain_pytorch(setting: Setting) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,0 +1,1 @@
+"""The certificate of a training: steps of the run recomputed row by row, and compared."""

@@ -1,0 +1,94 @@
+"""The multi-task loss as its sources write it, for the certificate.
+
+Rows' losses are in standardised units of the target (see `fusionnet.model.loss`). Nothing here is
+shared with what trains: constants come from the config and the train rows' statistics.
+
+Axes: B rows, T tasks.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from embedcache.scaling import Scaling
+from fusionnet.config import Task
+from fusionnet.recipe import Recipe
+from fusionnet.rows.tensors import RowTable
+
+_LIMIT = 10.0  # of a log-variance, on both sides
+
+
+def rows_loss(
+    recipe: Recipe,
+    scaling: Scaling,
+    log_variance: Float[Tensor, " T"],
+    outputs: Float[Tensor, "B T"],
+    rows: RowTable,
+    denominators: Float[Tensor, " T"],
+) -> Float[Tensor, ""]:
+    """Return sum over tasks of exp(-s) times the weighted losses of rows over the denominator."""
+    total = outputs.new_zeros(())
+    for number, task in enumerate(recipe.tasks):
+        seen = rows.targets[:, number].isfinite()
+        if denominators[number] == 0 or not seen.any():
+            continue
+        output, weight = outputs[seen, number], rows.weight[seen].to(outputs.dtype)
+        raw = rows.targets[seen, number].double()
+        mean, std = scaling.target_mean[number], scaling.target_std[number]
+        target = ((raw - mean) / std).to(outputs.dtype)
+        summed = _weighted_losses(task, scaling, std, output, target, weight)
+        half = recipe.loss.uncertainty == "kendall" and task.kind == "regression"
+        factor = task.weight * (0.5 if half else 1.0)
+        total = total + factor * torch.exp(-_s(recipe, log_variance)[number]) * (
+            summed / denominators[number].to(outputs.dtype)
+        )
+    return total
+
+
+def regularisers(
+    recipe: Recipe, log_variance: Float[Tensor, " T"], denominators: Float[Tensor, " T"]
+) -> Float[Tensor, ""]:
+    """Return what no row decides: the sum of s over the tasks with labels, times their weights."""
+    factor = {"specification": 1.0, "kendall": 0.5, "none": 0.0}[recipe.loss.uncertainty]
+    s = _s(recipe, log_variance)
+    terms = [factor * task.weight * s[number] for number, task in enumerate(recipe.tasks)]
+    present = [term for term, weights in zip(terms, denominators, strict=True) if weights > 0]
+    return torch.stack([0 * s.sum(), *present]).sum()
+
+
+def _s(recipe: Recipe, log_variance: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+    held = recipe.loss.uncertainty == "none"
+    return 0 * log_variance if held else log_variance.clamp(-_LIMIT, _LIMIT)
+
+
+def _weighted_losses(
+    task: Task,
+    scaling: Scaling,
+    std: float,
+    output: Float[Tensor, " B"],
+    target: Float[Tensor, " B"],
+    weight: Float[Tensor, " B"],
+) -> Float[Tensor, ""]:
+    """Return the weighted sum of the losses of rows that have a label."""
+    if task.loss_name == "mse":
+        return (weight * (output - target) ** 2).sum()
+    if task.loss_name == "smooth_l1":
+        beta, off = task.beta / std, (output - target).abs()
+        return (weight * torch.where(off < beta, off**2 / (2 * beta), off - beta / 2)).sum()
+    positive = target > 0.5
+    log_p = torch.where(positive, F.logsigmoid(output), F.logsigmoid(-output))  # of the label
+    cross_entropy = -torch.where(positive, _positive_weight(task, scaling), 1.0) * log_p
+    if task.loss_name == "bce":
+        return (weight * cross_entropy).sum()
+    if task.reduction == "batch":  # one focal weight, from the micro-batch's mean
+        mean = (weight * cross_entropy).sum() / weight.sum()
+        return weight.sum() * (-torch.expm1(-mean)) ** task.gamma * mean
+    return (weight * (-torch.expm1(log_p)) ** task.gamma * cross_entropy).sum()
+
+
+def _positive_weight(task: Task, scaling: Scaling) -> float:
+    if task.pos_weight != "auto":
+        return task.pos_weight
+    rate = scaling.positive_rate[task.name]
+    return (1 - rate) / rate

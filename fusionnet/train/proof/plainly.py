@@ -1,0 +1,305 @@
+"""The gradients of some rows' loss, as the equations stand, row by row.
+
+This is the other side of the certificate, so it shares nothing with what trains but the weights, by
+name, the rows, and the token ids. A string is one forward pass of Hugging Face's model with PEFT's
+adapters, alone and unpadded. Adapters, input projection, `nn.TransformerEncoderLayer` with its
+queries and keys, heads and losses are written out on whole rows in functions of torch: no product
+is split, nothing is computed once for rows that have it in common, cached, cast beforehand or cut
+into passes. It is slow, and it has no dropout.
+
+The first rows have an encoding of their own each, the others share one per string, whose gradients
+autograd adds up. So one gradient holds both: the encoder run for every row, and the chain rule by
+which rows may share a run.
+
+Axes: B rows, E encoder width, L tokens, D fusion width, M tokens of a row, T tasks, W the width of
+one part of the input projection.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from embedcache.cache.layout import Layout
+from embedcache.encoder.model import StringEncoder
+from embedcache.encoder.tokens import TokenTable
+from embedcache.scaling import Scaling
+from fusionnet.model.trainable import TrainableModel
+from fusionnet.recipe import Recipe
+from fusionnet.rows.tensors import RowTable
+from fusionnet.train.proof.losses import regularisers, rows_loss
+
+Weights = Mapping[str, Tensor]
+Getter = Callable[[str], Tensor]  # of the network's weights
+Activation = Callable[[Tensor], Tensor]
+# of a layer's root mean square, to a ReLU's zero: fp32 rounds 100 times finer
+_KINK = 1e-4
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is recomputed: the model's weights, and what its columns are."""
+
+    model: TrainableModel
+    recipe: Recipe
+    layout: Layout
+    scaling: Scaling
+    encoder_of: tuple[str, ...]  # of each string column
+    tokens: tuple[TokenTable, ...]
+    vectors: tuple[Float[Tensor, "_S _E"], ...] | None  # where none is encoded
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One rank's rows of a step, micro-batch by micro-batch, and what it must know of the others.
+
+    Micro-batches matter to losses of `reduction: batch` alone.
+    """
+
+    parts: Sequence[RowTable]
+    own_rows: int  # this many rows have an encoding of their own
+    denominators: Float[Tensor, " T"]  # over all rows of all ranks
+    share: float  # of the terms that no row decides
+
+
+def plain_gradients(
+    subject: Subject,
+    sample: Sample,
+    dtype: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """Return the gradient of each trained parameter, by name, of these rows' share of the loss.
+
+    Weights are read in `dtype`, and products computed in `autocast`, where given.
+    """
+    weights = {
+        name: value.detach().to(dtype).requires_grad_(value.requires_grad)
+        for name, value in subject.model.named_parameters()
+    }
+    reader = _StringReader(subject, weights, sample.own_rows)
+    s = weights["loss.log_variance"]
+    total = sample.share * regularisers(subject.recipe, s, sample.denominators)
+    for rows in sample.parts:
+        with torch.autocast(s.device.type, autocast, enabled=autocast is not None):
+            vectors = [reader.vectors_of(column, rows) for column in range(len(subject.tokens))]
+            outputs = outputs_of(subject, weights, vectors, rows)
+        wide = torch.promote_types(outputs.dtype, torch.float32)
+        total = total + rows_loss(
+            subject.recipe, subject.scaling, s, outputs.to(wide), rows, sample.denominators
+        )
+    trained = {name: value for name, value in weights.items() if value.requires_grad}
+    found = torch.autograd.grad(total, list(trained.values()), materialize_grads=True)
+    return dict(zip(trained, found, strict=True))
+
+
+@torch.no_grad()
+def far_from_kinks(subject: Subject, rows: RowTable) -> Bool[Tensor, " B"]:
+    """Return which rows have no ReLU so near zero that rounding decides which side it is on.
+
+    Such a row has two gradients, a whole unit apart, and a sum of many rows shows it.
+    """
+    weights = {name: value.detach() for name, value in subject.model.named_parameters()}
+    reader = _StringReader(subject, weights, own_rows=0)
+    vectors = [reader.vectors_of(column, rows) for column in range(len(subject.tokens))]
+    distances: list[Tensor] = []
+
+    def watched(x: Float[Tensor, "B _"]) -> Float[Tensor, "B _"]:
+        size = x.square().mean(dim=1, keepdim=True).sqrt()
+        distances.append((x.abs() / size.clamp_min(torch.finfo(x.dtype).tiny)).amin(1))
+        return F.relu(x)
+
+    outputs_of(subject, weights, vectors, rows, relu=watched)
+    return torch.stack(distances).amin(0) > _KINK
+
+
+class _StringReader:
+    """Vectors of rows: one encoding for each of the first rows, then one for each string."""
+
+    def __init__(self, subject: Subject, weights: Weights, own_rows: int) -> None:
+        self._subject, self._weights = subject, weights
+        self._left = [own_rows for _ in subject.tokens]
+        self._shared: dict[tuple[int, int], Tensor] = {}
+
+    def vectors_of(self, column: int, rows: RowTable) -> Float[Tensor, "B E"]:
+        """Return one vector per row of a string column."""
+        width = self._subject.layout.strings[column].width
+        vectors = [rows.weight.new_zeros(0, width)]
+        for string in rows.string_id[:, column].tolist():
+            if self._left[column] > 0:
+                self._left[column] -= 1
+                vectors.append(self._encoded(column, string))
+                continue
+            if (column, string) not in self._shared:
+                self._shared[column, string] = self._encoded(column, string)
+            vectors.append(self._shared[column, string])
+        return torch.cat(vectors)
+
+    def _encoded(self, column: int, string: int) -> Float[Tensor, "1 E"]:
+        """Return one string's vector by one forward pass."""
+        subject = self._subject
+        if subject.vectors is not None:
+            return subject.vectors[column][string : string + 1]
+        name, tokens = subject.encoder_of[column], subject.tokens[column]
+        begin, end = (int(edge) for edge in tokens.offsets[string : string + 2])
+        ids = tokens.values[begin:end].long().unsqueeze(0)  # [1, L]
+        encoder = subject.model.encoders[name]
+        assert isinstance(encoder, StringEncoder)
+        prefix = f"encoders.{name}.model."
+        named = self._weights.items()
+        own = {key.removeprefix(prefix): each for key, each in named if key.startswith(prefix)}
+        words = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        hidden = functional_call(encoder.model, own, (), words, tie_weights=False)
+        hidden = hidden.last_hidden_state  # [1, L, E]
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        return hidden[:, 0] if encoder.pooling == "cls" else hidden.mean(1)
+
+
+def outputs_of(
+    subject: Subject,
+    weights: Weights,
+    vectors: Sequence[Float[Tensor, "B _"]],
+    rows: RowTable,
+    relu: Activation = F.relu,
+) -> Float[Tensor, "B T"]:
+    """Return the heads' outputs; `vectors` has one vector per row for each string column."""
+    config = subject.recipe.model
+
+    def of(name: str) -> Tensor:
+        return weights[f"network.{name}"]
+
+    numeric = rows.numeric.to(of("projection.weight").dtype)
+    parts = [_adapted(subject, of, column, each) for column, each in enumerate(vectors)]
+    for number, features in enumerate(_feature_groups(subject)):
+        names = (f"numeric.{number}.0", f"numeric.{number}.1")
+        hidden = _layer(of, *names, numeric[:, features], relu)
+        parts.append(_layer(of, f"numeric.{number}.4", f"numeric.{number}.5", hidden, relu))
+    for number, code in enumerate(rows.category.unbind(1)):
+        parts.append(of(f"categories.{number}.weight")[code])
+    if config.fusion == "modality":
+        fused = _tokens_fused(of, parts, config.num_heads, config.num_layers)
+    else:
+        x = F.linear(torch.cat(parts, dim=1), of("projection.weight"), of("projection.bias"))
+        for number in range(config.num_layers):
+            name = f"fusion.layers.{number}"
+            if config.fusion == "mlp":
+                inner = F.gelu(_linear(of, f"{name}.linear1", x))
+                x = _norm(of, f"{name}.norm", x + _linear(of, f"{name}.linear2", inner))
+            else:  # a sequence of length 1
+                x = _transformer_layer(of, name, config.num_heads, x.unsqueeze(1)).squeeze(1)
+        fused = _norm(of, "fusion.norm", x)
+    columns = [
+        _head(of, _layers_of(weights, f"network.heads.{task.name}."), fused, relu)
+        for task in subject.recipe.tasks
+    ]
+    outputs = torch.cat(columns, dim=1)
+    if "network.linear_skip.weight" in weights:
+        outputs = outputs + F.linear(numeric, of("linear_skip.weight"))
+    return outputs
+
+
+def _adapted(
+    subject: Subject, of: Getter, column: int, vectors: Float[Tensor, "B _"]
+) -> Float[Tensor, "B W"]:
+    """Return what a string column's adapter makes of one vector per row."""
+    name = subject.layout.strings[column].name
+    x = vectors.to(of("projection.weight").dtype)
+    scaling = subject.scaling.vectors.get(name)
+    if scaling is not None and subject.recipe.model.standardize_vectors:
+        mean, std = (torch.tensor(each).to(x) for each in (scaling.mean, scaling.std))
+        x = (x - mean) / std
+    for half in ("first", "second"):
+        x = _layer(of, f"adapters.{name}.{half}.0", f"adapters.{name}.{half}.1", x, F.gelu)
+    return x
+
+
+def _feature_groups(subject: Subject) -> list[list[int]]:
+    """Return the numbers of the features that each encoder of numbers reads."""
+    columns = subject.layout.numeric
+    if subject.recipe.model.fusion != "modality":
+        return [list(range(len(columns)))] if columns else []
+    names = list(dict.fromkeys(column.feature_group for column in columns))
+    return [
+        [number for number, column in enumerate(columns) if column.feature_group == name]
+        for name in names
+    ]
+
+
+def _linear(of: Getter, name: str, x: Float[Tensor, "*B _"]) -> Float[Tensor, "*B _"]:
+    return F.linear(x, of(f"{name}.weight"), of(f"{name}.bias"))
+
+
+def _norm(of: Getter, name: str, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+    return F.layer_norm(x, x.shape[-1:], of(f"{name}.weight"), of(f"{name}.bias"))
+
+
+def _layer(
+    of: Getter, linear: str, norm: str, x: Float[Tensor, "B _"], activation: Activation
+) -> Float[Tensor, "B W"]:
+    return activation(_norm(of, norm, _linear(of, linear, x)))
+
+
+def _tokens_fused(
+    of: Getter, parts: Sequence[Float[Tensor, "B _"]], num_heads: int, num_layers: int
+) -> Float[Tensor, "B D"]:
+    """Return [CLS] after the transformer over a token per part, all tokens through all layers."""
+    blocks = of("projection.weight").split([part.shape[1] for part in parts], dim=1)
+    tokens = [F.linear(part, block) for part, block in zip(parts, blocks, strict=True)]
+    cls = of("fusion.cls").expand(len(tokens[0]), 1, -1)
+    x = torch.cat([cls, torch.stack(tokens, dim=1) + of("fusion.kinds")], dim=1)  # [B, M, D]
+    for number in range(num_layers):
+        x = _transformer_layer(of, f"fusion.layers.{number}", num_heads, x)
+    return _norm(of, "fusion.norm", x[:, 0])
+
+
+def _transformer_layer(
+    of: Getter, name: str, num_heads: int, x: Float[Tensor, "B M D"]
+) -> Float[Tensor, "B M D"]:
+    """Return what torch's own layer makes of the tokens with these weights.
+
+    Over one token queries and keys are without effect, and without weights: zeros stand for them.
+    """
+    width, inner = x.shape[2], len(of(f"{name}.linear1.bias"))
+    with torch.device("meta"):  # its weights are given below
+        layer = nn.TransformerEncoderLayer(
+            width, num_heads, inner, dropout=0.0, activation=F.gelu, batch_first=True
+        )
+    value = of(f"{name}.value.weight")
+    none = torch.zeros_like(of(f"{name}.value.bias"))
+    if x.shape[1] == 1:
+        query = key = torch.zeros_like(value)
+        query_bias = none
+    else:
+        query, key = of(f"{name}.query.weight"), of(f"{name}.key.weight")
+        query_bias = of(f"{name}.query.bias")
+    weights = {
+        "self_attn.in_proj_weight": torch.cat([query, key, value]),
+        "self_attn.in_proj_bias": torch.cat([query_bias, none, of(f"{name}.value.bias")]),
+    }
+    names = {"self_attn.out_proj": "output"} | {
+        each: each for each in ("linear1", "linear2", "norm1", "norm2")
+    }
+    for theirs, ours in names.items():
+        for kind in ("weight", "bias"):
+            weights[f"{theirs}.{kind}"] = of(f"{name}.{ours}.{kind}")
+    return functional_call(layer, weights, (x,), tie_weights=False)
+
+
+def _head(
+    of: Getter, layers: Sequence[str], fused: Float[Tensor, "B D"], relu: Activation
+) -> Float[Tensor, "B 1"]:
+    """Return one head's output: its linear layers in order, ReLU between them."""
+    for name in layers[:-1]:
+        fused = relu(_linear(of, name, fused))
+    return _linear(of, layers[-1], fused)
+
+
+def _layers_of(weights: Weights, prefix: str) -> list[str]:
+    """Return the names of a sequence's layers inside the network, in order."""
+    numbers = {
+        int(name.removeprefix(prefix).split(".")[0]) for name in weights if name.startswith(prefix)
+    }
+    return [f"{prefix.removeprefix('network.')}{number}" for number in sorted(numbers)]
