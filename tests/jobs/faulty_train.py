@@ -1,6 +1,6 @@
 """Run by test_rank_faults.py under a launcher: jobs.train, in which rank 1 fails in the third step,
-or is told to stop in the second, or the disk is full from the seventh on. Arguments: how, then those
-of the job.
+or is told to stop in the second, or the disk is full from the seventh on. Arguments: how, then
+those of the job.
 """
 
 import os
