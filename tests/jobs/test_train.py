@@ -271,15 +271,24 @@ def test_an_order_of_rows_changes_after_whole_epochs_only(train: Command, tmp_pa
     assert f"order of rows: {other} -> resident" in done.err
 
 
-def test_a_run_of_one_rank_resumes_on_two(
+def test_a_run_goes_on_with_other_numbers_of_ranks(
     train: Command, forks: Forks, tiny_experiment: Path, tmp_path: Path
 ) -> None:
+    # one rank, killed; three ranks, killed; two ranks to the end
     words = settings("train.epochs=4", "train.checkpoint_steps=1", *NO_DROPOUT)
     train(*settings(f"run.dir={tmp_path / 'whole'}"), *words)
-    kill_after_first_epoch(train, tmp_path / "run", *words)
-    here = settings(f"run.dir={tmp_path / 'run'}")
-    forks.run_ranks(TRAIN, 2, "--config", tiny_experiment, *here, *words, "--resume")
-    whole, found = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    folder = tmp_path / "run"
+    kill_after_first_epoch(train, folder, *words)
+    resumed = ("--config", tiny_experiment, *settings(f"run.dir={folder}"), *words, "--resume")
+    last = folder / "tiny_last.pt"
+    before = last.stat().st_mtime_ns
+    ranks = forks.start_ranks(TRAIN, 3, *resumed)
+    wait_until(lambda: last.stat().st_mtime_ns != before, ranks[0])
+    for rank in ranks:
+        rank.kill()
+    assert load_checkpoint(last)["epoch"] < 4
+    forks.run_ranks(TRAIN, 2, *resumed)
+    whole, found = weights(tmp_path / "whole"), weights(folder)
     assert whole.keys() == found.keys()
     for name, value in whole.items():
         torch.testing.assert_close(
