@@ -6,6 +6,7 @@ What certainly does not fit (rows, weights, their gradients and Adam's moments) 
 rest, activations above all, the count is an estimate and a note.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from embedcache.errors import ConfigError
 from embedcache.live.bounded import DEFAULT_CPU_BYTES
 from fusionnet.recipe import Recipe, model_of
 from fusionnet.rows.tensors import row_bytes
+from fusionnet.train.proof.prover import MOST_TOKENS
 from fusionnet.train.sizing import activation_bytes, micro_batch_rows
 from fusionnet.train.world import World
 
@@ -37,6 +39,7 @@ REMEDIES = {
     "network": "a smaller model.fusion_width or model.feedforward",
     "micro-batch": "a smaller train.micro_batch_rows",
     "strings": "a smaller encoder.memory_budget_gib",
+    "proof": "train.prove=0",
 }
 
 
@@ -75,14 +78,16 @@ def memory_parts(recipe: Recipe, cache: Cache, world: World) -> dict[str, int]:
     )
     pairs = list(zip(recipe.encoders, layout.strings, strict=True))
     distinct = dict.fromkeys(recipe.encoders) if live else {}
+    parameters = 4 * network_parameters(recipe, cache)  # bytes
     return {
         "program": PROGRAM_BYTES,
         "rows": of_rows,
         "encoder": int((1 + half) * sum(weight_bytes(config) for config in distinct)),
         # weight, gradient and two moments, and two checkpoints of three of them on their way
-        "network": int((4 + half + 6) * 4 * network_parameters(recipe, cache)),
+        "network": int((4 + half + 6) * parameters),
         "micro-batch": rows * activation_bytes(recipe.model, recipe.tasks, layout),
         "strings": sum(string_bytes(*pair, rows) for pair in pairs) if live else 0,
+        "proof": proof_bytes(pairs if live else [], parameters) if train.prove else 0,
     }
 
 
@@ -101,19 +106,33 @@ def weight_bytes(config: EncoderConfig) -> int:
 
 def string_bytes(config: EncoderConfig, spec: StringSpec, rows: int) -> int:
     """Return about what autograd keeps of the strings that are encoded at a time."""
+    length = spec.num_tokens / spec.num_strings
+    num_strings = rows if config.mode == "naive" else min(spec.num_strings, rows)
+    if config.mode in ("per_step", "prefix"):
+        num_strings = spec.num_strings
+    kept = int(token_bytes(config, spec) * length * num_strings)
+    if config.mode in ("per_step", "prefix"):
+        return min(config.memory_budget_bytes or DEFAULT_CPU_BYTES, kept)
+    return kept
+
+
+def token_bytes(config: EncoderConfig, spec: StringSpec) -> float:
+    """Return about what autograd keeps of one token of a string of mean length."""
     model = described_config(config)
     width, length = spec.width, spec.num_tokens / spec.num_strings
     inner = getattr(model, "intermediate_size", 4 * width)
     heads = getattr(model, "num_attention_heads", 1)
     layers = getattr(model, "num_hidden_layers", 1) - (spec.prefix_layer or 0)
-    # of a token: inputs of four products and two norms, the feed-forward's, and attention
-    per_token = 4 * layers * (7 * width + 3 * inner + heads * length)
-    num_strings = rows if config.mode == "naive" else min(spec.num_strings, rows)
-    if config.mode in ("per_step", "prefix"):
-        num_strings = spec.num_strings
-        budget = config.memory_budget_bytes or DEFAULT_CPU_BYTES
-        return int(min(budget, per_token * length * num_strings))
-    return int(per_token * length * num_strings)
+    # the inputs of four products and two norms, the feed-forward's, and attention
+    return 4 * layers * (7 * width + 3 * inner + heads * length)
+
+
+def proof_bytes(pairs: Sequence[tuple[EncoderConfig, StringSpec]], parameters: int) -> int:
+    """Return about what the certificate of a step takes: three states of the optimizer's size, four
+    gradients, and the plain encoder's activations, which are twice those of training.
+    """
+    tokens = max((token_bytes(*pair) for pair in pairs), default=0.0)
+    return 8 * parameters + int(2 * MOST_TOKENS * tokens)
 
 
 def available_bytes() -> int:
