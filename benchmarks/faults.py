@@ -113,8 +113,8 @@ def played(
         cases = list(enumerate(cases_of(name, seed, project)))
         if case is not None:
             cases = [each for each in cases if each[0] == case]
-        elif most is not None and most < len(cases):
-            cases = sorted(Random(f"{seed}:{name}:some").sample(cases, most), key=_number)
+        elif most is not None:
+            cases = drawn(cases, most, Random(f"{seed}:{name}:some"))
         tell(f"{name}: {len(cases)} cases")
         results[name] = play(
             cases, project, folder / f"{name}-cases", workers, _told(name), plant, keep
@@ -123,14 +123,17 @@ def played(
 
 
 def cases_of(name: str, seed: int, project: Path) -> Iterator[Case]:
-    """Yield the cases of a module, which are the same for every seed and project of a version."""
+    """Yield the cases of a module, which follow from the seed and the version of the project."""
     module = import_module(f"benchmarks.injection.{name}")
     cases: Iterator[Case] = module.cases(Random(f"{seed}:{name}"), project)
     return cases
 
 
-def _number(numbered: tuple[int, Case]) -> int:
-    return numbered[0]
+def drawn(cases: list[tuple[int, Case]], most: int, random: Random) -> list[tuple[int, Case]]:
+    """Return so many of numbered cases at most, in their order."""
+    return [
+        cases[index] for index in sorted(random.sample(range(len(cases)), min(most, len(cases))))
+    ]
 
 
 def _told(name: str) -> Callable[[Result], None]:

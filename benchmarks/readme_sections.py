@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.faults import promised
 from benchmarks.harness.cells import Column, Table, gib, mean_and_sd, named, number, rendered
 from benchmarks.harness.publish import machine
+from benchmarks.injection.cases import BROKEN
 from benchmarks.quality import KEYS, ORACLE, mean_sd
 
 
@@ -263,6 +265,17 @@ def _error_and_r2(score: dict[str, float] | None) -> str:
     return f"{mean_and_sd((score['mae'], score.get('mae_sd')), '.2f')}, R2 {score['r2']:.2f}"
 
 
+def _faults(found: dict[str, Any], with_picture: bool) -> str:
+    """Return what is promised when something goes wrong, and how often it was tried."""
+    total = found["total"]
+    broken = sum(total[verdict] for verdict in BROKEN)
+    return _paragraphs(
+        f"{total['tried']:,} faults injected into the commands, seed {found['seed']}; promises"
+        f" broken: {broken} ([every attack](results/faults.md)).",
+        promised(found),
+    )
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any], bool], str]] = {
     "sweeps": _sweeps,
     "peers": _peers,
@@ -271,4 +284,5 @@ SECTIONS: dict[str, Callable[[dict[str, Any], bool], str]] = {
     "stage1_modality": _stage1_modality,
     "quality": _quality,
     "electrolyte": _electrolyte,
+    "faults": _faults,
 }

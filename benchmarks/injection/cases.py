@@ -73,5 +73,5 @@ def finished(done: Done, differences: Callable[[], Sequence[str]]) -> Outcome:
 
 def worst(*outcomes: Outcome) -> Outcome:
     """Return the gravest of several outcomes; among those that keep the promise, a detection."""
-    order = [*reversed(BROKEN), "detected", "harmless"]
+    order = [*BROKEN, "detected", "harmless"]
     return min(outcomes, key=lambda outcome: order.index(outcome.verdict))

@@ -174,7 +174,8 @@ def _of_tensors(name: str, words: tuple[str, ...], scene: Scene) -> Outcome:
     in_fork(write)
     if words is PREDICT:
         return read(scene, words, scene.finished)
-    sound = name in ("two exchanged", "one of integers")  # other weights of the same names
+    # other weights of the same names and shapes
+    sound = name in ("two exchanged", "one of integers", "one transposed", "one huge")
     return judged(scene.call(*words), partial(_vectors, scene, sound))
 
 

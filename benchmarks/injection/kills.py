@@ -38,7 +38,7 @@ from benchmarks.injection.scene import (
     two_ranks,
 )
 
-MOST_PER_KIND = 4  # of like operations, such as those on the arrays of a cache
+MOST_PER_KIND = 2  # of like operations, such as those on the arrays of a cache
 RANDOM_TIMES = 12
 CHANGING = re.compile(r"[0-9a-f]{32}|\.\w{8}\.partial|\d+")
 OVERWRITE = (*BUILD, "--set", "split.seed=1", "--overwrite")

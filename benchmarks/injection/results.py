@@ -1,5 +1,6 @@
 """What readers of a run make of it, beside what they make of the sound one."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from benchmarks.injection.scene import CACHE, EVALUATE, PREDICT, RUN, TRAIN, Sce
 
 RESUME = (*TRAIN, "--resume")
 NEW_RUN = (*TRAIN, "--set", "run.dir=other")
+LAST_WRITTEN = re.compile(r"open \S*small_last\.pt\S* w")
 OF_FINAL = ("--checkpoint", "final")
 # by what a checkpoint's name ends in: who reads it
 READERS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -113,7 +115,7 @@ def interrupted(project: Path, place: Path) -> Path:
     scene = Scene(place, project)
     scene.bring(CACHE)
     operations = traced(project, "train").operations
-    written = [n for n, line in enumerate(operations) if line.endswith("_last.pt.partial w")]
+    written = [n for n, line in enumerate(operations) if LAST_WRITTEN.match(line)]
     killed = scene.call(*TRAIN, under=Conditions(kill_before=written[1]))
     assert killed.code == -9, killed
     return place

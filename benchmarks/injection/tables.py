@@ -44,7 +44,7 @@ def cases(random: Random, project: Path) -> Iterator[Case]:
             yield _case(name, change, number)
     for ending in ("parquet", "csv"):
         place = project.parent / "tables" / ending
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         file = f"table.{ending}"
         _table_as(ending, project, place / file)
         for label, damage in damages(random, place, [file], NUM_DAMAGED // 2):
