@@ -20,6 +20,9 @@ FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 QUOTED = (*NO_SPACE, *NO_HANDLES, *FORBIDDEN, errno.ENAMETOOLONG, errno.EIO)
 
 
+FEWEST_HANDLES = 32  # with 24, gloo fails to set up; with 12, it ends the process
+
+
 class naming:
     """A context in which the system's errors, in whatever form, become OSErrors of this file."""
 
@@ -44,6 +47,16 @@ class naming:
             if named == self.target or not named.is_relative_to(self.target.parent):
                 return
         raise OSError(found.errno, found.strerror, str(self.target)) from error
+
+
+def check_handles() -> None:
+    """Raise OSError where this process may open fewer files than a training needs.
+
+    What torch's rendezvous and gloo meet later is an abort, or an error that names nothing.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and limit < FEWEST_HANDLES:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def system_error(error: BaseException) -> OSError | None:

@@ -70,6 +70,17 @@ def write_standin(folder: Path, size: EncoderSize, seed: int = 0) -> None:
         wrap(build_tokenizer(published_pieces())).save_pretrained(partial)
         (partial / "spm.model").write_bytes(sentencepiece_model())
         (partial / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+        _refuse_others(folder, {file.name for file in partial.iterdir()})
+
+
+def _refuse_others(folder: Path, names: set[str]) -> None:
+    """Raise EncoderError for a folder with files that are not among the names of ours."""
+    others = sorted({file.name for file in folder.glob("*")} - names)
+    if others:
+        raise EncoderError(
+            f"{folder} also holds {', '.join(others[:5])[:200]}, which would be deleted with the"
+            " stand-in encoder that it replaces; move that, or choose another folder"
+        )
 
 
 def is_standin(source: Path | str) -> bool:

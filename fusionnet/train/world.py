@@ -16,6 +16,7 @@ from torch import Tensor
 
 from embedcache.errors import RankError
 from embedcache.launcher import rank_environment
+from embedcache.system import check_handles
 
 # what gloo says of a rank that is gone, in the RuntimeError of whichever operation waited for it
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
@@ -44,6 +45,7 @@ class World:
 
     def __init__(self) -> None:
         """Join the process group that the launcher announced."""
+        check_handles()
         os.environ.update(rank_environment(os.environ))
         self.rank = int(os.environ["RANK"])
         self.size = int(os.environ["WORLD_SIZE"])

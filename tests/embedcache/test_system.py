@@ -2,7 +2,9 @@
 
 import errno
 import os
+import resource
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +13,7 @@ import torch
 
 from embedcache.errors import TableError
 from embedcache.files import atomic_write
-from embedcache.system import explained, is_explained, naming, system_error
+from embedcache.system import check_handles, explained, is_explained, naming, system_error
 
 FULL = Path("/dev/full")  # every write to it finds no space
 LARGE = 200_000
@@ -69,6 +71,15 @@ def test_what_the_system_did_not_say_stays_what_it_is(error: BaseException) -> N
     with pytest.raises(type(error)) as raised, naming(Path("file")):
         raise error
     assert raised.value is error
+
+
+def test_handles_that_do_not_suffice_for_a_training_are_refused_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for limit, few in ((12, True), (31, True), (32, False), (resource.RLIM_INFINITY, False)):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, limit=limit: (limit, limit))
+        with pytest.raises(OSError, match="Too many") if few else nullcontext():
+            check_handles()
 
 
 def test_a_file_elsewhere_keeps_its_name(tmp_path: Path) -> None:

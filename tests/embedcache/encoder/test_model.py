@@ -75,6 +75,11 @@ def test_stand_ins_are_marked_seeded_and_never_overwrite_anything_else(
         == encoder_digest(config(tmp_path / "b"))
         != encoder_digest(config(tiny_encoder_folder))
     )
+    (tmp_path / "a" / "thesis.txt").write_text("ten years")
+    with pytest.raises(EncoderError, match=r"also holds thesis\.txt"):
+        write_standin(tmp_path / "a", "tiny", seed=2)
+    assert (tmp_path / "a" / "thesis.txt").read_text() == "ten years"
+    (tmp_path / "a" / "thesis.txt").unlink()
     write_standin(tmp_path / "a", "tiny", seed=2)
     assert encoder_digest(config(tmp_path / "a")) != encoder_digest(config(tmp_path / "b"))
     (tmp_path / "mine").mkdir()
