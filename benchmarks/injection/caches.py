@@ -18,7 +18,7 @@ from benchmarks.injection.texts import ODD_VALUES, places, put, taken
 
 VERIFY = ("verify_cache", "cache.zarr")
 OTHER = (*BUILD, "--set", "cache.path=older.zarr", "--set", "split.seed=1")
-NUM_DAMAGED, NUM_OLDER, NUM_EXTRA, NUM_FORGED = 240, 30, 10, 60
+NUM_DAMAGED, NUM_OLDER, NUM_EXTRA, NUM_FORGED = 200, 30, 10, 60
 READERS = (VERIFY, VERIFY, VERIFY, EVALUATE, EVALUATE, BUILD, NEW_RUN)
 
 

@@ -22,7 +22,7 @@ from benchmarks.injection.texts import ODD_TEXTS, ODD_VALUES, UNKNOWN_KEY, place
 from embedcache.cache.reader import open_cache
 from fusionnet.experiment import load_experiment
 
-PER_LEAF = 3
+PER_LEAF = 2
 OF_BUILD = ("data", "split", "encoder", "cache")
 OF_TRAINING = (("encoder", "lora"), ("encoder", "memory_budget_gib"), ("encoder", "mode"))
 LARGE = 10**6

@@ -38,6 +38,7 @@ from benchmarks.injection.scene import (
     two_ranks,
 )
 
+SIMILAR = re.compile(r"cache\.zarr\.partial/store/|/plots/")
 MOST_PER_KIND = 2  # of like operations, such as those on the arrays of a cache
 RANDOM_TIMES = 12
 CHANGING = re.compile(r"[0-9a-f]{32}|\.\w{8}\.partial|\d+")
@@ -87,7 +88,7 @@ def _tried(operations: list[str], random: Random) -> list[int]:
     kinds: dict[str, list[int]] = {}
     for number, line in enumerate(operations):
         event, _, path = line.partition(" ")
-        inside = "cache.zarr.partial/store/" in path or "/" not in path  # or what rmtree removes
+        inside = SIMILAR.search(path) or "/" not in path  # or what rmtree removes
         kinds.setdefault(event if inside else CHANGING.sub("#", line), []).append(number)
     return sorted(
         number

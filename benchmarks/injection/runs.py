@@ -16,7 +16,7 @@ from benchmarks.injection.results import MAY_DIFFER, RESUME, read, readers_of, w
 from benchmarks.injection.scene import CACHE, EVALUATE, RUN, TRAIN, Scene
 from benchmarks.injection.texts import ODD_TEXTS, ODD_VALUES, UNKNOWN_KEY, places, put, taken
 
-NUM_CHECKPOINTS, NUM_OTHERS, NUM_YAML = 130, 60, 70
+NUM_CHECKPOINTS, NUM_OTHERS, NUM_YAML = 90, 40, 60
 YAML, LOG = "small_config.yaml", "training_log.json"
 CHECKPOINTS = ("small_best.pt", "small_final.pt", "small_last.pt")
 OTHER_RUNS = {"seed1": "train.seed=1", "seed2": "train.seed=2", "rate": "optim.lr=0.04"}

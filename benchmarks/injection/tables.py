@@ -19,7 +19,7 @@ from benchmarks.injection.processes import in_fork
 from benchmarks.injection.scene import BUILD, Scene
 from embedcache.cache.reader import open_cache
 
-NUM_DAMAGED = 90
+NUM_DAMAGED = 60
 NUMBERS = ("x0", "x1", "x2")
 ODD_CELLS: tuple[Any, ...] = (
     *(math.nan, math.inf, -math.inf, 1e300, -1e300, 1e39, 0.0, -1.0, 5e-324, None, 10**9),

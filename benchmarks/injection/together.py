@@ -65,7 +65,7 @@ def cases(random: Random, project: object) -> Iterator[Case]:
             yield Case("two at once", label, partial(_play_pair, pair, pause))
     for words, again, brought, longest in SIGNALLED_WORKS:
         for number in SIGNALLED:
-            for _ in range(8):
+            for _ in range(5):
                 pause = random.uniform(0.05, longest)
                 label = f"{words[0]}: {number.name} after {pause:.2f} s"
                 play = partial(_play_signal, words, again, brought, number, pause)
