@@ -181,7 +181,7 @@ def report(found: dict[str, Any]) -> Report:
             " one message. Harmless: the result is that of the undisturbed commands, bit for bit."
             " Wrong: exit code 0 and another result, a number that is none, or code that was"
             " executed. Lost: a file is gone that was not the command's own. Traceback: anything"
-            " else that ends.",
+            " else that ends. Defect: the case itself failed.",
         ],
         blocks=[
             Table(COUNTED, counts),

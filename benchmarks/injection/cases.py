@@ -6,6 +6,7 @@
     lost       a file is gone or changed that was not the command's own
     traceback  anything else: a traceback, a crash, a code of its own, no message or several
     hang       the command did not end
+    defect     the case itself failed, and says nothing of the command
 
 Only the first two keep the promise.
 """
@@ -18,7 +19,7 @@ from benchmarks.injection.processes import Done
 from benchmarks.injection.scene import Scene
 
 KEPT = ("detected", "harmless")
-BROKEN = ("wrong", "lost", "traceback", "hang")
+BROKEN = ("wrong", "lost", "traceback", "hang", "defect")
 VERDICTS = (*KEPT, *BROKEN)
 MESSAGE = re.compile(r"^(?:[\w./ -]+: )?error: ", re.MULTILINE)  # argparse names the program first
 SHOWN_CHARACTERS = 600

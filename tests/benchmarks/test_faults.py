@@ -109,7 +109,7 @@ def test_counts_and_broken_promises_are_published(tmp_path: Path) -> None:
     assert found["total"]["tried"] == 2
     assert found["promises"]["kills"]["wrong"] == 1
     text = markdown(report(found), found)
-    assert "| kills | 2 | 0 | 1 | 1 | 0 | 0 | 0 |" in text
+    assert "| kills | 2 | 0 | 1 | 1 | 0 | 0 | 0 | 0 |" in text
     assert "`--only kills --case 7`: wrong: killed before link" in text
 
 
