@@ -3,6 +3,7 @@ or is told to stop in the second, or the disk is full from the seventh on. Argum
 those of the job.
 """
 
+import inspect
 import os
 import resource
 import signal
@@ -24,12 +25,13 @@ def failing_step(*arguments: Any) -> Any:
     """Fail on rank 1 in step 2; the other ranks go on into a collective operation and wait
     there.
     """
+    number = arguments[inspect.getfullargspec(take_step).args.index("step")]
     if HOW == "full":
-        if arguments[-1] == 6:  # the kernel refuses a larger file as a full disk does
+        if number == 6:  # the kernel refuses a larger file as a full disk does
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-    elif HOW == "told" and arguments[-1] == 1 and os.environ["RANK"] == "1":
+    elif HOW == "told" and number == 1 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
-    elif HOW in ("killed", "raises") and arguments[-1] == 2 and os.environ["RANK"] == "1":
+    elif HOW in ("killed", "raises") and number == 2 and os.environ["RANK"] == "1":
         if HOW == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         raise UserError("rank 1 has had enough")
