@@ -114,6 +114,7 @@ def load_run(
     path = folder / f"{name}_{moment}.pt"
     checkpoint = read_content(path)
     check_run_id(path, checkpoint, listing.run_id)
+    _check_moment(path, checkpoint, moment)
     layout, scaling = _columns_of(checkpoint, path)
     written = parse_written(values, checkpoint["config"], folder / f"{name}_config.yaml")
     data, recipe = _recipe_of(checkpoint["config"], written, layout, path)
@@ -142,6 +143,23 @@ def load_run(
         vectors={column: table.to(device) for column, table in checkpoint["vectors"].items()},
         encoder_state=of_encoders,
     )
+
+
+def _check_moment(path: Path, content: dict[str, Any], moment: Moment) -> None:
+    """Raise RunError for a checkpoint of this run that took the name of another of its moments."""
+    epoch, step, epochs = content["epoch"], content["step"], content["config"]["train"]["epochs"]
+    losses = [record["val_loss"] for record in content["records"]]
+    is_own = {
+        "best": step == 0 and losses[-1:] == [content["best_val_loss"]],
+        "final": step == 0 and epoch == epochs,
+        "last": True,
+    }
+    if not is_own[moment]:
+        raise RunError(
+            f"{path} is the checkpoint of this run after epoch {epoch} of {epochs} and {step} steps"
+            f" of the next, which is not its {moment} one: it took another's name. Put the run's"
+            " own file back, or train again"
+        )
 
 
 def all_records(run: TrainedRun) -> list[dict[str, Any]]:

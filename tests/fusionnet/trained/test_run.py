@@ -343,6 +343,8 @@ def test_cut_foreign_and_partial_checkpoints_are_refused(copy: Path) -> None:
             "network.extra is not part of this model",
         ),
         ({**whole, "layout": "{}"}, "does not say what its columns are"),
+        ({**whole, "best_val_loss": -1.0}, "which is not its best one"),
+        ({**whole, "epoch": 0, "step": 3, "records": []}, "which is not its best one"),
     ]
     for content, message in cases:
         save_checkpoint(copy / "tiny_best.pt", content)
