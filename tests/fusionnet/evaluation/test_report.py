@@ -206,7 +206,7 @@ def test_the_training_table_goes_on_after_the_best_epoch(
 ) -> None:
     later = {**run.records[-1], "epoch": 3, "train_loss": 0.125, "val_loss": 9.75}
     last = run.folder / "tiny_last.pt"
-    content = {**load_checkpoint(last), "records": [*run.records, later]}
+    content = {**load_checkpoint(last), "epoch": 3, "records": [*run.records, later]}
     save_checkpoint(last, content)
     for log in ("", "null", "[5]", "{}", '[{"epoch": 1}]', "[" * 9999):  # for people, not for us
         (run.folder / "training_log.json").write_text(log)

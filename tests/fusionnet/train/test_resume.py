@@ -17,7 +17,9 @@ from deaths import run_until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from embedcache.errors import RunError, StaleCacheError
-from fusionnet.config import Task
+from fusionnet.config import Task, TrainConfig
+from fusionnet.recipe import Recipe
+from fusionnet.rows.plan import StepPlan
 from fusionnet.runfolder.listing import LIST, foreign_files, read_listing
 from fusionnet.train import loop
 from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
@@ -50,7 +52,8 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Train:
         inside = Position(position.epoch, 1, position.records, position.best)
         files.publish_step(content(trainer, inside, files))
         epoch = position.epoch + 1
-        return {"epoch": epoch, "val_loss": trainer.losses[position.epoch], "train_loss": 9.0}
+        loss = trainer.losses[position.epoch]
+        return {"epoch": epoch, "val_loss": loss, "train_loss": 9.0, "seconds": 1.0}
 
     def content(trainer: Any, position: Position, files: RunFiles) -> dict[str, Any]:
         return {
@@ -95,11 +98,14 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Train:
         vars(world).update(rank=0, size=1, device=torch.device("cpu"))
         engine = PlainEngine.__new__(PlainEngine)
         vars(engine).update(model=torch.nn.Module(), world=world)
+        recipe = Recipe.__new__(Recipe)
+        vars(recipe).update(tasks=TASKS, train=TrainConfig(epochs=len(losses), prove=0))
         vars(trainer).update(
             engine=engine,
             train_rows=SimpleNamespace(order="resident"),
             world=world,
-            recipe=SimpleNamespace(tasks=TASKS, train=SimpleNamespace(epochs=len(losses))),
+            recipe=recipe,
+            plan=StepPlan(1, 1, 1, 1, 0),
             losses=losses,
         )
         values = {**CONFIG, **config}
