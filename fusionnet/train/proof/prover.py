@@ -50,7 +50,6 @@ MOST_ROWS = 256
 MOST_TOKENS = 384  # of the rows' distinct strings together
 OWN_TOKENS = 96  # of the rows that are encoded for themselves, on each rank
 ROWS_READ_AGAIN = 8  # on each rank; each is a chunk of the cache
-_CLIP_EPS = 1e-6  # as torch's clip_grad_norm_
 
 
 class Prover:
@@ -104,9 +103,7 @@ class Prover:
         with nothing_dropped(model):
             for name in self._precisions():
                 with model.computing_in(AUTOCAST_DTYPES[name]):
-                    used[name] = gradients_used(
-                        self._engine, self._steps, step, rows, self._optim.betas[0]
-                    )
+                    used[name] = gradients_used(self._engine, self._steps, step, rows, self._optim)
         model.eval()
         exact = self._plain(rows)
         verdicts = {}
@@ -190,12 +187,11 @@ class Prover:
         dtype: torch.dtype = torch.float32,
         autocast: torch.dtype | None = None,
     ) -> Gradients:
-        """Return the plain gradient of the rows, summed over ranks and clipped, on the CPU."""
+        """Return the plain gradient of the rows, summed over ranks, and its norm, on the CPU."""
         own = plain_gradients(self._subject, self._sample(rows), dtype, autocast)
         flat = torch.cat([gradient.flatten() for gradient in own.values()])
         flat = self._engine.world.sum(flat).cpu()
         norm = torch.linalg.vector_norm(flat, dtype=torch.float64)
-        flat *= min(1.0, self._optim.clip / (float(norm) + _CLIP_EPS))
         cut = flat.split([gradient.numel() for gradient in own.values()])
         parts = {name: part.view(own[name].shape) for name, part in zip(own, cut, strict=True)}
         return {**parts, NORM: norm}
