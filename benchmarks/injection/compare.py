@@ -116,9 +116,14 @@ def checkpoint(path: Path) -> dict[str, Any]:
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return what TensorBoard shows of a run: steps and values of each curve."""
+    """Return what TensorBoard shows of a run: steps and values of each curve; none where it
+    cannot read them.
+    """
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
+    try:
+        events.Reload()
+    except OSError:
+        return {}
     tags = events.Tags()["scalars"]
     return {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in tags}
 

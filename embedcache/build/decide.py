@@ -74,8 +74,7 @@ def _cache_in_the_way(folder: CacheFolder, existing: Existing) -> Cache | None:
     """
     try:
         found = open_cache(folder.path)
-        if existing is not Existing.KEEP:
-            found.verify()
+        found.verify()
     except MissingCacheError:
         if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
             raise CacheError(

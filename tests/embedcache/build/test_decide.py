@@ -266,6 +266,11 @@ def test_a_damaged_cache_is_named_and_overwrite_repairs_it(study: Any) -> None:
     report = study.build(overwrite=True)
     assert (report.status, report.num_encoded) == ("built", 5)
     study.open().verify()
+    rows = next((Path(study.cache.path) / "rows" / "group" / "c").iterdir())
+    rows.write_bytes(rows.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorruptCacheError, match="rows/group"):
+        study.build()  # not "up to date"
+    assert study.build(overwrite=True).status == "built"
     chunk.unlink()
     with pytest.raises(CorruptCacheError, match="--overwrite"):
         study.build()
