@@ -215,6 +215,13 @@ def _as_numbers(column: pl.Series) -> np.ndarray:
     return column.cast(pl.Float64, strict=False).fill_null(math.nan).to_numpy()
 
 
+def _are_stored(mine: np.ndarray, theirs: np.ndarray, missing: bool) -> bool:
+    """Return whether numbers of the cache are those of the table, as fp32 has them."""
+    with np.errstate(over="ignore"):
+        wanted = theirs.astype(np.float32)
+    return bool(np.array_equal(mine, wanted, equal_nan=missing))
+
+
 def _numbers(scene: Scene, file: str) -> list[str]:
     """Return where the cache's numbers are not those of the table, read once more."""
     path = scene / file
@@ -230,12 +237,11 @@ def _numbers(scene: Scene, file: str) -> list[str]:
         return lines
     for index, name in enumerate(NUMBERS):
         theirs = _as_numbers(frame[name])
-        mine = rows.numeric[:, index].astype(np.float64)
-        if not np.allclose(mine, theirs, rtol=1e-6, atol=0, equal_nan=False):
+        if not _are_stored(rows.numeric[:, index], theirs, missing=False):
             lines.append(f"{name} is not the table's")
     for index, target in enumerate(cache.layout.targets):
         theirs = _as_numbers(frame[target.column])
-        if not np.allclose(rows.targets[:, index], theirs, rtol=1e-6, atol=0, equal_nan=True):
+        if not _are_stored(rows.targets[:, index], theirs, missing=True):
             lines.append(f"{target.column} is not the table's")
     texts = cache.strings("polymer").text
     mine = [texts[row] for row in rows.string_id[:, 0]]

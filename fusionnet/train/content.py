@@ -32,8 +32,10 @@ class _Part(BaseModel):
 
 
 def _finite(value: Tensor) -> Tensor:
-    if not value.is_floating_point() or value.layout != torch.strided:
-        raise ValueError(f"is of {value.dtype}, expected dense floating-point numbers")
+    if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+        raise ValueError(
+            f"is of {value.dtype} on device {value.device}, expected dense floating-point numbers"
+        )
     if not value.isfinite().all():
         raise ValueError("holds NaN or infinity")
     return value

@@ -63,11 +63,15 @@ KINDS: dict[str, tuple[Callable[[Content], None], str]] = {
     "a weight": (at("model_state_dict", WEIGHT, value=[1.0]), f"model_state_dict.{WEIGHT}: "),
     "integers": (
         at("model_state_dict", WEIGHT, value=torch.zeros(3, dtype=torch.int64)),
-        f"model_state_dict.{WEIGHT}: is of torch.int64, expected dense",
+        f"model_state_dict.{WEIGHT}: is of torch.int64 on device cpu, expected dense",
+    ),
+    "without numbers": (
+        at("model_state_dict", WEIGHT, value=torch.zeros(3, device="meta")),
+        f"model_state_dict.{WEIGHT}: is of torch.float32 on device meta, expected dense",
     ),
     "sparse": (
         at("model_state_dict", WEIGHT, value=torch.zeros(3, 3).to_sparse()),
-        f"model_state_dict.{WEIGHT}: is of torch.float32, expected dense",
+        f"model_state_dict.{WEIGHT}: is of torch.float32 on device cpu, expected dense",
     ),
     "NaN": (spoilt("model_state_dict", WEIGHT), f"model_state_dict.{WEIGHT}: holds NaN or inf"),
     "infinite": (
