@@ -26,6 +26,7 @@ STUDIES = {
     "inference": "rows per second and memory of evaluation and reward, beside the roofline",
     "build": "a cache of 20 million rows, and 100,000 strings encoded by one rank and two",
     "loading": "the share of a step spent waiting for rows, resident and streamed, and memory",
+    "endurance": "memory over ten thousand steps and ten million predicted rows",
     "electrolyte": "ionic conductivity of real polymer electrolytes beside gradient boosting",
 }
 README = "texts and pictures of all results, benchmarks/README.md and README.md's block"
