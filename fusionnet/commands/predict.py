@@ -9,7 +9,7 @@ from pathlib import Path
 
 from embedcache.text import visible
 from fusionnet.commands.command import importing, run_job
-from fusionnet.trained.folder import find_checkpoint
+from fusionnet.trained.folder import find_checkpoint, tables_of
 from fusionnet.workflow.outputs import check_file
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     """Check the whole input, predict it batch by batch, and publish the output by rename."""
     arguments = parse_arguments()
     find_checkpoint(arguments.run, arguments.checkpoint)
-    check_file(arguments.output, arguments.input)
+    check_file(arguments.output, arguments.input, tables_of(arguments.run))
     with importing():
         from fusionnet.trained.reward import RewardModel
         from fusionnet.workflow.predicting import write_scores

@@ -27,6 +27,14 @@ def read_config(folder: Path) -> tuple[Listing, dict[str, Any]]:
     return listing, written
 
 
+def tables_of(folder: Path) -> list[Path]:
+    """Return the table's files that a run's YAML file names; those that it does not, are none."""
+    data = read_config(folder)[1].get("data")
+    path = data.get("path") if isinstance(data, dict) else None
+    named = path if isinstance(path, list) else [path]
+    return [Path(each) for each in named if isinstance(each, str)]
+
+
 def find_checkpoint(folder: Path, moment: Moment) -> Path:
     """Return a run's checkpoint of a moment, unread; raises RunError where there is none."""
     path = folder / f"{read_config(folder)[0].name}_{moment}.pt"

@@ -4,7 +4,7 @@ Parents that are missing are no fault: they are made when there is something to 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +12,11 @@ from embedcache.errors import OutputError
 from fusionnet.evaluation.outputs import evaluation_files
 
 
-def check_file(target: Path, source: Path) -> None:
-    """Raise OutputError unless a new file can take the name `target`; `source` is what is read."""
+def check_file(target: Path, source: Path, tables: Sequence[Path] = ()) -> None:
+    """Raise OutputError unless a new file can take the name `target`.
+
+    `source` is what is read, `tables` what the run was trained on.
+    """
     with _unusable_names_said(target):
         if _exists(target):
             if target.is_dir():
@@ -22,6 +25,10 @@ def check_file(target: Path, source: Path) -> None:
                 raise OutputError(f"{target} is no regular file; give another name")
             if source.exists() and target.samefile(source):
                 raise OutputError(f"{target} is the input itself; give the output another name")
+            if any(table.exists() and target.samefile(table) for table in tables):
+                raise OutputError(
+                    f"{target} is the table that the run was trained on; give another name"
+                )
             if not os.access(target, os.W_OK):
                 raise OutputError(f"{target} is write-protected; give another name")
         _check_folder(target.parent, f"{target} cannot be written", "give another name")

@@ -19,6 +19,7 @@ from fusionnet import RewardModel
 from fusionnet.commands.command import run_job
 from fusionnet.commands.predict import main
 from fusionnet.trained import reward
+from fusionnet.trained.folder import tables_of
 from fusionnet.workflow.predicting import write_scores
 
 REWARD = {
@@ -264,6 +265,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
         "a\0b.csv": "null byte",
         "out.xlsx": "neither .parquet nor .csv",
     }
+    (table,) = tables_of(folder)
+    cases[str(table)] = "is the table that the run was trained on"
     before = set(tmp_path.rglob("*"))
     for name, message in cases.items():
         code, err = predict_into(tmp_path / name, folder, source, monkeypatch, capsys)
