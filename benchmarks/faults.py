@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.harness.cells import Column, Table
 from benchmarks.harness.pictures import Panel
 from benchmarks.harness.publish import Report, output_path, parser, publish, tell
-from benchmarks.harness.stamp import stamp
+from benchmarks.harness.stamp import REPOSITORY, stamp
 from benchmarks.injection.cases import BROKEN, KEPT, VERDICTS, Case
 from benchmarks.injection.pool import Result, play
 from benchmarks.injection.processes import FOR_ALL
@@ -155,7 +155,9 @@ def summed(results: dict[str, list[Result]]) -> dict[str, Any]:
         "promises": {name: _counts(found) for name, found in results.items()},
         "total": _counts(each for _, each in ends),
         "broken": [
-            {"module": name, **each._asdict()} for name, each in ends if each.verdict in BROKEN
+            {"module": name, **each._asdict(), "reason": each.reason.replace(f"{REPOSITORY}/", "")}
+            for name, each in ends
+            if each.verdict in BROKEN
         ],
     }
 
