@@ -52,10 +52,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "recipe": {"config", "model"},
         "assemble": {"recipe", "model"},
         "train": {"config", "metrics", "recipe", "assemble", "model", "rows"}
-        | {"runfolder", "stopping"},
+        | {"runfolder", "stopping", "yamlfile"},
         "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"}
         | {"runfolder"},
-        "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder"},
+        "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
         | {"runfolder"},
         "commands": {"experiment", "workflow", "trained", "runfolder", "stopping"},

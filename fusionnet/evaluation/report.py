@@ -13,7 +13,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import yaml
 
 from embedcache.text import number, visible
 from fusionnet.evaluation.evaluate import Evaluation
@@ -23,6 +22,7 @@ from fusionnet.evaluation.summary import beside_rows
 from fusionnet.metrics import ERRORS, METRICS, TITLES, main_metrics, reaches
 from fusionnet.runfolder.listing import write_listed
 from fusionnet.trained.run import TrainedRun, all_records
+from fusionnet.yamlfile import to_yaml
 
 MOST_TABLE_ROWS = 60
 
@@ -48,7 +48,7 @@ def write_report(run: TrainedRun, evaluation: Evaluation, folder: Path) -> Path:
             for task, metric in main
         ],
         groups=[_group_table(run, evaluation, column) for column in evaluation.by],
-        config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+        config=to_yaml(run.config),
     )
     write_listed(run.folder, run.run_id, files.report, page.encode())
     return files.report

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from embedcache.files import write_atomically
@@ -22,6 +21,7 @@ from fusionnet.runfolder.listing import begin_listing, clean_up, list_files, new
 from fusionnet.train.checkpoint import link_checkpoint, load_checkpoint, save_checkpoint
 from fusionnet.train.proof.record import ProofFile, proof_path
 from fusionnet.train.runlog import LOG, Record, RunLog
+from fusionnet.yamlfile import to_yaml
 
 MOMENTS = ("last", "step", "best", "final")
 
@@ -104,8 +104,7 @@ class RunFiles:
         moments = [self.checkpoint(moment).name for moment in MOMENTS]
         proofs = proof_path(self.folder, self.name).name
         list_files(self.folder, self.run_id, [config, *moments, LOG, proofs])
-        text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
-        write_atomically(self.folder / config, text.encode())
+        write_atomically(self.folder / config, to_yaml(self.config).encode())
 
     def publish_step(self, content: dict[str, Any]) -> None:
         """Write a checkpoint inside an epoch; `content` must not change any more."""

@@ -10,6 +10,7 @@ import torch
 from fusionnet.train.checkpoint import load_checkpoint
 from fusionnet.train.runfiles import BackgroundWriter, RunFiles
 from fusionnet.train.runlog import RunLog
+from fusionnet.yamlfile import read_yaml
 
 
 class Log(RunLog):
@@ -80,3 +81,9 @@ def test_the_log_never_knows_of_an_epoch_whose_checkpoint_is_not_there(tmp_path:
     assert log.seen == [(1, 1, False), (2, 2, False), (3, 3, False)]
     epochs = {name: load_checkpoint(files.checkpoint(name))["epoch"] for name in ("best", "final")}
     assert epochs == {"best": 2, "final": 3}
+
+
+def test_the_written_config_is_read_back_unchanged(tmp_path: Path) -> None:
+    config = {"data": {"strings": [{"column": "next\x85line\u2028end", "name": "a"}]}}
+    RunFiles(tmp_path, "tiny", config, {}).begin()
+    assert read_yaml(tmp_path / "tiny_config.yaml") == config
