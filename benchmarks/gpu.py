@@ -29,7 +29,8 @@ from benchmarks.harness.timing import interleaved, paired_ratio, spread
 from embedcache.cache.reader import open_cache
 from fusionnet.model.forward import forward_rows
 from fusionnet.rows.resident import ResidentRows
-from fusionnet.train.loop import Trainer, make_trainer, string_tables
+from fusionnet.train.loop import string_tables
+from fusionnet.train.trainer import Trainer, make_trainer
 
 TIMED = ("naive_128", "naive_longest", "per_microbatch", "per_step", "prefix", "frozen")
 CAPTURED = ("per_step", "prefix", "frozen")

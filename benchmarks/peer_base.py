@@ -17,8 +17,8 @@ from benchmarks.harness.timing import timed
 from embedcache.cache.reader import open_cache
 from fusionnet.assemble import build_model
 from fusionnet.rows.tensors import RowTable
-from fusionnet.train.loop import set_threads
 from fusionnet.train.runlog import peak_rss_bytes
+from fusionnet.train.sizing import set_threads
 
 # the learning rates are at their peaks from the first step on
 FIXED = (*DROPOUT_OFF, "optim.warmup_epochs=0")

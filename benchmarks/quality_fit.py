@@ -14,9 +14,10 @@ from fusionnet.experiment import Experiment
 from fusionnet.metrics import task_metrics
 from fusionnet.model.forward import forward_rows, to_units
 from fusionnet.rows.tensors import load_rows
-from fusionnet.train.loop import Trainer, make_trainer, run_epoch
+from fusionnet.train.loop import run_epoch
 from fusionnet.train.resume import Position
 from fusionnet.train.runfiles import RunFiles
+from fusionnet.train.trainer import Trainer, make_trainer
 
 
 def cached(folder: Path, overrides: list[str]) -> Experiment:

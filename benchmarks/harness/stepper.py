@@ -22,8 +22,8 @@ from embedcache.encoder.model import PackedPass, StringEncoder
 from embedcache.encoder.tokens import TokenTable
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable, load_rows
-from fusionnet.train.loop import make_trainer
 from fusionnet.train.step import optimizer_step
+from fusionnet.train.trainer import make_trainer
 from fusionnet.train.world import World
 
 

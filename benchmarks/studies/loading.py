@@ -28,9 +28,9 @@ from benchmarks.harness.workers import run_python
 from benchmarks.studies.loading_table import stage1, write_table
 from embedcache.cache.reader import open_cache
 from fusionnet.rows.tensors import RowTable, row_bytes
-from fusionnet.train.loop import Trainer, make_trainer
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.step import optimizer_step
+from fusionnet.train.trainer import Trainer, make_trainer
 
 CASES = ("resident", "streaming")
 SMALL = (

@@ -13,7 +13,7 @@ import torch
 
 from embedcache.live.sources import EncoderSource
 from fusionnet.rows.tensors import empty_rows
-from fusionnet.train.loop import Trainer
+from fusionnet.train.trainer import Trainer
 
 MOST_STRINGS = 32  # in the trial; more take in proportion to their tokens
 EVALUATION = 0.2  # of the seconds of a row in training, measured

@@ -4,8 +4,8 @@ from embedcache.text import text_table
 from fusionnet.assemble import count_trainable
 from fusionnet.config import PrecisionName
 from fusionnet.train.forecast import forecast
-from fusionnet.train.loop import Trainer
 from fusionnet.train.precision import multiplies_bf16
+from fusionnet.train.trainer import Trainer
 
 
 def summary(trainer: Trainer, asked: PrecisionName) -> str:

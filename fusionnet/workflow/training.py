@@ -14,10 +14,11 @@ from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.runfolder.claim import check_claim
 from fusionnet.runfolder.lock import locked
 from fusionnet.train.footprint import check_memory
-from fusionnet.train.loop import Trainer, make_trainer, train_run
+from fusionnet.train.loop import train_run
 from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.summary import summary
+from fusionnet.train.trainer import Trainer, make_trainer
 from fusionnet.train.world import World, losses_named
 from fusionnet.trained.export import export_run
 from fusionnet.workflow.checked_cache import open_checked_cache

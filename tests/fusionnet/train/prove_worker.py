@@ -18,10 +18,11 @@ from fusionnet.experiment import load_experiment
 from fusionnet.rows.plan import StepPlan
 from fusionnet.train import step as train_step
 from fusionnet.train.engine import Engine
-from fusionnet.train.loop import Trainer, make_trainer, watched
+from fusionnet.train.loop import watched
 from fusionnet.train.proof import prover
 from fusionnet.train.resume import Position
 from fusionnet.train.runfiles import RunFiles
+from fusionnet.train.trainer import Trainer, make_trainer
 from fusionnet.train.world import World
 from fusionnet.workflow.training import recipe_of
 

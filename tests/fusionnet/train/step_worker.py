@@ -14,8 +14,8 @@ from deepspeed.accelerator import get_accelerator
 from embedcache.cache.reader import open_cache
 from fusionnet.experiment import load_experiment
 from fusionnet.recipe import Recipe, observed_tasks
-from fusionnet.train.loop import Trainer, make_trainer
 from fusionnet.train.step import optimizer_step
+from fusionnet.train.trainer import Trainer, make_trainer
 from fusionnet.train.world import World
 
 

@@ -13,7 +13,7 @@ from fusionnet.experiment import load_experiment
 from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.rows.plan import StepPlan
 from fusionnet.train import forecast
-from fusionnet.train.loop import Trainer
+from fusionnet.train.trainer import Trainer
 
 
 def trainer(config: Path, *overrides: str) -> Trainer:

@@ -11,7 +11,8 @@ from embedcache.errors import NonFinitePredictionError
 from fusionnet.experiment import load_experiment
 from fusionnet.rows.streaming import open_rows
 from fusionnet.train import loop
-from fusionnet.train.loop import Trainer, checkpoint_due, validate
+from fusionnet.train.loop import checkpoint_due, validate
+from fusionnet.train.trainer import Trainer
 from fusionnet.train.world import World
 from fusionnet.workflow.training import recipe_of
 

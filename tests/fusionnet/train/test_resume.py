@@ -23,11 +23,11 @@ from fusionnet.rows.plan import StepPlan
 from fusionnet.runfolder.listing import LIST, foreign_files, read_listing
 from fusionnet.train import loop
 from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
-from fusionnet.train.loop import Trainer
 from fusionnet.train.plain import PlainEngine
 from fusionnet.train.resume import Position
 from fusionnet.train.runfiles import RunFiles, best_epoch
 from fusionnet.train.runlog import LOG
+from fusionnet.train.trainer import Trainer
 from fusionnet.train.world import World
 
 LOSSES = (3.0, 1.0, 2.0)  # of the epochs; the second is the best
