@@ -43,18 +43,20 @@ REMEDIES = {
 }
 
 
-def check_memory(recipe: Recipe, cache: Cache, world: World) -> str:
-    """Return the line that says what memory a rank will need, and what to change if it has less
-    (collective).
+def check_memory(recipe: Recipe, cache: Cache, world: World) -> str | None:
+    """Return the line that says what memory a rank will need, and what to change if less is free
+    (collective); None on a GPU.
 
-    Raises ConfigError where rows and weights alone are more than this machine has.
+    Raises ConfigError where rows and weights alone are more than is free.
     """
+    if world.device.type != "cpu":
+        return None
     parts = memory_parts(recipe, cache, world)
     free = world.least(available_bytes() // world.local_size)
     total, certain = sum(parts.values()), sum(parts[part] for part in ("rows", "network"))
     listed = ", ".join(f"{part} {_gib(size)}" for part, size in parts.items() if size >= 1 << 26)
     text = f"about {_gib(total)} GiB of {_gib(free)} free for a rank ({listed})"
-    if total <= free or world.device.type != "cpu":
+    if total <= free:
         return text
     largest = sorted(REMEDIES, key=lambda part: parts[part], reverse=True)[:2]
     advice = "; ".join(f"for {part}: {REMEDIES[part]}" for part in largest)

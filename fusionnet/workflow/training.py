@@ -40,7 +40,7 @@ def train_experiment(
     world, recipe = World(), recipe_of(experiment, cache)
     with losses_named(world.rank), _claimed(world, experiment, resume, overwrite):
         memory = check_memory(recipe, cache, world)
-        if world.is_main:
+        if world.is_main and memory is not None:
             print(f"memory     {memory}", flush=True)
         trainer = make_trainer(recipe, experiment.optim, cache, world)
         settled = experiment.model_copy(update={"train": trainer.recipe.train})
@@ -56,8 +56,10 @@ def describe_experiment(experiment: Experiment, config_path: str) -> str:
     world, recipe = World(), recipe_of(experiment, cache)
     memory = check_memory(recipe, cache, world)
     trainer = make_trainer(recipe, experiment.optim, cache, world)
-    told = f"memory     {memory}\n{summary(trainer, experiment.train.precision)}\n"
-    text = told if world.is_main else ""
+    text = ""
+    if world.is_main:
+        first = "" if memory is None else f"memory     {memory}\n"
+        text = f"{first}{summary(trainer, experiment.train.precision)}\n"
     world.close()
     return text
 

@@ -74,10 +74,10 @@ def test_a_run_that_may_not_fit_says_what_to_change(
     tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, cache = setting(tiny_experiment)
-    assert "NOTE" not in footprint.check_memory(recipe, cache, Alone())
+    assert "NOTE" not in str(footprint.check_memory(recipe, cache, Alone()))
     total = sum(footprint.memory_parts(recipe, cache, Alone()).values())
     monkeypatch.setattr(footprint, "available_bytes", lambda: total - 1)
-    assert "NOTE" in (text := footprint.check_memory(recipe, cache, Alone()))
+    assert "NOTE" in (text := str(footprint.check_memory(recipe, cache, Alone())))
     assert any(remedy in text for remedy in footprint.REMEDIES.values())
 
 

@@ -59,6 +59,14 @@ def test_time_is_counted_as_often_as_it_is_spent(
     assert forecast.forecast_s(tried) == pytest.approx(
         5 * (3 * (2 + 2) + forecast.EVALUATION * 24 / 16)
     )
+    # each trial encodes all strings once, so every other number of tokens counts in proportion
+    naive = trainer(tiny_experiment, "train.epochs=5", "encoder.mode=naive")
+    encoded = sum(
+        int(source.lengths.max()) * 32 / int(source.lengths.sum()) for source in naive.sources
+    )
+    assert forecast.forecast_s(naive) == pytest.approx(
+        5 * (3 * (2 + encoded) + forecast.EVALUATION * 24 / 16)
+    )
     frozen = trainer(tiny_experiment, "train.epochs=5", "encoder.mode=frozen")
     assert forecast.forecast_s(frozen) == pytest.approx(5 * (3 * 2 + forecast.EVALUATION * 24 / 16))
 
