@@ -32,7 +32,7 @@ from fusionnet.rows.tensors import RowTable, load_rows
 from fusionnet.train import step as train_step
 from fusionnet.train.plain import PlainEngine
 from fusionnet.train.proof import prover as proof
-from fusionnet.train.proof.comparison import LIMIT, in_fp32, in_narrow_type
+from fusionnet.train.proof.comparison import LIMIT, NORM, in_fp32, in_narrow_type
 from fusionnet.train.proof.prover import Prover, due_steps, subject_of
 from fusionnet.train.proof.record import Judgement, Proof, ProofFile, certificate, read_proofs
 from fusionnet.train.schedule import make_schedule
@@ -587,6 +587,10 @@ def test_rounding_is_measured_beside_plain_rounding() -> None:
     assert unclear.not_judged["LoRA"] == pytest.approx(0.9)
     wrong_part = {**exact, "encoders.a.lora_A": 0 * torch.ones(4)}
     assert not in_fp32(wrong_part, exact, lambda: exact).passed
+    with_norm = {**exact, NORM: torch.tensor(2.0)}
+    for by, passes in ((5e-5, True), (5e-4, False), (-1.0, False)):
+        used = {**exact, NORM: torch.tensor(2.0) * (1 + by)}
+        assert in_fp32(used, with_norm, lambda: with_norm).passed is passes, by
 
 
 def test_due_steps_are_a_function_of_the_seed_and_the_number_of_steps(
