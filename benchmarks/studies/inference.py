@@ -106,11 +106,11 @@ def prepare(folder: Path, rows_per_patient: int) -> None:
     config = REPOSITORY / "configs" / "stage1.yaml"
     words = [word for override in overrides for word in ("--set", override)]
     run_python("-m", "jobs.build_cache", "--config", str(config), *words)
-    _write_run(folder / "run", load_experiment(config, overrides))
+    write_run(folder / "run", load_experiment(config, overrides))
 
 
-def _write_run(run: Path, experiment: Experiment) -> None:
-    """Write the folder of a run that has just begun."""
+def write_run(run: Path, experiment: Experiment) -> None:
+    """Write the folder of a run with fresh weights, as a first epoch of training leaves it."""
     cache = open_cache(experiment.cache.path)
     model = build_model(recipe_of(experiment, cache), cache.layout, cache.scaling)
     strings = {spec.name: cache.strings(spec.name) for spec in cache.layout.strings}
@@ -118,8 +118,14 @@ def _write_run(run: Path, experiment: Experiment) -> None:
     content = {
         "run_id": run_id,
         "epoch": 1,
+        "step": 0,
         "model_state_dict": model.trainable_state(),
-        "records": [{"epoch": 1}],
+        "optimizer_state_dict": {},
+        "records": [{"epoch": 1, "train_loss": 1.0, "val_loss": 1.0}],
+        "best_val_loss": 1.0,
+        "epoch_losses": None,
+        "epoch_seconds": 0.0,
+        "order": "resident",
         "config": experiment.model_dump(mode="json"),
         "layout": cache.layout.model_dump_json(),
         "scaling": cache.scaling.to_json(),

@@ -1,17 +1,23 @@
-"""The operations per row that the roofline divides by are those that torch counts."""
+"""The operations per row that the roofline divides by are those that torch counts; the run that is
+timed is one that evaluation reads.
+"""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.studies.inference import write_run
 from benchmarks.studies.roofline import flop_per_row
 from fusionnet.config import ModelConfig, Task
+from fusionnet.experiment import load_experiment
 from fusionnet.model import constant
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.network import FusionNetwork
 from fusionnet.rows.tensors import RowInputs
+from fusionnet.trained.run import load_run
 
 
 def test_the_operations_of_a_row_are_those_that_torch_counts(
@@ -43,3 +49,9 @@ def test_the_operations_of_a_row_are_those_that_torch_counts(
         flop_per_row(network, SimpleNamespace(model=model, tasks=tasks))
         == counter.get_total_flops() / 8
     )
+
+
+def test_the_run_that_is_timed_is_one(tiny_experiment: Path, tmp_path: Path) -> None:
+    overrides = ["encoder.mode=frozen", "train.precision=fp32", "run.name=stage1"]
+    write_run(tmp_path / "run", load_experiment(tiny_experiment, overrides))
+    assert load_run(tmp_path / "run").epoch == 1
