@@ -57,6 +57,19 @@ def parse_config(cls: type[ConfigT], values: Mapping[str, Any], origin: str) -> 
     return config
 
 
+def depth_of(values: Any) -> int:
+    """Return how many lists and mappings are nested in each other, without recursion."""
+    depth, level = 0, [values]
+    while level := [
+        item
+        for each in level
+        if isinstance(each, dict | list)
+        for item in (each.values() if isinstance(each, dict) else each)
+    ]:
+        depth += 1
+    return depth
+
+
 def _misplaced_truths(cls: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
     """Return one line on each yes or no where there should be something else.
 

@@ -13,6 +13,7 @@ from transformers.utils.hub import cached_file
 
 from embedcache.config import EncoderConfig
 from embedcache.errors import EncoderError
+from embedcache.schema import depth_of
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -113,7 +114,7 @@ def read_mapping(file: Path) -> dict[str, Any]:
         raise EncoderError(
             f"{damaged}: it holds {content!r:.40} where a mapping is expected; fetch it again"
         )
-    if _depth(content) > MOST_LEVELS:
+    if depth_of(content) > MOST_LEVELS:
         raise EncoderError(f"{damaged}: its JSON is nested too deep; fetch it again")
     return content
 
@@ -132,16 +133,3 @@ def nested_items(content: Any, path: str = "") -> Iterator[tuple[str, str, Any]]
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _depth(content: Any) -> int:
-    """Return how many lists and mappings are nested in each other, without recursion."""
-    depth, level = 0, [content]
-    while level := [
-        item
-        for each in level
-        if isinstance(each, dict | list)
-        for item in (each.values() if isinstance(each, dict) else each)
-    ]:
-        depth += 1
-    return depth

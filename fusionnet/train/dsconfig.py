@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.errors import ConfigError
+from embedcache.schema import depth_of
 from fusionnet.config import OptimConfig, TrainConfig, merged
 
 _MISSING = object()
@@ -121,7 +122,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"train.deepspeed_config: {path} is not valid JSON: {error}") from None
     except RecursionError:
         raise ConfigError(f"train.deepspeed_config: {path} is {_TOO_DEEP}") from None
-    if _depth(values) > MOST_DEPTH:
+    if depth_of(values) >= MOST_DEPTH:
         raise ConfigError(f"train.deepspeed_config: {path} is {_TOO_DEEP}")
     if not isinstance(values, dict):
         raise ConfigError(
@@ -179,20 +180,6 @@ def _at(values: Any, key: str) -> Any:
             return _MISSING
         values = values[step]
     return values
-
-
-def _depth(values: Any) -> int:
-    """Return how deep lists and mappings are nested."""
-    level, depth = [values], 0
-    while level:
-        level = [
-            item
-            for value in level
-            if isinstance(value, dict | list)
-            for item in (value.values() if isinstance(value, dict) else value)
-        ]
-        depth += 1
-    return depth
 
 
 def _without_auto(values: dict[str, Any]) -> dict[str, Any]:
