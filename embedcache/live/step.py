@@ -34,12 +34,13 @@ from embedcache.cache.reader import Cache
 from embedcache.config import EncoderConfig, LoraConfig, Sharding
 from embedcache.encoder.loading import encoding_key, load_encoder
 from embedcache.encoder.lora import add_lora
-from embedcache.encoder.model import EncodingPlan, StringEncoder
+from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize
 from embedcache.encoder.tokens import TokenTable
 from embedcache.errors import StaleCacheError, UnfinishedStepError
 from embedcache.live.arrival import Arrival, refuse_unannounced
 from embedcache.live.bounded import Budget, encode_bounded, measure_budget
+from embedcache.live.fixed import FixedStrings, why_not
 from embedcache.live.sharding import average_gradients, distinct_of_all_ranks, encode_shared
 from embedcache.live.sources import EncoderSource, RowVectors
 
@@ -52,14 +53,17 @@ class _Step:
     vectors: Float[Tensor, "U E"]  # V, with graph
     arrival: Arrival
 
-
-@dataclass(frozen=True)
-class _Fixed:
-    """The strings that every step encodes, whichever its rows have."""
-
-    distinct: Int[Tensor, " U"]
-    index: Int[Tensor, " S"]  # of each string among them; 0 where it is none of them
-    plan: EncodingPlan
+    def refuse_unfinished(self, which: str) -> None:
+        """Raise if the step's gradient has not gone into the encoder."""
+        if self.arrival.complete or not self.vectors.requires_grad:
+            return
+        if self.arrival.announced is None:
+            wanted = "leave its `with` block or call end_step()"
+        else:
+            wanted = "read every announced micro-batch and call backward on each loss"
+        raise UnfinishedStepError(
+            f"the gradient of {which} never reached the encoder: {wanted}, or abandon_step()"
+        )
 
 
 class LiveEncoder(EncoderSource):
@@ -108,7 +112,7 @@ class LiveEncoder(EncoderSource):
         self._memory_bytes = memory_bytes
         self._budget: Budget | None = None
         self._step: _Step | None = None
-        self._fixed: _Fixed | None = None
+        self._fixed: FixedStrings | None = None
 
     @classmethod
     def from_cache(
@@ -182,36 +186,18 @@ class LiveEncoder(EncoderSource):
 
     def why_not_fixed(self, string_id: Int[Tensor, " U"]) -> str | None:
         """Return what forbids `fix_strings` for these strings, or None; measures memory once."""
-        tokens = self._tokens.take(string_id)
         if self._sharding == "shard":
             return "ranks share the strings (encoder.encode_sharding)"
-        if self.encoder.plan(tokens) is None:
-            return "the encoder is not of polyBERT's architecture"
-        most = self.measure().max_tokens
-        if len(tokens.values) > most:
-            return (
-                f"the {len(string_id):,} strings have {len(tokens.values):,} tokens, and memory is"
-                f" for {most:,} at a time"
-            )
-        return None
+        return why_not(self.encoder, self._tokens.take(string_id), self.measure().max_tokens)
 
     def fix_strings(self, string_id: Int[Tensor, " U"]) -> None:
         """Encode these distinct strings in every step from now on, whichever its rows have.
 
-        A string that a step's rows lack gets a zero gradient. No step then asks the device which
-        strings it has: all shapes and addresses are the same in every step, as CUDA graphs demand.
-        That the rows have no other strings is the caller's to know. Call it as steps will be
-        called, under the same autocast.
+        A string that a step's rows lack gets a zero gradient. That the rows have no other strings
+        is the caller's to know. Call it as steps will be called, under the same autocast.
         """
         assert self.why_not_fixed(string_id) is None
-        device = self._tokens.values.device
-        plan = self.encoder.plan(self._tokens.take(string_id))
-        assert plan is not None
-        index = torch.zeros(self._tokens.num_strings, dtype=torch.int64)
-        index[string_id.cpu()] = torch.arange(len(string_id))
-        self._fixed = _Fixed(
-            string_id.to(device), index.to(device), self.encoder.with_frozen_states(plan)
-        )
+        self._fixed = FixedStrings.of(self.encoder, self._tokens, string_id)
 
     @contextmanager
     def step(self, string_id: Int[Tensor, " B"]) -> Iterator["LiveEncoder"]:
@@ -237,10 +223,11 @@ class LiveEncoder(EncoderSource):
         `num_micro_batches`, where an engine runs all backward passes: how often this rank will
         read; `string_id` are then the rows of all ranks.
         """
-        self._refuse_unfinished("the last step")
+        if self._step is not None:
+            self._step.refuse_unfinished("the last step")
         max_tokens = self.measure().max_tokens
         if self._fixed is not None:
-            distinct, vectors = self._fixed.distinct, self.encoder.encode(self._fixed.plan)
+            distinct, vectors = self._fixed.distinct, self._fixed.encode(self.encoder)
         elif self._sharding == "shard":
             assert self._group is not None
             distinct = distinct_of_all_ranks(string_id, self._tokens.num_strings, self._group)
@@ -295,15 +282,14 @@ class LiveEncoder(EncoderSource):
     def end_step(self) -> None:
         """Run the encoder's backward pass, unless an engine has.
 
-        Raises UnfinishedStepError if a gradient of the step is missing.
+        Raises UnfinishedStepError if a gradient of the step is missing; the step is over then too.
         """
-        step = self._step
+        step, self._step = self._step, None  # over, also where a gradient is missing
         if step is None:
             raise UnfinishedStepError("end_step() without begin_step()")
         if step.arrival.announced is None:
             self._send(step)
-        self._refuse_unfinished("this step")
-        self._step = None
+        step.refuse_unfinished("this step")
 
     def abandon_step(self) -> None:
         """Forget the present step, after an error or an interrupted epoch."""
@@ -311,7 +297,8 @@ class LiveEncoder(EncoderSource):
 
     def vectors_of_all_strings(self) -> Float[Tensor, "S E"]:
         """Return the present vectors of all strings, encoded without graph, with dropout off."""
-        self._refuse_unfinished("the last step")
+        if self._step is not None:
+            self._step.refuse_unfinished("the last step")
         return super().vectors_of_all_strings()
 
     def _send(self, step: _Step) -> None:
@@ -328,19 +315,6 @@ class LiveEncoder(EncoderSource):
             trained = [each for each in self.encoder.parameters() if each.requires_grad]
             average_gradients(trained, self._group)
         step.arrival.complete = True
-
-    def _refuse_unfinished(self, which: str) -> None:
-        """Raise if a step is open whose gradient has not gone into the encoder."""
-        step = self._step
-        if step is None or step.arrival.complete or not step.vectors.requires_grad:
-            return
-        if step.arrival.announced is None:
-            wanted = "leave its `with` block or call end_step()"
-        else:
-            wanted = "read every announced micro-batch and call backward on each loss"
-        raise UnfinishedStepError(
-            f"the gradient of {which} never reached the encoder: {wanted}, or abandon_step()"
-        )
 
 
 def _adapted(config: EncoderConfig, lora: LoraConfig, device: torch.device | str) -> StringEncoder:

@@ -214,7 +214,8 @@ def test_a_gradient_that_would_be_lost_is_an_error(
     loss(ids[:2]).backward()
     with pytest.raises(UnfinishedStepError, match="read every announced micro-batch"):
         live.end_step()
-    live.abandon_step()
+    with pytest.raises(UnfinishedStepError, match="outside a step"):
+        live.read(ids)  # the step is over, though it failed
 
     live.begin_step(ids, 1)
     loss(ids).backward()
@@ -238,7 +239,8 @@ def test_a_block_that_loses_a_gradient_is_an_error(
     live, ids = LiveEncoder(encoder, tokens), torch.tensor([0, 1, 2, 0])
     with pytest.raises(UnfinishedStepError, match="no gradient arrived"), live.step(ids):
         pass
-    live.abandon_step()
+    with pytest.raises(UnfinishedStepError, match="outside a step"):
+        live.read(ids)  # the step is over, though it failed
 
     def forget_the_second() -> None:
         with live.step(ids):
@@ -252,7 +254,6 @@ def test_a_block_that_loses_a_gradient_is_an_error(
 
     with pytest.raises(UnfinishedStepError, match="micro-batch 2 of 2"):
         forget_the_second()
-    live.abandon_step()
     with pytest.raises(ZeroDivisionError):  # which an error about the step must not hide
         fail_inside()
     with live.step(ids):
