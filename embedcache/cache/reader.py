@@ -30,18 +30,15 @@ need nothing of ours:
 """
 
 import json
-import math
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import zarr
 from jaxtyping import Int32, Int64, Shaped
 
 from embedcache.cache import manifest
+from embedcache.cache.arrays import CheckedArrays
 from embedcache.cache.codec import codec_of
 from embedcache.cache.consistency import (
     check_codes,
@@ -66,7 +63,6 @@ from embedcache.cache.replaced import Unreplaced
 from embedcache.cache.root import check_root, corrupt_root
 from embedcache.config import CodecName
 from embedcache.encoder.tokens import TokenTable
-from embedcache.errors import CorruptCacheError
 from embedcache.scaling import Scaling
 from embedcache.table.strings import text_hashes
 from embedcache.table.vocabulary import Vocabulary
@@ -86,20 +82,16 @@ class Cache:
         self._files: dict[str, dict[str, Any]] = attributes["files"]
         self._unreplaced = Unreplaced(path, self._files, self.identity.short)
         await_thread_at_exit()
-        self._checked: set[str] = set()
         self._hashes: dict[str, Int64[np.ndarray, " S"]] = {}
-        self._check(name for name in self._files if name.endswith("/" + manifest.ROOT))
-        self._group = zarr.open_group(path, mode="r")
-        groups = (
-            [str(name) for name in self._read("groups/name")] if "groups" in self._group else []
-        )
+        self._arrays = arrays = CheckedArrays(path, self._files)
+        groups = [str(name) for name in arrays.read("groups/name")] if "groups" in arrays else []
         try:
             self.layout = Layout.model_validate({**attributes["layout"], "groups": groups})
-            self.scaling = Scaling.from_json(json.dumps(self._statistics()))
+            self.scaling = Scaling.from_json(json.dumps(arrays.attributes("scaling")))
             self.layout.check_scaling(self.scaling)
         except ValueError as error:
             raise corrupt_root(path, error) from None
-        self._check_arrays()
+        arrays.check_shapes(array_shapes(self.layout))
 
     @property
     def num_bytes(self) -> int:
@@ -114,7 +106,7 @@ class Cache:
     @property
     def codec(self) -> CodecName:
         """The codec that the cache was built with."""
-        return codec_of(self._array("rows/weight"))
+        return codec_of(self._arrays.array("rows/weight"))
 
     def strings(self, name: str, with_states: bool = False) -> StringTable:
         """Return the strings of the column with this short name.
@@ -129,17 +121,17 @@ class Cache:
         name = spec.name
         group = f"strings/{name}"
         has_states = with_states and spec.prefix_layer is not None
-        states = torch.from_numpy(self._read(f"{group}/prefix")) if has_states else None
+        states = torch.from_numpy(self._arrays.read(f"{group}/prefix")) if has_states else None
         tokens = TokenTable(
-            values=torch.from_numpy(self._read(f"{group}/token_ids")),
-            offsets=torch.from_numpy(self._read(f"{group}/token_offsets")),
+            values=torch.from_numpy(self._arrays.read(f"{group}/token_ids")),
+            offsets=torch.from_numpy(self._arrays.read(f"{group}/token_offsets")),
             states=states,
         )
         strings = StringTable(
-            text=[str(text) for text in self._read(f"{group}/text")],
+            text=[str(text) for text in self._arrays.read(f"{group}/text")],
             tokens=tokens,
-            embeddings=torch.from_numpy(self._read(f"{group}/embeddings")),
-            num_rows=torch.from_numpy(self._read(f"{group}/num_rows")),
+            embeddings=torch.from_numpy(self._arrays.read(f"{group}/embeddings")),
+            num_rows=torch.from_numpy(self._arrays.read(f"{group}/num_rows")),
         )
         self._check_strings(spec, strings)
         return strings
@@ -168,17 +160,7 @@ class Cache:
 
         The bytes in memory are 0 for text, whose size there is not fixed.
         """
-        sizes = {}
-        for name, array in self._group.members(max_depth=None):
-            if isinstance(array, zarr.Array):
-                is_text = array.dtype.kind == "T"
-                sizes[name] = {
-                    "shape": list(array.shape),
-                    "dtype": "text" if is_text else str(array.dtype),
-                    "bytes": sum(self._files[file]["bytes"] for file in self._chunks_of(name)),
-                    "memory_bytes": 0 if is_text else array.nbytes,
-                }
-        return sizes
+        return self._arrays.sizes()
 
     def verify(self) -> None:
         """Read every file.
@@ -186,8 +168,7 @@ class Cache:
         Raises CorruptCacheError if one is not what was written, a vector not its string's, or a
         string not its row's.
         """
-        self._checked.clear()
-        self._check(self._files)
+        self._arrays.check_all()
         for spec in self.layout.strings:
             self.strings(spec.name, with_states=True)
         arrays = [array for array in ROW_ARRAYS if array.name in ("string_id", "string_hash")]
@@ -211,14 +192,14 @@ class Cache:
         self, text: list[str], what: str, found: Int64[np.ndarray, " S"], stored: str
     ) -> None:
         """Raise CorruptCacheError where hashes are not those in the array `stored`."""
-        check_strings(self.path, what, text, found, self._read(stored))
+        check_strings(self.path, what, text, found, self._arrays.read(stored))
 
     def _check_rows(
         self, string_id: Int32[np.ndarray, "N C"], string_hash: Int64[np.ndarray, "N C"], start: int
     ) -> None:
         for column, spec in enumerate(self.layout.strings):
             if spec.name not in self._hashes:
-                self._hashes[spec.name] = self._read(f"strings/{spec.name}/text_hash")
+                self._hashes[spec.name] = self._arrays.read(f"strings/{spec.name}/text_hash")
             check_rows(
                 self.path,
                 spec.name,
@@ -246,70 +227,7 @@ class Cache:
         if width == 0 or start == stop:
             columns = () if width is None else (width,)
             return np.empty((stop - start, *columns), dtype=spec.dtype)
-        name = f"rows/{spec.name}"
-        array = self._array(name)
-        length = (array.shards or array.chunks)[0]
-        tail = "/0" * (len(array.shape) - 1)
-        shards = range(start // length, (stop - 1) // length + 1)
-        self._check(f"{name}/c/{shard}{tail}" for shard in shards)
-        return self._decode(name, slice(start, stop))
-
-    def _read(self, name: str) -> Shaped[np.ndarray, "..."]:
-        """Return a whole array."""
-        self._check(self._chunks_of(name))
-        return self._decode(name, slice(None))
-
-    def _array(self, name: str) -> zarr.Array[Any]:
-        array = self._group.get(name)
-        if not isinstance(array, zarr.Array):
-            raise CorruptCacheError(f"{self.path}: array '{name}' is missing; {manifest.REBUILD}")
-        return array
-
-    def _statistics(self) -> dict[str, Any]:
-        """Return the attributes that hold the scaling; ValueError where there are none."""
-        if "scaling" not in self._group:
-            raise ValueError("there is no group 'scaling'")
-        return self._group["scaling"].attrs.asdict()
-
-    def _check_arrays(self) -> None:
-        """Raise CorruptCacheError unless all arrays have the layout's sizes and listed chunks."""
-        listed = Counter(file.partition("/c/")[0] for file in self._files if "/c/" in file)
-        for name, shape in array_shapes(self.layout).items():
-            array = self._array(name)
-            lengths = array.shards or array.chunks
-            parts = zip(array.shape, lengths, strict=True)
-            num_files = math.prod(-(-size // length) for size, length in parts)
-            if array.shape != shape or listed[name] != num_files:
-                raise CorruptCacheError(
-                    f"{self.path}: array '{name}' is {list(array.shape)} in {num_files} files, the"
-                    f" root says {list(shape)} and lists {listed[name]}; {manifest.REBUILD}"
-                )
-
-    def _decode(self, name: str, rows: slice) -> Shaped[np.ndarray, "N ..."]:
-        try:
-            return np.asarray(self._array(name)[rows])
-        # what zarr's codecs raise on bytes that changed after their digest was checked
-        except (ValueError, RuntimeError, OSError) as error:
-            raise CorruptCacheError(
-                f"{self.path}: array '{name}' cannot be decoded: {error}; {manifest.REBUILD}"
-            ) from error
-
-    def _chunks_of(self, name: str) -> list[str]:
-        """Return the files that hold the chunks of an array."""
-        return [file for file in self._files if file.startswith(f"{name}/c/")]
-
-    def _check(self, names: Iterable[str]) -> None:
-        """Check that files are still there, and the digests of those that were not checked yet."""
-        names = list(names)
-        unlisted = [name for name in names if name not in self._files]
-        if unlisted:
-            raise CorruptCacheError(
-                f"{self.path}: the root does not list {unlisted[0]}; {manifest.REBUILD}"
-            )
-        manifest.check_presence(self.path, {name: self._files[name] for name in names})
-        fresh = [name for name in names if name not in self._checked]
-        manifest.check_digests(self.path, self._files, fresh)
-        self._checked.update(fresh)
+        return self._arrays.read_rows(f"rows/{spec.name}", start, stop)
 
 
 def open_cache(path: str | Path) -> Cache:
