@@ -2,6 +2,7 @@
 GPU to the tests marked gpu.
 """
 
+import shapes  # noqa: F401  # isort: skip  (before what it checks)
 import fusionnet.commands  # noqa: F401  # isort: skip  (before torch: how threads wait)
 import os
 from collections.abc import Callable
