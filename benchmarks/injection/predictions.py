@@ -16,7 +16,7 @@ from benchmarks.injection.compare import changed_files, files_below
 from benchmarks.injection.damage import damages
 from benchmarks.injection.processes import in_fork
 from benchmarks.injection.scene import RUN, Scene
-from benchmarks.injection.tables import ODD_CELLS, SHAPES, TEXTS, frame_of, with_cell, write_frame
+from benchmarks.injection.tables import ODD_CELLS, SHAPES, TEXTS, frame_of, with_cell, write_changed
 
 NUM_DAMAGED = 30
 READ = ("smiles", "x0", "x1", "x2", "kind")  # what the model reads of a row
@@ -115,18 +115,8 @@ def _of_rows(label: str, change: Callable[[pl.DataFrame], pl.DataFrame], number:
 
 def _play(ending: str, change: Callable[[pl.DataFrame], pl.DataFrame], scene: Scene) -> Outcome:
     """Predict changed rows."""
-
-    def write() -> bool:
-        frame = change(pl.read_parquet(scene.finished / "new.parquet"))
-        try:
-            write_frame(frame, scene / f"odd.{ending}")
-        except pl.exceptions.PolarsError:  # CSV has no lists
-            write_frame(frame, scene / "odd.parquet")
-        return True
-
     scene.bring(RUN)
-    in_fork(write)
-    return _predict(scene, next(scene.folder.glob("odd.*")).name)
+    return _predict(scene, write_changed(scene, "new.parquet", change, f"odd.{ending}"))
 
 
 def _play_damaged(damage: Callable[[Path], None], scene: Scene) -> Outcome:

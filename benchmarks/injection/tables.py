@@ -164,21 +164,27 @@ def _case(label: str, change: Callable[[pl.DataFrame], pl.DataFrame], number: in
     return Case("table", f"{label}; {ending}", partial(_play, ending, change))
 
 
-def _play(ending: str, change: Callable[[pl.DataFrame], pl.DataFrame], scene: Scene) -> Outcome:
-    """Build a cache from a changed table."""
+def write_changed(
+    scene: Scene, source: str, change: Callable[[pl.DataFrame], pl.DataFrame], file: str
+) -> str:
+    """Write changed rows of a finished table; return the file, Parquet for what CSV lacks."""
 
     def write() -> bool:
-        frame = change(pl.read_parquet(scene.finished / "table.parquet"))
+        frame = change(pl.read_parquet(scene.finished / source))
         try:
-            write_frame(frame, scene / f"table.{ending}")
+            write_frame(frame, scene / file)
         except pl.exceptions.PolarsError:  # CSV has no lists
-            write_frame(frame, scene / "table.parquet")
+            write_frame(frame, (scene / file).with_suffix(".parquet"))
         return True
 
-    scene.bring(("encoder", "columns.yaml", "small.yaml"))
     in_fork(write)
-    file = next(scene.folder.glob("table.*")).name
-    return _build(scene, file)
+    return next(scene.folder.glob(f"{Path(file).stem}.*")).name
+
+
+def _play(ending: str, change: Callable[[pl.DataFrame], pl.DataFrame], scene: Scene) -> Outcome:
+    """Build a cache from a changed table."""
+    scene.bring(("encoder", "columns.yaml", "small.yaml"))
+    return _build(scene, write_changed(scene, "table.parquet", change, f"table.{ending}"))
 
 
 def _play_bytes(ending: str, damage: Callable[[Path], None], scene: Scene) -> Outcome:

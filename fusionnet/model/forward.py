@@ -1,6 +1,7 @@
 """Predictions for any number of rows with memory that does not grow with them."""
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from jaxtyping import Float, Int
@@ -42,14 +43,7 @@ def forward_rows(
     inputs = rows.inputs
     outputs = rows.weight.new_empty(rows.num_rows, len(model.network.heads))
     try:
-        with tqdm(
-            total=rows.num_rows,
-            unit="rows",
-            unit_scale=True,
-            desc="predict",
-            leave=False,
-            disable=None if progress else True,
-        ) as bar:
+        with prediction_bar(rows.num_rows, progress) as bar:
             for start in range(0, rows.num_rows, batch_rows):
                 batch = slice(start, start + batch_rows)
                 outputs[batch] = evaluate(projected, inputs.take(batch))
@@ -99,3 +93,15 @@ def to_units(
     mean = torch.as_tensor(scaling.target_mean, dtype=outputs.dtype, device=outputs.device)
     std = torch.as_tensor(scaling.target_std, dtype=outputs.dtype, device=outputs.device)
     return torch.where(binary, outputs.sigmoid(), outputs * std + mean)
+
+
+def prediction_bar(num_rows: int, shown: bool) -> "tqdm[NoReturn]":
+    """Return the progress bar of predictions; where it is not shown, or no terminal, it is mute."""
+    return tqdm(
+        total=num_rows,
+        unit="rows",
+        unit_scale=True,
+        desc="predict",
+        leave=False,
+        disable=None if shown else True,
+    )

@@ -25,12 +25,11 @@ import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from embedcache.errors import ConfigError, NonFinitePredictionError, UnobservedTaskError
 from embedcache.table.table import Table
 from fusionnet.model.evaluator import RowEvaluator
-from fusionnet.model.forward import refuse_non_finite, to_units
+from fusionnet.model.forward import prediction_bar, refuse_non_finite, to_units
 from fusionnet.rows.tensors import RowInputs, joined
 from fusionnet.trained.folder import Moment
 from fusionnet.trained.frames import frame_inputs, open_frame
@@ -98,14 +97,7 @@ class RewardModel:
             self.check_reward()
         columns = [f"predicted_{task.column}" for task in self.run.tasks]
         table = open_frame(self.run, frame)
-        with tqdm(
-            total=table.num_rows,
-            unit="rows",
-            unit_scale=True,
-            desc="predict",
-            leave=False,
-            disable=None if progress else True,
-        ) as bar:
+        with prediction_bar(table.num_rows, progress) as bar:
             for predictions, kept in self._predictions(table, keep):
                 batch = pl.DataFrame(predictions.cpu().numpy(), schema=columns)
                 if reward:

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from embedcache.build import vectors
+from embedcache.cache.layout import ROW_ARRAYS
 from embedcache.cache.reader import Cache
 from embedcache.config import DataConfig, SplitConfig
 from embedcache.errors import ConfigError, StaleCacheError, TableError
@@ -29,18 +30,7 @@ from fusionnet.commands.command import run_job
 from fusionnet.experiment import load_experiment
 from fusionnet.workflow.checked_cache import open_checked_cache
 
-FIELDS = (
-    "string_id",
-    "string_hash",
-    "numeric",
-    "category",
-    "targets",
-    "weight",
-    "group",
-    "stratum",
-    "split",
-    "facets",
-)
+FIELDS = [array.name for array in ROW_ARRAYS]
 NEW = [f"[*]{'C' * k}O[*]" for k in range(3, 10)]  # seven strings that the first file does not have
 STRATEGIES: dict[str, dict[str, Any]] = {
     "group": {"strategy": "group"},

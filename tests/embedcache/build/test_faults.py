@@ -26,21 +26,11 @@ from embedcache.build.identity import wanted_identity
 from embedcache.cache import folder as cache_folder
 from embedcache.cache import manifest, writer
 from embedcache.cache.folder import CacheFolder
+from embedcache.cache.layout import ROW_ARRAYS
 from embedcache.cache.reader import Cache
 from embedcache.errors import BusyCacheError, CacheError, MissingCacheError
 
-FIELDS = (
-    "string_id",
-    "string_hash",
-    "numeric",
-    "category",
-    "targets",
-    "weight",
-    "group",
-    "stratum",
-    "split",
-    "facets",
-)
+FIELDS = [array.name for array in ROW_ARRAYS]
 
 
 class Stopped(BaseException):

@@ -21,24 +21,13 @@ from hypothesis import strategies as st
 from embedcache.build.blocks import reblocked
 from embedcache.cache import manifest
 from embedcache.cache.identity import FORMAT_VERSION
-from embedcache.cache.layout import Layout, RowBlock
+from embedcache.cache.layout import ROW_ARRAYS, Layout, RowBlock
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.cache.writer import StoreWriter, rows_per_block
 from embedcache.config import SPLITS, CacheConfig
 from embedcache.errors import CorruptCacheError, MissingCacheError, StaleCacheError
 
-FIELDS = (
-    "string_id",
-    "string_hash",
-    "numeric",
-    "category",
-    "targets",
-    "weight",
-    "group",
-    "stratum",
-    "split",
-    "facets",
-)
+FIELDS = [array.name for array in ROW_ARRAYS]
 
 
 def everything(cache: Cache) -> None:
