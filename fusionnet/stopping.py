@@ -1,8 +1,8 @@
 """How a command ends when it is told to: by SIGTERM, by Ctrl-C, or by the end of its launcher.
 
 Being told is an exception, `Stopped`, which leaves nothing half written, since everything here
-takes its name when it is whole. A training goes on to the end of its optimizer step first: within
-`at_checkpoints` being told is a question that it asks, `is_asked`.
+takes its name when it is whole. A training goes on to the end of its optimizer step or batch of
+validation first: within `at_checkpoints` being told is a question that it asks, `is_asked`.
 
 Python calls a signal's handler between two of its own instructions, which a process that waits in
 C++ for a dead rank never reaches. So a thread reads the signals as well, from a pipe that is
@@ -144,7 +144,8 @@ def _say(asked: _Asked, reason: str) -> None:
     """Say what is waited for, on a line of its own; whoever read it may be gone."""
     if asked.is_held and _is_first_rank():
         start = "\n" if sys.stderr.isatty() else ""  # below a progress bar
-        text = f"{start}{reason}: it stops after this optimizer step, at a second signal at once\n"
+        when = "after this optimizer step or batch, at a second signal at once"
+        text = f"{start}{reason}: it stops {when}\n"
         with contextlib.suppress(OSError):
             os.write(2, text.encode())
 

@@ -233,6 +233,7 @@ def make_run(tiny_experiment: Path) -> RunMaker:
             "step": 0,
             "epoch_losses": None,
             "epoch_seconds": 0.0,
+            "gradient_norm": 0.0,
             "order": "resident",
             "model_state_dict": model.trainable_state(),
             "optimizer_state_dict": {},

@@ -36,6 +36,7 @@ OF_TRAINING = (
     "order",
     "epoch_losses",
     "epoch_seconds",
+    "gradient_norm",
 )  # read by a resumed run alone
 BEST, LAST = "small_best.pt", "small_last.pt"
 

@@ -125,6 +125,7 @@ def write_run(run: Path, experiment: Experiment) -> None:
         "best_val_loss": 1.0,
         "epoch_losses": None,
         "epoch_seconds": 0.0,
+        "gradient_norm": 0.0,
         "order": "resident",
         "config": experiment.model_dump(mode="json"),
         "layout": cache.layout.model_dump_json(),

@@ -1,6 +1,6 @@
 """Predictions for any number of rows with memory that does not grow with them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import torch
@@ -29,10 +29,28 @@ def forward_rows(
     batch_rows: int | None,
     progress: bool = False,
 ) -> Float[Tensor, "N T"]:
-    """Return the heads' outputs for all rows, dropout off; `batch_rows` None: as the device likes.
+    """Return the heads' outputs for all rows, as `forward_batches` gives them."""
+    outputs = rows.weight.new_empty(rows.num_rows, len(model.network.heads))
+    start = 0
+    for batch in forward_batches(model, tables, rows, batch_rows, progress):
+        outputs[start : start + len(batch)] = batch
+        start += len(batch)
+    return outputs
+
+
+@torch.no_grad()
+def forward_batches(
+    model: TrainableModel,
+    tables: Sequence[Float[Tensor, "_ _"]],
+    rows: RowTable,
+    batch_rows: int | None,
+    progress: bool,
+) -> Iterator[Float[Tensor, "B T"]]:
+    """Yield the heads' outputs of the rows, dropout off, by batches in their order.
 
     `tables` hold the vectors of all strings, one table [S, E] per string column. The strings' and
     categories' summands of the input projection are computed here once, not for every batch.
+    `batch_rows` None: as the device likes. The model is in evaluation mode until the last batch.
     """
     if batch_rows is None:
         batch_rows = CPU_BATCH_ROWS if rows.weight.device.type == "cpu" else GPU_BATCH_ROWS
@@ -41,16 +59,14 @@ def forward_rows(
     evaluate = RowEvaluator(model.network, model.product_dtype)
     projected = evaluate.tables(tables)
     inputs = rows.inputs
-    outputs = rows.weight.new_empty(rows.num_rows, len(model.network.heads))
     try:
         with prediction_bar(rows.num_rows, progress) as bar:
             for start in range(0, rows.num_rows, batch_rows):
-                batch = slice(start, start + batch_rows)
-                outputs[batch] = evaluate(projected, inputs.take(batch))
-                bar.update(len(outputs[batch]))
+                outputs = evaluate(projected, inputs.take(slice(start, start + batch_rows)))
+                bar.update(len(outputs))
+                yield outputs
     finally:
         model.train(training)
-    return outputs
 
 
 def refuse_non_finite(

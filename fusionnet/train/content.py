@@ -105,6 +105,7 @@ class Content(_Part):
     best_val_loss: Annotated[float, Field(allow_inf_nan=True)]  # infinite before the first epoch
     epoch_losses: Numbers | None
     epoch_seconds: float
+    gradient_norm: Annotated[float, Field(allow_inf_nan=True)]  # of an fp16 step that is skipped
     order: str
     config: Settings
     layout: str

@@ -7,20 +7,20 @@ How a run goes on from a checkpoint, also from one inside an epoch, is told in `
 
 A run that is told to stop (`stopping`) leaves such a checkpoint. All ranks must stop after the same
 step, so they ask each other after each: 0.2 ms of CPU on two ranks by gloo, where a step of the
-tests' tiny encoder takes 43.
+tests' tiny encoder takes 43. A validation that is given up (`validation`) leaves one too, with all
+steps of its epoch, and is begun again: nothing in it depends on chance, so its numbers are the
+same.
 """
 
 import time
 from dataclasses import replace
 from typing import Any, NoReturn
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from fusionnet.metrics import Metrics, task_metrics
-from fusionnet.model.forward import forward_rows, refuse_non_finite, to_units
+from fusionnet.metrics import Metrics
 from fusionnet.rows.resident import ResidentRows
 from fusionnet.stopping import at_checkpoints, is_asked, stopped
 from fusionnet.train.proof.prover import Prover, due_steps, subject_of
@@ -29,6 +29,7 @@ from fusionnet.train.resume import Position, checkpoint_content, own_totals, res
 from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.runlog import Record, RunLog, peak_rss_bytes
 from fusionnet.train.trainer import Trainer
+from fusionnet.train.validation import string_tables, validate
 
 
 def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
@@ -89,16 +90,20 @@ def run_epoch(trainer: Trainer, position: Position, files: RunFiles) -> Record:
     """Train the rest of the position's epoch, validate, and return its record."""
     started = time.perf_counter() - position.seconds
     losses = train_steps(trainer, position, files, started)
+    num_steps = trainer.plan.steps_per_epoch
+    trained = _reached(trainer, position, num_steps, losses, started)
     if position.epoch + 1 < trainer.recipe.train.epochs:
         # its first rows are read while we validate
         trainer.train_rows.prepare(trainer.plan, position.epoch + 1)
-    train_losses = trainer.world.sum(losses) / trainer.plan.steps_per_epoch
-    trained_s = time.perf_counter() - started
-    val_loss, metrics = validate(trainer)
+    validated = validate(trainer)
+    if validated is None:
+        content = _content(trainer, trained, files)
+        if trainer.world.is_main:
+            files.publish_step(content)
+        leave(trainer, trained, files)
+    train_losses = trainer.world.sum(losses) / num_steps
     total_s = time.perf_counter() - started
-    return epoch_record(
-        trainer, position.epoch, train_losses, val_loss, metrics, trained_s, total_s
-    )
+    return epoch_record(trainer, trained, train_losses, *validated, total_s)
 
 
 def train_steps(
@@ -129,9 +134,7 @@ def train_steps(
             if leaving or checkpoint_due(step, every, plan.steps_per_epoch):
                 trainer.steps.settle()
                 trainer.tally.check(sum(plan.step_sizes[position.step : number + 1]), world)
-                seconds = time.perf_counter() - started
-                of_ranks = world.gather_rows(losses.unsqueeze(0), [1] * world.size).cpu()
-                reached = replace(position, step=number + 1, totals=of_ranks, seconds=seconds)
+                reached = _reached(trainer, position, number + 1, losses, started)
                 content = _content(trainer, reached, files)
                 if world.is_main:
                     files.publish_step(content)
@@ -142,6 +145,26 @@ def train_steps(
     whole = rows.table if isinstance(rows, ResidentRows) and position.step == 0 else None
     trainer.tally.check(sum(plan.step_sizes[position.step :]), world, whole)
     return losses
+
+
+def _reached(
+    trainer: Trainer,
+    position: Position,
+    step: int,
+    losses: Float[Tensor, " losses"],
+    started: float,
+) -> Position:
+    """Return the position after `step` steps of its epoch (collective)."""
+    world = trainer.world
+    return replace(
+        position,
+        step=step,
+        totals=world.gather_rows(losses.unsqueeze(0), [1] * world.size).cpu(),
+        seconds=time.perf_counter() - started,
+        gradient_norm=(
+            position.gradient_norm if step == position.step else trainer.engine.gradient_norm()
+        ),
+    )
 
 
 def leave(trainer: Trainer, position: Position, files: RunFiles) -> NoReturn:
@@ -169,17 +192,16 @@ def checkpoint_due(step: int, every: int | None, steps_per_epoch: int) -> bool:
 
 def epoch_record(
     trainer: Trainer,
-    epoch: int,
+    trained: Position,
     train_losses: Float[Tensor, " losses"],
     val_loss: float,
     metrics: dict[str, Metrics],
-    trained_s: float,
     validated_s: float,
 ) -> Record:
-    """Return the log's record of an epoch counted from 0; seconds are since the epoch began."""
+    """Return the log's record of an epoch whose steps are `trained`; seconds since it began."""
     tasks, plan = trainer.recipe.tasks, trainer.plan
     record: Record = {
-        "epoch": epoch + 1,
+        "epoch": trained.epoch + 1,
         "train_loss": float(train_losses[0]),
         "val_loss": val_loss,
     }
@@ -192,50 +214,13 @@ def epoch_record(
     for task, sigma in zip(tasks, sigmas, strict=True):
         record[f"sigma_{task.name}"] = float(sigma)
     return record | {
-        "gradient_norm": trainer.engine.gradient_norm(),
-        "learning_rates": trainer.schedule.rates((epoch + 1) * plan.steps_per_epoch - 1),
+        "gradient_norm": trained.gradient_norm,
+        "learning_rates": trainer.schedule.rates((trained.epoch + 1) * plan.steps_per_epoch - 1),
         "seconds": validated_s,
-        "rows_per_s": plan.num_rows / trained_s,
+        "rows_per_s": plan.num_rows / trained.seconds,
         "graph_replays": trainer.steps.num_replays,
         "peak_rss_bytes": peak_rss_bytes(),
     }
-
-
-def validate(trainer: Trainer) -> tuple[float, dict[str, Metrics]]:
-    """Return the validation loss and each task's metrics, on every rank; ranks share the rows."""
-    rows, world, recipe = trainer.validation_rows, trainer.world, trainer.recipe
-    num_tasks, tables = len(recipe.tasks), string_tables(trainer)
-    # outputs, targets and weight: all that metrics need of a row
-    own = [torch.zeros(0, 2 * num_tasks + 1, device=world.device)]
-    own_rows = [torch.zeros(0, dtype=torch.int64, device=world.device)]
-    for block in rows.blocks(world.rank, world.size):
-        outputs = forward_rows(
-            trainer.model, tables, block, recipe.train.eval_batch_rows, progress=world.is_main
-        )
-        own.append(torch.cat([outputs, block.targets, block.weight.unsqueeze(1)], dim=1))
-        own_rows.append(block.row)
-    shares = rows.shares(world.size)
-    everyone = world.gather_rows(torch.cat(own), shares)  # [N, 2 T + 1]
-    if not everyone[:, :num_tasks].isfinite().all():  # on every rank
-        number = world.gather_rows(torch.cat(own_rows), shares)
-        what = "the validation rows (counted over all files, from 0)"
-        refuse_non_finite(everyone[:, :num_tasks], recipe.tasks, everyone[:, :0], (), number, what)
-    result: tuple[float, dict[str, Metrics]] | None = None
-    if world.is_main:
-        outputs, targets, weight = everyone.split([num_tasks, num_tasks, 1], dim=1)
-        denominators = (weight * targets.isfinite()).sum(0)  # [T]
-        with torch.no_grad():
-            loss = trainer.model.loss(outputs, targets, weight.squeeze(1), denominators, 1.0).total
-        predictions = to_units(outputs, recipe.tasks, trainer.cache.scaling)
-        metrics = task_metrics(recipe.tasks, targets.cpu().numpy(), predictions.cpu().numpy())
-        result = (float(loss), metrics)
-    return world.broadcast(result)
-
-
-def string_tables(trainer: Trainer) -> list[Float[Tensor, "_S _E"]]:
-    """Return the present vectors of all strings, one table per string column."""
-    with trainer.model.autocast():
-        return [source.vectors_of_all_strings() for source in trainer.sources]
 
 
 def _bar(trainer: Trainer, position: Position) -> tqdm:

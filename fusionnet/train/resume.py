@@ -50,7 +50,8 @@ class Position:
     """What a run has behind it.
 
     Whole epochs with their records, and the present epoch's steps with their summed losses (one
-    line per rank, W ranks) and seconds.
+    line per rank, W ranks), seconds, and the last step's gradient norm. Where these are all of the
+    epoch's steps, its validation is what is left of it.
     """
 
     epoch: int = 0
@@ -59,6 +60,7 @@ class Position:
     best: float = float("inf")
     totals: Float[Tensor, "W losses"] | None = None
     seconds: float = 0.0
+    gradient_norm: float = 0.0
 
 
 def own_totals(position: Position, world: World, num_losses: int) -> Float[Tensor, " losses"]:
@@ -95,6 +97,7 @@ def checkpoint_content(
         "records": position.records,
         "epoch_losses": None if position.totals is None else position.totals.clone(),
         "epoch_seconds": position.seconds,
+        "gradient_norm": position.gradient_norm,
         "order": order,
         "config": config,
     }
@@ -133,6 +136,7 @@ def resumed(engine: StepEngine, files: RunFiles, order: str) -> tuple[str, Posit
         best=checkpoint["best_val_loss"],
         totals=checkpoint["epoch_losses"],
         seconds=checkpoint["epoch_seconds"],
+        gradient_norm=checkpoint["gradient_norm"],
     )
 
 

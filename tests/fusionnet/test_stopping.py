@@ -79,7 +79,7 @@ def test_a_training_goes_on_to_its_checkpoint() -> None:
     code, said = ended(process)
     assert code == 143
     assert said.splitlines() == [
-        "SIGTERM: it stops after this optimizer step, at a second signal at once",
+        "SIGTERM: it stops after this optimizer step or batch, at a second signal at once",
         "stopped by SIGTERM; step 7 is saved",
     ]
 

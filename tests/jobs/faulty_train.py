@@ -1,6 +1,7 @@
 """Run by test_rank_faults.py under a launcher: jobs.train, in which rank 1 fails in the third step,
-or is told to stop in the second, or all have a weight that is infinite from the second on, or a
-full disk from the seventh on. Arguments: how, then those of the job.
+or is told to stop in the second or in the third batch of a validation, or all have a weight that is
+infinite from the second step on, or a full disk from the seventh on. Arguments: how, then those of
+the job.
 """
 
 import inspect
@@ -8,17 +9,19 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from embedcache.errors import UserError
 from fusionnet.commands import train
 from fusionnet.commands.command import run_job
-from fusionnet.train import step
+from fusionnet.train import step, validation
 
 # the deepspeed launcher puts its own argument first
-HOW = next(word for word in sys.argv if word in ("killed", "raises", "told", "full", "nan"))
+HOWS = ("killed", "raises", "told", "validating", "full", "nan")
+HOW = next(word for word in sys.argv if word in HOWS)
 sys.argv.remove(HOW)
-take_step = step.optimizer_step
+take_step, batches = step.optimizer_step, validation.forward_batches
 
 
 def failing_step(*arguments: Any) -> Any:
@@ -40,6 +43,15 @@ def failing_step(*arguments: Any) -> Any:
     return take_step(*arguments)
 
 
+def told_batches(*arguments: Any) -> Iterator[Any]:
+    """Tell rank 1 to stop in the third batch of a validation."""
+    for number, outputs in enumerate(batches(*arguments)):
+        if HOW == "validating" and number == 2 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield outputs
+
+
 if __name__ == "__main__":
+    validation.forward_batches = told_batches
     step.optimizer_step = failing_step
     run_job(train.main)

@@ -77,6 +77,15 @@ def weights(folder: Path, moment: str = "final") -> dict[str, torch.Tensor]:
     return load_checkpoint(folder / f"tiny_{moment}.pt")["model_state_dict"]
 
 
+def losses(folder: Path) -> list[dict[str, object]]:
+    """Return what a run's log says of its epochs, without what time and machine decide."""
+    measured = {"seconds", "rows_per_s", "peak_rss_bytes"}
+    return [
+        {key: value for key, value in record.items() if key not in measured}
+        for record in json.loads((folder / "training_log.json").read_text())
+    ]
+
+
 @pytest.fixture(scope="module")
 def four_epochs(tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # in a fresh interpreter, as users start it: forks share the seed of Python's hashes
@@ -306,8 +315,8 @@ TWO_RANKS = settings("train.epochs=1", "train.micro_batch_rows=16")
 @pytest.fixture(scope="module")
 def by_launchers(
     tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, torch.Tensor]]:
-    """What each launcher's two ranks train."""
+) -> dict[str, Path]:
+    """The runs that each launcher's two ranks train."""
     folder, programs, found = tmp_path_factory.mktemp("launchers"), Path(sys.executable).parent, {}
     launchers = {
         "deepspeed": ("--num_accelerators", "2", "--master_port", str(free_port())),
@@ -317,34 +326,34 @@ def by_launchers(
         words = (*settings(f"run.dir={folder / name}"), *TWO_RANKS)
         printed = launch((str(programs / name), *options), tiny_experiment, *words)
         assert "2 rank(s) x 2 micro-batches" in printed
-        found[name] = weights(folder / name)
+        found[name] = folder / name
     return found
 
 
 @pytest.mark.xdist_group("launchers")
-def test_two_ranks_by_each_launcher(by_launchers: dict[str, dict[str, torch.Tensor]]) -> None:
-    for name, value in by_launchers["deepspeed"].items():
-        assert torch.equal(by_launchers["torchrun"][name], value), name
+def test_two_ranks_by_each_launcher(by_launchers: dict[str, Path]) -> None:
+    for name, value in weights(by_launchers["deepspeed"]).items():
+        assert torch.equal(weights(by_launchers["torchrun"])[name], value), name
 
 
 @pytest.mark.xdist_group("launchers")
 def test_srun_starts_ranks_as_torchrun_does(
     forks: Forks,
     tiny_experiment: Path,
-    by_launchers: dict[str, dict[str, torch.Tensor]],
+    by_launchers: dict[str, Path],
     tmp_path: Path,
 ) -> None:
     words = (*settings(f"run.dir={tmp_path / 'srun'}"), *TWO_RANKS)
     forks.run_ranks(TRAIN, 2, "--config", tiny_experiment, *words, launcher="srun")
-    for name, value in by_launchers["torchrun"].items():
+    for name, value in weights(by_launchers["torchrun"]).items():
         assert torch.equal(weights(tmp_path / "srun")[name], value), name
 
 
 @pytest.mark.xdist_group("launchers")
-def test_ranks_agree_on_the_step_after_which_they_stop(
+def test_ranks_agree_on_the_step_or_the_batch_after_which_they_stop(
     forks: Forks,
     tiny_experiment: Path,
-    by_launchers: dict[str, dict[str, torch.Tensor]],
+    by_launchers: dict[str, Path],
     tmp_path: Path,
 ) -> None:
     words = ("--config", tiny_experiment, *settings(f"run.dir={tmp_path / 'run'}"), *TWO_RANKS)
@@ -355,8 +364,15 @@ def test_ranks_agree_on_the_step_after_which_they_stop(
     assert "holds all up to step 2 of 3 in epoch 1" in done[0].err
     assert "stop" not in done[1].err
     assert load_checkpoint(tmp_path / "run" / "tiny_step.pt")["step"] == 2
+    # and in its third batch of validation, which is rank 0's last but some
+    few = settings("train.eval_batch_rows=3")
+    ranks = forks.start_ranks(FAULTY, 2, "validating", *words, "--resume", *few)
+    done = [rank.wait() for rank in ranks]
+    assert [rank.code for rank in done] == [143, 143], done
+    assert "holds all up to step 3 of 3 in epoch 1" in done[0].err
     forks.run_ranks(TRAIN, 2, *words, "--resume")
-    for name, value in by_launchers["torchrun"].items():
+    assert losses(tmp_path / "run") == losses(by_launchers["torchrun"])
+    for name, value in weights(by_launchers["torchrun"]).items():
         assert torch.equal(weights(tmp_path / "run")[name], value), name
 
 

@@ -1,5 +1,6 @@
 """When a run writes a checkpoint inside an epoch, and what it refuses to call a validation."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from embedcache.cache.reader import open_cache
 from embedcache.errors import NonFinitePredictionError
 from fusionnet.experiment import load_experiment
 from fusionnet.rows.streaming import open_rows
-from fusionnet.train import loop
-from fusionnet.train.loop import checkpoint_due, validate
+from fusionnet.train import validation
+from fusionnet.train.loop import checkpoint_due
 from fusionnet.train.trainer import Trainer
+from fusionnet.train.validation import validate
 from fusionnet.train.world import World
 from fusionnet.workflow.training import recipe_of
 
@@ -37,13 +39,13 @@ def test_validation_rows_without_finite_predictions_are_named(
     trainer = object.__new__(Trainer)  # with what validation reads alone
     vars(trainer).update(validation_rows=rows, world=world, recipe=recipe, model=None, cache=cache)
 
-    def outputs(model: None, tables: None, block: Any, *_: object, **__: object) -> torch.Tensor:
+    def outputs(model: None, tables: None, block: Any, *_: object) -> Iterator[torch.Tensor]:
         found = torch.zeros(block.num_rows, len(recipe.tasks))
         found[[2, 5], 1] = torch.tensor([torch.nan, torch.inf])
-        return found
+        yield from found.split(4)
 
-    monkeypatch.setattr(loop, "forward_rows", outputs)
-    monkeypatch.setattr(loop, "string_tables", lambda trainer: None)
+    monkeypatch.setattr(validation, "forward_batches", outputs)
+    monkeypatch.setattr(validation, "string_tables", lambda trainer: None)
     numbers = torch.cat([block.row for block in rows.blocks(0, 1)])[[2, 5]].tolist()
     with pytest.raises(
         NonFinitePredictionError,

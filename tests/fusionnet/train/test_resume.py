@@ -63,6 +63,7 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Train:
             "best_val_loss": position.best,
             "epoch_losses": None,
             "epoch_seconds": 0.0,
+            "gradient_norm": 0.0,
             "order": "resident",
             "config": files.config,
             "model_state_dict": {},

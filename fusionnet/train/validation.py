@@ -1,0 +1,90 @@
+"""Validation between epochs: the loss and metrics of rows that are not trained on.
+
+Ranks share the rows, so they have different numbers of batches; and a run that is told to stop
+cannot wait for minutes of them (launchers kill 30 s later). So ranks tell each other after each
+batch whether to stop, and who has no batch left goes on telling until nobody has. That is the 0.2
+ms of a step (`loop`), where a batch on a CPU takes some ten; one rank alone pays nothing.
+"""
+
+from collections.abc import Generator
+from contextlib import closing
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fusionnet.metrics import Metrics, task_metrics
+from fusionnet.model.forward import forward_batches, refuse_non_finite, to_units
+from fusionnet.stopping import is_asked
+from fusionnet.train.trainer import Trainer
+
+Part = tuple[Float[Tensor, "B columns"], Int[Tensor, " B"]]
+_ASKED, _WORKING, _DONE = range(3)  # the least of all ranks' decides
+
+
+def validate(trainer: Trainer) -> tuple[float, dict[str, Metrics]] | None:
+    """Return the validation loss and each task's metrics, on every rank.
+
+    None where a rank was told to stop meanwhile.
+    """
+    own = _own_part(trainer)
+    if own is None:
+        return None
+    rows, world, recipe = trainer.validation_rows, trainer.world, trainer.recipe
+    num_tasks, shares = len(recipe.tasks), rows.shares(world.size)
+    everyone = world.gather_rows(own[0], shares)  # [N, 2 T + 1]
+    if not everyone[:, :num_tasks].isfinite().all():  # on every rank
+        number = world.gather_rows(own[1], shares)
+        what = "the validation rows (counted over all files, from 0)"
+        refuse_non_finite(everyone[:, :num_tasks], recipe.tasks, everyone[:, :0], (), number, what)
+    result: tuple[float, dict[str, Metrics]] | None = None
+    if world.is_main:
+        outputs, targets, weight = everyone.split([num_tasks, num_tasks, 1], dim=1)
+        denominators = (weight * targets.isfinite()).sum(0)  # [T]
+        with torch.no_grad():
+            loss = trainer.model.loss(outputs, targets, weight.squeeze(1), denominators, 1.0).total
+        predictions = to_units(outputs, recipe.tasks, trainer.cache.scaling)
+        metrics = task_metrics(recipe.tasks, targets.cpu().numpy(), predictions.cpu().numpy())
+        result = (float(loss), metrics)
+    return world.broadcast(result)
+
+
+def string_tables(trainer: Trainer) -> list[Float[Tensor, "_S _E"]]:
+    """Return the present vectors of all strings, one table per string column."""
+    with trainer.model.autocast():
+        return [source.vectors_of_all_strings() for source in trainer.sources]
+
+
+def _own_part(trainer: Trainer) -> Part | None:
+    """Return what metrics need of this rank's rows, and their numbers (collective).
+
+    None on every rank where one of them was told to stop.
+    """
+    world, width = trainer.world, 2 * len(trainer.recipe.tasks) + 1
+    values = [torch.zeros(0, width, device=world.device)]
+    numbers = [torch.zeros(0, dtype=torch.int64, device=world.device)]
+    with closing(_parts(trainer)) as parts:
+        while True:
+            part = next(parts, None)
+            own = _ASKED if is_asked() else _DONE if part is None else _WORKING
+            decided = world.least(own)
+            if decided == _ASKED:
+                return None
+            if decided == _DONE:
+                return torch.cat(values), torch.cat(numbers)
+            if part is not None:
+                values.append(part[0])
+                numbers.append(part[1])
+
+
+def _parts(trainer: Trainer) -> Generator[Part, None, None]:
+    """Yield outputs, targets and weight of this rank's rows, and their numbers, batch by batch."""
+    world, batch_rows = trainer.world, trainer.recipe.train.eval_batch_rows
+    tables = string_tables(trainer)
+    for block in trainer.validation_rows.blocks(world.rank, world.size):
+        start = 0
+        for outputs in forward_batches(trainer.model, tables, block, batch_rows, world.is_main):
+            batch = slice(start, start + len(outputs))
+            weight = block.weight[batch].unsqueeze(1)
+            yield torch.cat([outputs, block.targets[batch], weight], dim=1), block.row[batch]
+            start += len(outputs)
