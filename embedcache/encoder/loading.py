@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from embedcache.config import EncoderConfig
-from embedcache.encoder.description import described_config, empty_model
+from embedcache.encoder.description import UNREADABLE, described_config, empty_model
 from embedcache.encoder.folder import ADAPTER, config_file, encoder_file, weight_files
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokenizer import load_tokenizer, tokenizer_digest
+from embedcache.encoder.tokens import TokenTable, offsets_of
 from embedcache.errors import EncoderError
 from embedcache.files import file_digest
 
@@ -29,6 +30,10 @@ DTYPE = "float32"  # of embeddings
 MOST_NAMED = 4  # tensors in one message
 # In no vector: a task's answer from the first token, which checkpoints of other tasks lack.
 _POOLER = "pooler."
+_PROBES = (5, 17)  # tokens of a short and a longer string
+_MIXED = (
+    1e-4  # of the largest component: fp32 rounds to 1e-6, a convolution over padding gives 1e-2
+)
 
 
 def load_encoder(config: EncoderConfig) -> StringEncoder:
@@ -54,7 +59,10 @@ def load_encoder(config: EncoderConfig) -> StringEncoder:
     _refuse_wrong(config, empty, weights, report)
     _refuse_non_finite(config, model)
     model.name_or_path = model.config.name_or_path = config.source  # adapters say whose they are
-    return StringEncoder(model.requires_grad_(False), config.pooling).eval()
+    encoder = StringEncoder(model.requires_grad_(False), config.pooling).eval()
+    with _quiet():
+        _refuse_mixing(config, encoder)
+    return encoder
 
 
 def _read_weights(config: EncoderConfig) -> dict[str, Tensor]:
@@ -120,6 +128,35 @@ def _refuse_non_finite(config: EncoderConfig, model: nn.Module) -> None:
         raise EncoderError(
             f"{len(broken)} weights of {config.source} hold NaN or infinity, the first is"
             f" {broken[0]}; fetch it again"
+        )
+
+
+@torch.no_grad()
+def _refuse_mixing(config: EncoderConfig, encoder: StringEncoder) -> None:
+    """Raise EncoderError where a string's vector depends on the padding beside it.
+
+    In some architectures it does (FNet's Fourier transform, ConvBERT's convolutions, YOSO's random
+    hashes): a string would have another vector in another table.
+    """
+    lengths = torch.tensor([min(length, encoder.max_length) for length in _PROBES])
+    values = torch.arange(int(lengths.sum())) * 7919 % encoder.num_ids
+    values = torch.where(values == encoder.pad_id, (values + 1) % encoder.num_ids, values)
+    tokens = TokenTable(values, offsets_of(lengths))
+    if encoder.plan(tokens) is not None:
+        return  # encoded without padding
+    kind = type(encoder.model).__name__
+    try:
+        alone = encoder(tokens.take(torch.tensor([0])), pad_to=int(lengths[0]))
+        beside = encoder(tokens, pad_to=int(lengths[1]))[:1]
+    except UNREADABLE as error:
+        why = " ".join(str(error).split())
+        raise EncoderError(
+            f"{config.source} cannot encode strings by their tokens alone ({kind}): {why:.200}"
+        ) from None
+    if not bool((beside - alone).abs().max() <= _MIXED * alone.abs().max()):
+        raise EncoderError(
+            f"{config.source} gives a string another vector where a longer one is beside it, since"
+            f" {kind} does not keep padding apart; take an encoder whose attention mask does"
         )
 
 

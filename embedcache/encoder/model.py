@@ -23,6 +23,7 @@ from embedcache.encoder.deberta.attention import Packing, packing_of
 from embedcache.encoder.deberta.packed import embed, is_packable, pooled, run_layers
 from embedcache.encoder.deberta.projection import CastWeights
 from embedcache.encoder.deberta.relative import needed_positions
+from embedcache.encoder.positions import longest_string
 from embedcache.encoder.prefix import base_of, some_layers
 from embedcache.encoder.tokens import TokenTable
 
@@ -51,8 +52,9 @@ class StringEncoder(nn.Module):
         self.pooling = pooling
         config: Any = model.config
         self.width: int = config.hidden_size
-        self.max_length: int = config.max_position_embeddings
+        self.max_length = longest_string(model)
         self.num_ids: int = config.vocab_size  # token ids that it has an embedding of
+        self.pad_id: int = getattr(config, "pad_token_id", None) or 0
         self.first_layer = 0  # the lowest layer that is trained; `lora.add_lora` sets it
         self._casts = CastWeights()
 
@@ -141,7 +143,7 @@ class StringEncoder(nn.Module):
                 hidden = run_layers(base, self._casts, embedded, packing, 0, first_layer)
                 states[index] = hidden.float()
                 continue
-            padded, mask = batch.padded()
+            padded, mask = batch.padded(pad_id=self.pad_id)
             with some_layers(base, 0, first_layer), needed_positions(base, padded.shape[1]):
                 hidden = base(input_ids=padded, attention_mask=mask.long()).last_hidden_state
             states[index] = hidden[mask].float()
@@ -167,7 +169,7 @@ class StringEncoder(nn.Module):
 
     def _encode_padded(self, tokens: TokenTable, pad_to: int | None = None) -> Float[Tensor, "S E"]:
         """Return the vectors as Hugging Face computes them, all strings padded to one length."""
-        ids, mask = tokens.padded(pad_to)
+        ids, mask = tokens.padded(pad_to, self.pad_id)
         if tokens.states is None:
             upper_layers: AbstractContextManager[None] = nullcontext()
         else:

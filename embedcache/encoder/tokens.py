@@ -51,13 +51,12 @@ class TokenTable:
         within = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(lengths)
         return self.offsets[:-1][ids].repeat_interleave(lengths) + within
 
-    def padded(self, length: int | None = None) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"]]:
-        """Return (ids, mask), padded with 0 to `length` or to the longest string.
-
-        The padding's id is irrelevant where the mask is used.
-        """
+    def padded(
+        self, length: int | None = None, pad_id: int = 0
+    ) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"]]:
+        """Return (ids, mask), padded to `length` or to the longest string."""
         index, mask = self._padded_index(length)
-        return self.values[index].long() * mask, mask
+        return torch.where(mask, self.values[index].long(), pad_id), mask
 
     def padded_states(self, length: int | None = None) -> Float[Tensor, "S L E"]:
         """Return the states where `padded` puts their tokens, zeros elsewhere."""

@@ -13,11 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoConfig, AutoModel
 
 from embedcache.config import EncoderConfig, LoraConfig
 from embedcache.encoder.loading import encoder_entries, load_encoder
 from embedcache.encoder.lora import add_lora, load_adapter, save_adapter
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize
+from embedcache.encoder.tokens import TokenTable, offsets_of
 from embedcache.errors import EncoderError, TokenizerError
 
 QUERY = "encoder.layer.0.attention.self.query_proj.weight"
@@ -296,3 +298,51 @@ def test_tokens_that_the_encoder_does_not_know_are_refused(tiny_encoder_folder: 
     tokenizer = load_tokenizer(config(tiny_encoder_folder))
     with pytest.raises(TokenizerError, match="gives token 266, the encoder has 266 tokens"):
         tokenize(tokenizer, ["[*]CC[*]"], 512, 266)
+
+
+# of 20 positions, those that a string's tokens have
+ARCHITECTURES = {"bert": 20, "electra": 20, "roberta": 18, "xlm-roberta": 18, "camembert": 18}
+ARCHITECTURES |= {"mpnet": 18, "esm": 18, "modernbert": 20}
+
+
+def write_architecture(folder: Path, model_type: str) -> EncoderConfig:
+    """Write a small encoder of an architecture that transformers brings, without a tokenizer."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    described = AutoConfig.for_model(
+        model_type,
+        **sizes,
+        intermediate_size=32,
+        vocab_size=31,
+        max_position_embeddings=20,
+        pad_token_id=1,
+        initializer_range=0.3,  # so that tokens and positions matter
+    )
+    torch.manual_seed(0)
+    AutoModel.from_config(described).save_pretrained(folder)
+    return config(folder)
+
+
+@pytest.mark.parametrize(("model_type", "longest"), ARCHITECTURES.items())
+def test_strings_of_every_length_that_is_allowed_have_one_vector_each(
+    model_type: str, longest: int, tmp_path: Path
+) -> None:
+    encoder = load_encoder(write_architecture(tmp_path / "encoder", model_type))
+    assert encoder.max_length == longest
+    lengths = torch.tensor([3, longest, 7, longest - 1])
+    values = torch.randint(2, 31, (int(lengths.sum()),))
+    tokens = TokenTable(values, offsets_of(lengths))
+    with torch.no_grad():
+        together = encoder(tokens, pad_to=longest)
+        for number, pieces in enumerate(values.split(lengths.tolist())):
+            states = encoder.model(input_ids=pieces.unsqueeze(0)).last_hidden_state
+            torch.testing.assert_close(together[number], states[0].mean(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "words"), [("fnet", "another vector"), ("xmod", "language")]
+)
+def test_an_encoder_that_mixes_strings_is_refused(
+    model_type: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EncoderError, match=words):
+        load_encoder(write_architecture(tmp_path / "encoder", model_type))
