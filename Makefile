@@ -69,7 +69,7 @@ lock: $(AUDIT)
 	    --generate-hashes --no-emit-index-url --no-header --quiet -c configs/constraints.txt \
 	    --extra gpu --extra cohort -o configs/lock.txt pyproject.toml
 
-# hashes, licences, known vulnerabilities; exit code 3 where the advisory database is out of reach
+# hashes, licences, known vulnerabilities; "Error 3" where the advisory database is out of reach
 audit: $(AUDIT)
 	$(BIN)/python -m jobs.audit
 
