@@ -75,7 +75,9 @@ def main() -> None:
         sys.exit(WRONG)
     if not_asked:
         num = count_of(len(not_asked), "answer")
-        print(f"NOT AUDITED for vulnerabilities ({num} missing): the rest is right", file=sys.stderr)
+        print(
+            f"NOT AUDITED for vulnerabilities ({num} missing): the rest is right", file=sys.stderr
+        )
         sys.exit(NOT_ASKED)
     print("no known vulnerabilities")
 

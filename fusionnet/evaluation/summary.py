@@ -3,7 +3,7 @@
 from embedcache.text import number, text_table, visible
 from fusionnet.evaluation.evaluate import Breakdown, Evaluation
 from fusionnet.metrics import Metrics, main_metrics
-from fusionnet.trained.run import TrainedRun
+from fusionnet.trained.run import TrainedRun, all_records
 
 MOST_NAMED = 12  # groups in one line
 VERDICTS = {True: "pass", False: "FAIL", None: "undefined"}
@@ -39,6 +39,12 @@ def _heading(run: TrainedRun, evaluation: Evaluation) -> list[str]:
         f"{run.folder}: {len(evaluation.targets):,} {evaluation.split} rows{groups}, checkpoint"
         f" '{run.moment}' (epoch {run.epoch})"
     ]
+    epochs, num_behind = run.config["train"]["epochs"], len(all_records(run))
+    if num_behind < epochs:
+        lines.append(
+            f"NOTE  The run has {num_behind} of {epochs} epochs behind it: evaluate it again when"
+            " its training is finished."
+        )
     if run.note:
         lines.append(f"NOTE  {run.note}")
     if run.standin:

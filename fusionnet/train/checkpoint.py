@@ -63,7 +63,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise RunError(
-            f"there is no checkpoint {path}; train first with: fusionnet train --config ..."
+            f"there is no checkpoint {path}: its run has not come that far. Wait for the training,"
+            " or go on with: fusionnet train --config ... --resume"
         )
     try:
         with zipfile.ZipFile(path) as archive:

@@ -40,6 +40,7 @@ def find_checkpoint(folder: Path, moment: Moment) -> Path:
     path = folder / f"{read_config(folder)[0].name}_{moment}.pt"
     if not path.is_file():
         raise RunError(
-            f"there is no checkpoint {path}; train first with: fusionnet train --config ..."
+            f"there is no checkpoint {path}: its run has not come that far. Wait for the training,"
+            " or go on with: fusionnet train --config ... --resume"
         )
     return path

@@ -133,6 +133,10 @@ def test_the_summary_says_what_counts(run: TrainedRun, evaluation: Evaluation) -
     assert "pass" not in lines["outcome", "r2"]
     for part in ("NOTE  Made up.", "STAND-IN", "mae by real: ", "test rows of"):
         assert part in text
+    assert "epochs behind it" not in text
+    longer = {**run.config, "train": {**run.config["train"], "epochs": 3}}
+    unfinished = summary(replace(run, config=longer), evaluation)
+    assert "NOTE  The run has 2 of 3 epochs behind it" in unfinished
 
 
 def test_a_goal_of_an_undefined_metric_is_not_passed(
