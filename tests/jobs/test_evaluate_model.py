@@ -5,15 +5,17 @@ refuses.
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from fusionnet.commands.command import run_job
 from fusionnet.commands.evaluate_model import main
 from fusionnet.runfolder.listing import foreign_files
 from fusionnet.workflow import evaluating
+
+Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -21,21 +23,8 @@ def folder(made_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made_run, tmp_path / "run")
 
 
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
-) -> tuple[int, str, str]:
-    """Run the job as its command line would; return exit code, stdout and stderr."""
-    monkeypatch.setattr("sys.argv", ["evaluate_model", *map(str, arguments)])
-    with pytest.raises(SystemExit) as done:
-        run_job(main)
-    printed = capsys.readouterr()
-    return int(str(done.value.code)), printed.out, printed.err
-
-
-def test_json_is_printed_alone_and_is_what_is_written(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, _ = call(monkeypatch, capsys, "--run", folder, "--json")
+def test_json_is_printed_alone_and_is_what_is_written(call: Call, folder: Path) -> None:
+    code, out, _ = call(main, "--run", folder, "--json")
     assert code == 0
     written = json.loads((folder / "metrics.json").read_text())
     assert json.loads(out) == written
@@ -46,23 +35,19 @@ def test_json_is_printed_alone_and_is_what_is_written(
 
 
 def test_an_evaluation_writes_over_no_file_that_the_run_did_not_write(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    call: Call, folder: Path
 ) -> None:
     (folder / "metrics.json").write_text("mine")
-    code, _, err = call(monkeypatch, capsys, "--run", folder, "--no-baselines")
+    code, _, err = call(main, "--run", folder, "--no-baselines")
     assert code == 2
     assert "metrics.json, which the run did not write" in err
     assert (folder / "metrics.json").read_text() == "mine"
 
 
-def test_other_splits_and_checkpoints_are_said_and_kept_apart(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, capsys, "--run", folder)[0] == 0
+def test_other_splits_and_checkpoints_are_said_and_kept_apart(call: Call, folder: Path) -> None:
+    assert call(main, "--run", folder)[0] == 0
     test_metrics = (folder / "metrics.json").read_bytes()
-    code, out, _ = call(
-        monkeypatch, capsys, "--run", folder, "--split", "validation", "--checkpoint", "final"
-    )
+    code, out, _ = call(main, "--run", folder, "--split", "validation", "--checkpoint", "final")
     assert code == 0
     assert "validation rows" in out
     assert "checkpoint 'final'" in out
@@ -77,10 +62,10 @@ def test_other_splits_and_checkpoints_are_said_and_kept_apart(
 
 
 def test_a_read_only_run_is_refused_before_the_work_and_evaluated_into_another_folder(
+    call: Call,
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     access = os.access  # root may write everywhere
     monkeypatch.setattr(os, "access", lambda path, mode: path != folder and access(path, mode))
@@ -97,12 +82,12 @@ def test_a_read_only_run_is_refused_before_the_work_and_evaluated_into_another_f
             (("--out", tmp_path / "taken"), "report.html is a folder, where a file is to be"),
             (("--out", tmp_path / ("n" * 300)), "File name too long"),
         ):
-            code, out, err = call(patch, capsys, "--run", folder, *words)
+            code, out, err = call(main, "--run", folder, *words)
             assert (code, out) == (2, "")
             assert message in err, err
     target = tmp_path / "new" / "place"
     words = ("--out", target, "--no-baselines")
-    code, out, _ = call(monkeypatch, capsys, "--run", folder, *words)
+    code, out, _ = call(main, "--run", folder, *words)
     assert code == 0
     assert f"report: {target / 'report.html'}" in out
     assert {path.name for path in target.iterdir()} == {"metrics.json", "report.html", "plots"}
@@ -110,19 +95,17 @@ def test_a_read_only_run_is_refused_before_the_work_and_evaluated_into_another_f
 
 
 def test_the_oracle_and_a_moved_cache(
+    call: Call,
     folder: Path,
     tiny_experiment: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(tiny_experiment.parent / "cache.zarr", tmp_path / "moved.zarr")
     pl.read_parquet(tiny_experiment.parent / "table.parquet").select("outcome").write_csv(
         tmp_path / "oracle.csv"
     )
     code, out, _ = call(
-        monkeypatch,
-        capsys,
+        main,
         "--run",
         folder,
         "--cache",
@@ -140,10 +123,9 @@ def test_the_oracle_and_a_moved_cache(
 
 
 def test_what_is_wrong_is_said_with_exit_code_2(
+    call: Call,
     folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     cases = [
         (("--run", tmp_path / "none"), "is not a run folder"),
@@ -155,7 +137,7 @@ def test_what_is_wrong_is_said_with_exit_code_2(
         (("--run", folder, "--device", "nowhere"), "device 'nowhere'"),
     ]
     for arguments, message in cases:
-        code, out, err = call(monkeypatch, capsys, *arguments)
+        code, out, err = call(main, *arguments)
         assert (code, out) == (2, "")
         assert message in err
     assert not (folder / "metrics.json").exists()

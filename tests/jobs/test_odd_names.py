@@ -3,6 +3,7 @@ they are, and write no file where a name would have it.
 """
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import yaml
 
 from embedcache.build.decide import build_cache
 from fusionnet.commands import evaluate_model, predict
-from fusionnet.commands.command import run_job
 from fusionnet.experiment import load_experiment
+
+Call = Callable[..., tuple[int, str, str]]
 
 SCRIPT, TEX, LONG = "<script>alert(1)</script>", "$5^$", "n" * 10_000
 NAMES = {
@@ -81,25 +83,9 @@ def folder(tiny_experiment: Path, make_run: Any, tmp_path_factory: pytest.TempPa
     return place
 
 
-def call(
-    module: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    *words: object,
-) -> str:
-    """Return what a command prints; anything but success fails the test."""
-    monkeypatch.setattr("sys.argv", ["command", *map(str, words)])
-    with pytest.raises(SystemExit) as done:
-        run_job(module.main)
-    printed = capsys.readouterr()
-    assert done.value.code == 0, printed.err[-2000:]
-    return printed.out
-
-
-def test_a_run_of_odd_names_is_evaluated(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = call(evaluate_model, monkeypatch, capsys, "--run", folder / "run", "--no-baselines")
+def test_a_run_of_odd_names_is_evaluated(call: Call, folder: Path) -> None:
+    code, said, err = call(evaluate_model.main, "--run", folder / "run", "--no-baselines")
+    assert code == 0, err
     assert "\x1b" not in said
     assert "\0" not in said
     run = folder / "run"
@@ -116,15 +102,15 @@ def test_a_run_of_odd_names_is_evaluated(
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.csv"])
 def test_rows_of_odd_names_are_predicted(
+    call: Call,
     name: str,
     folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     table, target = folder / "table.parquet", tmp_path / name
     words = ("--run", folder / "run", "--input", table, "--output", target)
-    said = call(predict, monkeypatch, capsys, *words)
+    code, said, err = call(predict.main, *words)
+    assert code == 0, err
     assert "\x1b" not in said
     if name == "out.csv":
         with target.open(encoding="utf-8", newline="") as stream:

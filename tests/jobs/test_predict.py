@@ -4,7 +4,7 @@ written, all violations at once.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ import yaml
 
 from embedcache.errors import TableError
 from fusionnet import RewardModel
-from fusionnet.commands.command import run_job
 from fusionnet.commands.predict import main
 from fusionnet.trained import reward
 from fusionnet.trained.folder import tables_of
 from fusionnet.workflow.predicting import write_scores
+
+Call = Callable[..., tuple[int, str, str]]
 
 REWARD = {
     "terms": [{"task": "ef", "weight": 0.5}, {"task": "opt", "weight": 0.3}],
@@ -41,27 +42,16 @@ def frame(tiny_experiment: Path) -> pl.DataFrame:
     return pl.read_parquet(tiny_experiment.parent / "table.parquet").with_row_index("key")
 
 
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
-) -> tuple[int, str, str]:
-    """Run the job as its command line would; return exit code, stdout and stderr."""
-    monkeypatch.setattr("sys.argv", ["predict", *map(str, arguments)])
-    with pytest.raises(SystemExit) as done:
-        run_job(main)
-    printed = capsys.readouterr()
-    return int(str(done.value.code)), printed.out, printed.err
-
-
 @pytest.mark.parametrize("source", ["in.parquet", "in [1].csv"])
 @pytest.mark.parametrize("target", ["out.parquet", "out [1].csv"])
 def test_predictions_stand_beside_their_rows(
+    call: Call,
     source: str,
     target: str,
     folder: Path,
     frame: pl.DataFrame,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(reward, "BATCH_ROWS", 50)
     shuffled = frame.sample(fraction=1.0, shuffle=True, seed=1)
@@ -69,8 +59,7 @@ def test_predictions_stand_beside_their_rows(
         tmp_path / source
     )
     code, out, err = call(
-        monkeypatch,
-        capsys,
+        main,
         "--run",
         folder,
         "--input",
@@ -99,19 +88,16 @@ def test_predictions_stand_beside_their_rows(
 
 
 def test_cells_of_a_csv_come_out_as_they_went_in(
+    call: Call,
     folder: Path,
-    frame: pl.DataFrame,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "in.csv").write_text(
         "code,smiles,other,kind,x0,x1,x2\n007,[*]CC[*],[*]CC[*],a,0.10,50.00,1e0\n1e5,*CC*,[*]CC[*],b,0.20,50,1\n"
     )
     assert (
         call(
-            monkeypatch,
-            capsys,
+            main,
             "--run",
             folder,
             "--input",
@@ -128,16 +114,14 @@ def test_cells_of_a_csv_come_out_as_they_went_in(
 
 
 def test_new_strings_and_their_unknown_parts_are_said(
+    call: Call,
     folder: Path,
     frame: pl.DataFrame,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     frame.head(3).with_columns(smiles=pl.lit("[*]C[Pt]C[*]")).write_parquet(tmp_path / "in.parquet")
     code, out, err = call(
-        monkeypatch,
-        capsys,
+        main,
         "--run",
         folder,
         "--input",
@@ -151,11 +135,10 @@ def test_new_strings_and_their_unknown_parts_are_said(
 
 
 def test_wrong_input_is_refused_whole(
+    call: Call,
     folder: Path,
     frame: pl.DataFrame,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "out.parquet").write_text("an earlier output")
     # the last row alone: nothing may be written before it is seen
@@ -179,8 +162,7 @@ def test_wrong_input_is_refused_whole(
     for table, parts in cases:
         table.write_parquet(tmp_path / "in.parquet")
         code, _, err = call(
-            monkeypatch,
-            capsys,
+            main,
             "--run",
             folder,
             "--input",
@@ -193,8 +175,7 @@ def test_wrong_input_is_refused_whole(
     (tmp_path / "in.parquet").write_bytes(b"no parquet")
     assert (
         call(
-            monkeypatch,
-            capsys,
+            main,
             "--run",
             folder,
             "--input",
@@ -205,8 +186,7 @@ def test_wrong_input_is_refused_whole(
         == 2
     )
     code, _, err = call(
-        monkeypatch,
-        capsys,
+        main,
         "--run",
         folder,
         "--input",
@@ -220,24 +200,23 @@ def test_wrong_input_is_refused_whole(
 
 
 def predict_into(
+    call: Call,
     target: object,
     folder: Path,
     source: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> tuple[int, str]:
     """Return the exit code and what was said on stderr."""
     arguments = ("--run", folder, "--input", source, "--output", target)
-    code, _, err = call(monkeypatch, capsys, *arguments)
+    code, _, err = call(main, *arguments)
     return code, err
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    call: Call,
     folder: Path,
     frame: pl.DataFrame,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = tmp_path / "in.parquet"
     frame.write_parquet(source)
@@ -269,32 +248,31 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     cases[str(table)] = "is the table that the run was trained on"
     before = set(tmp_path.rglob("*"))
     for name, message in cases.items():
-        code, err = predict_into(tmp_path / name, folder, source, monkeypatch, capsys)
+        code, err = predict_into(call, tmp_path / name, folder, source)
         assert (code, message in err) == (2, True), err
     assert set(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["new/folder/out.parquet", f"{'n' * 251}.csv"])
 def test_missing_folders_are_made_and_long_names_taken(
+    call: Call,
     name: str,
     folder: Path,
     frame: pl.DataFrame,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     frame.head(3).write_parquet(tmp_path / "in.parquet")
     source, target = tmp_path / "in.parquet", tmp_path / name
-    assert predict_into(target, folder, source, monkeypatch, capsys) == (0, "")
+    assert predict_into(call, target, folder, source) == (0, "")
     assert [path.name for path in target.parent.iterdir() if path != source] == [target.name]
 
 
 def test_what_a_csv_cannot_hold_is_said_before_the_work(
+    call: Call,
     folder: Path,
     frame: pl.DataFrame,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = tmp_path / "in.parquet"
     frame.head(3).with_columns(
@@ -308,13 +286,13 @@ def test_what_a_csv_cannot_hold_is_said_before_the_work(
     ).write_parquet(source)
     with monkeypatch.context() as patch:
         patch.setattr(RewardModel, "_predictions", lambda *_: pytest.fail("the work has begun"))
-        code, err = predict_into(tmp_path / "out.csv", folder, source, patch, capsys)
+        code, err = predict_into(call, tmp_path / "out.csv", folder, source)
     assert code == 2
     assert all(f"{name} (" in err for name in ("tags", "both", "raw", "took", "pair"))
     assert not any(f"{name} (" in err for name in ("day", "level", "x0", "key"))
     assert "--output NAME.parquet" in err
     assert list(tmp_path.iterdir()) == [source]
-    code, err = predict_into(tmp_path / "out.parquet", folder, source, monkeypatch, capsys)
+    code, err = predict_into(call, tmp_path / "out.parquet", folder, source)
     assert (code, err) == (0, "")
     assert (
         pl.read_parquet(tmp_path / "out.parquet")
@@ -325,12 +303,12 @@ def test_what_a_csv_cannot_hold_is_said_before_the_work(
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.csv"])
 def test_nothing_is_published_when_a_later_batch_fails(
+    call: Call,
     name: str,
     folder: Path,
     frame: pl.DataFrame,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source, target = tmp_path / "in.parquet", tmp_path / name
     frame.write_parquet(source)
@@ -348,22 +326,22 @@ def test_nothing_is_published_when_a_later_batch_fails(
     monkeypatch.setattr(reward, "BATCH_ROWS", 50)
     with monkeypatch.context() as patch:
         patch.setattr(RewardModel, "batches", fail_late)
-        code, err = predict_into(target, folder, source, patch, capsys)
+        code, err = predict_into(call, target, folder, source)
     assert (code, err) == (2, "error: the table changed\n")
     assert target.read_text() == "an earlier output"
     left = {source, target, *(other.parent for other in others)}
     assert set(tmp_path.iterdir()) == left
-    assert predict_into(target, folder, source, monkeypatch, capsys) == (0, "")
+    assert predict_into(call, target, folder, source) == (0, "")
     assert set(tmp_path.iterdir()) == left
     assert all(other.is_file() for other in others)
 
 
 def test_means_are_those_of_all_rows(
+    call: Call,
     folder: Path,
     frame: pl.DataFrame,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(reward, "BATCH_ROWS", 50)  # the last batch has 20 rows
     frame.write_parquet(tmp_path / "in.parquet")
