@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 from forks import Forks
 from zarr.core import sync
 
@@ -16,6 +17,7 @@ def read_and_leave() -> None:
     sync._get_loop().call_soon_threadsafe(time.sleep, 0.6)
 
 
+@pytest.mark.dist
 def test_the_thread_of_the_event_loop_is_awaited(forks: Forks) -> None:
     done = forks.call(read_and_leave).wait()
     assert done == (0, "", "")

@@ -104,7 +104,6 @@ def test_predictions_from_raw_units_equal_those_from_the_cache(
     np.testing.assert_allclose(backwards[::-1], found, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.dist
 def test_a_model_standardises_by_what_the_cache_holds_also_when_read_back(
     made_run: Path, tiny_experiment: Path
 ) -> None:
@@ -118,6 +117,7 @@ def test_a_model_standardises_by_what_the_cache_holds_also_when_read_back(
         assert adapter.mean.abs().max() > 0
 
 
+@pytest.mark.dist
 def test_what_training_wrote_is_read_back_to_its_own_numbers(
     tiny_run: Path, made_run: Path, tiny_experiment: Path
 ) -> None:
