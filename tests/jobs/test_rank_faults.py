@@ -2,51 +2,43 @@
 it.
 """
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from forks import free_port
+from forks import Forks
 
 pytestmark = pytest.mark.dist
-OPTIONS = {
-    "deepspeed": ("--num_accelerators", "2", "--master_port"),
-    "torchrun": ("--nproc-per-node", "2", "--master-port"),
-}
+WORKER = Path(__file__).with_name("faulty_train.py")
+SAID = "another rank of this training ended, so rank 0 ends too"
 
 
-@pytest.mark.parametrize(
-    ("how", "launcher"),
-    [
-        ("raises", "torchrun"),
-        pytest.param("killed", "torchrun", marks=pytest.mark.slow),
-        pytest.param("raises", "deepspeed", marks=pytest.mark.slow),
-        pytest.param("killed", "deepspeed", marks=pytest.mark.slow),
-    ],
-)
-def test_a_rank_that_dies_ends_the_job(
-    how: str, launcher: str, tiny_experiment: Path, tmp_path: Path
-) -> None:
-    worker = Path(__file__).with_name("faulty_train.py")
-    program = str(Path(sys.executable).with_name(launcher))
-    launched = (program, *OPTIONS[launcher], str(free_port()), str(worker), how)
+@pytest.fixture
+def words(tiny_experiment: Path, tmp_path: Path) -> tuple[object, ...]:
     values = ("--set", f"run.dir={tmp_path / 'run'}", "--set", "train.epochs=500")
-    started = time.monotonic()
-    done = subprocess.run(
-        [*launched, "--config", str(tiny_experiment), *values],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode != 0
-    said = done.stdout + done.stderr
+    return ("--config", tiny_experiment, *values)
+
+
+@pytest.mark.parametrize(("how", "code"), [("raises", 2), ("killed", -9)])
+def test_the_rank_that_is_left_says_so_and_ends(
+    how: str, code: int, words: tuple[object, ...], forks: Forks, tmp_path: Path
+) -> None:
+    left, dead = (rank.wait() for rank in forks.start_ranks(WORKER, 2, how, *words))
+    assert (left.code, dead.code) == (2, code), left
+    assert ("rank 1 has had enough" in dead.err) == (how == "raises")
+    assert SAID in left.err
+    assert "Traceback" not in left.err
+    assert not (tmp_path / "run" / "tiny_final.pt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "launcher"), [("raises", "torchrun"), ("killed", "deepspeed")])
+def test_a_rank_that_dies_ends_the_job(
+    how: str, launcher: str, words: tuple[object, ...], forks: Forks, tmp_path: Path
+) -> None:
+    done = forks.launch(launcher, WORKER, how, *words).wait()
+    assert done.code != 0
+    said = done.out + done.err
     assert ("rank 1 has had enough" if how == "raises" else "-9") in said, said
-    assert "another rank of this training ended, so rank 0 ends too" in said
+    assert SAID in said
     assert "[rank0]: Traceback" not in said
-    assert time.monotonic() - started < 200
     assert not (tmp_path / "run" / "tiny_final.pt").exists()

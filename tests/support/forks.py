@@ -27,6 +27,10 @@ import torch
 SUPPORT = Path(__file__).resolve().parent
 REPOSITORY = SUPPORT.parents[1]
 FOR_ALL = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+LAUNCHERS = {  # and their options for two ranks
+    "deepspeed": ("--num_accelerators", "2", "--master_port"),
+    "torchrun": ("--nproc-per-node", "2", "--master-port"),
+}
 
 
 class Done(NamedTuple):
@@ -103,6 +107,13 @@ class Forks:
         done = self.start(script, *words, env=env).wait()
         assert done.code == code, f"exit code {done.code}\n{done.out}\n{done.err}"
         return done
+
+    def launch(self, launcher: str, *words: object) -> Fork:
+        """Start what `launcher words` does with two ranks; they are fresh interpreters, the
+        launcher is a fork.
+        """
+        program = Path(sys.executable).with_name(launcher)
+        return self.start(program, *LAUNCHERS[launcher], free_port(), *words)
 
     def start_ranks(
         self, script: Path, size: int, *words: object, launcher: str = "torchrun"

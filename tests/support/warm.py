@@ -8,11 +8,15 @@ import gc
 
 import filelock  # noqa: F401
 import safetensors.torch  # noqa: F401
-import tensorboard  # noqa: F401
-import torch.distributed.run  # noqa: F401
+import torch.distributed.run
+import torch.utils.tensorboard  # noqa: F401
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+import fusionnet.train.engine
 import fusionnet.trained.reward
 import fusionnet.workflow.building
 import fusionnet.workflow.training  # noqa: F401
+
+get_checkpoint_conversion_mapping("")  # compiles a thousand patterns at its first call
 
 gc.freeze()  # the children's collector leaves these objects, and their pages, alone
