@@ -4,6 +4,7 @@ import os
 import re
 import tomllib
 import warnings
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,14 @@ def test_one_deprecation_of_a_newer_python_is_no_error() -> None:
         warnings.warn(f"`torch.jit.script` {how}. Please ...", DeprecationWarning, stacklevel=1)
     with pytest.raises(DeprecationWarning):
         warnings.warn("`torch.jit.save` is deprecated.", DeprecationWarning, stacklevel=1)
+
+
+def test_no_folder_of_tests_is_left_out(repository: Path, pytestconfig: pytest.Config) -> None:
+    patterns = pytestconfig.getini("norecursedirs")
+    names = {
+        folder
+        for file in (repository / "tests").rglob("test_*.py")
+        for folder in file.relative_to(repository / "tests").parts[:-1]
+    }
+    assert {"build", "jobs"} <= names
+    assert not [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]

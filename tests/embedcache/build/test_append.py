@@ -384,7 +384,7 @@ def test_an_appended_file_may_lack_labels_but_not_features(
 def test_a_file_that_is_listed_twice_or_none_is_refused(grown: Callable) -> None:
     study = grown("a", 1)
     for files, message in (
-        ([study.data.path[0]] * 2, "must be distinct"),
+        ([study.data.path[0]] * 2, "has twice"),
         ([], "at least one file"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -78,11 +78,13 @@ def longer(
     return study, other, vectors.Cache(finished, manifest.read_root(finished))
 
 
+@pytest.mark.dist
 def test_a_kill_at_any_moment_leaves_the_old_cache_or_a_build_that_goes_on(
     longer: tuple[Any, Any, Cache], forks: Forks, tmp_path: Path
 ) -> None:
     study, other, reference = longer
     rng = np.random.default_rng(0)
+    forks.call(os.getpid).wait()  # the server has started
     started = time.perf_counter()
     forks.call(build_cache, *study.arguments()).wait()
     seconds = time.perf_counter() - started
@@ -90,7 +92,7 @@ def test_a_kill_at_any_moment_leaves_the_old_cache_or_a_build_that_goes_on(
     assert old != reference.identity
     shutil.copytree(study.cache.path, tmp_path / "old.zarr")
     outcomes = []
-    for _ in range(5):
+    for _ in range(3):
         shutil.rmtree(study.cache.path)
         shutil.copytree(tmp_path / "old.zarr", study.cache.path)
         builder = forks.call(build_cache, *other.arguments(), Existing.OVERWRITE)
@@ -107,6 +109,7 @@ def test_a_kill_at_any_moment_leaves_the_old_cache_or_a_build_that_goes_on(
     assert "old" in outcomes, "no kill came before the end: the test shows nothing"
 
 
+@pytest.mark.dist
 def test_a_kill_while_appending_leaves_the_old_cache_or_the_grown_one(
     make_study: Callable,
     frame_of: Callable,
@@ -128,7 +131,7 @@ def test_a_kill_while_appending_leaves_the_old_cache_or_the_grown_one(
     Path(study.cache.path).rename(finished)
     reference = vectors.Cache(finished, manifest.read_root(finished))
     outcomes = []
-    for _ in range(4):
+    for _ in range(3):
         shutil.rmtree(study.cache.path, ignore_errors=True)
         shutil.copytree(tmp_path / "old.zarr", study.cache.path)
         builder = forks.call(build_cache, *grown.arguments(), Existing.APPEND)
@@ -303,6 +306,7 @@ def test_a_damaged_piece_is_encoded_again(
     )
 
 
+@pytest.mark.dist
 def test_two_builders_make_one_cache(
     longer: tuple[Any, Any, Cache], forks: Forks, tmp_path: Path
 ) -> None:
