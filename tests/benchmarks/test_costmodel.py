@@ -223,6 +223,7 @@ def test_the_text_says_what_is_measured_and_what_is_not(tmp_path: Path) -> None:
     assert (tmp_path / "scaling.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_projecting_anew_keeps_what_was_measured(tmp_path: Path) -> None:
     file = tmp_path / "scaling.json"
     with pytest.raises(UserError, match="holds no measured steps"):

@@ -75,6 +75,7 @@ def test_what_was_not_measured_is_said(root: Path) -> None:
         assert f"`python -m benchmarks {name}`: not measured." in text
 
 
+@pytest.mark.slow
 def test_numbers_come_from_the_json_and_writing_twice_changes_nothing(root: Path) -> None:
     results = root / "benchmarks" / "results"
     (results / "quality.json").write_text(json.dumps(quality()))

@@ -48,6 +48,7 @@ def test_loading_compares_streaming_with_the_resident_run_before_it() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
+@pytest.mark.slow
 def test_every_format_gives_the_rows_back(tiny_experiment: Path, tmp_path: Path) -> None:
     cache = open_cache(load_experiment(tiny_experiment).cache.path)
     rows = row_arrays(cache)

@@ -10,6 +10,7 @@ from embedcache.errors import UserError
 COUNTING = "tests.benchmarks.harness.counting_worker:Counting"
 
 
+@pytest.mark.dist
 def test_a_worker_keeps_its_state_and_says_how_it_ended() -> None:
     with Worker(COUNTING, {"mode": "m"}) as worker:
         assert worker.ready == "ready"

@@ -76,7 +76,7 @@ def test_rows_are_those_of_the_table(built_study: Any) -> None:
     }
 
 
-@examples(cost=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(cost=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bounds=st.tuples(st.integers(0, 240), st.integers(0, 240)))
 def test_any_range_of_rows_is_a_slice_of_all(built_study: Any, bounds: tuple[int, int]) -> None:
     start, stop = sorted(bounds)
@@ -89,8 +89,8 @@ def test_any_range_of_rows_is_a_slice_of_all(built_study: Any, bounds: tuple[int
 
 @examples(cost=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    pieces=st.lists(st.integers(0, 40), min_size=1, max_size=6),
-    chunk=st.integers(1, 50),
+    pieces=st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    chunk=st.integers(1, 12),
     shards=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
@@ -221,6 +221,7 @@ def test_layout_round_trip(built_study: Any) -> None:
     assert layout.strings[0].standin
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_in_any_file_is_an_error_that_names_it(built_study: Any, copy: Path) -> None:
     files = sorted(path for path in copy.rglob("*") if path.is_file())
     assert len(files) > 30

@@ -81,6 +81,7 @@ def test_boosting_finds_what_the_strings_say(cache: Cache) -> None:
     assert errors[2] < 0.8 * errors[1] < errors[0]
 
 
+@pytest.mark.slow
 def test_a_binary_target_gets_probabilities(cache: Cache) -> None:
     rows = cache.rows()
     predicted = BASELINES[BOOSTING](cache, 1, 0)

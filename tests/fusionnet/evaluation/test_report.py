@@ -77,6 +77,7 @@ def test_the_page_stands_alone_and_shows_every_plot(
         assert (pixels < 0.5).mean() > 0.002
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_numbers_are_worth(run: TrainedRun, evaluation: Evaluation) -> None:
     goals = tuple(
         task.model_copy(update={"goals": {"mae": 1e9, "rmse": 0.0} if task.name == "ef" else {}})

@@ -127,6 +127,7 @@ def test_an_epoch_is_every_row_once_in_steps_of_the_plan_and_can_be_entered_anyw
     )
 
 
+@pytest.mark.slow
 def test_what_is_read_from_the_cache_are_the_resident_rows(cache: Cache) -> None:
     source, table = streamed(cache, 8), load_rows(cache, "train")
     for step in source.steps(StepPlan(source.num_rows, 60, 1, 1, 0), 0):
@@ -204,6 +205,7 @@ def test_what_varies_along_the_table_is_even_over_the_steps(cache: Cache) -> Non
     assert abs(neighbours.mean() - 1 / 3) < 0.02  # as of two independent uniform numbers
 
 
+@pytest.mark.slow
 def test_auto_is_resident_where_the_table_fits(cache: Cache) -> None:
     assert isinstance(open_rows(cache, TrainConfig(), "cpu")[0], ResidentRows)
     assert isinstance(open_rows(cache, TrainConfig(rows="streaming"), "cpu")[1], StreamingRows)
