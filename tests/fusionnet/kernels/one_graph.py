@@ -35,7 +35,8 @@ def step(
     return total + sums.detach().sum()
 
 
-@pytest.mark.parametrize("p", [0.0, 0.4])
+# without dropout, which is a part less, where seeds differ: see below
+@pytest.mark.parametrize("p", [0.0, 0.4] if ON_GPU else [0.4])
 def test_one_graph_is_eager_mode(p: float) -> None:
     compiled = torch.compile(step, fullgraph=True, backend="inductor" if ON_GPU else "aot_eager")
     for num_rows in (33, 47):  # the second makes the number of rows symbolic
