@@ -30,6 +30,8 @@ from fusionnet.commands.command import run_job
 from fusionnet.experiment import load_experiment
 from fusionnet.workflow.checked_cache import open_checked_cache
 
+pytestmark = pytest.mark.slow  # together 48 s of CPU, in make test alone
+
 FIELDS = [array.name for array in ROW_ARRAYS]
 NEW = [f"[*]{'C' * k}O[*]" for k in range(3, 10)]  # seven strings that the first file does not have
 STRATEGIES: dict[str, dict[str, Any]] = {

@@ -30,6 +30,8 @@ from embedcache.cache.layout import ROW_ARRAYS
 from embedcache.cache.reader import Cache
 from embedcache.errors import BusyCacheError, CacheError, MissingCacheError
 
+pytestmark = pytest.mark.slow  # together 48 s of CPU, in make test alone
+
 FIELDS = [array.name for array in ROW_ARRAYS]
 
 
