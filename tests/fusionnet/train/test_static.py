@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -139,15 +139,29 @@ def taken(steps: StaticSteps, epochs: Iterator[int]) -> list[Tensor]:
     return [losses[0].clone() for epoch in epochs for losses in steps.of_epoch(epoch)]
 
 
+class Plain(NamedTuple):
+    """What plain PyTorch made of a mode's rows."""
+
+    mode: str
+    losses: list[Tensor]
+    initial: list[Tensor]
+    weights: list[Tensor]
+
+
+@pytest.fixture(scope="module", params=["per_step", "frozen"])
+def plain(tiny_experiment: Path, request: pytest.FixtureRequest) -> Plain:
+    naive = "naive" if request.param == "per_step" else request.param
+    setting = Setting(tiny_experiment, f"encoder.mode={naive}")
+    initial = [weight.detach().clone() for weight in weights_of(setting)]
+    losses, _ = plain_pytorch(setting)
+    return Plain(request.param, losses, initial, weights_of(setting))
+
+
 @pytest.mark.parametrize("num_micro_batches", [1, 3])
-@pytest.mark.parametrize("mode", ["per_step", "frozen"])
 def test_static_steps_are_those_of_plain_adamw(
-    tiny_experiment: Path, mode: str, num_micro_batches: int
+    tiny_experiment: Path, plain: Plain, num_micro_batches: int
 ) -> None:
-    naive = "naive" if mode == "per_step" else mode
-    wanted = Setting(tiny_experiment, f"encoder.mode={naive}")
-    initial = [weight.detach().clone() for weight in weights_of(wanted)]
-    losses, _ = plain_pytorch(wanted)
+    mode, losses, initial, weights = plain
     found = Setting(tiny_experiment, f"encoder.mode={mode}", num_micro_batches=num_micro_batches)
     sizes = set(found.plan.step_sizes)
     assert len(sizes) == 2, "a step should be a row short"
@@ -156,7 +170,7 @@ def test_static_steps_are_those_of_plain_adamw(
     own = taken(found.steps(found.engine()), iter(range(EPOCHS)))
     torch.testing.assert_close(torch.stack(own), torch.stack(losses), rtol=1e-5, atol=1e-5)
     moved = 0.0
-    for start, one, other in zip(initial, weights_of(found), weights_of(wanted), strict=True):
+    for start, one, other in zip(initial, weights_of(found), weights, strict=True):
         motion = (other.detach() - start).norm()
         moved += float(motion)
         # AdamW divides by a gradient's own size: where that is rounding, motion is noise
@@ -221,28 +235,38 @@ def test_the_dispatch_mode_sees_a_question() -> None:
             ask(torch.arange(4))
 
 
-@pytest.mark.parametrize("check_steps", [1, 5, 1000])
+FEW_STEPS = ("train.batch_rows=33",)  # in an epoch
+BAD_STEP = 2
+
+
+@pytest.fixture(scope="module")
+def good(tiny_experiment: Path) -> list[Tensor]:
+    """The weights before the bad step."""
+    setting = Setting(tiny_experiment, *FEW_STEPS)
+    steps = setting.steps(setting.engine()).of_epoch(0)
+    for _ in range(BAD_STEP):
+        next(steps)
+    steps.close()
+    return weights_of(setting)
+
+
+@pytest.mark.parametrize("check_steps", [1, 4, 1000])
 def test_a_bad_gradient_is_named_late_and_changes_nothing(
-    tiny_experiment: Path, check_steps: int, monkeypatch: pytest.MonkeyPatch
+    tiny_experiment: Path, good: list[Tensor], check_steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(static, "CHECK_STEPS", check_steps)
-    bad_step = 7
-    good = Setting(tiny_experiment)
-    steps = good.steps(good.engine()).of_epoch(0)
-    for _ in range(bad_step):
-        next(steps)
-    setting = Setting(tiny_experiment)
-    victim = int(list(setting.plan.steps(0))[bad_step][3])
+    setting = Setting(tiny_experiment, *FEW_STEPS)
+    victim = int(list(setting.plan.steps(0))[BAD_STEP][3])
     numeric = setting.table.numeric.clone()
     numeric[victim, 0] = torch.inf
     table = replace(setting.table, numeric=numeric)
     engine, victim_row = setting.engine(), int(table.row[victim])
-    wanted = rf"step {bad_step}: .*rows \[{victim_row}\]"
+    wanted = rf"step {BAD_STEP}: .*rows \[{victim_row}\]"
     with pytest.raises(NonFiniteLossError, match=wanted):
         taken(setting.steps(engine, table), iter(range(EPOCHS)))
-    for one, other in zip(weights_of(setting), weights_of(good), strict=True):
+    for one, other in zip(weights_of(setting), good, strict=True):
         assert torch.equal(one, other)
-    assert engine.state()["step"] == bad_step
+    assert engine.state()["step"] == BAD_STEP
 
 
 def test_a_checkpoint_has_tensors_of_its_own(tiny_experiment: Path) -> None:
@@ -261,7 +285,7 @@ def test_a_checkpoint_has_tensors_of_its_own(tiny_experiment: Path) -> None:
 
 
 def test_a_run_goes_on_from_its_state(tiny_experiment: Path) -> None:
-    dropout = ("model.dropout=0.1", "encoder.lora.dropout=0.1")
+    dropout = ("model.dropout=0.1", "encoder.lora.dropout=0.1", *FEW_STEPS)
     whole = Setting(tiny_experiment, *dropout)
     wanted = taken(whole.steps(whole.engine()), iter(range(EPOCHS)))
     half = Setting(tiny_experiment, *dropout)
