@@ -26,8 +26,8 @@ from benchmarks.harness.stamp import stamp
 from benchmarks.harness.stepper import world
 from benchmarks.quality_fit import cached, fit, score, target_index
 from embedcache.cache.reader import Cache, open_cache
-from embedcache.config import SPLITS
-from fusionnet.config import ModelConfig
+from embedcache.config.split import SPLITS
+from fusionnet.config.model import ModelConfig
 from fusionnet.evaluation.baselines import BASELINES
 from fusionnet.experiment import Experiment
 from fusionnet.train.sizing import settled_precision

@@ -9,7 +9,7 @@ from benchmarks.harness.setting import experiment_of, recipe_of
 from benchmarks.harness.stepper import world
 from embedcache.build.decide import Existing, build_cache
 from embedcache.cache.reader import Cache, open_cache
-from embedcache.config import SPLITS
+from embedcache.config.split import SPLITS
 from fusionnet.experiment import Experiment
 from fusionnet.metrics import task_metrics
 from fusionnet.model.forward import forward_rows, to_units

@@ -20,7 +20,7 @@ from benchmarks.harness.pictures import COLORS, Panel
 from benchmarks.harness.publish import Report, publish, tell
 from benchmarks.harness.stamp import RESULTS, stamp
 from embedcache.cache.reader import Cache, open_cache
-from embedcache.config import SPLITS
+from embedcache.config.split import SPLITS
 from embedcache.errors import UserError
 from fusionnet.evaluation.baselines import BASELINES
 from fusionnet.experiment import load_experiment

@@ -21,7 +21,7 @@ from embedcache.cache.identity import FORMAT_VERSION
 from embedcache.cache.layout import ROW_ARRAYS, RowBlock
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.cache.writer import StoreWriter
-from embedcache.config import CacheConfig
+from embedcache.config.cache import CacheConfig
 
 Arrays = dict[str, np.ndarray]
 

@@ -39,14 +39,14 @@ from typing import Any
 _HOMES = {
     "build_cache": "build.decide",
     "Cache": "cache.reader",
-    "CacheConfig": "config",
-    "DataConfig": "config",
-    "EncoderConfig": "config",
+    "CacheConfig": "config.cache",
+    "DataConfig": "config.table",
+    "EncoderConfig": "config.encoder",
     "LiveEncoder": "live.step",
-    "LoraConfig": "config",
+    "LoraConfig": "config.encoder",
     "open_cache": "cache.reader",
-    "SplitConfig": "config",
-    "TargetColumn": "config",
+    "SplitConfig": "config.split",
+    "TargetColumn": "config.table",
 }
 __all__ = list(_HOMES)
 

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from embedcache.config import TargetColumn, Transform
+from embedcache.config.table import TargetColumn, Transform
 
 CELSIUS_ZERO_K = 273.15
 # values must lie above, not on

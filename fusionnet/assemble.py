@@ -11,7 +11,7 @@ from torch import nn
 
 from embedcache.cache.layout import Layout
 from embedcache.cache.reader import Cache
-from embedcache.config import EncoderConfig
+from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder

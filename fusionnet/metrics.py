@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from fusionnet.config import BINARY_METRICS, REGRESSION_METRICS, Task
-from fusionnet.config import METRICS as METRICS
+from fusionnet.config.tasks import BINARY_METRICS, REGRESSION_METRICS, Task
+from fusionnet.config.tasks import METRICS as METRICS
 
 Metrics = dict[str, float | None]
 TITLES = {

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from embedcache.cache.layout import Layout
-from embedcache.config import EncoderConfig, EncodingMode
+from embedcache.config.encoder import EncoderConfig, EncodingMode
 from embedcache.scaling import Scaling
-from fusionnet.config import LossConfig, ModelConfig, Task, TrainConfig
+from fusionnet.config.model import ModelConfig
+from fusionnet.config.tasks import LossConfig, Task
+from fusionnet.config.train import TrainConfig
 from fusionnet.model.loss import MultiTaskLoss
 from fusionnet.model.network import FusionNetwork
 from fusionnet.model.trainable import TrainableModel

@@ -16,12 +16,12 @@ from fusionnet.commands.cli import EMBEDCACHE, FUSIONNET
 HEAVY = ("transformers", "peft", "deepspeed", "sklearn", "matplotlib", "tensorboard")
 LIGHT = (
     "embedcache",
-    "embedcache.config",
+    "embedcache.config.table",
     "embedcache.table.read",
     "embedcache.cache.reader",
     "embedcache.ranks",
     "fusionnet",
-    "fusionnet.config",
+    "fusionnet.config.tasks",
     "fusionnet.experiment",
 )
 # What a command's work imports, in seconds of every start, only if it needs it.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from fusionnet.config import OptimConfig, TrainConfig
+from fusionnet.config.train import OptimConfig, TrainConfig
 from fusionnet.train.dsconfig import deepspeed_config
 
 SCRIPTS = ("one_node.sh", "several_nodes.sh", "slurm.sh")

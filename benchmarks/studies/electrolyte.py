@@ -27,7 +27,7 @@ from benchmarks.harness.publish import Report, output_path, parser, publish, tel
 from benchmarks.harness.stamp import REPOSITORY, stamp
 from benchmarks.harness.workers import run_python
 from embedcache.cache.reader import Cache, open_cache
-from embedcache.config import SPLITS
+from embedcache.config.split import SPLITS
 from embedcache.errors import UserError
 from fusionnet.evaluation.baselines import BASELINES
 from fusionnet.metrics import regression_metrics

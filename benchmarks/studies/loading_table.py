@@ -13,7 +13,8 @@ from embedcache.cache import manifest
 from embedcache.cache.identity import FORMAT_VERSION
 from embedcache.cache.layout import Layout, RowBlock, StringSpec, StringTable
 from embedcache.cache.writer import StoreWriter
-from embedcache.config import CacheConfig, EncoderConfig
+from embedcache.config.cache import CacheConfig
+from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.tokens import TokenTable
 from embedcache.scaling import Scaling, VectorScaling
 from embedcache.table.strings import text_hashes

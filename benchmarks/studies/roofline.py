@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from fusionnet.config import ModelConfig
+from fusionnet.config.model import ModelConfig
 from fusionnet.model.constant import ConstantLinear
 from fusionnet.model.evaluator import CPU_BLOCK_ROWS
 from fusionnet.model.network import FusionNetwork

@@ -15,7 +15,10 @@ from embedcache.build.request import BuildRequest
 from embedcache.cache.folder import CacheFolder
 from embedcache.cache.identity import Identity
 from embedcache.cache.reader import Cache, open_cache
-from embedcache.config import CacheConfig, DataConfig, EncoderConfig, SplitConfig, TargetColumn
+from embedcache.config.cache import CacheConfig
+from embedcache.config.encoder import EncoderConfig
+from embedcache.config.split import SplitConfig
+from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.errors import CacheError, CorruptCacheError, MissingCacheError, StaleCacheError
 from embedcache.ranks import ALONE, Ranks
 

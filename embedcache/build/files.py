@@ -16,7 +16,8 @@ from jaxtyping import Int64
 from embedcache.build.blocks import reblocked, row_blocks
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache
-from embedcache.config import DataConfig, SplitConfig, TargetColumn
+from embedcache.config.split import SplitConfig
+from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.split.assign import (
     ROWS_PER_BLOCK,
     Assignment,

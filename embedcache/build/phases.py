@@ -23,7 +23,7 @@ from embedcache.cache.identity import FORMAT_VERSION, Identity
 from embedcache.cache.layout import Layout
 from embedcache.cache.reader import Cache
 from embedcache.cache.writer import StoreWriter
-from embedcache.config import SPLITS
+from embedcache.config.split import SPLITS
 from embedcache.errors import TableError
 from embedcache.ranks import Ranks
 from embedcache.scaling import Scaling, ScalingFit

@@ -2,14 +2,10 @@
 
 from dataclasses import dataclass
 
-from embedcache.config import (
-    CacheConfig,
-    DataConfig,
-    EncoderConfig,
-    SplitConfig,
-    StringColumn,
-    TargetColumn,
-)
+from embedcache.config.cache import CacheConfig
+from embedcache.config.encoder import EncoderConfig
+from embedcache.config.split import SplitConfig
+from embedcache.config.table import DataConfig, StringColumn, TargetColumn
 
 
 @dataclass(frozen=True)

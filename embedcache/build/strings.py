@@ -20,7 +20,8 @@ from embedcache.build.request import BuildRequest
 from embedcache.build.vectors import VectorStore, cached_vectors
 from embedcache.cache.layout import StringSpec, StringTable
 from embedcache.cache.reader import Cache
-from embedcache.config import EncoderConfig, StringColumn
+from embedcache.config.encoder import EncoderConfig
+from embedcache.config.table import StringColumn
 from embedcache.encoder.loading import encoding_key, load_encoder
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.prefix import check_layers

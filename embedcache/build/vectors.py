@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from embedcache.cache.reader import Cache
-from embedcache.config import EncoderConfig
+from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.batching import BATCH_OVERHEAD_TOKENS, MAX_BATCH_TOKENS, length_batches
 from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.model import StringEncoder, encode_all

@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from embedcache.config import CodecName
+from embedcache.config.cache import CodecName
 
 LEVEL = 3  # 9 saves 0.3 % and takes 1.6 times as long to write, 2.3 times to read
 

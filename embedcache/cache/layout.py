@@ -7,7 +7,9 @@ from jaxtyping import Float, Float32, Int, Int8, Int32, Int64
 from pydantic import Field
 from torch import Tensor
 
-from embedcache.config import SPLITS, EncoderConfig, NumericColumn, TargetColumn
+from embedcache.config.encoder import EncoderConfig
+from embedcache.config.split import SPLITS
+from embedcache.config.table import NumericColumn, TargetColumn
 from embedcache.encoder.tokens import TokenTable
 from embedcache.scaling import Scaling
 from embedcache.schema import Config

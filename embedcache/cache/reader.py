@@ -61,7 +61,7 @@ from embedcache.cache.layout import (
 from embedcache.cache.leaving import await_thread_at_exit
 from embedcache.cache.replaced import Unreplaced
 from embedcache.cache.root import check_root, corrupt_root
-from embedcache.config import CodecName
+from embedcache.config.cache import CodecName
 from embedcache.encoder.tokens import TokenTable
 from embedcache.scaling import Scaling
 from embedcache.table.strings import text_hashes

@@ -23,7 +23,7 @@ from zarr.codecs import TransposeCodec
 from embedcache.cache.codec import compressors
 from embedcache.cache.consistency import state_hashes, vector_hashes
 from embedcache.cache.layout import ROW_ARRAYS, Layout, RowBlock, StringTable, widths
-from embedcache.config import CacheConfig, CodecName
+from embedcache.config.cache import CacheConfig, CodecName
 from embedcache.scaling import Scaling
 from embedcache.table.strings import text_hashes
 

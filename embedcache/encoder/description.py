@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 from transformers.activations import ACT2FN
 
-from embedcache.config import EncoderConfig
+from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.folder import config_file, nested_items, read_mapping
 from embedcache.errors import EncoderError
 

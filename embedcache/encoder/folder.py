@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
-from embedcache.config import EncoderConfig
+from embedcache.config.encoder import EncoderConfig
 from embedcache.errors import EncoderError
 from embedcache.schema import depth_of
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from embedcache.config import EncoderConfig
+from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.description import UNREADABLE, described_config, empty_model
 from embedcache.encoder.folder import ADAPTER, config_file, encoder_file, weight_files
 from embedcache.encoder.model import StringEncoder

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from embedcache.config import LoraConfig
+from embedcache.config.encoder import LoraConfig
 from embedcache.encoder.dropout import Dropout
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.prefix import base_of, check_layers

@@ -16,7 +16,7 @@ import torch
 from transformers import DebertaV2Config, DebertaV2Model
 from transformers.utils import logging as transformers_logging
 
-from embedcache.config import EncoderSize
+from embedcache.config.encoder import EncoderSize
 from embedcache.encoder.tokenizer import PREFIX, UNKNOWN, build_tokenizer, empty_sentencepiece, wrap
 from embedcache.errors import EncoderError
 from embedcache.files import atomic_write

@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from embedcache.cache.reader import Cache
-from embedcache.config import EncoderConfig, LoraConfig, Sharding
+from embedcache.config.encoder import EncoderConfig, LoraConfig, Sharding
 from embedcache.encoder.loading import encoding_key, load_encoder
 from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder

@@ -17,7 +17,8 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float32, Int8, Int64
 
-from embedcache.config import SPLITS, DataConfig, SplitConfig, TargetColumn
+from embedcache.config.split import SPLITS, SplitConfig
+from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.errors import ConfigError
 from embedcache.split.folds import assign_few, assign_groups, assign_rows
 from embedcache.split.tally import SplitTally

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int8, Int64
 from sklearn.model_selection import StratifiedGroupKFold
 
-from embedcache.config import SPLITS, SplitConfig
+from embedcache.config.split import SPLITS, SplitConfig
 from embedcache.errors import SplitError
 
 NUM_ORDERS = 100  # random orders of the folds, of which the best is taken

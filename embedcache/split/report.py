@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pydantic import model_validator
 
-from embedcache.config import SPLITS
+from embedcache.config.split import SPLITS
 from embedcache.schema import Config
 from embedcache.text import text_table
 

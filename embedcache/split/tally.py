@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int8, Int64
 
-from embedcache.config import SPLITS, TargetColumn
+from embedcache.config.split import SPLITS
+from embedcache.config.table import TargetColumn
 from embedcache.errors import SplitError
 from embedcache.split.report import SplitCounts, SplitLine, split_table
 

@@ -12,15 +12,8 @@ from types import MappingProxyType
 import numpy as np
 import polars as pl
 
-from embedcache.config import (
-    SPLITS,
-    DataConfig,
-    NumericColumn,
-    RowWeight,
-    SplitConfig,
-    StringColumn,
-    TargetColumn,
-)
+from embedcache.config.split import SPLITS, SplitConfig
+from embedcache.config.table import DataConfig, NumericColumn, RowWeight, StringColumn, TargetColumn
 from embedcache.scaling import DOMAIN_LOW
 from embedcache.table.checks import Check, Hint, RangeHint
 from embedcache.table.reader import KEY, NUMBER, NUMBER_IN_WORDS, TEXT, ColumnType, Source

@@ -9,7 +9,7 @@ import re
 
 from rdkit import Chem, rdBase
 
-from embedcache.config import StringColumn
+from embedcache.config.table import StringColumn
 
 _BRACKETS_OR_STAR = re.compile(r"\[[^\]]*\]|\*")
 # white space and non-ASCII: RDKit reads up to it and ignores the rest, a tokenizer does not

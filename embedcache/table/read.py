@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import polars as pl
 
-from embedcache.config import DataConfig, SplitConfig, TargetColumn
+from embedcache.config.split import SplitConfig
+from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.errors import ConfigError, TableError
 from embedcache.table.checks import run_checks
 from embedcache.table.columns import NO_REACH, Canonical, Reach, canonical_columns

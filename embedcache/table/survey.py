@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from embedcache.config import CategoryColumn, RowWeight, StringColumn, TargetColumn
+from embedcache.config.table import CategoryColumn, RowWeight, StringColumn, TargetColumn
 from embedcache.table.checks import first_rows
 from embedcache.table.counting import (
     Groups,

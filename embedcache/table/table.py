@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from embedcache.config import SPLITS, TargetColumn
+from embedcache.config.split import SPLITS
+from embedcache.config.table import TargetColumn
 from embedcache.errors import TableError
 from embedcache.table.counting import Groups, ValueCounts
 from embedcache.table.strings import DistinctStrings

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from embedcache.cache.manifest import read_root
-from embedcache.config import SPLITS
+from embedcache.config.split import SPLITS
 from fusionnet.commands.command import importing, run_job
 from fusionnet.trained.folder import find_checkpoint
 from fusionnet.workflow.outputs import check_evaluation

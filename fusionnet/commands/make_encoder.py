@@ -7,7 +7,7 @@ import argparse
 import time
 from pathlib import Path
 
-from embedcache.config import ENCODER_SIZES, EncoderConfig
+from embedcache.config.encoder import ENCODER_SIZES, EncoderConfig
 from fusionnet.commands.command import importing, run_job
 
 

@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from embedcache.cache.layout import Layout, RowBlock
 from embedcache.cache.reader import Cache
-from embedcache.config import SPLITS
-from fusionnet.config import Task
+from embedcache.config.split import SPLITS
+from fusionnet.config.tasks import Task
 from fusionnet.metrics import main_metrics
 
 MOST_TREES, LEARNING_RATE = 600, 0.1

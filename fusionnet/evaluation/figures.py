@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from embedcache.text import visible
-from fusionnet.config import Task
+from fusionnet.config.tasks import Task
 from fusionnet.metrics import ERRORS, MAIN_METRICS, TITLES
 
 Record = dict[str, Any]  # of one epoch, as training logs it

@@ -12,7 +12,7 @@ import polars as pl
 from jaxtyping import Float, Int
 
 from embedcache.errors import RunError
-from fusionnet.config import Task
+from fusionnet.config.tasks import Task
 from fusionnet.metrics import Metrics, task_metrics
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from embedcache.config import SPLITS
+from embedcache.config.split import SPLITS
 
 
 class EvaluationFiles(NamedTuple):

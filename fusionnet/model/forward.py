@@ -11,7 +11,7 @@ from tqdm import tqdm
 from embedcache.errors import NonFinitePredictionError
 from embedcache.scaling import Scaling
 from embedcache.text import NUM_EXAMPLES, count_of, rows_text
-from fusionnet.config import Task
+from fusionnet.config.tasks import Task
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from embedcache.encoder.dropout import Dropout
-from fusionnet.config import Task
+from fusionnet.config.tasks import Task
 from fusionnet.kernels import head_ends
 from fusionnet.kernels.reference import Segment
 from fusionnet.model.linear import Linear, in_mixed_training, side_by_side

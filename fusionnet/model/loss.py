@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from embedcache.scaling import Scaling
-from fusionnet.config import LossConfig, Task
+from fusionnet.config.tasks import LossConfig, Task
 from fusionnet.kernels import multitask_loss
 from fusionnet.kernels.reference import TaskTerm
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embedcache.scaling import VectorScaling
-from fusionnet.config import ModelConfig, Task
+from fusionnet.config.model import ModelConfig
+from fusionnet.config.tasks import Task
 from fusionnet.kernels import gather_add
 from fusionnet.model.adapters import LinearSkip, NumericGroups, StringAdapter
 from fusionnet.model.heads import Heads

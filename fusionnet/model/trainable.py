@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from embedcache.kernels import has_kernels
-from fusionnet.config import OptimConfig
+from fusionnet.config.train import OptimConfig
 from fusionnet.model.linear import cast_at_once
 from fusionnet.model.loss import LossParts, MultiTaskLoss
 from fusionnet.model.network import FusionNetwork

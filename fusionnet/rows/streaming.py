@@ -30,9 +30,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from embedcache.cache.reader import Cache
-from embedcache.config import SPLITS
+from embedcache.config.split import SPLITS
 from embedcache.errors import ConfigError, CorruptCacheError
-from fusionnet.config import TrainConfig
+from fusionnet.config.train import TrainConfig
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows, RowSource
 from fusionnet.rows.tensors import (

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from embedcache.cache.layout import Layout, RowBlock
 from embedcache.cache.reader import Cache
-from embedcache.config import SPLITS
+from embedcache.config.split import SPLITS
 
 _CHUNKS_PER_READ = 4
 

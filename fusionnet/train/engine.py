@@ -35,7 +35,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from embedcache.errors import ConfigError
-from fusionnet.config import OptimConfig, TrainConfig
+from fusionnet.config.train import OptimConfig, TrainConfig
 from fusionnet.train.dsconfig import check_keys, deepspeed_config
 from fusionnet.train.world import World
 

@@ -15,7 +15,7 @@ import torch
 
 from embedcache.cache.layout import StringSpec
 from embedcache.cache.reader import Cache
-from embedcache.config import EncoderConfig
+from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.description import described_config
 from embedcache.encoder.folder import weight_files
 from embedcache.errors import ConfigError

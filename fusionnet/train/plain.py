@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusionnet.config import OptimConfig
+from fusionnet.config.train import OptimConfig
 from fusionnet.train.world import World
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

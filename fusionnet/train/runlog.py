@@ -12,7 +12,7 @@ from typing import Any
 from embedcache.files import write_atomically
 from embedcache.system import naming
 from embedcache.text import aligned, number
-from fusionnet.config import Task
+from fusionnet.config.tasks import Task
 from fusionnet.metrics import main_metrics
 from fusionnet.runfolder.listing import list_files
 from fusionnet.train.events import append_events, next_file

@@ -8,7 +8,7 @@ Explicit step counts are still accepted.
 import math
 from dataclasses import dataclass
 
-from fusionnet.config import OptimConfig
+from fusionnet.config.train import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import torch
 from embedcache.cache.layout import Layout
 from embedcache.errors import ConfigError
 from embedcache.launcher import threads_per_rank
-from fusionnet.config import ModelConfig, PrecisionName, Task, TrainConfig
+from fusionnet.config.model import ModelConfig
+from fusionnet.config.tasks import Task
+from fusionnet.config.train import PrecisionName, TrainConfig
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.world import World
 

@@ -27,7 +27,7 @@ from embedcache.errors import ConfigError, NonFiniteLossError, RunError
 from embedcache.kernels.seeds import seeds_drawn_at_once
 from embedcache.live.sources import CachedVectors, VectorSource
 from embedcache.live.step import LiveEncoder
-from fusionnet.config import TrainConfig
+from fusionnet.config.train import TrainConfig
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows, RowSource
 from fusionnet.rows.tensors import RowTable

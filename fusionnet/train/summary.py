@@ -2,7 +2,7 @@
 
 from embedcache.text import text_table
 from fusionnet.assemble import count_trainable
-from fusionnet.config import PrecisionName
+from fusionnet.config.train import PrecisionName
 from fusionnet.train.forecast import forecast
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.trainer import Trainer

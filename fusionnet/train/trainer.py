@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from embedcache.cache.reader import Cache
 from embedcache.live.sources import VectorSource
 from fusionnet.assemble import build_model, make_sources
-from fusionnet.config import OptimConfig
+from fusionnet.config.train import OptimConfig
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe
 from fusionnet.rows.plan import StepPlan

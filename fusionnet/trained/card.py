@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from fusionnet.config import Task
+from fusionnet.config.tasks import Task
 from fusionnet.metrics import METRICS, TITLES
 from fusionnet.trained.run import TrainedRun
 

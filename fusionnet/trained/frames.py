@@ -11,7 +11,8 @@ import polars as pl
 import torch
 from jaxtyping import Int
 
-from embedcache.config import CategoryColumn, DataConfig, SplitConfig
+from embedcache.config.split import SplitConfig
+from embedcache.config.table import CategoryColumn, DataConfig
 from embedcache.errors import TableError
 from embedcache.table.read import read_source
 from embedcache.table.reader import Source, open_source

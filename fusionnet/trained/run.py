@@ -17,11 +17,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from embedcache.cache.layout import Layout
-from embedcache.config import DataConfig, EncoderConfig
+from embedcache.config.encoder import EncoderConfig
+from embedcache.config.table import DataConfig
 from embedcache.errors import RunError
 from embedcache.scaling import Scaling
 from embedcache.schema import parse_config
-from fusionnet.config import LossConfig, ModelConfig, RewardConfig, Task, TrainConfig
+from fusionnet.config.model import ModelConfig
+from fusionnet.config.reward import RewardConfig
+from fusionnet.config.tasks import LossConfig, Task
+from fusionnet.config.train import TrainConfig
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe, model_of, observed_tasks
 from fusionnet.train.checkpoint import check_run_id

@@ -13,7 +13,9 @@ from pydantic import ConfigDict, Field
 from embedcache.errors import ConfigError
 from embedcache.schema import Config, parse_config
 from embedcache.text import nearest
-from fusionnet.config import RewardConfig, RunConfig, Task
+from fusionnet.config.reward import RewardConfig
+from fusionnet.config.tasks import Task
+from fusionnet.config.train import RunConfig
 
 
 class _Part(Config):

@@ -8,7 +8,7 @@ from typing import Any
 
 from embedcache.cache.reader import Cache
 from embedcache.errors import UserError
-from fusionnet.config import PrecisionName
+from fusionnet.config.train import PrecisionName
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.runfolder.claim import check_claim

@@ -12,7 +12,10 @@ import pytest
 from embedcache.build.decide import Existing, build_cache
 from embedcache.build.report import BuildReport
 from embedcache.cache.reader import Cache, open_cache
-from embedcache.config import CacheConfig, DataConfig, EncoderConfig, SplitConfig, TargetColumn
+from embedcache.config.cache import CacheConfig
+from embedcache.config.encoder import EncoderConfig
+from embedcache.config.split import SplitConfig
+from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.schema import parse_config
 
 # the first two are one string

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 import embedcache
-from embedcache.config import EncoderConfig
+from embedcache.config.encoder import EncoderConfig
 from fusionnet.commands.cli import EMBEDCACHE
 
 README = Path(embedcache.__file__ or "").with_name("README.md")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from embedcache.config import TargetColumn
+from embedcache.config.table import TargetColumn
 from embedcache.scaling import (
     CELSIUS_ZERO_K,
     SPREAD_FLOOR,

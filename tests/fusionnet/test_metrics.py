@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from fusionnet.config import Task
+from fusionnet.config.tasks import Task
 from fusionnet.metrics import binary_metrics, reaches, regression_metrics, task_metrics
 
 

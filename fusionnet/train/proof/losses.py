@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embedcache.scaling import Scaling
-from fusionnet.config import Task
+from fusionnet.config.tasks import Task
 from fusionnet.recipe import Recipe
 from fusionnet.rows.tensors import RowTable
 

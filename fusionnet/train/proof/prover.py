@@ -33,7 +33,7 @@ from embedcache.cache.reader import Cache
 from embedcache.errors import ProofError
 from embedcache.live.sources import VectorSource
 from embedcache.live.step import LiveEncoder
-from fusionnet.config import OptimConfig
+from fusionnet.config.train import OptimConfig
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import AUTOCAST_DTYPES, Recipe, encoder_of_column
 from fusionnet.rows.plan import StepPlan

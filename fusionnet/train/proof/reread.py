@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache
-from embedcache.config import SPLITS
+from embedcache.config.split import SPLITS
 from embedcache.scaling import CELSIUS_ZERO_K, Scaling
 from fusionnet.rows.tensors import RowTable
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fusionnet.config import OptimConfig
+from fusionnet.config.train import OptimConfig
 from fusionnet.model.adapters import NumericGroups
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable

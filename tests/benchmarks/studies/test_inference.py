@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.studies.inference import write_run
 from benchmarks.studies.roofline import flop_per_row
-from fusionnet.config import ModelConfig, Task
+from fusionnet.config.model import ModelConfig
+from fusionnet.config.tasks import Task
 from fusionnet.experiment import load_experiment
 from fusionnet.model import constant
 from fusionnet.model.evaluator import RowEvaluator

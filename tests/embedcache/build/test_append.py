@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from embedcache.build import vectors
 from embedcache.cache.layout import ROW_ARRAYS
 from embedcache.cache.reader import Cache
-from embedcache.config import DataConfig, SplitConfig
+from embedcache.config.split import SplitConfig
+from embedcache.config.table import DataConfig
 from embedcache.errors import ConfigError, StaleCacheError, TableError
 from embedcache.schema import parse_config
 from embedcache.split.folds import assign_few, assign_rows, shares

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from embedcache.build.identity import wanted_identity
-from embedcache.config import EncoderConfig
+from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.standin import write_standin
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize

@@ -22,7 +22,7 @@ from embedcache.build import vectors
 from embedcache.build.vectors import VectorStore, assigned_batches
 from embedcache.cache.folder import CacheFolder
 from embedcache.cache.reader import Cache, open_cache
-from embedcache.config import EncoderConfig
+from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.model import StringEncoder, encode_all
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize

@@ -24,7 +24,8 @@ from embedcache.cache.identity import FORMAT_VERSION
 from embedcache.cache.layout import ROW_ARRAYS, Layout, RowBlock
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.cache.writer import StoreWriter, rows_per_block
-from embedcache.config import SPLITS, CacheConfig
+from embedcache.config.cache import CacheConfig
+from embedcache.config.split import SPLITS
 from embedcache.errors import CorruptCacheError, MissingCacheError, StaleCacheError
 
 FIELDS = [array.name for array in ROW_ARRAYS]

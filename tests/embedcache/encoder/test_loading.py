@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from embedcache.config import EncoderConfig, LoraConfig
+from embedcache.config.encoder import EncoderConfig, LoraConfig
 from embedcache.encoder.loading import encoder_entries, load_encoder
 from embedcache.encoder.lora import add_lora, load_adapter, save_adapter
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from embedcache.config import EncoderConfig, LoraConfig
+from embedcache.config.encoder import EncoderConfig, LoraConfig
 from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.lora import add_lora, load_adapter, save_adapter
 from embedcache.encoder.model import StringEncoder

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModel
 
-from embedcache.config import EncoderConfig, LoraConfig
+from embedcache.config.encoder import EncoderConfig, LoraConfig
 from embedcache.encoder.batching import MAX_BATCH_TOKENS, batches_of_each_pass, length_batches
 from embedcache.encoder.loading import encoder_digest, load_encoder
 from embedcache.encoder.lora import add_lora, load_adapter, save_adapter

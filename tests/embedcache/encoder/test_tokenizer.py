@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedcache.config import EncoderConfig
+from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.standin import published_pieces
 from embedcache.encoder.tokenizer import PUBLISHED_IDS, load_tokenizer, tokenize, tokenizer_digest
 from embedcache.encoder.tokens import TokenTable

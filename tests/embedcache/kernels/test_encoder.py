@@ -8,7 +8,7 @@ from exactness import assert_close
 from kernel_device import DEVICE, MARKS
 from torch import Tensor
 
-from embedcache.config import EncoderConfig, LoraConfig
+from embedcache.config.encoder import EncoderConfig, LoraConfig
 from embedcache.encoder import add_norm
 from embedcache.encoder.deberta import attention, projection
 from embedcache.encoder.loading import load_encoder

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from embedcache.config import EncoderConfig, LoraConfig
+from embedcache.config.encoder import EncoderConfig, LoraConfig
 from embedcache.live.step import LiveEncoder
 
 STRINGS = [

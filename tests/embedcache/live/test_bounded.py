@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nodes import living_gradient_nodes
 
-from embedcache.config import EncoderConfig, LoraConfig
+from embedcache.config.encoder import EncoderConfig, LoraConfig
 from embedcache.encoder.batching import length_batches
 from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.lora import add_lora

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import embedcache
-from embedcache.config import EncoderConfig, LoraConfig
+from embedcache.config.encoder import EncoderConfig, LoraConfig
 from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder

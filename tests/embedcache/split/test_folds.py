@@ -8,7 +8,7 @@ from budgets import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedcache.config import SplitConfig
+from embedcache.config.split import SplitConfig
 from embedcache.errors import SplitError
 from embedcache.split.folds import (
     NUM_ORDERS,

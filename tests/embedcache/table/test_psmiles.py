@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rdkit import Chem
 
-from embedcache.config import StringColumn
+from embedcache.config.table import StringColumn
 from embedcache.table.psmiles import bracket_stars, prepare_string
 
 PSMILES = StringColumn(name="p", column="c")

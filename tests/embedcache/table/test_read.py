@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from embedcache.config import DataConfig, SplitConfig, StringColumn, TargetColumn
+from embedcache.config.split import SplitConfig
+from embedcache.config.table import DataConfig, StringColumn, TargetColumn
 from embedcache.errors import ConfigError, TableError
 from embedcache.table.columns import NO_VALUE
 from embedcache.table.read import read_table

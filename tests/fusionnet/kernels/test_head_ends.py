@@ -11,7 +11,7 @@ from kernel_device import DEVICE, MARKS, ON_GPU
 from torch import Tensor
 
 from embedcache.kernels.reference import keep_mask
-from fusionnet.config import Task
+from fusionnet.config.tasks import Task
 from fusionnet.kernels import reference
 from fusionnet.kernels.head_ends import head_ends
 from fusionnet.kernels.reference import Segment

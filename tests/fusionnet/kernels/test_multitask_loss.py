@@ -16,7 +16,7 @@ from torch import Tensor
 import embedcache.kernels
 import fusionnet.kernels as kernels
 from embedcache.scaling import Scaling
-from fusionnet.config import LossConfig, Task
+from fusionnet.config.tasks import LossConfig, Task
 from fusionnet.kernels import TaskTerm, reference
 from fusionnet.model.loss import MultiTaskLoss
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from fusionnet.config import ModelConfig, Task
+from fusionnet.config.model import ModelConfig
+from fusionnet.config.tasks import Task
 from fusionnet.model.network import FusionNetwork
 from fusionnet.rows.tensors import RowInputs
 

@@ -12,7 +12,8 @@ import torch
 from forks import Forks
 from torch.nn import functional
 
-from fusionnet.config import ModelConfig, Task
+from fusionnet.config.model import ModelConfig
+from fusionnet.config.tasks import Task
 from fusionnet.model import evaluator as inference
 from fusionnet.model.constant import ConstantLinear
 from fusionnet.model.evaluator import RowEvaluator

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from embedcache.scaling import Scaling
-from fusionnet.config import LossConfig, Task
+from fusionnet.config.tasks import LossConfig, Task
 from fusionnet.kernels.reference import batch_focal, focal
 from fusionnet.model.loss import MultiTaskLoss
 

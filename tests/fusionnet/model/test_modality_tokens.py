@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fusionnet.config import ModelConfig, Task
+from fusionnet.config.model import ModelConfig
+from fusionnet.config.tasks import Task
 from fusionnet.model.modality_tokens import ModalityFusion, ModalityFusionLayer
 from fusionnet.model.network import FusionNetwork
 from fusionnet.model.single_token import (

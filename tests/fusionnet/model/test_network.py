@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from embedcache.scaling import VectorScaling
-from fusionnet.config import ModelConfig, Task
+from fusionnet.config.model import ModelConfig
+from fusionnet.config.tasks import Task
 from fusionnet.model.adapters import StringAdapter
 from fusionnet.model.network import FusionNetwork
 from fusionnet.rows.tensors import RowInputs

@@ -18,7 +18,7 @@ from embedcache.build.decide import build_cache
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import ConfigError, CorruptCacheError
-from fusionnet.config import TrainConfig
+from fusionnet.config.train import TrainConfig
 from fusionnet.experiment import load_experiment
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows

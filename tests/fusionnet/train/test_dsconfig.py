@@ -11,7 +11,7 @@ from deepspeed.accelerator import get_accelerator
 
 from embedcache.errors import ConfigError
 from embedcache.schema import parse_config
-from fusionnet.config import OptimConfig, TrainConfig
+from fusionnet.config.train import OptimConfig, TrainConfig
 from fusionnet.train.dsconfig import check_keys, deepspeed_config
 from fusionnet.train.engine import check_precision, parsed_config
 

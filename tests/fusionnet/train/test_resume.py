@@ -17,7 +17,8 @@ from deaths import run_until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from embedcache.errors import RunError, StaleCacheError
-from fusionnet.config import Task, TrainConfig
+from fusionnet.config.tasks import Task
+from fusionnet.config.train import TrainConfig
 from fusionnet.recipe import Recipe
 from fusionnet.rows.plan import StepPlan
 from fusionnet.runfolder.listing import LIST, foreign_files, read_listing

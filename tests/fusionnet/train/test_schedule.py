@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from fusionnet.config import OptimConfig
+from fusionnet.config.train import OptimConfig
 from fusionnet.train.schedule import make_schedule
 
 

@@ -9,7 +9,9 @@ import torch
 
 from embedcache.cache.layout import Layout
 from embedcache.errors import ConfigError
-from fusionnet.config import ModelConfig, Task, TrainConfig
+from fusionnet.config.model import ModelConfig
+from fusionnet.config.tasks import Task
+from fusionnet.config.train import TrainConfig
 from fusionnet.model.network import FusionNetwork
 from fusionnet.rows.tensors import RowInputs
 from fusionnet.train.sizing import (

@@ -21,7 +21,7 @@ from embedcache.errors import (
     UnobservedTaskError,
 )
 from fusionnet import RewardModel
-from fusionnet.config import RewardConfig, RewardPenalty, RewardTerm
+from fusionnet.config.reward import RewardConfig, RewardPenalty, RewardTerm
 from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.trained import reward
 from fusionnet.trained.run import load_run

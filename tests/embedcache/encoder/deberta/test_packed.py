@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from embedcache.config import EncoderConfig, LoraConfig
+from embedcache.config.encoder import EncoderConfig, LoraConfig
 from embedcache.encoder.deberta.attention import attend, packing_of
 from embedcache.encoder.deberta.packed import is_packable
 from embedcache.encoder.deberta.projection import CastWeights, project

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DebertaV2Config, DebertaV2Model
 
-from embedcache.config import LoraConfig
+from embedcache.config.encoder import LoraConfig
 from embedcache.encoder.deberta.relative import needed_positions, needed_span
 from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder

@@ -1,0 +1,50 @@
+"""What a later reinforcement-learning stage maximises."""
+
+from pydantic import Field, model_validator
+
+from embedcache.schema import Config
+from embedcache.values import Amount, Spread
+
+
+class RewardTerm(Config):
+    """`weight` times a task's prediction (raw units; probability for a binary task)."""
+
+    task: str = Field(description="name of the task")
+    weight: Amount = Field(description="factor on its prediction")
+
+
+class RewardPenalty(Config):
+    """`penalty` is subtracted where a task's prediction is above or below a threshold."""
+
+    task: str = Field(description="name of the task")
+    above: Amount | None = Field(default=None, description="threshold; or give `below`")
+    below: Amount | None = Field(default=None, description="threshold; or give `above`")
+    penalty: float = Field(ge=0, le=1e30, description="subtracted beyond the threshold")
+    width: Spread | None = Field(
+        default=None,
+        description=(
+            "of the sigmoid that stands for the threshold where gradients are wanted; unset: none"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _one_side(self) -> "RewardPenalty":
+        if (self.above is None) == (self.below is None):
+            raise ValueError(f"a penalty on '{self.task}' needs either 'above' or 'below'")
+        return self
+
+
+class RewardConfig(Config):
+    """What a later reinforcement-learning stage maximises (specification, section 10)."""
+
+    terms: tuple[RewardTerm, ...] = Field(
+        default=(), description="weighted predictions, summed over the list"
+    )
+    penalties: tuple[RewardPenalty, ...] = Field(
+        default=(), description="subtracted where a prediction crosses a threshold"
+    )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that the reward reads, term by term."""
+        return (*(term.task for term in self.terms), *(each.task for each in self.penalties))
