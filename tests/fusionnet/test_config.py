@@ -2,33 +2,31 @@
 
 import pytest
 
-from embedcache import config as phase_1
-from fusionnet import config as phase_2
+from embedcache.config.cache import CacheConfig
+from embedcache.schema import Config
+from fusionnet.config.tasks import Task
+from fusionnet.experiment import Experiment
 
-MODELS = [
-    model
-    for module in (phase_1, phase_2)
-    for model in vars(module).values()
-    if isinstance(model, type)
-    and issubclass(model, phase_1.Config)
-    and model.__module__ == module.__name__
-    and model.model_fields
-]
+HOMES = ("embedcache.config.", "fusionnet.config.", "fusionnet.experiment")
+
+
+def below(model: type[Config]) -> set[type[Config]]:
+    """Return all models that are derived from one."""
+    return {each for child in model.__subclasses__() for each in (child, *below(child))}
+
+
+MODELS = sorted(
+    (model for model in below(Config) if model.__module__.startswith(HOMES)),
+    key=lambda model: model.__name__,
+)
+
+
+def test_there_is_something_to_check() -> None:
+    assert {CacheConfig, Task, Experiment} <= set(MODELS)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
-def test_every_key_has_a_description(model: type[phase_1.Config]) -> None:
+def test_every_key_has_a_description(model: type[Config]) -> None:
+    assert model.model_fields
     silent = [name for name, field in model.model_fields.items() if not field.description]
     assert not silent
-
-
-def test_a_mapping_is_laid_over_another_key_by_key() -> None:
-    base = {"a": {"b": 1, "c": 2}, "d": [1], "e": {"f": 1}}
-    over = {"a": {"c": 3}, "d": [2, 3], "e": 4, "g": {"h": 5}}
-    assert phase_2.merged(base, over) == {
-        "a": {"b": 1, "c": 3},
-        "d": [2, 3],
-        "e": 4,
-        "g": {"h": 5},
-    }
-    assert base == {"a": {"b": 1, "c": 2}, "d": [1], "e": {"f": 1}}
