@@ -31,6 +31,13 @@ def cache(tiny_experiment: Path) -> Cache:
     return open_cache(load_experiment(tiny_experiment).cache.path)
 
 
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let boosting grow as far as these small tables need."""
+    monkeypatch.setattr(baselines, "MOST_TREES", 60)
+    monkeypatch.setattr(baselines, "QUICK_TREES", 20)
+
+
 def test_means_are_those_of_the_train_rows(cache: Cache) -> None:
     rows = cache.rows()
     train = rows.split == 0
