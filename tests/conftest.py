@@ -18,6 +18,7 @@ if os.environ.get("EMBEDCACHE_GPU") != "1":
 import budgets  # noqa: F401  (hypothesis profiles)
 import numpy as np
 import polars as pl
+import power  # noqa: F401  (none is cut)
 import pytest
 import torch
 import yaml

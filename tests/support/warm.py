@@ -7,6 +7,7 @@ import fusionnet.commands  # isort: skip  (before torch: how threads wait)
 import gc
 
 import filelock  # noqa: F401
+import power  # noqa: F401  (none is cut)
 import safetensors.torch  # noqa: F401
 import torch.distributed.run
 import torch.utils.tensorboard  # noqa: F401

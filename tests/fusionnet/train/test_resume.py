@@ -85,7 +85,6 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Train:
     monkeypatch.setattr(loop, "run_epoch", run_epoch)
     monkeypatch.setattr(loop, "_content", content)
     monkeypatch.setattr(PlainEngine, "load_state", lambda engine, state: None)
-    monkeypatch.setattr("os.fsync", lambda handle: None)  # no power is cut here
 
     def train(
         folder: Path,
