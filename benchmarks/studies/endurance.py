@@ -127,17 +127,18 @@ def predict(folder: Path, num_rows: int, form: str) -> dict[str, Any]:
 def report(found: dict[str, Any]) -> Report:
     """Return what is to be read and seen."""
     trainings = [{"rows": rows, **each} for rows, each in found["trainings"].items()]
-    peaks = [
-        Column(
-            f"peak after {name}" if name != "end" else "at the end", f"peak_rss_bytes.{name}", mib
-        )
-        for name in ("eighth", "quarter", "half", "end")
-    ]
+    moments = {
+        "eighth": "MiB after an eighth",
+        "quarter": "a quarter",
+        "half": "half",
+        "end": "all of them",
+    }
+    peaks = [Column(title, f"peak_rss_bytes.{name}", mib) for name, title in moments.items()]
     columns = [Column("rows", "rows"), Column("optimizer steps", "steps", ",d"), *peaks]
     of_rows = [
         Column("rows predicted", "rows", ",d"),
         Column("format", "format"),
-        Column("peak memory", "peak_rss_bytes", mib),
+        Column("peak memory, MiB", "peak_rss_bytes", mib),
     ]
     panels = [
         Panel(
@@ -159,7 +160,10 @@ def report(found: dict[str, Any]) -> Report:
     )
     return Report(
         "Memory over many steps and rows",
-        ["Tiny encoder and network; each training and prediction in a process of its own."],
+        [
+            "Tiny encoder and network; each training and prediction in a process of its own, whose"
+            " resident memory's peak is given."
+        ],
         [Table(columns, trainings), Table(of_rows, found["predictions"])],
         panels,
     )
