@@ -66,6 +66,12 @@ class Strategy(_Part):
     strategy: str
 
 
+class Length(_Part):
+    """How long the run was to be; its other keys are judged where they are used."""
+
+    epochs: Annotated[int, Field(ge=1)]
+
+
 class Place(_Part):
     """Where the cache lay in training."""
 
@@ -78,7 +84,7 @@ class Settings(_Part):
     data: dict[str, Any]
     encoder: dict[str, Any]
     loss: dict[str, Any]
-    train: dict[str, Any]
+    train: Length
     tasks: Annotated[list[NamedTask], Field(min_length=1)]
     split: Strategy
     cache: Place

@@ -86,6 +86,7 @@ KINDS: dict[str, tuple[Callable[[Content], None], str]] = {
     "no data": (at("config", "data"), "it lacks config.data"),
     "no tasks": (at("config", "tasks", value=[]), "config.tasks: List should have at least 1"),
     "no name": (at("config", "tasks", 0, "name"), "it lacks config.tasks.0.name"),
+    "no epochs": (at("config", "train", value={"": None}), "it lacks config.train.epochs"),
     "no split": (at("config", "split", value={}), "it lacks config.split.strategy"),
     "strings": (at("strings", value=["[*]CC[*]"]), "strings: Input should be a valid dictionary"),
     "fewer strings": (at("strings", "polymer", 0), "expected one row for each of 6 strings"),

@@ -35,7 +35,8 @@ LOSSES = (3.0, 1.0, 2.0)  # of the epochs; the second is the best
 TASKS = [Task(name="ef", column="outcome")]
 IDENTITY = {"table": "sha256 aa", "split.seed": "0"}
 CONFIG: dict[str, Any] = {
-    **{part: {} for part in ("data", "encoder", "loss", "train")},
+    **{part: {} for part in ("data", "encoder", "loss")},
+    "train": {"epochs": len(LOSSES)},
     "tasks": [{"name": "ef", "column": "outcome"}],
     "split": {"strategy": "random"},
     "cache": {"path": "cache.zarr"},
