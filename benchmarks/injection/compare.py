@@ -5,6 +5,7 @@ Nothing of the packages' own checks is used: what they overlook must be found he
 
 import hashlib
 import json
+import logging
 import math
 import re
 from pathlib import Path
@@ -119,6 +120,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Return what TensorBoard shows of a run: steps and values of each curve; none where it
     cannot read them.
     """
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # that a run was resumed is known
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     try:
         events.Reload()

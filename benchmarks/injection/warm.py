@@ -4,6 +4,7 @@ Nothing here computes, so that a fork inherits no thread that it would have to w
 """
 
 import fusionnet.commands  # isort: skip  (before torch: how threads wait)
+import atexit
 import gc
 
 import matplotlib.figure  # noqa: F401
@@ -22,3 +23,4 @@ import fusionnet.workflow.predicting
 import fusionnet.workflow.training  # noqa: F401
 
 gc.freeze()  # the forks' collector leaves these objects, and their pages, alone
+atexit.register(gc.unfreeze)  # else nanobind takes them for leaked when the process ends
