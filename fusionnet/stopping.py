@@ -103,6 +103,12 @@ def listening() -> Iterator[None]:
     watch.start()
     try:
         yield
+    except Stopped:
+        raise
+    except KeyboardInterrupt:  # of a handler that took ours away, as polars' does while it reads
+        _asked.signum = signal.SIGINT
+        _asked.reason = _asked.reason or signal.SIGINT.name
+        raise stopped(FURTHER) from None
     finally:
         signal.set_wakeup_fd(wakeup)
         for each, handler in before.items():

@@ -19,7 +19,7 @@ def ended(main: object) -> int:
     return raised.value.code
 
 
-def raising(error: Exception) -> object:
+def raising(error: BaseException) -> object:
     def main() -> None:
         raise error
 
@@ -44,6 +44,13 @@ def test_the_machines_limits_are_messages(
     assert said in printed
     assert "Then run the same command again" in printed
     assert printed.count("\n") == 1
+
+
+def test_ctrl_c_that_a_library_has_caught_stops_as_ours_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert ended(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err.startswith("stopped by SIGINT; run the same command again")
 
 
 @pytest.mark.parametrize(
