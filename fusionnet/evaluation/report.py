@@ -18,18 +18,22 @@ from embedcache.text import number, visible
 from fusionnet.evaluation.evaluate import Evaluation
 from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.plots import draw_plots
-from fusionnet.evaluation.summary import beside_rows
+from fusionnet.evaluation.summary import beside_rows, unfinished
 from fusionnet.metrics import ERRORS, METRICS, TITLES, main_metrics, reaches
 from fusionnet.runfolder.listing import write_listed
-from fusionnet.trained.run import TrainedRun, all_records
+from fusionnet.trained.run import TrainedRun
 from fusionnet.yamlfile import to_yaml
 
 MOST_TABLE_ROWS = 60
 
 
-def write_report(run: TrainedRun, evaluation: Evaluation, folder: Path) -> Path:
-    """Write the plots and the page of an evaluation into a folder and return the page's path."""
-    records = all_records(run)
+def write_report(
+    run: TrainedRun, evaluation: Evaluation, records: list[dict[str, Any]], folder: Path
+) -> Path:
+    """Write the plots and the page of an evaluation into a folder and return the page's path.
+
+    `records` are the log's, of all epochs that the run has behind it.
+    """
     files = evaluation_files(folder, evaluation.split)
     plots = draw_plots(run, evaluation, records, files.plots)
     main = main_metrics(run.tasks)
@@ -37,6 +41,7 @@ def write_report(run: TrainedRun, evaluation: Evaluation, folder: Path) -> Path:
         run=run,
         evaluation=evaluation,
         records=records,
+        unfinished=unfinished(run, len(records)),
         titles=TITLES,
         facts=_facts(run, evaluation),
         goals=_goal_lines(run, evaluation),

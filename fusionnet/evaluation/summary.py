@@ -3,16 +3,19 @@
 from embedcache.text import number, text_table, visible
 from fusionnet.evaluation.evaluate import Breakdown, Evaluation
 from fusionnet.metrics import Metrics, main_metrics
-from fusionnet.trained.run import TrainedRun, all_records
+from fusionnet.trained.run import TrainedRun
 
 MOST_NAMED = 12  # groups in one line
 VERDICTS = {True: "pass", False: "FAIL", None: "undefined"}
 
 
-def summary(run: TrainedRun, evaluation: Evaluation) -> str:
-    """Return every metric with goal, verdict and oracle, the baselines, and the spread by group."""
+def summary(run: TrainedRun, evaluation: Evaluation, num_epochs: int) -> str:
+    """Return every metric with goal, verdict and oracle, the baselines, and the spread by group.
+
+    `num_epochs` are those that the run has behind it.
+    """
     lines = [
-        *_heading(run, evaluation),
+        *_heading(run, evaluation, num_epochs),
         *text_table(_metric_rows(run, evaluation), num_left=2),
         *_beside(run, evaluation),
     ]
@@ -32,19 +35,26 @@ def beside_rows(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, list
     return rows + ([] if evaluation.oracle is None else [row("oracle", evaluation.oracle)])
 
 
-def _heading(run: TrainedRun, evaluation: Evaluation) -> list[str]:
+def unfinished(run: TrainedRun, num_epochs: int) -> str:
+    """Return what to know of a run whose training is not at its end, "" for others."""
+    epochs = run.recipe.train.epochs
+    if num_epochs >= epochs:
+        return ""
+    return (
+        f"The run has {num_epochs} of {epochs} epochs behind it: evaluate it again when its"
+        " training is finished."
+    )
+
+
+def _heading(run: TrainedRun, evaluation: Evaluation, num_epochs: int) -> list[str]:
     """Return what was evaluated, and what a reader must know of it."""
     groups = f" of {evaluation.num_groups:,} {run.data.group}" if evaluation.num_groups else ""
     lines = [
         f"{run.folder}: {len(evaluation.targets):,} {evaluation.split} rows{groups}, checkpoint"
         f" '{run.moment}' (epoch {run.epoch})"
     ]
-    epochs, num_behind = run.config["train"]["epochs"], len(all_records(run))
-    if num_behind < epochs:
-        lines.append(
-            f"NOTE  The run has {num_behind} of {epochs} epochs behind it: evaluate it again when"
-            " its training is finished."
-        )
+    if note := unfinished(run, num_epochs):
+        lines.append(f"NOTE  {note}")
     if run.note:
         lines.append(f"NOTE  {run.note}")
     if run.standin:

@@ -14,7 +14,7 @@ from fusionnet.evaluation.report import write_report
 from fusionnet.evaluation.summary import summary
 from fusionnet.runfolder.listing import EVALUATION_LOCK, write_listed
 from fusionnet.trained.folder import Moment
-from fusionnet.trained.run import TrainedRun, load_run
+from fusionnet.trained.run import TrainedRun, all_records, load_run
 
 
 def evaluate_folder(
@@ -39,14 +39,15 @@ def evaluate_folder(
         run, cache_of(run, cache), split, oracle, with_baselines=with_baselines
     )
     metrics = json.dumps(evaluation.to_json(run), indent=1, allow_nan=False)
+    records = all_records(run)
     target = out or folder
     target.mkdir(parents=True, exist_ok=True)
     # two evaluations at once: the files of one, then those of the other
     with filelock.FileLock(folder / EVALUATION_LOCK) if out is None else nullcontext():
         metrics_file = evaluation_files(target, split).metrics
         write_listed(run.folder, run.run_id, metrics_file, f"{metrics}\n".encode())
-        page = write_report(run, evaluation, target)
-    return metrics if as_json else f"{summary(run, evaluation)}\nreport: {page}"
+        page = write_report(run, evaluation, records, target)
+    return metrics if as_json else f"{summary(run, evaluation, len(records))}\nreport: {page}"
 
 
 def cache_of(run: TrainedRun, path: Path | None) -> Cache:

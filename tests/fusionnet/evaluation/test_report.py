@@ -57,7 +57,7 @@ def text_of(page: str) -> str:
 def test_the_page_stands_alone_and_shows_every_plot(
     run: TrainedRun, evaluation: Evaluation
 ) -> None:
-    page = write_report(run, evaluation, run.folder).read_text()
+    page = write_report(run, evaluation, all_records(run), run.folder).read_text()
     plots = sorted(path.stem for path in (run.folder / "plots").iterdir())
     assert plots == [
         "by_patient",
@@ -84,8 +84,9 @@ def test_the_page_says_what_the_numbers_are_worth(run: TrainedRun, evaluation: E
         for task in run.tasks
     )
     noted = replace(run, note="Synthetic & made up.", recipe=replace(run.recipe, tasks=goals))
-    text = text_of(write_report(noted, evaluation, run.folder).read_text())
+    text = text_of(write_report(noted, evaluation, run.records[:1], run.folder).read_text())
     for part in (
+        "Unfinished. The run has 1 of 2 epochs behind it",
         "Note. Synthetic &amp; made up.",
         "Stand-in encoder.",
         "✓ pass",
@@ -101,7 +102,9 @@ def test_the_page_says_what_the_numbers_are_worth(run: TrainedRun, evaluation: E
     best = evaluation.baselines["mean of the string's train rows"]["outcome"]
     assert f"mean of the string&#39;s train rows {number(best['mae'])} {number(best['r2'])}" in text
     plain = text_of(
-        write_report(run, replace(evaluation, oracle=None, split="train"), run.folder).read_text()
+        write_report(
+            run, replace(evaluation, oracle=None, split="train"), run.records, run.folder
+        ).read_text()
     )
     assert "fitted to these rows" in plain
     assert "oracle" not in plain.lower().replace("diamonds: the oracle", "")
@@ -115,7 +118,7 @@ def test_values_of_the_table_are_escaped_and_whole(run: TrainedRun, evaluation: 
         for place, (value, entry) in enumerate(evaluation.by["patient"].items())
     }
     evaluation = replace(evaluation, by={"mol/kg": table})
-    page = write_report(run, evaluation, run.folder).read_text()
+    page = write_report(run, evaluation, all_records(run), run.folder).read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "<td>a\ufffdb</td>" in page
@@ -212,7 +215,9 @@ def test_the_training_table_goes_on_after_the_best_epoch(
     for log in ("", "null", "[5]", "{}", '[{"epoch": 1}]', "[" * 9999):  # for people, not for us
         (run.folder / "training_log.json").write_text(log)
         assert all_records(run) == [*run.records, later]
-    assert "3 0.125 9.750" in text_of(write_report(run, evaluation, run.folder).read_text())
+    assert "3 0.125 9.750" in text_of(
+        write_report(run, evaluation, all_records(run), run.folder).read_text()
+    )
     save_checkpoint(last, {**content, "run_id": "another"})
     assert all_records(run) == run.records
     last.unlink()
@@ -239,6 +244,7 @@ def test_what_cannot_be_drawn_or_computed_is_left_out(
         write_report(
             run,
             replace(evaluation, targets=targets, metrics=metrics, oracle=None),
+            run.records,
             run.folder,
         ).read_text()
     )
