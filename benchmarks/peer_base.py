@@ -107,7 +107,7 @@ class Peer:
             loss.backward()
 
     def vectors(self) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B E"]]]:
-        """Yield each micro-batch's rows and their vectors."""
+        """Yield each micro-batch's rows and their vectors; peers with another `backward` do not."""
         raise NotImplementedError
 
     def pooled(

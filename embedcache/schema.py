@@ -70,6 +70,15 @@ def depth_of(values: Any) -> int:
     return depth
 
 
+def merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with `values` laid over it, mapping by mapping."""
+    result = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = merged(base[key], value) if both else value
+    return result
+
+
 def _misplaced_truths(cls: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
     """Return one line on each yes or no where there should be something else.
 

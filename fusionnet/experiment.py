@@ -19,12 +19,12 @@ from embedcache.config.encoder import EncoderConfig
 from embedcache.config.split import SplitConfig
 from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.errors import ConfigError
-from embedcache.schema import Config, parse_config
+from embedcache.schema import Config, merged, parse_config
 from fusionnet.config.model import ModelConfig
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
 from fusionnet.config.train import OptimConfig, RunConfig, TrainConfig
-from fusionnet.yamlfile import MOST_DEPTH, merged, parse_yaml, read_yaml, shown, to_yaml
+from fusionnet.yamlfile import MOST_DEPTH, parse_yaml, read_yaml, shown, to_yaml
 
 
 class Experiment(Config):

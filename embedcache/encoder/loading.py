@@ -31,9 +31,8 @@ MOST_NAMED = 4  # tensors in one message
 # In no vector: a task's answer from the first token, which checkpoints of other tasks lack.
 _POOLER = "pooler."
 _PROBES = (5, 17)  # tokens of a short and a longer string
-_MIXED = (
-    1e-4  # of the largest component: fp32 rounds to 1e-6, a convolution over padding gives 1e-2
-)
+# Of a vector's largest component: fp32 rounds to 1e-6, a convolution over padding gives 1e-2.
+_MIXED = 1e-4
 
 
 def load_encoder(config: EncoderConfig) -> StringEncoder:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.errors import ConfigError
-from embedcache.schema import depth_of
+from embedcache.schema import depth_of, merged
 from fusionnet.config.train import OptimConfig, TrainConfig
-from fusionnet.yamlfile import merged
 
 _MISSING = object()
 MOST_DEPTH = 20  # DeepSpeed's own keys end at 5

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from embedcache.errors import ConfigError
 from fusionnet.experiment import load_experiment
-from fusionnet.yamlfile import MOST_BYTES, merged, parse_yaml, read_yaml, to_yaml
+from fusionnet.yamlfile import MOST_BYTES, parse_yaml, read_yaml, to_yaml
 
 GOOD = b"""
 data: {path: t.csv, strings: [{name: p, column: s}], group: g}
@@ -197,15 +197,3 @@ def test_one_mistake_has_no_follow_up(tmp_path: Path) -> None:
         "  - tasks.0.column: is required; the table's column, of numbers or booleans",
         "  - tasks.0.columm: unknown key; did you mean 'column'?",
     ]
-
-
-def test_a_mapping_is_laid_over_another_key_by_key() -> None:
-    base = {"a": {"b": 1, "c": 2}, "d": [1], "e": {"f": 1}}
-    over = {"a": {"c": 3}, "d": [2, 3], "e": 4, "g": {"h": 5}}
-    assert merged(base, over) == {
-        "a": {"b": 1, "c": 3},
-        "d": [2, 3],
-        "e": 4,
-        "g": {"h": 5},
-    }
-    assert base == {"a": {"b": 1, "c": 2}, "d": [1], "e": {"f": 1}}
