@@ -1,12 +1,8 @@
 """Triton's interpreter without what it does again and again: most of its time goes into types, and
 into its own functions, by which it replaces those of Triton's language at every launch.
-
-Whether an integer overflows is not asked, which costs six operations for each one: where it does,
-the result is another one than PyTorch's, and that is what the tests compare.
 """
 
 import math
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -49,6 +45,3 @@ def _numpy_type(type: tl.dtype) -> np.dtype[Any]:
 tl.tensor.__init__ = _init_tensor
 interpreter._patch_lang = _patch_once
 interpreter._get_np_dtype = _numpy_type
-interpreter.interpreter_builder.options = replace(
-    interpreter.interpreter_builder.options, sanitize_overflow=False
-)
