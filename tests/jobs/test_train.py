@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from forks import FOR_ALL, LAUNCHERS, Done, Fork, Forks, wait_until
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from embedcache.build.decide import build_cache
 from fusionnet.experiment import load_experiment
@@ -65,13 +66,25 @@ def weights(folder: Path, moment: str = "final") -> dict[str, torch.Tensor]:
     return load_checkpoint(folder / f"tiny_{moment}.pt")["model_state_dict"]
 
 
+MEASURED = ("seconds", "rows_per_s", "peak_rss_bytes")
+
+
 def losses(folder: Path) -> list[dict[str, object]]:
     """Return what a run's log says of its epochs, without what time and machine decide."""
-    measured = {"seconds", "rows_per_s", "peak_rss_bytes"}
     return [
-        {key: value for key, value in record.items() if key not in measured}
+        {key: value for key, value in record.items() if key not in MEASURED}
         for record in json.loads((folder / "training_log.json").read_text())
     ]
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return what TensorBoard shows of a run, likewise."""
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not any(name in tag for name in MEASURED)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -366,8 +379,11 @@ def test_ranks_agree_on_the_step_or_the_batch_after_which_they_stop(
     assert "holds all up to step 3 of 3 in epoch 1" in done[0].err
     forks.run_ranks(TRAIN, 2, *words, "--resume")
     assert losses(tmp_path / "run") == losses(by_launchers["torchrun"])
-    for name, value in weights(by_launchers["torchrun"]).items():
-        assert torch.equal(weights(tmp_path / "run")[name], value), name
+    assert "val_loss" in curves(tmp_path / "run")
+    assert curves(tmp_path / "run") == curves(by_launchers["torchrun"])
+    for moment in ("best", "final"):
+        for name, value in weights(by_launchers["torchrun"], moment).items():
+            assert torch.equal(weights(tmp_path / "run", moment)[name], value), (moment, name)
 
 
 @pytest.mark.xdist_group("four_epochs")

@@ -302,12 +302,15 @@ def test_tokens_that_the_encoder_does_not_know_are_refused(tiny_encoder_folder: 
 
 # of 20 positions, those that a string's tokens have
 ARCHITECTURES = {"bert": 20, "electra": 20, "roberta": 18, "xlm-roberta": 18, "camembert": 18}
-ARCHITECTURES |= {"mpnet": 18, "esm": 18, "modernbert": 20}
+# MobileBERT's tokens see the one after them, so it takes no other padding than its own
+ARCHITECTURES |= {"mpnet": 18, "esm": 18, "modernbert": 20, "mobilebert": 20}
+OWN_SIZES = {"mobilebert": {"embedding_size": 24, "intra_bottleneck_size": 12}}
 
 
 def write_architecture(folder: Path, model_type: str) -> EncoderConfig:
     """Write a small encoder of an architecture that transformers brings, without a tokenizer."""
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= OWN_SIZES.get(model_type, {})
     described = AutoConfig.for_model(
         model_type,
         **sizes,
