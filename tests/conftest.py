@@ -169,7 +169,7 @@ def tiny_config(folder: Path, encoder: Path) -> dict[str, Any]:
             "num_heads": 4,
             "feedforward": 48,
         },
-        "train": {"epochs": 2, "batch_rows": 64},
+        "train": {"epochs": 2, "batch_rows": 64, "prove": 0, "cpu_threads": 1},
         "run": {"dir": str(folder / "run"), "name": "tiny"},
     }
 

@@ -1,14 +1,11 @@
 """The bound, the summary of turns, what a result says; one step of tiny size measured for real."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forks import search_path
+from forks import Forks
 
 from benchmarks.harness.publish import markdown, picture
 from benchmarks.harness.stepper import MODES
@@ -119,28 +116,13 @@ def test_losses_that_differ_stop_the_comparison() -> None:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict[str, Any]:
+def measured(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process measured of a tiny step, in a process of its own, since it joins a process
     group.
     """
     worker = Path(__file__).with_name("tiny_steps.py")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": search_path(repository),
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, str(worker), str(tmp_path_factory.mktemp("setting"))],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    done = forks.run(worker, tmp_path_factory.mktemp("setting"))
+    return json.loads(done.out.splitlines()[-1])
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ Nothing here computes, so that a fork inherits no thread that it would have to w
 import fusionnet.commands  # isort: skip  (before torch: how threads wait)
 import gc
 
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (compiles nothing; imports inductor)
 import filelock  # noqa: F401
+import peft.utils.transformers_weight_conversion  # noqa: F401
 import power  # noqa: F401  (none is cut)
 import safetensors.torch  # noqa: F401
 import torch.distributed.run

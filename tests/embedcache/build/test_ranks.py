@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
-from forks import Fork, Forks, free_port, search_path
+from forks import Fork, Forks, free_port
 
 from embedcache import ranks
 from embedcache.build import vectors
@@ -248,16 +248,13 @@ def test_after_a_kill_the_batches_are_those_of_before(
     assert rest.of(texts).shape == (len(texts), encoder.width)
 
 
-@pytest.mark.slow
-def test_deepspeeds_launcher_starts_a_build(
-    config: Path, repository: Path, forks: Forks, alone: Any, monkeypatch: pytest.MonkeyPatch
+def test_ranks_take_the_argument_that_deepspeeds_launcher_adds(
+    build: Builders, config: Path, alone: Any
 ) -> None:
-    # it adds an argument of its own; what torchrun announces, `forks` does in the other tests
-    monkeypatch.chdir(config.parent)
-    monkeypatch.setenv("PYTHONPATH", search_path(repository))
-    done = forks.launch("deepspeed", "--module", "jobs.build_cache", "--config", config).wait()
-    assert done.code == 0, done
-    assert "strings/s, 2 ranks)" in done.out
+    # what that launcher announces beside it is what torchrun does: jobs/test_train.py starts both
+    codes, printed = build(2, "--local_rank=0")
+    assert codes == [0, 0], printed
+    assert "strings/s, 2 ranks)" in printed[0]
     assert torch.equal(strings_of(config).embeddings, alone.embeddings)
 
 

@@ -28,6 +28,7 @@ from fusionnet.workflow.training import recipe_of
 
 OVERRIDES = [
     "train.cpu_threads=1",
+    "train.prove=1",
     "train.batch_rows=60",
     "train.micro_batch_rows=15",
     "train.zero_stage=2",
