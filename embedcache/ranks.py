@@ -70,13 +70,19 @@ def joined_ranks() -> Iterator[Ranks]:
         return
     torch.set_num_threads(threads_per_rank(int(announced["LOCAL_WORLD_SIZE"])))
     os.environ.update(announced)
-    rank, size = _join(int(announced["RANK"]), int(announced["WORLD_SIZE"]))
+    rank, size = int(announced["RANK"]), int(announced["WORLD_SIZE"])
+    with _losses_named():
+        join("gloo", rank, size, LONGEST_WAIT)
     yield Ranks(rank, size, device)
     dist.destroy_process_group()
 
 
-def _join(rank: int, size: int) -> tuple[int, int]:
-    """Meet the other ranks at MASTER_ADDR and MASTER_PORT of the environment; return who we are."""
+def join(backend: str, rank: int, size: int, longest_wait: timedelta | None = None) -> None:
+    """Meet the other ranks at MASTER_ADDR and MASTER_PORT of the environment.
+
+    `longest_wait` is for one exchange; without, it is the one that torch has for the backend.
+    Raises RankError where the others do not come within some minutes.
+    """
     try:
         store, rank, size = next(rendezvous("env://", rank, size, timeout=JOINING))
     except (RuntimeError, ValueError) as error:
@@ -85,11 +91,7 @@ def _join(rank: int, size: int) -> tuple[int, int]:
             f"rank {rank} of {size} does not find the others at MASTER_ADDR and MASTER_PORT of the"
             f" environment: {reason:.200}"
         ) from error
-    with _losses_named():
-        dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT
-        )
-    return rank, size
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest_wait)
 
 
 @contextmanager

@@ -75,6 +75,9 @@ class Engine:
         )
         if train.deepspeed_config is not None:
             check_keys(config, train.deepspeed_config, parsed_config)
+        # whoever died while it loaded is missed here: DeepSpeed makes groups of its own, and torch
+        # waits half an hour for a rank that does not come to one
+        world.barrier()
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=self._adam, config=config, dist_init_required=False
         )

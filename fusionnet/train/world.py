@@ -1,8 +1,8 @@
 """The ranks of a training, on torch's process group; a lone rank needs none.
 
 Not `embedcache.ranks.Ranks`, whose objects travel over gloo: here tensors travel on the device.
-What a launcher announced is read by the same function. No deepspeed: its engine joins the group
-that is here, and a lone GPU trains without it.
+What a launcher announced is read, and the others are met, by the same functions. No deepspeed: its
+engine joins the group that is here, and a lone GPU trains without it.
 """
 
 import os
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from embedcache.errors import RankError
 from embedcache.launcher import rank_environment
+from embedcache.ranks import join
 from embedcache.system import check_handles
 
 # what gloo says of a rank that is gone, in the RuntimeError of whichever operation waited for it
@@ -53,7 +54,8 @@ class World:
         self.device = _device(int(os.environ["LOCAL_RANK"]))
         if self.size > 1 and not dist.is_initialized():
             backend = dist.get_default_backend_for_device(self.device)
-            dist.init_process_group(backend, rank=self.rank, world_size=self.size)
+            with losses_named(self.rank):
+                join(backend, self.rank, self.size)
 
     @property
     def is_main(self) -> bool:

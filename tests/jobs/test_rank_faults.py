@@ -18,7 +18,7 @@ def words(tiny_experiment: Path, tmp_path: Path) -> tuple[object, ...]:
     return ("--config", tiny_experiment, *values)
 
 
-@pytest.mark.parametrize(("how", "code"), [("raises", 2), ("killed", -9)])
+@pytest.mark.parametrize(("how", "code"), [("raises", 2), ("killed", -9), ("loading", -9)])
 def test_the_rank_that_is_left_says_so_and_ends(
     how: str, code: int, words: tuple[object, ...], forks: Forks, tmp_path: Path
 ) -> None:

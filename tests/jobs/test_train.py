@@ -87,11 +87,14 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+FOUR = ("train.epochs=4", "train.batch_rows=16")  # of 9 steps: long enough to be interrupted
+
+
 @pytest.fixture(scope="module")
 def four_epochs(tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # in a fresh interpreter, as users start it: forks share the seed of Python's hashes
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    words = settings(f"run.dir={folder}", "train.epochs=4", "train.prove=1")
+    words = settings(f"run.dir={folder}", *FOUR, "train.prove=1")
     done = subprocess.run(
         [sys.executable, str(TRAIN), "--config", str(tiny_experiment), *words],
         capture_output=True,
@@ -159,7 +162,7 @@ def kill_after_first_epoch(train: Command, folder: Path, *words: str) -> None:
 def test_a_killed_run_resumes_to_the_same_bits(
     train: Command, four_epochs: Path, tmp_path: Path
 ) -> None:
-    folder, words = tmp_path / "run", settings("train.epochs=4")
+    folder, words = tmp_path / "run", settings(*FOUR)
     kill_after_first_epoch(train, folder, *words)
     train(*settings(f"run.dir={folder}"), *words, "--resume")
     for name, value in weights(four_epochs).items():
@@ -176,7 +179,7 @@ def test_a_run_that_is_told_to_stop_goes_on_to_the_same_bits(
     train: Command, four_epochs: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    words = settings(f"run.dir={folder}", "train.epochs=4")
+    words = settings(f"run.dir={folder}", *FOUR)
     run = train.start(*words)
     wait_until((folder / "tiny_last.pt").exists, run)
     os.kill(run.process.pid, signal.SIGTERM)
@@ -186,7 +189,7 @@ def test_a_run_that_is_told_to_stop_goes_on_to_the_same_bits(
     assert said is not None, done.err
     reached = load_checkpoint(Path(said[1]))
     assert said[2] == (
-        f"step {reached['step']} of 3 in epoch {reached['epoch'] + 1}"
+        f"step {reached['step']} of 9 in epoch {reached['epoch'] + 1}"
         if reached["step"]
         else f"epoch {reached['epoch']} of 4"
     )
@@ -199,7 +202,7 @@ def test_a_run_that_is_told_to_stop_goes_on_to_the_same_bits(
 def test_a_run_on_a_full_disk_goes_on_to_the_same_bits(
     train: Command, forks: Forks, tiny_experiment: Path, four_epochs: Path, tmp_path: Path
 ) -> None:
-    words = settings(f"run.dir={tmp_path / 'run'}", "train.epochs=4")
+    words = settings(f"run.dir={tmp_path / 'run'}", *FOUR)
     done = forks.run(FAULTY, "full", "--config", tiny_experiment, *words, code=2)
     said = done.err.splitlines()[-1]
     assert said.startswith(f"error: {tmp_path / 'run' / 'tiny_last.pt'}: File too large (")
@@ -398,7 +401,7 @@ def test_what_does_not_belong_together_is_refused(train: Command, four_epochs: P
         (("--set", "train.zero_stage=3", "--overwrite"), "zero_stage 3 is not supported"),
         (("--set", "train.epohcs=3"), "did you mean 'epochs'"),
     ]:
-        done = train(*settings(f"run.dir={four_epochs}", "train.epochs=4"), *words, code=2)
+        done = train(*settings(f"run.dir={four_epochs}", *FOUR), *words, code=2)
         assert message in done.err
         assert "Traceback" not in done.err
 
