@@ -82,6 +82,7 @@ def by_work() -> dict[str, list[str]]:
     return imported(("torch",), tuple(WITHOUT), (*HEAVY, "pandas", "polars"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT)
 def test_work_imports_only_what_it_needs(name: str, by_work: dict[str, list[str]]) -> None:
     assert not set(by_work[name]) & set(WITHOUT[name])

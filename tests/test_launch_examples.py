@@ -63,6 +63,7 @@ def test_a_script_parses(name: str, repository: Path) -> None:
     subprocess.run(["bash", "-n", str(repository / "configs" / "launch" / name)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_option_exists(name: str, repository: Path, known: dict[str, set[str]]) -> None:
     found = commands(repository / "configs" / "launch" / name)

@@ -76,6 +76,7 @@ def be_killed_while_writing(target: Path, is_folder: bool) -> None:
     os.close(writer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_folder", [False, True])
 @pytest.mark.parametrize("was_folder", [False, True])
 @pytest.mark.parametrize("name", ["target", "a [1]*", "\N{GREEK SMALL LETTER MU}" * 127])

@@ -23,6 +23,7 @@ def folder(made_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made_run, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_json_is_printed_alone_and_is_what_is_written(call: Call, folder: Path) -> None:
     code, out, _ = call(main, "--run", folder, "--json")
     assert code == 0
@@ -44,6 +45,7 @@ def test_an_evaluation_writes_over_no_file_that_the_run_did_not_write(
     assert (folder / "metrics.json").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_other_splits_and_checkpoints_are_said_and_kept_apart(call: Call, folder: Path) -> None:
     assert call(main, "--run", folder)[0] == 0
     test_metrics = (folder / "metrics.json").read_bytes()
@@ -94,6 +96,7 @@ def test_a_read_only_run_is_refused_before_the_work_and_evaluated_into_another_f
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_the_oracle_and_a_moved_cache(
     call: Call,
     folder: Path,

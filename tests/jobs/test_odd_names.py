@@ -83,6 +83,7 @@ def folder(tiny_experiment: Path, make_run: Any, tmp_path_factory: pytest.TempPa
     return place
 
 
+@pytest.mark.slow
 def test_a_run_of_odd_names_is_evaluated(call: Call, folder: Path) -> None:
     code, said, err = call(evaluate_model.main, "--run", folder / "run", "--no-baselines")
     assert code == 0, err

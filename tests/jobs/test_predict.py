@@ -134,6 +134,7 @@ def test_new_strings_and_their_unknown_parts_are_said(
     assert pl.read_parquet(tmp_path / "out.parquet")["predicted_outcome"].is_finite().all()
 
 
+@pytest.mark.slow
 def test_wrong_input_is_refused_whole(
     call: Call,
     folder: Path,
@@ -301,6 +302,7 @@ def test_what_a_csv_cannot_hold_is_said_before_the_work(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["out.parquet", "out.csv"])
 def test_nothing_is_published_when_a_later_batch_fails(
     call: Call,

@@ -48,6 +48,7 @@ def study(make_study: Callable, tmp_path: Path) -> Any:
     return make_study(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "split", STRATEGIES, ids=lambda split: "-".join(str(value) for value in split.values())
 )
@@ -163,6 +164,7 @@ def test_vectors_are_those_of_the_encoder(built_study: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_parquet_and_csv_give_the_same_cache(
     make_study: Callable, tmp_path: Path, built_study: Any
 ) -> None:
@@ -184,6 +186,7 @@ def test_parquet_and_csv_give_the_same_cache(
         np.testing.assert_array_equal(getattr(ours.rows(), field), getattr(theirs.rows(), field))
 
 
+@pytest.mark.slow
 def test_chunking_changes_no_row(make_study: Callable, tmp_path: Path, built_study: Any) -> None:
     study = make_study(tmp_path)
     study = replace(
@@ -244,6 +247,7 @@ def test_overwrite_replaces_a_stale_cache(study: Any) -> None:
     assert not Path(study.cache.path + ".partial").exists()
 
 
+@pytest.mark.slow
 def test_only_new_strings_are_encoded(study: Any, frame_of: Callable) -> None:
     study.build()
     old = study.open().strings("polymer")

@@ -85,6 +85,7 @@ def test_a_cache_that_is_there_is_not_written_again_for_its_codec(shuffled: Any)
     assert shuffled.open().codec == "shuffle"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["zstd", "shuffle"])
 def test_appending_keeps_the_codec(
     make_study: Callable, frame_of: Callable, tmp_path: Path, codec: str

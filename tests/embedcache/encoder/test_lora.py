@@ -126,6 +126,7 @@ def test_cached_states_serve_every_variant(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_files_are_pefts_own(

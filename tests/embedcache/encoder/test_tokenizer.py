@@ -53,6 +53,7 @@ def test_a_folder_with_spm_model_alone_is_repaired_exactly(
     assert tokenizer_digest(repaired) != tokenizer_digest(as_is)
 
 
+@pytest.mark.slow
 def test_it_splits_as_sentencepiece_does(tiny_encoder_folder: Path, shared_data: Path) -> None:
     reference = sentencepiece.SentencePieceProcessor(
         model_file=str(tiny_encoder_folder / "spm.model")

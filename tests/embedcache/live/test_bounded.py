@@ -52,6 +52,7 @@ def backward(encoder: StringEncoder, vectors: torch.Tensor) -> list[torch.Tensor
     return [parameter.grad.clone() for parameter in encoder.parameters() if parameter.requires_grad]
 
 
+@pytest.mark.slow
 @examples(cost=8)
 @given(num_strings=st.integers(1, 60), max_tokens=st.integers(1, 400), seed=st.integers(0, 99))
 def test_both_passes_see_the_same_masks(
@@ -75,6 +76,7 @@ def test_both_passes_see_the_same_masks(
         assert not torch.equal(encode_bounded(encoder, tokens, max_tokens), kept)  # dropout is on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_strings", [5, 500, 20_000])
 def test_exact_for_any_number_of_strings(tiny_encoder_folder: Path, num_strings: int) -> None:
     encoder, tokens = (

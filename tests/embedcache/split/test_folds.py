@@ -32,6 +32,7 @@ def cohort(num_groups: int, rows: int, seed: int) -> np.ndarray:
     return np.stack([rows - positive, positive], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_sixty_patients_are_assigned_as_specified(seed: int) -> None:
     counts = np.concatenate([cohort(10, 7458, seed), cohort(50, 7458, seed + 100)])

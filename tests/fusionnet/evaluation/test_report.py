@@ -167,6 +167,7 @@ def texts_of(figure: Figure) -> list[Text]:
     return [text for text in figure.findobj(Text) if text.get_text()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -282,6 +282,7 @@ def losses(fusion: str, num_steps: int) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["joint", "modality", "mlp"])
 def test_each_fusion_learns_32_rows_by_heart_the_same_way_each_time(fusion: str) -> None:
     found = losses(fusion, 75)

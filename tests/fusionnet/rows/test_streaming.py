@@ -80,6 +80,7 @@ def same(found: RowTable, wanted: RowTable) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_resident_rows_are_read_a_few_chunks_at_a_time(
     cache: Cache, split: str, monkeypatch: pytest.MonkeyPatch
@@ -95,6 +96,7 @@ def test_resident_rows_are_read_a_few_chunks_at_a_time(
     assert max(lengths) == 4 * CHUNK
 
 
+@pytest.mark.slow
 @examples(cost=4)
 @given(
     chunks=st.integers(4, 40),

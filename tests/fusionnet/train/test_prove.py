@@ -42,6 +42,7 @@ def training(shared: Training, monkeypatch: Patch) -> Iterator[Training]:
     shared.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", SEEN_BY_THE_CERTIFICATE, ids=lambda plant: plant.__name__)
 def test_the_certificate_sees(
     plant: Callable[[Patch, Training], None], training: Training, monkeypatch: Patch
@@ -82,6 +83,7 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
             assert torch.equal(found[kind][name], value), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "static"),
     [
@@ -130,6 +132,7 @@ def test_strings_that_rows_exchange_change_the_count(training: Training) -> None
     assert training.tally.count(mixed, list(mixed.string_id.unbind(1))).tolist() == wanted.tolist()
 
 
+@pytest.mark.slow
 def test_masks_that_are_not_replayed_are_seen_in_the_step_itself(
     tiny_experiment: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:

@@ -139,6 +139,7 @@ def whole(train: Train, tmp_path: Path) -> dict[str, Any]:
     return left(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_kill_before_any_file_operation_is_not_seen_after_resume(
     train: Train, whole: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_kill_before_any_file_operation_is_not_seen_after_resume(
     assert number > 80, "the operations of a training are no longer counted"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_be_killed_again(
     train: Train, whole: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_resumed_run_may_be_killed_again(
     assert number > 40
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_run_replaces_another_leaves_the_one_or_the_other(
     train: Train, whole: dict[str, Any], tmp_path: Path
 ) -> None:

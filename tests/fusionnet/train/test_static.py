@@ -157,6 +157,7 @@ def plain(tiny_experiment: Path, request: pytest.FixtureRequest) -> Plain:
     return Plain(request.param, losses, initial, weights_of(setting))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_micro_batches", [1, 3])
 def test_static_steps_are_those_of_plain_adamw(
     tiny_experiment: Path, plain: Plain, num_micro_batches: int

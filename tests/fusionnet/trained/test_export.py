@@ -64,6 +64,7 @@ def test_the_network_loads_from_safetensors(exported: Path) -> None:
         assert file.metadata() == {"format": "pt", "epoch": "2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["joint", "modality", "mlp"])
 def test_every_form_of_the_network_goes_from_config_to_checkpoint_to_export_and_back(
     fusion: str, make_run: Callable[..., Path], tmp_path: Path

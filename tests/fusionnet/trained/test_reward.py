@@ -110,6 +110,7 @@ def slope_by_differences(value: Callable[[Tensor], Tensor], at: Tensor, step: fl
     return slope
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "penalties",
     [(), (ABOVE.model_copy(update={"width": 2.0}), BELOW.model_copy(update={"width": 0.3}))],

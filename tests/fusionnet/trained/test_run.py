@@ -298,6 +298,7 @@ def test_a_flipped_bit_is_refused(share: float, copy: Path) -> None:
         load_run(copy)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_the_archives_own_bytes_is_refused_or_harmless(copy: Path) -> None:
     file = copy / "tiny_best.pt"
     content, whole = file.read_bytes(), load_run(copy)
