@@ -13,6 +13,7 @@ import pytest
 from embedcache.errors import UserError
 from fusionnet.commands.cli import EMBEDCACHE, FUSIONNET
 
+pytestmark = pytest.mark.slow
 HEAVY = ("transformers", "peft", "deepspeed", "sklearn", "matplotlib", "tensorboard")
 LIGHT = (
     "embedcache",
@@ -82,7 +83,6 @@ def by_work() -> dict[str, list[str]]:
     return imported(("torch",), tuple(WITHOUT), (*HEAVY, "pandas", "polars"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT)
 def test_work_imports_only_what_it_needs(name: str, by_work: dict[str, list[str]]) -> None:
     assert not set(by_work[name]) & set(WITHOUT[name])

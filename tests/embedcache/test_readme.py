@@ -57,6 +57,7 @@ def lone_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lone_rank")
 def test_python_blocks_run_in_order_and_print_what_is_shown(
     tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

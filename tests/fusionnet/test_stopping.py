@@ -16,6 +16,7 @@ from forks import REPOSITORY, search_path
 
 from fusionnet.launchers import launchers_above, program
 
+pytestmark = pytest.mark.slow
 LAUNCH = "deepspeed.launcher.launch"
 # what a rank runs: a command that works until it is told to stop
 WORK = """

@@ -63,6 +63,7 @@ def test_other_splits_and_checkpoints_are_said_and_kept_apart(call: Call, folder
     }
 
 
+@pytest.mark.slow
 def test_a_read_only_run_is_refused_before_the_work_and_evaluated_into_another_folder(
     call: Call,
     folder: Path,

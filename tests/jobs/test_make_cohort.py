@@ -27,6 +27,7 @@ from jobs.cohort.outcomes import COVERAGES
 from jobs.cohort.patients import DERIVED, DRAWN, LVEF_TOLERANCE_PCT, draw_patients
 from jobs.cohort.polymers import chemistry_of, load_polymers
 
+pytestmark = pytest.mark.slow
 ROWS = 480
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from fusionnet.commands import SPINS
 
+pytestmark = pytest.mark.slow
 WATCH = """
 import os, runpy, sys
 kind, name = sys.argv[1:]

@@ -9,14 +9,12 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from forks import FOR_ALL, LAUNCHERS, Done, Fork, Forks, wait_until
+from forks import LAUNCHERS, Done, Fork, Forks, wait_until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from embedcache.build.decide import build_cache
@@ -91,19 +89,12 @@ FOUR = ("train.epochs=4", "train.batch_rows=16")  # of 9 steps: long enough to b
 
 
 @pytest.fixture(scope="module")
-def four_epochs(tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # in a fresh interpreter, as users start it: forks share the seed of Python's hashes
+def four_epochs(
+    forks: Forks, tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
     words = settings(f"run.dir={folder}", *FOUR, "train.prove=1")
-    done = subprocess.run(
-        [sys.executable, str(TRAIN), "--config", str(tiny_experiment), *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, **FOR_ALL},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    Command(forks, tiny_experiment)(*words)
     return folder
 
 
@@ -330,7 +321,9 @@ PROVEN = {"deepspeed": ("train.prove=1",), "torchrun": ()}  # and so no proof ma
 def by_launchers(
     forks: Forks, tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """The runs that each launcher's two ranks, in fresh interpreters, train."""
+    """The runs that each launcher's two ranks train, in fresh interpreters: forks, which must give
+    the same bits below, share the seed of Python's hashes.
+    """
     folder, found = tmp_path_factory.mktemp("launchers"), {}
     for name in LAUNCHERS:
         words = (*settings(f"run.dir={folder / name}", *PROVEN[name]), *TWO_RANKS)

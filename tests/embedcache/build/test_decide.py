@@ -80,6 +80,7 @@ def test_each_strategy_keeps_its_law(
         assert "groups have rows in more than one split" in split_table(report.split)
 
 
+@pytest.mark.slow
 def test_scaling_ignores_rows_that_do_not_train(
     study: Any, make_study: Callable, tmp_path: Path
 ) -> None:
@@ -261,6 +262,7 @@ def test_only_new_strings_are_encoded(study: Any, frame_of: Callable) -> None:
     assert fresh.build(overwrite=True).num_encoded == 5, "another pooling shares no vector"
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_named_and_overwrite_repairs_it(study: Any) -> None:
     study.build()
     chunk = Path(study.cache.path) / "strings" / "polymer" / "embeddings" / "c" / "0" / "0"
@@ -345,6 +347,7 @@ def test_the_summary_fits_a_screen(built_study: Any) -> None:
     assert "absent: aux" in "\n".join(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "change"),
     [

@@ -39,6 +39,7 @@ def shuffled(built_study: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return study
 
 
+@pytest.mark.slow
 def test_the_content_and_the_identity_do_not_depend_on_the_codec(
     built_study: Any, shuffled: Any
 ) -> None:

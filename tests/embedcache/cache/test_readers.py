@@ -25,6 +25,7 @@ def test_there_are_three_examples_of_three_lines() -> None:
     assert [example.split()[1] for example in EXAMPLES] == ["zarr", "xarray", "pandas"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.split()[1])
 def test_the_documented_examples_run_and_give_what_the_cache_gives(
     built_study: Any, monkeypatch: pytest.MonkeyPatch, example: str

@@ -54,6 +54,7 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone_and_shows_every_plot(
     run: TrainedRun, evaluation: Evaluation
 ) -> None:
@@ -206,6 +207,7 @@ def test_names_in_figures_are_no_formulas_and_short(
             assert not any("mathdefault" in each for each in shown)
 
 
+@pytest.mark.slow
 def test_the_training_table_goes_on_after_the_best_epoch(
     run: TrainedRun, evaluation: Evaluation
 ) -> None:

@@ -60,6 +60,7 @@ def kept_bytes(network: FusionNetwork, num_strings: int) -> int:
     return sum(size for size, _ in kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["joint", "modality", "mlp"])
 @pytest.mark.parametrize("num_strings", [1, 3])
 def test_the_count_bounds_what_autograd_keeps_of_a_row(fusion: str, num_strings: int) -> None:

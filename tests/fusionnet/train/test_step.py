@@ -135,8 +135,8 @@ def references(tiny_experiment: Path) -> dict[str, dict[str, torch.Tensor]]:
     ("world_size", "cases"),
     [
         (1, CASES + ENGINE_CASES),
-        (2, CASES + FEWER_ENGINE_CASES),
-        (3, FEWER_ENGINE_CASES),
+        (2, CASES[1::2] + FEWER_ENGINE_CASES),
+        (3, ENGINE_CASES[1::4]),
     ],
 )
 def test_every_mode_and_engine_equals_naive_adamw(
@@ -159,7 +159,7 @@ def test_every_mode_and_engine_equals_naive_adamw(
         case: result["reduced"] for case, result in results.items() if "train.zero_stage=0" in case
     }
     weights = sum(value.numel() for value in initial.values())
-    assert len(without_zero) > 1
+    assert without_zero
     for case, reduced in without_zero.items():  # a rank that is alone averages no gradients
         assert (reduced < 100) if world_size == 1 else (reduced >= NUM_STEPS * weights), (
             f"{case}: {reduced} numbers were summed over ranks"

@@ -11,6 +11,7 @@ from embedcache.errors import RankError
 from fusionnet.train.world import World
 
 
+@pytest.mark.slow
 def test_a_rank_that_nobody_joins_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in announced("torchrun", 0, 2, free_port()).items():
         monkeypatch.setenv(name, value)

@@ -86,6 +86,7 @@ def test_float64_vectors_and_gradients_are_those_of_the_plain_model(
         assert (found[name] - gradient).abs().max() <= 1e-10 * largest, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_fp32_and_bf16_round_no_worse_than_the_plain_model(
     tiny_encoder_folder: Path, pooling: str
