@@ -4,11 +4,9 @@ saw.
 
 import argparse
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from forks import Forks
 
 from benchmarks import store
 from benchmarks.store_formats import Format, codecs, formats, row_arrays
@@ -19,15 +17,7 @@ from fusionnet.experiment import load_experiment
 
 
 @pytest.mark.slow
-def test_loading_times_steps_of_its_own_table(
-    tmp_path: Path, forks: Forks, repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forked(*words: str) -> SimpleNamespace:
-        assert words[:2] == ("-m", "benchmarks")
-        done = forks.run(repository / "benchmarks" / "__main__.py", *words[2:])
-        return SimpleNamespace(output=done.out)
-
-    monkeypatch.setattr(loading, "run_python", forked)
+def test_loading_times_steps_of_its_own_table(tmp_path: Path) -> None:
     write_table(tmp_path / "cache.zarr", 5_000, memory_mib=1)
     cache = open_cache(tmp_path / "cache.zarr")
     rows = cache.rows()

@@ -130,7 +130,7 @@ def test_a_cache_that_grew_is_the_one_that_is_built_at_once(grown: Callable, str
     assert not Path(f"{grew.path}.partial").exists()
 
 
-@examples(cost=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(cost=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cuts=st.sets(st.integers(61, 239), min_size=1, max_size=2),
     chunk=st.integers(5, 90),

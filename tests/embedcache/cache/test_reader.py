@@ -77,7 +77,7 @@ def test_rows_are_those_of_the_table(built_study: Any) -> None:
     }
 
 
-@examples(cost=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(cost=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bounds=st.tuples(st.integers(0, 240), st.integers(0, 240)))
 def test_any_range_of_rows_is_a_slice_of_all(built_study: Any, bounds: tuple[int, int]) -> None:
     start, stop = sorted(bounds)

@@ -53,7 +53,7 @@ def backward(encoder: StringEncoder, vectors: torch.Tensor) -> list[torch.Tensor
 
 
 @pytest.mark.slow
-@examples(cost=8)
+@examples(cost=12)
 @given(num_strings=st.integers(1, 60), max_tokens=st.integers(1, 400), seed=st.integers(0, 99))
 def test_both_passes_see_the_same_masks(
     encoder: StringEncoder, num_strings: int, max_tokens: int, seed: int
