@@ -13,7 +13,7 @@ import pytest
 from embedcache.errors import UserError
 from fusionnet.commands.cli import EMBEDCACHE, FUSIONNET
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("imports")]  # fixtures of seconds
 HEAVY = ("transformers", "peft", "deepspeed", "sklearn", "matplotlib", "tensorboard")
 LIGHT = (
     "embedcache",

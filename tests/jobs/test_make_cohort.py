@@ -27,7 +27,7 @@ from jobs.cohort.outcomes import COVERAGES
 from jobs.cohort.patients import DERIVED, DRAWN, LVEF_TOLERANCE_PCT, draw_patients
 from jobs.cohort.polymers import chemistry_of, load_polymers
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cohort")]  # fixtures of seconds
 ROWS = 480
 
 

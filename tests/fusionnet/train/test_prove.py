@@ -27,6 +27,9 @@ from fusionnet.train.proof.record import Judgement, Proof, ProofFile, certificat
 from fusionnet.workflow.training import recipe_of
 
 
+pytestmark = pytest.mark.xdist_group("proof")  # they share a training
+
+
 @pytest.fixture(scope="module")
 def shared(tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
     return Training(tiny_experiment, tmp_path_factory.mktemp("proof"))
