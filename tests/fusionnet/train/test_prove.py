@@ -26,7 +26,6 @@ from fusionnet.train.proof.prover import due_steps
 from fusionnet.train.proof.record import Judgement, Proof, ProofFile, certificate, read_proofs
 from fusionnet.workflow.training import recipe_of
 
-
 pytestmark = pytest.mark.xdist_group("proof")  # they share a training
 
 
