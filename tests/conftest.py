@@ -1,5 +1,5 @@
 """Everything runs offline, on the CPU, on a few threads; EMBEDCACHE_GPU=1 leaves a GPU to the tests
-marked gpu. The shared fixtures are in support/tiny.py.
+marked gpu. The shared fixtures are in support/shared_fixtures.py.
 """
 
 import shapes  # noqa: F401  # isort: skip  (before what it checks)
@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     hands_out = config.getoption("dist", "no") != "no" and not config.getoption("collectonly")
     if not hands_out or hasattr(config, "workerinput"):
-        config.pluginmanager.import_plugin("tiny")
+        config.pluginmanager.import_plugin("shared_fixtures")
 
 
 @pytest.hookimpl(tryfirst=True)
