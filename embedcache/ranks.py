@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from embedcache.errors import RankError
@@ -92,6 +93,7 @@ def join(backend: str, rank: int, size: int, longest_wait: timedelta | None = No
             f" environment: {reason:.200}"
         ) from error
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest_wait)
+    store.set_timeout(default_pg_timeout)  # torch's own again: NCCL waits on it for later groups
 
 
 @contextmanager
