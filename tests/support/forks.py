@@ -15,6 +15,7 @@ import os
 import runpy
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -201,7 +202,8 @@ def _run(place: _Place, task: Callable[[], Any]) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     try:
         task()
-    finally:
+    finally:  # as an interpreter ends: threads first, since zarr's wait for what it closes at exit
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
 
 
