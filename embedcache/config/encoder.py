@@ -24,10 +24,13 @@ class LoraConfig(Config):
     dropout: Share = Field(
         default=0.1, description="share of an adapter's inputs dropped in training"
     )
-    target_modules: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        default=("query_proj", "key_proj", "value_proj"),
+    target_modules: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
+        default=None,
         min_length=1,
-        description="names of the linear layers that get an adapter",
+        description=(
+            "names of the linear layers that get an adapter; unset: the projections of the"
+            " architecture's attention to queries, keys and values"
+        ),
     )
     use_dora: bool = Field(
         default=False,

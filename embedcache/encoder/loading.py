@@ -33,6 +33,7 @@ _POOLER = "pooler."
 _PROBES = (5, 17)  # tokens of a short and a longer string
 # Of a vector's largest component: fp32 rounds to 1e-6, a convolution over padding gives 1e-2.
 _MIXED = 1e-4
+_EQUAL = 1e-6  # of the same: a decoder's are equal, fresh encoders' first tokens differ by 1e-3
 
 
 def load_encoder(config: EncoderConfig) -> StringEncoder:
@@ -61,6 +62,7 @@ def load_encoder(config: EncoderConfig) -> StringEncoder:
     encoder = StringEncoder(model.requires_grad_(False), config.pooling).eval()
     with _quiet():
         _refuse_mixing(config, encoder)
+        _refuse_blind_token(config, encoder)
     return encoder
 
 
@@ -137,16 +139,14 @@ def _refuse_mixing(config: EncoderConfig, encoder: StringEncoder) -> None:
     In some architectures it does (FNet's Fourier transform, ConvBERT's convolutions, YOSO's random
     hashes): a string would have another vector in another table.
     """
-    lengths = torch.tensor([min(length, encoder.max_length) for length in _PROBES])
-    values = torch.arange(int(lengths.sum())) * 7919 % encoder.num_ids
-    values = torch.where(values == encoder.pad_id, (values + 1) % encoder.num_ids, values)
-    tokens = TokenTable(values, offsets_of(lengths))
+    lengths = [min(length, encoder.max_length) for length in _PROBES]
+    tokens = _probe_tokens(encoder, lengths)
     if encoder.plan(tokens) is not None:
         return  # encoded without padding
     kind = type(encoder.model).__name__
     try:
-        alone = encoder(tokens.take(torch.tensor([0])), pad_to=int(lengths[0]))
-        beside = encoder(tokens, pad_to=int(lengths[1]))[:1]
+        alone = encoder(tokens.take(torch.tensor([0])), pad_to=lengths[0])
+        beside = encoder(tokens, pad_to=lengths[1])[:1]
     except UNREADABLE as error:
         why = " ".join(str(error).split())
         raise EncoderError(
@@ -157,6 +157,33 @@ def _refuse_mixing(config: EncoderConfig, encoder: StringEncoder) -> None:
             f"{config.source} gives a string another vector where a longer one is beside it, since"
             f" {kind} does not keep padding apart; take an encoder whose attention mask does"
         )
+
+
+@torch.no_grad()
+def _refuse_blind_token(config: EncoderConfig, encoder: StringEncoder) -> None:
+    """Raise EncoderError where all strings that begin alike would have one vector.
+
+    In a decoder a token sees none behind it, so the first one knows nothing of the string.
+    """
+    if config.pooling != "cls":
+        return
+    length = min(_PROBES[0], encoder.max_length)
+    tokens = _probe_tokens(encoder, [length, length])
+    tokens.values[length] = tokens.values[0]
+    one, other = encoder(tokens)
+    if not bool((one - other).abs().max() > _EQUAL * one.abs().max()):
+        raise EncoderError(
+            f"encoder.pooling cls gives all strings one vector: in {config.source}"
+            f" ({type(encoder.model).__name__}) the first token sees none of those behind it, as in"
+            " every decoder; set encoder.pooling: mean"
+        )
+
+
+def _probe_tokens(encoder: StringEncoder, lengths: list[int]) -> TokenTable:
+    """Return strings of these lengths whose tokens differ, none of them padding."""
+    values = torch.arange(sum(lengths)) * 7919 % encoder.num_ids
+    values = torch.where(values == encoder.pad_id, (values + 1) % encoder.num_ids, values)
+    return TokenTable(values, offsets_of(torch.tensor(lengths)))
 
 
 @contextmanager

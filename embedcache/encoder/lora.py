@@ -5,6 +5,7 @@ trained.
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,28 @@ from peft.utils.save_and_load import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from embedcache.config.encoder import LoraConfig
 from embedcache.encoder.dropout import Dropout
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.prefix import base_of, check_layers
 from embedcache.errors import EncoderError
+
+
+# what architectures call the projections of their attention to queries, keys and values
+PROJECTIONS = (
+    ("query_proj", "key_proj", "value_proj"),  # DeBERTa-v2, hence polyBERT
+    ("query", "key", "value"),  # BERT, RoBERTa, ELECTRA, ALBERT, ESM
+    ("q_proj", "k_proj", "v_proj"),  # LLaMA and its like
+    ("q_lin", "k_lin", "v_lin"),  # DistilBERT, XLM
+    ("q", "k", "v"),  # MPNet
+    ("Wqkv",),  # ModernBERT
+    ("query_key_value",),  # GPT-NeoX, BLOOM
+    ("qkv_proj",),  # Phi-3
+    ("c_attn",),  # GPT-2
+    ("in_proj",),  # the first DeBERTa
+)
 
 
 def add_lora(encoder: StringEncoder, config: LoraConfig) -> None:
@@ -43,22 +60,15 @@ def add_lora(encoder: StringEncoder, config: LoraConfig) -> None:
 
 def _peft_config(encoder: StringEncoder, config: LoraConfig) -> peft.LoraConfig:
     """Return the adapters in PEFT's words, checked against the encoder."""
-    linear = dict.fromkeys(
-        name.rsplit(".", 1)[-1]
-        for name, module in encoder.model.named_modules()
-        if isinstance(module, nn.Linear)
-    )
-    missing = [target for target in config.target_modules if target not in linear]
-    if missing:
-        raise EncoderError(
-            f"encoder.lora.target_modules names {', '.join(missing)}, which is no linear layer of"
-            f" {type(base_of(encoder.model)).__name__}; it has {', '.join(linear)}"
-        )
+    linear = _linear_layers(encoder.model)
+    targets = _targets(config, type(base_of(encoder.model)).__name__, linear)
     wanted = peft.LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT says int, and divides by r
         lora_dropout=config.dropout,
-        target_modules=list(config.target_modules),
+        target_modules=targets,
+        # how GPT-2's layers keep their weights
+        fan_in_fan_out=all(linear[target] is Conv1D for target in targets),
         bias="none",
         use_dora=config.use_dora,
         use_rslora=config.use_rslora,
@@ -68,6 +78,38 @@ def _peft_config(encoder: StringEncoder, config: LoraConfig) -> peft.LoraConfig:
         wanted.layers_to_transform = list(range(config.first_layer, num_layers))
         wanted.layers_pattern = "layer"
     return wanted
+
+
+def _linear_layers(model: nn.Module) -> dict[str, type[nn.Module]]:
+    """Return the classes of the layers that can be adapted by their names, in the model's order."""
+    return {
+        name.rsplit(".", 1)[-1]: type(module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+    }
+
+
+def _targets(config: LoraConfig, kind: str, linear: Mapping[str, object]) -> list[str]:
+    """Return the names of the layers that get an adapter in a model of this kind.
+
+    Raises EncoderError where it has not those that the config names, or none that are known.
+    """
+    has = f"it has {', '.join(linear) or 'none'}"
+    if config.target_modules is None:
+        known = [list(names) for names in PROJECTIONS if linear.keys() >= set(names)]
+        if not known:
+            raise EncoderError(
+                f"which linear layers of {kind} are its attention's is not known here; name those"
+                f" that are to be adapted in encoder.lora.target_modules: {has}"
+            )
+        return known[0]
+    missing = [target for target in config.target_modules if target not in linear]
+    if missing:
+        raise EncoderError(
+            f"encoder.lora.target_modules names {', '.join(missing)}, which is no linear layer of"
+            f" {kind}; {has}. Unset, it is the attention's projections"
+        )
+    return list(config.target_modules)
 
 
 def save_adapter(encoder: StringEncoder, folder: Path) -> None:

@@ -349,3 +349,17 @@ def test_an_encoder_that_mixes_strings_is_refused(
 ) -> None:
     with pytest.raises(EncoderError, match=words):
         load_encoder(write_architecture(tmp_path / "encoder", model_type))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "opt"])
+def test_a_decoders_first_token_is_no_vector_of_a_string(model_type: str, tmp_path: Path) -> None:
+    source = write_architecture(tmp_path / "encoder", model_type)
+    load_encoder(source)
+    with pytest.raises(EncoderError, match=r"pooling cls gives all .* set encoder\.pooling: mean"):
+        load_encoder(source.model_copy(update={"pooling": "cls"}))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "modernbert"])
+def test_an_encoders_first_token_is_one(model_type: str, tmp_path: Path) -> None:
+    source = write_architecture(tmp_path / "encoder", model_type)
+    load_encoder(source.model_copy(update={"pooling": "cls"}))

@@ -9,7 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from embedcache.config.encoder import EncoderConfig, LoraConfig
 from embedcache.encoder.loading import load_encoder
@@ -179,3 +179,69 @@ def test_only_linear_layers_are_adapted(tiny_encoder_folder: Path, named: str) -
     message = rf"names {named}, which is no linear layer of .*; it has query_proj, key_proj"
     with pytest.raises(EncoderError, match=message):
         add_lora(encoder, LoraConfig(target_modules=("query_proj", named)))
+
+
+ATTENTION = {
+    "deberta-v2": ["query_proj", "key_proj", "value_proj"],
+    "bert": ["query", "key", "value"],
+    "roberta": ["query", "key", "value"],
+    "electra": ["query", "key", "value"],
+    "esm": ["query", "key", "value"],
+    "distilbert": ["q_lin", "k_lin", "v_lin"],
+    "mpnet": ["q", "k", "v"],
+    "llama": ["q_proj", "k_proj", "v_proj"],
+    "modernbert": ["Wqkv"],
+    "gpt2": ["c_attn"],
+}
+
+
+def write_architecture(folder: Path, model_type: str) -> Path:
+    """Write a small encoder of an architecture that transformers brings, without a tokenizer."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"vocab_size": 269, "max_position_embeddings": 60, "pad_token_id": 1}
+    torch.manual_seed(0)
+    described = AutoConfig.for_model(model_type, **sizes, intermediate_size=32)
+    AutoModel.from_config(described).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("model_type", ATTENTION)
+def test_the_attention_of_an_architecture_is_adapted_where_no_layers_are_named(
+    model_type: str, tokens: TokenTable, tmp_path: Path
+) -> None:
+    folder = write_architecture(tmp_path / "encoder", model_type)
+    plain = load_encoder(EncoderConfig(source=str(folder)))(tokens)
+    encoder = adapted(folder, "mean", moved=False)
+    layers = {
+        name.split(".lora_A")[0].rsplit(".", 1)[-1]
+        for name, parameter in encoder.named_parameters()
+        if parameter.requires_grad and "lora_A" in name
+    }
+    assert layers == set(ATTENTION[model_type])
+    torch.testing.assert_close(encoder(tokens), plain, rtol=1e-5, atol=1e-6)
+    encoder(tokens).square().sum().backward()
+    reached = {
+        name.split(".lora_B")[0].rsplit(".", 1)[-1]
+        for name, parameter in encoder.named_parameters()
+        if "lora_B" in name and parameter.grad is not None and parameter.grad.abs().max() > 0
+    }
+    assert reached == layers
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "distilbert"])
+def test_an_adapter_found_by_architecture_is_read_back(
+    model_type: str, tokens: TokenTable, tmp_path: Path
+) -> None:
+    folder = write_architecture(tmp_path / "encoder", model_type)
+    encoder = adapted(folder, "mean", moved=True).eval()
+    save_adapter(encoder, tmp_path / "adapter")
+    again = adapted(folder, "mean", moved=False).eval()
+    assert not torch.allclose(again(tokens), encoder(tokens), atol=1e-3)
+    load_adapter(again, tmp_path / "adapter")
+    torch.testing.assert_close(again(tokens), encoder(tokens))
+
+
+def test_an_architecture_whose_attention_is_not_known_asks_for_names(tmp_path: Path) -> None:
+    folder = write_architecture(tmp_path / "encoder", "ctrl")
+    with pytest.raises(EncoderError, match=r"of CTRLModel .*target_modules: it has Wq, Wk, Wv"):
+        add_lora(load_encoder(EncoderConfig(source=str(folder))), LoraConfig())
