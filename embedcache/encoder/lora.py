@@ -23,7 +23,6 @@ from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.prefix import base_of, check_layers
 from embedcache.errors import EncoderError
 
-
 # what architectures call the projections of their attention to queries, keys and values
 PROJECTIONS = (
     ("query_proj", "key_proj", "value_proj"),  # DeBERTa-v2, hence polyBERT
