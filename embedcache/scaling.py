@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from embedcache.config.table import TargetColumn, Transform
+from embedcache.config.table import TargetColumn, TargetTransform, Transform
 
 CELSIUS_ZERO_K = 273.15
 # values must lie above, not on
@@ -51,20 +51,44 @@ _FUNCTIONS: dict[Transform, Callable[[Tensor], Tensor]] = {
     "log1p": torch.log1p,
     "inverse_kelvin": lambda celsius: 1000.0 / (celsius + CELSIUS_ZERO_K),
 }
+# rounding does not take a value out of the domain, where its transform would be infinite
+_INVERSES: dict[Transform, Callable[[Tensor], Tensor]] = {
+    "log10": lambda x: torch.pow(10.0, x).clamp_min(torch.finfo(x.dtype).tiny),
+    "log1p": lambda x: torch.expm1(x).clamp_min(torch.finfo(x.dtype).eps / 2 - 1),
+}
 
 
 def transformed(
     numeric: Float[Tensor, "B F"], transforms: Sequence[Transform]
 ) -> Float[Tensor, "B F"]:
-    """Return the features with their transforms applied.
+    """Return the features, or targets, with their transforms applied.
 
     `inverse_kelvin` is 1000 / T, for T given in degrees Celsius.
     """
-    result = numeric.clone()
-    for name in _FUNCTIONS:
-        columns = [f for f, transform in enumerate(transforms) if transform == name]
+    return _by_column(numeric, transforms, _FUNCTIONS)
+
+
+def undone(
+    targets: Float[Tensor, "B T"], transforms: Sequence[TargetTransform]
+) -> Float[Tensor, "B T"]:
+    """Return transformed targets in their own units, always inside of the transform's domain.
+
+    What is too large for the type becomes infinite.
+    """
+    return _by_column(targets, transforms, _INVERSES)
+
+
+def _by_column(
+    values: Float[Tensor, "B W"],
+    transforms: Sequence[Transform],
+    functions: Mapping[Transform, Callable[[Tensor], Tensor]],
+) -> Float[Tensor, "B W"]:
+    """Return the values with the function of its transform applied to each column."""
+    result = values.clone()
+    for name, function in functions.items():
+        columns = [number for number, transform in enumerate(transforms) if transform == name]
         if columns:
-            result[:, columns] = _FUNCTIONS[name](numeric[:, columns])
+            result[:, columns] = function(values[:, columns])
     return result
 
 
@@ -90,7 +114,8 @@ class Scaling:
     transforms: tuple[Transform, ...]
     mean: tuple[float, ...]  # per feature, of the transformed train rows
     std: tuple[float, ...]  # 1 for a feature that is constant in the train rows
-    target_mean: tuple[float, ...]  # per target of the cache, over observed train labels; binary: 0
+    # per target of the cache, of the transformed observed train labels; binary: 0
+    target_mean: tuple[float, ...]
     target_std: tuple[float, ...]  # binary: 1
     positive_rate: dict[str, float]  # by name of each binary target, over observed train labels
     # by string column, of the vectors that the cache holds
@@ -231,6 +256,7 @@ class ScalingFit:
         self._columns = tuple(columns)
         self._transforms = tuple(transforms)
         self._targets = tuple(targets)
+        self._target_transforms = tuple(target.transform for target in self._targets)
         self._features = Moments(len(self._columns))
         self._labels = Moments(len(self._targets))
 
@@ -240,7 +266,8 @@ class ScalingFit:
             rows = slice(first, first + ROWS_AT_ONCE)
             features = torch.from_numpy(numeric[rows]).double()
             self._features.add(transformed(features, self._transforms).numpy())
-            self._labels.add(targets[rows])
+            labels = torch.from_numpy(targets[rows]).double()
+            self._labels.add(transformed(labels, self._target_transforms).numpy())
 
     def result(self, vectors: Mapping[str, Float[np.ndarray, "S E"]] | None = None) -> Scaling:
         """Return the statistics of all rows added so far.

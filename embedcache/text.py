@@ -12,13 +12,16 @@ NONE = "\N{EN DASH}"  # stands where there is no number
 def number(value: int | float | None, none: str = NONE) -> str:
     """Return a number to about four significant digits, counts whole; `none` where there is none.
 
-    From 100 on one decimal is kept, so that neighbours in a table can be compared.
+    From 100 on one decimal is kept, so that neighbours in a table can be compared. What four
+    decimals would round away is written with its power of ten.
     """
     if value is None:
         return none
     if isinstance(value, int):
         return f"{value:,}"
     size = abs(value)
+    if 0 < size < 0.001:
+        return f"{value:.2e}"
     decimals = 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 0.1 else 4
     return f"{value:,.{decimals}f}"
 

@@ -16,6 +16,7 @@ from embedcache.values import (
 )
 
 Transform = Literal["identity", "log10", "log1p", "inverse_kelvin"]
+TargetTransform = Literal["identity", "log10", "log1p"]
 
 
 class StringColumn(Config):
@@ -114,6 +115,13 @@ class TargetColumn(Config):
     high: Amount | None = Field(
         default=None, description="the greatest admissible label; unset: there is none"
     )
+    transform: TargetTransform = Field(
+        default="identity",
+        description=(
+            "of a regression target, applied before it is learnt and undone in predictions: log10"
+            " where labels span decades"
+        ),
+    )
     optional: bool = Field(
         default=False,
         description="a table without this column is accepted; the task is then not trained",
@@ -122,6 +130,14 @@ class TargetColumn(Config):
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> "TargetColumn":
         check_order(self.low, self.high)
+        return self
+
+    @model_validator(mode="after")
+    def _transform_fits_the_kind(self) -> "TargetColumn":
+        if self.kind == "binary" and self.transform != "identity":
+            raise ValueError(
+                f"'{self.name}' is binary, so its transform must be identity, not {self.transform}"
+            )
         return self
 
 

@@ -13,7 +13,14 @@ import numpy as np
 import polars as pl
 
 from embedcache.config.split import SPLITS, SplitConfig
-from embedcache.config.table import DataConfig, NumericColumn, RowWeight, StringColumn, TargetColumn
+from embedcache.config.table import (
+    DataConfig,
+    NumericColumn,
+    RowWeight,
+    StringColumn,
+    TargetColumn,
+    Transform,
+)
 from embedcache.scaling import DOMAIN_LOW
 from embedcache.table.checks import Check, Hint, RangeHint
 from embedcache.table.reader import KEY, NUMBER, NUMBER_IN_WORDS, TEXT, ColumnType, Source
@@ -131,16 +138,20 @@ def _add_numeric(
             number,
             RangeHint(None, None, column.unit),
         )
-    # as stored, which is what the transform will read
-    stored = number.cast(pl.Float32)
-    if column.transform in DOMAIN_LOW:
-        limit = DOMAIN_LOW[column.transform]
+    _check_domain(table, what, column.transform, number)
+    table.columns[f"numeric:{column.column}"] = number.cast(pl.Float32)
+
+
+def _check_domain(table: Canonical, what: str, transform: Transform, number: pl.Expr) -> None:
+    """Add the check that a transform is defined for what it will read, as it is stored."""
+    if transform in DOMAIN_LOW:
+        limit = DOMAIN_LOW[transform]
+        below = number.cast(pl.Float32) <= pl.lit(limit, dtype=pl.Float32)
         table.check(
-            f"{what}: transform {column.transform} needs values above {limit:g}",
-            number.is_finite() & (stored <= pl.lit(limit, dtype=pl.Float32)),
+            f"{what}: transform {transform} needs values above {limit:g}",
+            number.is_finite() & below,
             number,
         )
-    table.columns[f"numeric:{column.column}"] = stored
 
 
 def _check_numbers(
@@ -186,6 +197,7 @@ def _add_target(table: Canonical, target: TargetColumn) -> None:
             number.is_finite() & ~number.is_in([0.0, 1.0]),
             number,
         )
+    _check_domain(table, what, target.transform, number)
     table.columns[f"target:{target.name}"] = number.cast(pl.Float32)
 
 

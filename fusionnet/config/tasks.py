@@ -36,7 +36,10 @@ class Task(TargetColumn):
     head_dropout: Share = Field(default=0.1, description="after the head's first hidden layer")
     beta: Spread = Field(
         default=1.0,
-        description="smooth_l1: where the quadratic part ends, in the target's unit",
+        description=(
+            "smooth_l1: where the quadratic part ends, in the unit of the target as it is learnt"
+            " (decades where transform is log10)"
+        ),
     )
     gamma: float = Field(default=2.0, ge=0, le=100, description="focal: exponent of 1 - p_t")
     pos_weight: Annotated[float, Field(ge=1e-6, le=1e6)] | Literal["auto"] = Field(
@@ -63,14 +66,21 @@ class Task(TargetColumn):
 
     @model_validator(mode="after")
     def _goals_are_metrics(self) -> "Task":
-        known = METRICS[self.kind]
-        unknown = [metric for metric in self.goals if metric not in known]
+        unknown = [metric for metric in self.goals if metric not in self.metrics]
         if unknown:
             raise ValueError(
                 f"goals of task '{self.name}' names {', '.join(f'{name:.80}' for name in unknown)};"
-                f" the metrics of a {self.kind} task are {', '.join(known)}"
+                f" the metrics of a {self.kind} task are {', '.join(self.metrics)}"
             )
         return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of its metrics in raw units, then those of transformed labels: log10_mae."""
+        own = METRICS[self.kind]
+        if self.transform == "identity":
+            return own
+        return (*own, *(f"{self.transform}_{metric}" for metric in own))
 
     @property
     def loss_name(self) -> LossName:

@@ -6,7 +6,8 @@ language model. Both belong beside every result: an evaluation shows `beside_a_r
 seconds; the benchmarks fit all of `BASELINES` on all rows, which takes minutes.
 
 All baselines see what the network sees: train rows to learn from, validation rows to choose the
-number of trees by; missing labels count for nothing.
+number of trees by; missing labels count for nothing. A target's transform is applied before they
+learn, and undone in what they predict.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from rdkit import Chem
 from rdkit.Chem import rdFingerprintGenerator
@@ -26,6 +28,8 @@ from tqdm import tqdm
 from embedcache.cache.layout import Layout, RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
+from embedcache.config.table import TargetColumn
+from embedcache.scaling import transformed, undone
 from fusionnet.config.tasks import Task
 from fusionnet.metrics import main_metrics
 
@@ -192,25 +196,44 @@ def beside_a_run(
         STRING_MEAN: {},
         BOOSTING: {},
     }
+    rows = _as_learnt(rows, layout)
     bar = tqdm(layout.targets, desc="baselines", leave=False, disable=None if progress else True)
     for target, column in enumerate(bar):
         if not len(_labelled(rows, "train", target)):
             continue  # nothing to learn from
-        found[TRAIN_MEAN][target] = train_mean(rows, target)[chosen]
-        found[STRING_MEAN][target] = string_mean(rows, target)[chosen]
+        found[TRAIN_MEAN][target] = _in_units(train_mean(rows, target)[chosen], column)
+        found[STRING_MEAN][target] = _in_units(string_mean(rows, target)[chosen], column)
         if column.column in main:
             train = take(rows, _labelled(rows, "train", target, QUICK_ROWS))
             validation = take(rows, _labelled(rows, "validation", target, QUICK_ROWS))
             features = joined(numbers(layout), one_hot(train))
             binary = column.kind == "binary"
             fit = Fit(train, validation, features, target, binary, QUICK_TREES)
-            found[BOOSTING][target] = boosting(fit, take(rows, chosen))
+            found[BOOSTING][target] = _in_units(boosting(fit, take(rows, chosen)), column)
     num_train = int((rows.split == SPLITS.index("train")).sum())
-    return BesideRun(
-        found,
+    remark = (
         f"Boosting learned from {min(num_train, QUICK_ROWS):,} of {num_train:,} train rows, in at"
-        f" most {QUICK_TREES} trees.",
+        f" most {QUICK_TREES} trees."
     )
+    for column in layout.targets:
+        if column.transform != "identity":
+            remark += f" Means and trees are of {column.transform} of {column.column}."
+    return BesideRun(found, remark)
+
+
+def _as_learnt(rows: RowBlock, layout: Layout) -> RowBlock:
+    """Return rows whose targets have their transforms applied."""
+    transforms = [column.transform for column in layout.targets]
+    targets = transformed(torch.from_numpy(rows.targets).double(), transforms)
+    return replace(rows, targets=targets.float().numpy())
+
+
+def _in_units(
+    predictions: Float[np.ndarray, " N"], column: TargetColumn
+) -> Float[np.ndarray, " N"]:
+    """Return predictions of transformed labels in the target's own unit."""
+    wide = torch.from_numpy(predictions.astype(np.float64)).unsqueeze(1)
+    return undone(wide, [column.transform]).squeeze(1).numpy()
 
 
 def take(rows: RowBlock, chosen: Int[np.ndarray, " n"]) -> RowBlock:
@@ -238,19 +261,30 @@ def _boosted(features: Callable[[Cache, RowBlock], Features]) -> Baseline:
     """Return boosting as a baseline on whole caches, given the features of a cache's rows."""
 
     def baseline(cache: Cache, target: int, seed: int) -> Float[np.ndarray, " N"]:
-        rows = cache.rows()
+        rows = _as_learnt(cache.rows(), cache.layout)
         train = take(rows, _labelled(rows, "train", target))
         validation = take(rows, _labelled(rows, "validation", target))
-        binary = cache.layout.targets[target].kind == "binary"
+        column = cache.layout.targets[target]
+        binary = column.kind == "binary"
         fit = Fit(train, validation, features(cache, train), target, binary, MOST_TREES, seed=seed)
-        return boosting(fit, rows)
+        return _in_units(boosting(fit, rows), column)
+
+    return baseline
+
+
+def _mean(learn: Callable[[RowBlock, int], Float[np.ndarray, " N"]]) -> Baseline:
+    """Return a mean as a baseline on whole caches."""
+
+    def baseline(cache: Cache, target: int, seed: int) -> Float[np.ndarray, " N"]:
+        rows = _as_learnt(cache.rows(), cache.layout)
+        return _in_units(learn(rows, target), cache.layout.targets[target])
 
     return baseline
 
 
 BASELINES: dict[str, Baseline] = {
-    TRAIN_MEAN: lambda cache, target, seed: train_mean(cache.rows(), target),
-    STRING_MEAN: lambda cache, target, seed: string_mean(cache.rows(), target),
+    TRAIN_MEAN: _mean(train_mean),
+    STRING_MEAN: _mean(string_mean),
     "boosting, no strings": _boosted(lambda cache, train: numbers(cache.layout)),
     BOOSTING: _boosted(lambda cache, train: joined(numbers(cache.layout), one_hot(train))),
     "boosting, Morgan fingerprints": _boosted(

@@ -124,9 +124,9 @@ def evaluate_run(
     where, columns = f"the {split} rows of {cache.path}", run.scaling.columns
     refuse_non_finite(in_units, run.tasks, rows.numeric, columns, rows.row, where)
     predictions = in_units.cpu().numpy().astype(np.float64)
-    targets = rows.targets.cpu().numpy().astype(np.float64)
     chosen = rows.row.cpu().numpy()
     layout, table = cache.layout, cache.rows()
+    targets = table.targets[chosen].astype(np.float64)
     best = None if oracle is None else read_oracle(run.tasks, oracle, chosen, layout.num_rows)
     arrays = _Arrays(table.group[chosen], table.facets[chosen], targets, predictions, best)
     baselines, remark = {}, ""

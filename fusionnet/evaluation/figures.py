@@ -11,11 +11,11 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from embedcache.text import visible
 from fusionnet.config.tasks import Task
-from fusionnet.metrics import ERRORS, MAIN_METRICS, TITLES
+from fusionnet.metrics import main_metrics_of, title, unit_of
 
 Record = dict[str, Any]  # of one epoch, as training logs it
 DARK, ACCENT, LIGHT = "#1b3a5c", "#c8641e", "#9aa9b8"  # told apart by lightness alone
@@ -42,22 +42,31 @@ def parity(
     figure, axes = _axes()
     both = np.concatenate([target, prediction])
     low, high = float(both.min()), float(both.max())
+    scale = "log" if task.transform == "log10" and low > 0 else "linear"
     if low == high:
-        low, high = low - 1, high + 1
+        low, high = (low / 10, high * 10) if scale == "log" else (low - 1, high + 1)
     if len(target) < MOST_POINTS:
         axes.scatter(target, prediction, s=9, color=DARK, alpha=0.45, linewidths=0)
     else:
-        area: dict[str, Any] = {"extent": (low, high, low, high), "gridsize": 55, "mincnt": 1}
+        extent = np.log10([low, high]) if scale == "log" else (low, high)
+        area: dict[str, Any] = {"extent": (*extent, *extent), "gridsize": 55, "mincnt": 1}
+        area |= {"xscale": scale, "yscale": scale}
         cells = axes.hexbin(target, prediction, bins="log", cmap=GREYS, linewidths=0.1, **area)
         count = StrMethodFormatter("{x:,.0f}")  # powers of ten would be formulas
         bar = figure.colorbar(cells, ax=axes, label="rows per cell", shrink=0.8, format=count)
         bar.ax.yaxis.set_minor_formatter(NullFormatter())
     axes.plot([low, high], [low, high], color=ACCENT, linewidth=1.2)
-    unit = _unit(task)
+    unit = _unit(task.unit)
     axes.set(xlabel=f"observed {_name(task.column)}{unit}", ylabel=f"predicted{unit}")
+    axes.set(xscale=scale, yscale=scale)
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        if scale == "log":
+            axis.set_major_locator(LogLocator(numticks=6))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        else:
+            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     return figure
 
 
@@ -98,8 +107,8 @@ def by_value(
         axes.axvline(overall, color=DARK, linewidth=0.9, linestyle="--")
     labels = [f"{_name(value)} ({entry['rows']:,})" for value, entry in entries]
     axes.set_yticks(heights, labels, fontsize=7 if len(entries) > 12 else 8)
-    unit = _unit(task) if metric == "mae" else ""
-    axes.set(xlabel=f"{metric.upper()} of {_name(task.column)}{unit}; rows in brackets")
+    unit = _unit(unit_of(task, metric))
+    axes.set(xlabel=f"{title(metric)} of {_name(task.column)}{unit}; rows in brackets")
     axes.set(xlim=(0, None), ylim=(-0.7, len(entries) - 0.3))
     return figure
 
@@ -124,7 +133,7 @@ def history(records: list[Record], shown: int, task: Task) -> Figure:
     """Return a task's two main metrics by epoch, one above the other, with goals if it has any."""
     figure = Figure(figsize=(4.6, 3.5), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
-    for axes, metric in zip(panels, MAIN_METRICS[task.kind], strict=True):
+    for axes, metric in zip(panels, main_metrics_of(task), strict=True):
         key = f"{task.name}_{metric}"
         defined = [record for record in records if record[key] is not None]
         epochs = [record["epoch"] for record in defined]
@@ -135,8 +144,7 @@ def history(records: list[Record], shown: int, task: Task) -> Figure:
             line = {"color": ACCENT, "linewidth": 1, "linestyle": "--"}
             axes.axhline(task.goals[metric], label="goal", **line)
             axes.legend(frameon=False, fontsize=8)
-        unit = _unit(task) if metric in ERRORS else ""
-        axes.set(ylabel=f"{TITLES[metric]}{unit}")
+        axes.set(ylabel=f"{title(metric)}{_unit(unit_of(task, metric))}")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[-1].set(xlabel="epoch")
     return figure
@@ -147,9 +155,9 @@ def _name(text: str) -> str:
     return visible(text, LONGEST_NAME)
 
 
-def _unit(task: Task) -> str:
-    """Return the task's unit behind a name, nothing where it has none."""
-    return f" [{_name(task.unit)}]" if task.unit else ""
+def _unit(unit: str) -> str:
+    """Return a unit behind a name, nothing where there is none."""
+    return f" [{_name(unit)}]" if unit else ""
 
 
 def _axes(height: float = 3.5) -> tuple[Figure, Axes]:

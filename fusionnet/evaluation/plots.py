@@ -24,6 +24,7 @@ from fusionnet.evaluation.figures import (
     losses,
     parity,
 )
+from fusionnet.metrics import spread_metric, title
 from fusionnet.runfolder.listing import write_listed
 from fusionnet.trained.run import TrainedRun
 
@@ -132,7 +133,7 @@ def _of_targets(run: TrainedRun, evaluation: Evaluation) -> Iterator[Drawing]:
 def _of_groups(run: TrainedRun, evaluation: Evaluation) -> Iterator[Drawing]:
     """Yield one drawing per `report_by` column of several values: the first target's error."""
     task = run.tasks[0]
-    metric = "mae" if task.kind == "regression" else "accuracy"
+    metric = spread_metric(task)
     for column, table in evaluation.by.items():
         if len(table) < 2:
             continue
@@ -143,7 +144,7 @@ def _of_groups(run: TrainedRun, evaluation: Evaluation) -> Iterator[Drawing]:
             remark += f" The {MOST_VALUES} of {len(table):,} values with the most rows."
         yield Drawing(
             f"by_{column}",
-            f"{task.column}: {metric.upper()} by {column}",
+            f"{task.column}: {title(metric)} by {column}",
             remark,
             by_value(table, evaluation.metrics[task.column][metric], task, metric),
         )

@@ -19,7 +19,7 @@ from fusionnet.evaluation.evaluate import Evaluation
 from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.plots import draw_plots
 from fusionnet.evaluation.summary import beside_rows, unfinished
-from fusionnet.metrics import ERRORS, METRICS, TITLES, main_metrics, reaches
+from fusionnet.metrics import METRICS, is_error, main_metrics, reaches, title, unit_of
 from fusionnet.runfolder.listing import write_listed
 from fusionnet.trained.run import TrainedRun
 from fusionnet.yamlfile import to_yaml
@@ -42,16 +42,16 @@ def write_report(
         evaluation=evaluation,
         records=records,
         unfinished=unfinished(run, len(records)),
-        titles=TITLES,
         facts=_facts(run, evaluation),
         goals=_goal_lines(run, evaluation),
-        targets=[_target_table(run, evaluation, kind) for kind in METRICS],
+        targets=[
+            _target_table(run, evaluation, metrics)
+            for kind in METRICS
+            for metrics in dict.fromkeys(task.metrics for task in run.tasks if task.kind == kind)
+        ],
         beside=beside_rows(run, evaluation),
         plots=[(plot.title, plot.remark, base64.b64encode(plot.png).decode()) for plot in plots],
-        main=[
-            (task, metric, TITLES[metric], task.unit if metric in ERRORS else "")
-            for task, metric in main
-        ],
+        main=[(task, metric, title(metric), unit_of(task, metric)) for task, metric in main],
         groups=[_group_table(run, evaluation, column) for column in evaluation.by],
         config=to_yaml(run.config),
     )
@@ -67,7 +67,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["number"] = number
+    environment.filters.update(number=number, titled=title)
     file = resources.files("fusionnet.evaluation").joinpath("report.html.j2")
     return environment.from_string(file.read_text(encoding="utf-8"))
 
@@ -112,13 +112,13 @@ def _goal_lines(run: TrainedRun, evaluation: Evaluation) -> list[dict[str, Any]]
     for task in run.tasks:
         for metric, goal, reached in evaluation.verdicts(run, task.column):
             best = (evaluation.oracle or {}).get(task.column, {}).get(metric)
-            unit = f" {task.unit}" if task.unit and metric in ERRORS else ""
+            unit = unit_of(task, metric)
             lines.append(
                 {
-                    "what": f"{task.column} {TITLES[metric]}",
-                    "unit": unit,
+                    "what": f"{task.column} {title(metric)}",
+                    "unit": f" {unit}" if unit else "",
                     "value": evaluation.metrics[task.column][metric],
-                    "sign": "<" if metric in ERRORS else ">",
+                    "sign": "<" if is_error(metric) else ">",
                     "goal": goal,
                     "reached": reached,
                     "oracle": best,
@@ -128,22 +128,25 @@ def _goal_lines(run: TrainedRun, evaluation: Evaluation) -> list[dict[str, Any]]
     return lines
 
 
-def _target_table(run: TrainedRun, evaluation: Evaluation, kind: str) -> dict[str, Any]:
-    """Return the metrics of all targets of a kind, beside the oracle's."""
-    lines = []
+def _target_table(
+    run: TrainedRun, evaluation: Evaluation, metrics: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return all targets that have these metrics, beside the oracle's."""
+    lines, kind = [], ""
     for index, task in enumerate(run.tasks):
-        if task.kind == kind:
+        if task.metrics == metrics:
+            kind = task.kind
             own, oracle = evaluation.metrics[task.column], (evaluation.oracle or {})
             best = oracle.get(task.column, {})
             lines.append(
                 {
                     "task": task,
                     "labels": int(np.isfinite(evaluation.targets[:, index]).sum()),
-                    "pairs": [(own[metric], best.get(metric)) for metric in METRICS[kind]],
+                    "pairs": [(own[metric], best.get(metric)) for metric in metrics],
                     "share": evaluation.oracle_share(task.column),
                 }
             )
-    return {"kind": kind, "metrics": METRICS[kind], "lines": lines}
+    return {"kind": kind, "metrics": metrics, "lines": lines}
 
 
 def _group_table(run: TrainedRun, evaluation: Evaluation, column: str) -> dict[str, Any]:

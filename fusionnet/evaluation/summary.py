@@ -2,7 +2,7 @@
 
 from embedcache.text import number, text_table, visible
 from fusionnet.evaluation.evaluate import Breakdown, Evaluation
-from fusionnet.metrics import Metrics, main_metrics
+from fusionnet.metrics import Metrics, main_metrics, spread_metric
 from fusionnet.trained.run import TrainedRun
 
 MOST_NAMED = 12  # groups in one line
@@ -105,7 +105,7 @@ def _beside(run: TrainedRun, evaluation: Evaluation) -> list[str]:
 def _spread(run: TrainedRun, column: str, table: Breakdown) -> str:
     """Return how the first task's first metric varies over the values of one column."""
     task = run.tasks[0]
-    metric = "mae" if task.kind == "regression" else "accuracy"
+    metric = spread_metric(task)
     what = f"{task.column} {metric} by {column}"
     measured = {value: entry[task.column][metric] for value, entry in table.items()}
     found = {value: each for value, each in measured.items() if each is not None}

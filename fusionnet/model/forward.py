@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from embedcache.errors import NonFinitePredictionError
-from embedcache.scaling import Scaling
+from embedcache.scaling import Scaling, undone
 from embedcache.text import NUM_EXAMPLES, count_of, rows_text
 from fusionnet.config.tasks import Task
 from fusionnet.model.evaluator import RowEvaluator
@@ -104,11 +104,15 @@ def refuse_non_finite(
 def to_units(
     outputs: Float[Tensor, "N T"], tasks: Sequence[Task], scaling: Scaling
 ) -> Float[Tensor, "N T"]:
-    """Return predictions in the targets' own units, probabilities for binary tasks."""
+    """Return predictions in the targets' own units, probabilities for binary tasks.
+
+    Transforms are undone; what is then beyond the type is infinite.
+    """
     binary = torch.tensor([task.kind == "binary" for task in tasks], device=outputs.device)
     mean = torch.as_tensor(scaling.target_mean, dtype=outputs.dtype, device=outputs.device)
     std = torch.as_tensor(scaling.target_std, dtype=outputs.dtype, device=outputs.device)
-    return torch.where(binary, outputs.sigmoid(), outputs * std + mean)
+    numbers = undone(outputs * std + mean, [task.transform for task in tasks])
+    return torch.where(binary, outputs.sigmoid(), numbers)
 
 
 def prediction_bar(num_rows: int, shown: bool) -> "tqdm[NoReturn]":

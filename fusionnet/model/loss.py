@@ -10,7 +10,8 @@ Standardised residuals. Heads predict (y - mean) / std with the train rows' stat
 regression losses are taken there, with smooth-L1's beta divided by std. Smooth-L1 in raw units is
 std times that, MSE std^2 times; and exp(-s) (c L) + s = exp(-(s - log c)) L + (s - log c) + log c.
 So this is the specification's objective up to a constant, with log-variances that start at log std
-or log std^2 instead of 0: tasks of all units start alike.
+or log std^2 instead of 0: tasks of all units start alike. Where a task has a transform, y is the
+transformed label, and so are the units: beta of a log10 target is in decades.
 
 Focal loss. Per row (Lin et al. 2017): (1 - p_t)^gamma times cross-entropy, p_t from the plain
 logit, class weight outside. The specification computes the focal weight once from the mean of the
@@ -67,11 +68,11 @@ class MultiTaskLoss(nn.Module):
     ) -> LossParts:
         """Return this micro-batch's share of the step's loss.
 
-        `targets` are in raw units, NaN where unobserved; `denominators` are the sums of the weights
-        of observed rows over the whole step; `share` is this micro-batch's share of the terms that
-        do not depend on rows. Shares add up to sum_t weight_t (exp(-s_t) L_t + s_t) in the
-        specification's form. A task without labels in the step adds nothing and does not move its
-        s.
+        `targets` are transformed, not yet standardised, NaN where unobserved; `denominators` are
+        the sums of the weights of observed rows over the whole step; `share` is this micro-batch's
+        share of the terms that do not depend on rows. Shares add up to sum_t weight_t (exp(-s_t)
+        L_t + s_t) in the specification's form. A task without labels in the step adds nothing and
+        does not move its s.
         """
         s = torch.zeros_like(self.log_variance) if self.uncertainty == "none" else self.log_variance
         total, sums = multitask_loss(outputs, targets, weight, denominators, s, self._terms, share)

@@ -22,6 +22,7 @@ from torch import Tensor
 from embedcache.cache.layout import Layout, RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
+from embedcache.scaling import transformed
 
 _CHUNKS_PER_READ = 4
 
@@ -54,7 +55,10 @@ class RowInputs:
 
 @dataclass(frozen=True)
 class RowTable:
-    """N rows on one device: features standardised, targets in raw units with NaN if unobserved."""
+    """N rows on one device: features standardised, targets as the loss reads them.
+
+    That is with their transforms applied, and NaN where unobserved; a `RowBlock` has raw ones.
+    """
 
     string_id: Int[Tensor, "N C"]
     numeric: Float[Tensor, "N F"]
@@ -137,11 +141,12 @@ def rows_per_chunk(cache: Cache) -> int:
 def rows_of(cache: Cache, block: RowBlock, split: str, start: int = 0) -> RowTable:
     """Return a block's rows of one split; the block begins at row `start` of the table."""
     chosen = np.flatnonzero(block.split == SPLITS.index(split))
+    labels = torch.from_numpy(block.targets[chosen]).double()
     return RowTable(
         string_id=torch.from_numpy(block.string_id[chosen]).long(),
         numeric=cache.scaling.apply(torch.from_numpy(block.numeric[chosen])),
         category=torch.from_numpy(block.category[chosen]).long(),
-        targets=torch.from_numpy(block.targets[chosen]),
+        targets=transformed(labels, [each.transform for each in cache.layout.targets]).float(),
         weight=torch.from_numpy(block.weight[chosen]),
         row=torch.from_numpy(chosen + start),
     )

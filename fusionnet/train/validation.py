@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from embedcache.scaling import undone
 from fusionnet.metrics import Metrics, task_metrics
 from fusionnet.model.forward import forward_batches, refuse_non_finite, to_units
 from fusionnet.stopping import is_asked
@@ -44,7 +45,9 @@ def validate(trainer: Trainer) -> tuple[float, dict[str, Metrics]] | None:
         with torch.no_grad():
             loss = trainer.model.loss(outputs, targets, weight.squeeze(1), denominators, 1.0).total
         predictions = to_units(outputs, recipe.tasks, trainer.cache.scaling)
-        metrics = task_metrics(recipe.tasks, targets.cpu().numpy(), predictions.cpu().numpy())
+        transforms = [task.transform for task in recipe.tasks]
+        raw = undone(targets.cpu().double(), transforms).numpy()
+        metrics = task_metrics(recipe.tasks, raw, predictions.cpu().numpy())
         result = (float(loss), metrics)
     return world.broadcast(result)
 

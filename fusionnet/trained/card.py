@@ -11,7 +11,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fusionnet.config.tasks import Task
-from fusionnet.metrics import METRICS, TITLES
+from fusionnet.metrics import title
 from fusionnet.trained.run import TrainedRun
 
 FEW_STRINGS = 1000  # of a column; a model that has seen fewer extrapolates
@@ -55,7 +55,7 @@ def metadata(run: TrainedRun) -> ModelCardData:
             dataset_name=run.data.title,
             dataset_split="validation",
             metric_type=metric,
-            metric_name=f"{task.column} {TITLES[metric]}",
+            metric_name=f"{task.column} {title(metric)}",
             metric_value=value,
         )
         for task, metric, value in _metrics(run)
@@ -78,7 +78,7 @@ def _metrics(run: TrainedRun) -> list[tuple[Task, str, float | None]]:
     return [
         (task, metric, run.record[f"{task.name}_{metric}"])
         for task in run.tasks
-        for metric in METRICS[task.kind]
+        for metric in task.metrics
     ]
 
 

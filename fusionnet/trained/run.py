@@ -259,14 +259,14 @@ def _refuse_other_columns(
     data: DataConfig, tasks: Sequence[Task], layout: Layout, path: Path
 ) -> None:
     """Raise RunError where a checkpoint's config and its layout are not of the same columns."""
-    trained = {task.column: task.kind for task in tasks}
+    trained = {task.column: (task.kind, task.transform) for task in tasks}
     pairs: dict[str, tuple[Any, Any]] = {
         "strings": ([c.name for c in data.strings], [spec.name for spec in layout.strings]),
         "numeric": ([c.column for c in data.numeric], [c.column for c in layout.numeric]),
         "categories": ([c.column for c in data.categories], [c for c, _ in layout.categories]),
         "tasks": (
             {each.column: trained.get(each.column) for each in layout.targets},
-            {each.column: each.kind for each in layout.targets},
+            {each.column: (each.kind, each.transform) for each in layout.targets},
         ),
     }
     for what, (in_config, in_layout) in pairs.items():

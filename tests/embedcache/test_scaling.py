@@ -18,6 +18,7 @@ from embedcache.scaling import (
     Scaling,
     ScalingFit,
     transformed,
+    undone,
     vector_scaling,
 )
 
@@ -80,6 +81,35 @@ def test_transforms_are_the_written_formulas() -> None:
     expected = [2.0, 2.0, np.log(1.5), 1000 / (26.85 + CELSIUS_ZERO_K)]
     np.testing.assert_allclose(result[0].numpy(), expected, rtol=1e-14)
     assert raw[0, 1] == 100.0, "the raw values must stay raw"
+
+
+@examples(cost=1)
+@given(labels=hnp.arrays(np.float32, (9, 1), elements=st.floats(2.0**-126, 2.0**100, width=32)))
+def test_a_transform_of_targets_is_undone(labels: np.ndarray) -> None:
+    raw = torch.from_numpy(np.concatenate([labels] * 3, axis=1)).double()
+    transforms = ("identity", "log10", "log1p")
+    stored = transformed(raw, transforms).float()
+    back = undone(stored.double(), transforms).numpy()
+    np.testing.assert_array_equal(back[:, 0], raw[:, 0].numpy())
+    # fp32 keeps a logarithm of up to 128 to 4e-6
+    np.testing.assert_allclose(back[:, 1], raw[:, 1].numpy(), rtol=2e-5)
+    np.testing.assert_allclose(back[:, 2], raw[:, 2].numpy(), rtol=2e-5, atol=1e-7)
+
+
+def test_what_is_undone_stays_in_the_domain_and_tells_of_overflow() -> None:
+    low, high = (undone(torch.full((1, 2), x), ("log10", "log1p")) for x in (-200.0, 200.0))
+    assert (low > torch.tensor([0.0, -1.0])).all()
+    assert transformed(low, ("log10", "log1p")).isfinite().all()
+    assert high.isinf().all()
+
+
+def test_statistics_of_a_target_are_of_its_transformed_labels() -> None:
+    labels = 10.0 ** np.array([[-6.0], [-2.0], [np.nan], [2.0]])
+    fit = ScalingFit([], [], [TargetColumn(name="k", column="k", transform="log10")])
+    fit.add(np.empty((4, 0), dtype=np.float32), labels.astype(np.float32))
+    found = fit.result()
+    assert found.target_mean == pytest.approx((-2.0,), abs=1e-6)
+    assert found.target_std == pytest.approx((np.std([-6, -2, 2]),), rel=1e-6)
 
 
 def fitted(numeric: np.ndarray, targets: np.ndarray) -> Scaling:

@@ -4,8 +4,9 @@ from embedcache.text import NONE, number, text_table
 
 
 def test_numbers_have_the_digits_that_matter() -> None:
-    values = (None, 0.01634, 0.9078, 1.0019, 12.346, -4.5, 12345.6, 12345, 0)
+    values = (None, 0.01634, 0.9078, 1.0019, 12.346, -4.5, 12345.6, 12345, 0, 0.0, -4.7e-7)
     expected = [NONE, "0.0163", "0.908", "1.002", "12.35", "-4.500", "12,345.6", "12,345", "0"]
+    expected += ["0.0000", "-4.70e-07"]
     assert [number(value) for value in values] == expected
     assert number(None, none="") == ""
 

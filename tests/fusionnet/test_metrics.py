@@ -65,6 +65,24 @@ def test_what_is_not_finite_has_no_metrics() -> None:
                 measure(target, broken)
 
 
+def test_a_transform_adds_the_metrics_of_transformed_labels() -> None:
+    task = Task(name="k", column="k", transform="log10", goals={"log10_mae": 0.5})
+    exponents, off = np.array([-6.0, -1.0, 2.0]), np.array([0.5, -0.5, 1.0])
+    target = np.append(10**exponents, np.nan)[:, None]
+    found = task_metrics([task], target, np.append(10 ** (exponents + off), 1.0)[:, None])["k"]
+    assert tuple(found) == task.metrics
+    assert found["log10_mae"] == pytest.approx(2 / 3)
+    assert found["log10_r2"] == pytest.approx(
+        1 - 1.5 / np.square(exponents - exponents.mean()).sum()
+    )
+    assert found["mae"] == pytest.approx(np.abs(10 ** (exponents + off) - 10**exponents).mean())
+    assert reaches("log10_mae", 0.4, 0.5)
+    assert reaches("log10_r2", 0.4, 0.5) is False
+    # a baseline or an oracle may be where the transform is not defined
+    outside = task_metrics([task], target, np.zeros((4, 1)))["k"]
+    assert (outside["log10_mae"], outside["r2"] is None) == (None, False)
+
+
 def test_undefined_is_none() -> None:
     nothing = np.full(3, np.nan)
     assert set(regression_metrics(nothing, nothing).values()) == {None}

@@ -34,9 +34,9 @@ def rows_loss(
         if denominators[number] == 0 or not seen.any():
             continue
         output, weight = outputs[seen, number], rows.weight[seen].to(outputs.dtype)
-        raw = rows.targets[seen, number].double()
+        label = rows.targets[seen, number].double()  # its transform is applied
         mean, std = scaling.target_mean[number], scaling.target_std[number]
-        target = ((raw - mean) / std).to(outputs.dtype)
+        target = ((label - mean) / std).to(outputs.dtype)
         summed = _weighted_losses(task, scaling, std, output, target, weight)
         half = recipe.loss.uncertainty == "kendall" and task.kind == "regression"
         factor = task.weight * (0.5 if half else 1.0)

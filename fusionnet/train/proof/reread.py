@@ -1,11 +1,14 @@
 """Rows as training has them, held to the same rows of the cache, read and scaled once more."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
+from embedcache.config.table import TargetColumn
 from embedcache.scaling import CELSIUS_ZERO_K, Scaling
 from fusionnet.rows.tensors import RowTable
 
@@ -27,10 +30,30 @@ def _is_row(row: RowTable, block: RowBlock, cache: Cache) -> bool:
         block.split.tolist() == [SPLITS.index("train")]
         and row.string_id.tolist() == block.string_id.tolist()
         and row.category.tolist() == block.category.tolist()
-        and np.array_equal(row.targets.numpy(), block.targets, equal_nan=True)
+        and _same_targets(row.targets.numpy(), block.targets, cache.layout.targets)
         and np.array_equal(row.weight.numpy(), block.weight)
         and np.allclose(row.numeric.numpy(), features, rtol=_TOLERANCE, atol=_TOLERANCE)
     )
+
+
+def _same_targets(
+    found: Float[np.ndarray, "1 T"],
+    raw: Float[np.ndarray, "1 T"],
+    columns: Sequence[TargetColumn],
+) -> bool:
+    """Return whether targets are the cache's, bitwise where no transform rounds them."""
+    for number, column in enumerate(columns):
+        x = raw[:, number].astype(np.float64)
+        match column.transform:
+            case "identity":
+                tolerance = 0.0
+            case "log10":
+                x, tolerance = np.log10(x), _TOLERANCE
+            case "log1p":
+                x, tolerance = np.log1p(x), _TOLERANCE
+        if not np.allclose(found[:, number], x, rtol=tolerance, atol=tolerance, equal_nan=True):
+            return False
+    return True
 
 
 def _standardised(raw: Float[np.ndarray, "1 F"], scaling: Scaling) -> Float[np.ndarray, "1 F"]:

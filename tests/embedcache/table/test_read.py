@@ -333,6 +333,20 @@ def test_an_optional_target_without_labels_is_absent(
     assert "target:aux" not in [f"target:{target.name}" for target in table.targets]
 
 
+@pytest.mark.parametrize(("transform", "low", "broken"), [("log10", 0, [3, 9]), ("log1p", -1, [9])])
+def test_labels_lie_in_the_domain_of_their_transform(
+    study_of: Callable, frame_of: Callable, transform: str, low: int, broken: list[int]
+) -> None:
+    cells: dict[int, Any] = {3: 1e-60, 9: -1.0, 11: None}
+    frame = with_cells(frame_of().with_columns(pl.col("outcome").abs()), "outcome", cells)
+    good = {"name": "opt", "column": "good", "kind": "binary"}
+    targets = [{"name": "ef", "column": "outcome", "transform": transform}, good]
+    rows = f"{len(broken)} row{'s' * (len(broken) > 1)}"
+    report = report_of(study_of(frame, targets=targets))
+    assert f"'outcome': transform {transform} needs values above {low}: {rows}" in report
+    assert f"{', '.join(map(str, broken))}" in report
+
+
 def test_a_feature_that_is_a_target_is_refused(study_of: Callable, frame_of: Callable) -> None:
     report = report_of(study_of(frame_of(), numeric=[{"column": "x"}, {"column": "good"}]))
     assert "column 'good' is both a feature and a target" in report
