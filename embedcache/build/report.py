@@ -15,6 +15,14 @@ MOST_SHOWN = 3  # merged or unknown strings per column
 MOST_SPLIT_LINES = 12
 
 
+def split_counts(cache: Cache) -> SplitCounts:
+    """Return what a cache says of its splits; raises CorruptCacheError for what cannot be."""
+    try:
+        return SplitCounts.model_validate(cache.report["split"])
+    except ValueError as error:
+        raise corrupt_root(cache.path, error) from None
+
+
 @dataclass(frozen=True)
 class BuildReport:
     """What a cache holds, and what making it took."""
@@ -46,10 +54,6 @@ class BuildReport:
     def of(cache: Cache, status: str) -> "BuildReport":
         """Return the report of a finished cache."""
         layout, kept = cache.layout, cache.report
-        try:
-            split = SplitCounts.model_validate(kept["split"])
-        except ValueError as error:
-            raise corrupt_root(cache.path, error) from None
         return BuildReport(
             status=status,
             path=str(cache.path),
@@ -70,7 +74,7 @@ class BuildReport:
                 name: {text: tuple(spellings) for text, spellings in found.items()}
                 for name, found in kept["merged"].items()
             },
-            split=split,
+            split=split_counts(cache),
             positive_rate=cache.scaling.positive_rate,
             seconds=tuple((phase, seconds) for phase, seconds in kept["seconds"]),
             num_bytes=cache.num_bytes,

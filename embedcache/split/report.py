@@ -63,6 +63,12 @@ def split_table(counts: SplitCounts, most_lines: int | None = None) -> str:
     return "\n".join([*text_table(rows, num_left=2), *_remarks(counts)])
 
 
+def unlabelled(counts: SplitCounts, split: str) -> list[str]:
+    """Return the names of the targets for which no row of a split has a label."""
+    line = counts.lines[-len(SPLITS) :][SPLITS.index(split)]
+    return [name for name, labels in line.labelled.items() if labels == 0]
+
+
 def _cells(line: SplitLine, total: int, columns: list[str]) -> list[str]:
     """Return one line of the table, given the rows of all splits."""
     labelled = line.labelled
@@ -88,6 +94,8 @@ def _remarks(counts: SplitCounts) -> Iterator[str]:
             f"{counts.straddling_groups:,} of {counts.num_groups:,} groups have rows in more than"
             " one split: scores do not speak of unseen groups"
         )
+    for line in counts.lines[-len(SPLITS) :]:
+        yield from _missing_labels(line)
     distinct = {line.split: line.strings for line in counts.lines[-len(SPLITS) :]}
     for column, unseen_in in counts.unseen_strings.items():
         for split, unseen in unseen_in.items():
@@ -96,3 +104,14 @@ def _remarks(counts: SplitCounts) -> Iterator[str]:
                     f"{unseen:,} of {distinct[split][column]:,} distinct {column} strings of"
                     f" {split} are not in train"
                 )
+
+
+def _missing_labels(line: SplitLine) -> Iterator[str]:
+    """Yield what a split has no label of; a training is not refused for it, as it is for train."""
+    for name, labels in line.labelled.items():
+        if line.rows and not labels:
+            yield f"no {line.split} row has a label for '{name}'"
+    for name, positive in line.positive.items():
+        if line.labelled[name] and positive in (0, line.labelled[name]):
+            kind = "negative" if positive else "positive"
+            yield f"{line.split} has no {kind} label of '{name}'"

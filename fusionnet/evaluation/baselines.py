@@ -160,7 +160,9 @@ def boosting(fit: Fit, rows: RowBlock) -> Float[np.ndarray, " N"]:
 
     error = partial(log_loss, labels=[0, 1]) if fit.binary else mean_absolute_error
     observed = fit.validation.targets[:, fit.target].astype(np.float64)
-    errors = [error(observed, stage) for stage in stages(fit.validation) if len(observed)]
+    # scikit-learn predicts no empty table
+    staged = stages(fit.validation) if len(observed) else ()
+    errors = [error(observed, stage) for stage in staged]
     best = int(np.argmin(errors)) if errors else fit.most_trees - 1
     predictions = [
         next(islice(stages(take(rows, part)), best, None))

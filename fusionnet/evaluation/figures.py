@@ -118,10 +118,12 @@ def losses(records: list[Record], shown: int) -> Figure:
     figure, axes = _axes()
     epochs = [record["epoch"] for record in records]
     train = [record["train_loss"] for record in records]
-    validation = [record["val_loss"] for record in records]
     axes.plot(epochs, train, color=DARK, marker="o", markersize=3.5, label="training")
-    style: dict[str, Any] = {"color": ACCENT, "marker": "s", "markersize": 3.5, "linestyle": "--"}
-    axes.plot(epochs, validation, label="validation", **style)
+    if validated := [record for record in records if record["val_loss"] is not None]:
+        style: dict[str, Any] = {"color": ACCENT, "marker": "s", "markersize": 3.5}
+        values = [record["val_loss"] for record in validated]
+        epochs = [record["epoch"] for record in validated]
+        axes.plot(epochs, values, label="validation", linestyle="--", **style)
     axes.axvline(shown, color=LIGHT, linewidth=1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="epoch", ylabel="multi-task loss")

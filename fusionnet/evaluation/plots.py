@@ -135,7 +135,7 @@ def _of_groups(run: TrainedRun, evaluation: Evaluation) -> Iterator[Drawing]:
     task = run.tasks[0]
     metric = spread_metric(task)
     for column, table in evaluation.by.items():
-        if len(table) < 2:
+        if len(table) < 2 or evaluation.metrics[task.column][metric] is None:
             continue
         remark = f"Dashed: all {evaluation.split} rows."
         if evaluation.oracle is not None:

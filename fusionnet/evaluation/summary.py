@@ -1,5 +1,7 @@
 """An evaluation as plain text, for the terminal."""
 
+import numpy as np
+
 from embedcache.text import number, text_table, visible
 from fusionnet.evaluation.evaluate import Breakdown, Evaluation
 from fusionnet.metrics import Metrics, main_metrics, spread_metric
@@ -46,6 +48,16 @@ def unfinished(run: TrainedRun, num_epochs: int) -> str:
     )
 
 
+def without_labels(run: TrainedRun, evaluation: Evaluation) -> str:
+    """Return which targets no evaluated row has a label for, "" where there are none."""
+    seen = np.isfinite(evaluation.targets).any(0)
+    missing = [task.column for task, is_seen in zip(run.tasks, seen, strict=True) if not is_seen]
+    if not missing:
+        return ""
+    names = ", ".join(missing)
+    return f"No {evaluation.split} row has a label for {names}: there are no metrics of it."
+
+
 def _heading(run: TrainedRun, evaluation: Evaluation, num_epochs: int) -> list[str]:
     """Return what was evaluated, and what a reader must know of it."""
     groups = f" of {evaluation.num_groups:,} {run.data.group}" if evaluation.num_groups else ""
@@ -54,6 +66,8 @@ def _heading(run: TrainedRun, evaluation: Evaluation, num_epochs: int) -> list[s
         f" '{run.moment}' (epoch {run.epoch})"
     ]
     if note := unfinished(run, num_epochs):
+        lines.append(f"NOTE  {note}")
+    if note := without_labels(run, evaluation):
         lines.append(f"NOTE  {note}")
     if run.note:
         lines.append(f"NOTE  {run.note}")

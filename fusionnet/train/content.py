@@ -50,7 +50,7 @@ class Record(_Part):
 
     epoch: Count
     train_loss: float
-    val_loss: float
+    val_loss: float | None  # None: no validation row has a label
 
 
 class NamedTask(_Part):
@@ -108,7 +108,8 @@ class Content(_Part):
     model_state_dict: dict[str, Numbers]
     optimizer_state_dict: dict[str, Any]
     records: list[Record]
-    best_val_loss: Annotated[float, Field(allow_inf_nan=True)]  # infinite before the first epoch
+    # infinite before the first epoch, and where no validation row has a label
+    best_val_loss: Annotated[float, Field(allow_inf_nan=True)]
     epoch_losses: Numbers | None
     epoch_seconds: float
     gradient_norm: Annotated[float, Field(allow_inf_nan=True)]  # of an fp16 step that is skipped

@@ -1,8 +1,8 @@
 """Training: epochs of optimizer steps, validation, checkpoints, the log.
 
 The run folder is written by rank 0 alone, beside the next steps (`runfiles`). After each epoch
-`<name>_last.pt` holds everything that continuing needs; `<name>_best.pt` (lowest validation loss)
-and `<name>_final.pt` are links to it.
+`<name>_last.pt` holds everything that continuing needs; `<name>_best.pt` (lowest validation loss;
+the last epoch where no validation row has a label) and `<name>_final.pt` are links to it.
 How a run goes on from a checkpoint, also from one inside an epoch, is told in `resume`.
 
 A run that is told to stop (`stopping`) leaves such a checkpoint. All ranks must stop after the same
@@ -20,16 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from fusionnet.metrics import Metrics
 from fusionnet.rows.resident import ResidentRows
 from fusionnet.stopping import at_checkpoints, is_asked, stopped
 from fusionnet.train.proof.prover import Prover, due_steps, subject_of
 from fusionnet.train.proof.record import ProofFile, proof_path
 from fusionnet.train.resume import Position, checkpoint_content, own_totals, resumed
-from fusionnet.train.runfiles import RunFiles
+from fusionnet.train.runfiles import RunFiles, best_epoch
 from fusionnet.train.runlog import Record, RunLog, peak_rss_bytes
 from fusionnet.train.trainer import Trainer
-from fusionnet.train.validation import string_tables, validate
+from fusionnet.train.validation import Validated, string_tables, validate
 
 
 def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
@@ -46,11 +45,11 @@ def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
     with files, at_checkpoints():
         while position.epoch < trainer.recipe.train.epochs:
             record = run_epoch(trainer, position, files)
-            improved = record["val_loss"] < position.best
+            records = [*position.records, record]
+            improved = best_epoch(records) == len(records)
+            best = position.best if record["val_loss"] is None else record["val_loss"]
             position = Position(
-                epoch=position.epoch + 1,
-                records=[*position.records, record],
-                best=min(position.best, record["val_loss"]),
+                epoch=position.epoch + 1, records=records, best=min(position.best, best)
             )
             content = _content(trainer, position, files)
             if log is not None:
@@ -103,7 +102,7 @@ def run_epoch(trainer: Trainer, position: Position, files: RunFiles) -> Record:
         leave(trainer, trained, files)
     train_losses = trainer.world.sum(losses) / num_steps
     total_s = time.perf_counter() - started
-    return epoch_record(trainer, trained, train_losses, *validated, total_s)
+    return epoch_record(trainer, trained, train_losses, validated, total_s)
 
 
 def train_steps(
@@ -194,8 +193,7 @@ def epoch_record(
     trainer: Trainer,
     trained: Position,
     train_losses: Float[Tensor, " losses"],
-    val_loss: float,
-    metrics: dict[str, Metrics],
+    validated: Validated,
     validated_s: float,
 ) -> Record:
     """Return the log's record of an epoch whose steps are `trained`; seconds since it began."""
@@ -203,10 +201,10 @@ def epoch_record(
     record: Record = {
         "epoch": trained.epoch + 1,
         "train_loss": float(train_losses[0]),
-        "val_loss": val_loss,
+        "val_loss": validated.loss,
     }
     for task in tasks:
-        for metric, value in metrics[task.column].items():
+        for metric, value in validated.metrics[task.column].items():
             record[f"{task.name}_{metric}"] = value
     for task, loss in zip(tasks, train_losses[1:], strict=True):
         record[f"train_loss_{task.name}"] = float(loss)

@@ -146,10 +146,13 @@ class RunFiles:
 def best_epoch(records: Sequence[Record]) -> int:
     """Return the first epoch of the lowest validation loss, counted from 1; 0 where there is none.
 
-    It is the one that training linked as `best`.
+    Where no validation row has a label, no epoch has such a loss, and it is the last one. It is the
+    one that training linked as `best`.
     """
     best, found = math.inf, 0
     for epoch, record in enumerate(records, start=1):
-        if record["val_loss"] < best:
+        if record["val_loss"] is None:
+            found = epoch
+        elif record["val_loss"] < best:
             best, found = record["val_loss"], epoch
     return found

@@ -1,5 +1,7 @@
 """What is about to be trained, in a screen."""
 
+from embedcache.build.report import split_counts
+from embedcache.split.report import unlabelled
 from embedcache.text import text_table
 from fusionnet.assemble import count_trainable
 from fusionnet.config.train import PrecisionName
@@ -35,6 +37,8 @@ def _facts(trainer: Trainer, asked: PrecisionName) -> list[str]:
         f" stage {train.zero_stage_of(trainer.world.size)}"
     )
     lines.append(f"rows       {trainer.train_rows.order}")
+    if note := _without_validation(trainer):
+        lines.append(f"NOTE       {note}")
     warmup, num_steps = trainer.schedule.warmup_steps, plan.steps_per_epoch * train.epochs
     if warmup >= num_steps:
         lines.append(
@@ -56,6 +60,21 @@ def _facts(trainer: Trainer, asked: PrecisionName) -> list[str]:
             " train.precision=auto or fp32 is faster here"
         )
     return lines
+
+
+def _without_validation(trainer: Trainer) -> str:
+    """Return which tasks have no validation label and what follows, "" where all have some."""
+    cache = trainer.cache
+    missing = unlabelled(split_counts(cache), "validation")
+    names = ", ".join(f"'{name}'" for name in missing)
+    if not missing:
+        return ""
+    if len(missing) == len(cache.layout.targets):
+        return (
+            f"no validation row has a label for {names}: there is no validation loss, and the last"
+            " epoch is taken for the best"
+        )
+    return f"no validation row has a label for {names}: the validation loss is that of the others"
 
 
 def _components(trainer: Trainer) -> list[tuple[str, str, str, str]]:

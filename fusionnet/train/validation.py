@@ -8,6 +8,7 @@ ms of a step (`loop`), where a batch on a CPU takes some ten; one rank alone pay
 
 from collections.abc import Generator
 from contextlib import closing
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +24,14 @@ Part = tuple[Float[Tensor, "B columns"], Int[Tensor, " B"]]
 _ASKED, _WORKING, _DONE = range(3)  # the least of all ranks' decides
 
 
-def validate(trainer: Trainer) -> tuple[float, dict[str, Metrics]] | None:
+class Validated(NamedTuple):
+    """What an epoch's validation found."""
+
+    loss: float | None  # of the tasks that have labels; None where no task has any
+    metrics: dict[str, Metrics]  # by target column
+
+
+def validate(trainer: Trainer) -> Validated | None:
     """Return the validation loss and each task's metrics, on every rank.
 
     None where a rank was told to stop meanwhile.
@@ -38,7 +46,7 @@ def validate(trainer: Trainer) -> tuple[float, dict[str, Metrics]] | None:
         number = world.gather_rows(own[1], shares)
         what = "the validation rows (counted over all files, from 0)"
         refuse_non_finite(everyone[:, :num_tasks], recipe.tasks, everyone[:, :0], (), number, what)
-    result: tuple[float, dict[str, Metrics]] | None = None
+    result: Validated | None = None
     if world.is_main:
         outputs, targets, weight = everyone.split([num_tasks, num_tasks, 1], dim=1)
         denominators = (weight * targets.isfinite()).sum(0)  # [T]
@@ -48,7 +56,7 @@ def validate(trainer: Trainer) -> tuple[float, dict[str, Metrics]] | None:
         transforms = [task.transform for task in recipe.tasks]
         raw = undone(targets.cpu().double(), transforms).numpy()
         metrics = task_metrics(recipe.tasks, raw, predictions.cpu().numpy())
-        result = (float(loss), metrics)
+        result = Validated(float(loss) if denominators.any() else None, metrics)
     return world.broadcast(result)
 
 

@@ -154,7 +154,8 @@ def _check_moment(path: Path, content: dict[str, Any], moment: Moment) -> None:
     epoch, step, epochs = content["epoch"], content["step"], content["config"]["train"]["epochs"]
     losses = [record["val_loss"] for record in content["records"]]
     is_own = {
-        "best": step == 0 and losses[-1:] == [content["best_val_loss"]],
+        # where there is no validation loss every epoch was the best when it ended
+        "best": step == 0 and losses[-1:] in ([content["best_val_loss"]], [None]),
         "final": step == 0 and epoch == epochs,
         "last": True,
     }

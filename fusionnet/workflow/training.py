@@ -15,8 +15,8 @@ from fusionnet.runfolder.claim import check_claim
 from fusionnet.runfolder.lock import locked
 from fusionnet.train.footprint import check_memory
 from fusionnet.train.loop import train_run
-from fusionnet.train.runfiles import RunFiles
-from fusionnet.train.runlog import peak_rss_bytes
+from fusionnet.train.runfiles import RunFiles, best_epoch
+from fusionnet.train.runlog import Record, peak_rss_bytes
 from fusionnet.train.summary import summary
 from fusionnet.train.trainer import Trainer, make_trainer
 from fusionnet.train.world import World, losses_named
@@ -89,13 +89,19 @@ def _train_and_export(trainer: Trainer, experiment: Experiment, folder: Path, re
     records = train_run(trainer, files, resume)
     if trainer.world.is_main:
         export_run(folder)
-        best = min(records, key=lambda record: record["val_loss"])
+        best = records[best_epoch(records) - 1]
         print(
-            f"trained {len(records)} epochs in {time.perf_counter() - started:,.0f} s, best"
-            f" validation loss {best['val_loss']:.4f} in epoch {best['epoch']}, peak memory"
-            f" {peak_rss_bytes() / 2**30:.2f} GiB\nrun folder: {folder}; evaluate it with:"
-            f" fusionnet evaluate --run {folder}"
+            f"trained {len(records)} epochs in {time.perf_counter() - started:,.0f} s,"
+            f" {_best_in_words(best)}, peak memory {peak_rss_bytes() / 2**30:.2f} GiB\n"
+            f"run folder: {folder}; evaluate it with: fusionnet evaluate --run {folder}"
         )
+
+
+def _best_in_words(record: Record) -> str:
+    """Return which epoch is the best, and by what."""
+    if record["val_loss"] is None:
+        return f"the last epoch, {record['epoch']}, is the best for want of validation labels"
+    return f"best validation loss {record['val_loss']:.4f} in epoch {record['epoch']}"
 
 
 @contextmanager

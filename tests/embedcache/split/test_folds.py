@@ -18,7 +18,7 @@ from embedcache.split.folds import (
     compressed,
     split_of_fold,
 )
-from embedcache.split.report import split_table
+from embedcache.split.report import split_table, unlabelled
 from embedcache.split.tally import SplitTally
 
 TEN = SplitConfig()  # 7 + 2 + 1 of 10
@@ -253,6 +253,8 @@ def test_a_sound_split_passes_and_is_counted() -> None:
         "train       all           2     3  60.00%  0.5000                2",
         "validation  all           1     1  20.00%  1.0000                1",
         "test        all           1     1  20.00%  0.0000                1",
+        "validation has no negative label of 'opt'",
+        "test has no positive label of 'opt'",
     ]
 
 
@@ -329,3 +331,25 @@ def test_the_report_breaks_down_by_stratum() -> None:
     ]
     assert len(split_table(counts).splitlines()) == 10
     assert len(split_table(counts, most_lines=5).splitlines()) == 4
+
+
+def test_labels_that_a_split_lacks_are_remarked() -> None:
+    targets = {
+        0: [[1.0, 1.0], [2.0, 0.0]],
+        1: [[np.nan, 1.0], [np.nan, 1.0]],
+        2: [[np.nan, 0.0], [np.nan, np.nan]],
+    }
+    counted = SplitTally((), 0, {}, ("ef", "opt"), (False, True))
+    for split, labels in targets.items():
+        none = np.zeros(2, dtype=np.int64)
+        counted.add(np.full(2, split, dtype=np.int8), none, none, {}, np.array(labels))
+    counted.check("random", None)
+    remarks = split_table(counted.counts()).splitlines()[4:]
+    assert remarks == [
+        "no validation row has a label for 'ef'",
+        "validation has no negative label of 'opt'",
+        "no test row has a label for 'ef'",
+        "test has no positive label of 'opt'",
+    ]
+    assert unlabelled(counted.counts(), "validation") == ["ef"]
+    assert unlabelled(counted.counts(), "train") == []

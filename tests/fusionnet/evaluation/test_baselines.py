@@ -129,6 +129,17 @@ def test_beside_a_run_the_means_are_those_of_all_rows_and_boosting_is_bounded(
     assert "60 of 140 train rows" in part.remark
 
 
+def test_without_validation_labels_all_trees_are_taken(cache: Cache, tiny_experiment: Path) -> None:
+    rows, tasks = cache.rows(), load_experiment(tiny_experiment).tasks
+    targets = rows.targets.copy()
+    targets[rows.split == 1] = np.nan
+    chosen = np.flatnonzero(rows.split == 2)
+    found = beside_a_run(
+        replace(rows, targets=targets), cache.layout, tasks, chosen, progress=False
+    )
+    assert np.isfinite(found.predictions[BOOSTING][0]).all()
+
+
 def test_a_target_without_train_labels_has_no_baselines(
     cache: Cache, tiny_experiment: Path
 ) -> None:

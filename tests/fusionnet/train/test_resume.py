@@ -90,7 +90,7 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Train:
     def train(
         folder: Path,
         resume: bool = False,
-        losses: tuple[float, ...] = LOSSES,
+        losses: tuple[float | None, ...] = LOSSES,
         identity: dict[str, str] = IDENTITY,
         **config: Any,
     ) -> None:
@@ -275,11 +275,29 @@ def test_best_is_not_linked_to_a_last_checkpoint_of_another_epoch(
 
 
 def test_the_best_epoch_is_the_first_of_the_lowest_loss() -> None:
-    def best(*losses: float) -> int:
+    def best(*losses: float | None) -> int:
         return best_epoch([{"val_loss": loss} for loss in losses])
 
     assert [best(3, 1, 2), best(1, 1), best(2, float("nan"), 1)] == [2, 1, 3]
     assert best() == best(float("nan")) == 0
+    assert best(None, None) == 2, "without a validation label the last epoch is the best"
+
+
+@pytest.mark.slow
+def test_a_run_without_validation_labels_is_resumed_like_any_other(
+    train: Train, tmp_path: Path
+) -> None:
+    nothing = (None, None, None)
+    train(tmp_path / "whole", losses=nothing)
+    whole = left(tmp_path / "whole")
+    assert whole["epochs"] == {"best": 3, "final": 3, "last": 3}
+    assert [record["val_loss"] for record in whole["log"]] == [None] * 3
+    assert "val_loss" not in whole["events"]
+    for number in range(3, 80, 7):
+        folder = tmp_path / str(number)
+        assert run_until(partial(train, folder, losses=nothing), number)
+        train(folder, resume=True, losses=nothing)
+        assert left(folder) == whole, f"killed before operation {number}"
 
 
 def test_a_run_begins_after_its_first_step_alone(

@@ -1,0 +1,105 @@
+"""Validation rows without labels: no loss of nothing, no best epoch by it, dashes instead."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from forks import Forks
+from shared_fixtures import tiny_config, tiny_frame
+
+from embedcache.build.decide import build_cache
+from embedcache.cache.reader import Cache, open_cache
+from embedcache.text import NONE
+from fusionnet.evaluation.evaluate import evaluate_run
+from fusionnet.evaluation.report import write_report
+from fusionnet.evaluation.summary import summary
+from fusionnet.experiment import load_experiment
+from fusionnet.train.checkpoint import load_checkpoint
+from fusionnet.trained.card import model_card
+from fusionnet.trained.run import load_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("no_validation_labels")]
+
+
+def built(folder: Path, encoder: Path, labelled: tuple[str, ...]) -> Path:
+    """Return the config of a built cache whose validation rows have labels of these columns."""
+    folder.mkdir()
+    part = np.array(["train", "validation", "train", "test"])[np.arange(420) % 4]
+    frame = tiny_frame().with_columns(part=pl.Series(part)).drop("patient")
+    for column in {"outcome", "good"} - set(labelled):
+        seen = pl.when(pl.col("part") != "validation").then(pl.col(column))
+        frame = frame.with_columns(seen.alias(column))
+    frame.write_parquet(folder / "table.parquet")
+    tiny = tiny_config(folder, encoder)
+    tiny["data"] |= {"group": None, "stratum": None, "report_by": ["real"]}
+    tiny["split"] = {"strategy": "column", "column": "part"}
+    tiny["encoder"]["mode"] = "frozen"
+    tiny["tasks"] = tiny["tasks"][:2]
+    config = folder / "tiny.yaml"
+    config.write_text(yaml.safe_dump(tiny))
+    experiment = load_experiment(config)
+    report = build_cache(
+        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
+    )
+    assert "no validation row has a label for 'ef'" in report.summary()
+    return config
+
+
+@pytest.fixture(scope="module")
+def config(tiny_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("none") / "none", tiny_encoder_folder, ())
+
+
+@pytest.fixture(scope="module")
+def printed(config: Path, forks: Forks, repository: Path) -> str:
+    return forks.run(repository / "jobs" / "train.py", "--config", config).out
+
+
+@pytest.fixture
+def cache(config: Path) -> Cache:
+    return open_cache(config.parent / "cache.zarr")
+
+
+def test_the_last_epoch_is_the_best_and_training_says_so(config: Path, printed: str) -> None:
+    run = config.parent / "run"
+    assert "no validation row has a label for 'ef', 'opt': there is no validation loss" in printed
+    assert "the last epoch, 2, is the best" in printed
+    records = json.loads((run / "training_log.json").read_text())
+    assert [record["val_loss"] for record in records] == [None, None]
+    assert {record["ef_r2"] for record in records} == {None}
+    assert all(record["train_loss"] is not None for record in records)
+    assert load_checkpoint(run / "tiny_best.pt")["epoch"] == 2
+    assert "the last one, since no validation row has a label" in model_card(load_run(run))
+
+
+def test_an_evaluation_without_labels_shows_dashes_and_says_why(
+    config: Path, printed: str, cache: Cache, tmp_path: Path
+) -> None:
+    run = load_run(config.parent / "run")
+    evaluation = evaluate_run(run, cache, "validation", progress=False)
+    assert {value for each in evaluation.metrics.values() for value in each.values()} == {None}
+    said = "No validation row has a label for outcome, good: there are no metrics of it."
+    text = summary(run, evaluation, 2)
+    assert f"NOTE  {said}" in text
+    assert re.search(rf"outcome +mae +{NONE}\n", text)
+    page = write_report(run, evaluation, run.records, tmp_path).read_text()
+    assert said in page
+    plots = {path.name for path in (tmp_path / "plots_validation").iterdir()}
+    assert plots == {"training_loss.png", "training_metrics.png"}
+    json.dumps(evaluation.to_json(run), allow_nan=False)
+
+
+def test_a_task_without_validation_labels_does_not_count(
+    tiny_encoder_folder: Path, tmp_path: Path, forks: Forks, repository: Path
+) -> None:
+    config = built(tmp_path / "some", tiny_encoder_folder, ("good",))
+    done = forks.run(repository / "jobs" / "train.py", "--config", config)
+    assert "label for 'ef': the validation loss is that of the others" in done.out
+    records = json.loads((tmp_path / "some" / "run" / "training_log.json").read_text())
+    assert all(record["val_loss"] > 0 for record in records)
+    best = load_checkpoint(tmp_path / "some" / "run" / "tiny_best.pt")["best_val_loss"]
+    assert best == min(record["val_loss"] for record in records)
