@@ -31,7 +31,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "table": {"config", "errors", "scaling", "text"},
         "split": {"config", "schema", "errors", "text", "table"},
         "kernels": set(),
-        "encoder": {"config", "schema", "errors", "files", "kernels"},
+        "encoder": {"config", "schema", "errors", "files", "kernels", "text"},
         "cache": {"config", "schema", "errors", "files", "scaling", "table", "encoder"}
         | {"system"},
         "build": {"config", "errors", "files", "ranks", "scaling"}

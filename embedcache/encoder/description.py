@@ -120,7 +120,8 @@ def described_config(config: EncoderConfig) -> Any:
         raise _unbuildable(file, error) from None
     lacking = [name for name in _NEEDED if type(getattr(described, name, None)) is not int]
     if lacking or described.is_encoder_decoder:
-        why = f"has no {', '.join(lacking)}" if lacking else "is encoder and decoder"
+        is_both = described.is_encoder_decoder
+        why = "is encoder and decoder" if is_both else f"has no {', '.join(lacking)}"
         raise EncoderError(f"{file}: model_type '{model_type}' is no text encoder: it {why}")
     return described
 

@@ -5,15 +5,17 @@ depth, before transformers reads them: it would recurse, or look for keys in wha
 """
 
 import json
+import os
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.hub import cached_file
-
 from embedcache.config.encoder import EncoderConfig
+from embedcache.encoder.hub import PICKLED, hub_model
 from embedcache.errors import EncoderError
 from embedcache.schema import depth_of
+from embedcache.text import nearest
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -22,21 +24,35 @@ ADAPTER = "adapter_config.json"
 MOST_LEVELS = 64  # of nesting; tokenizers' own JSON have 8
 
 
+def encoder_folder(config: EncoderConfig) -> Path:
+    """Return the encoder's folder, its own or one in the hub's cache.
+
+    Raises EncoderError where it is no folder that can be read, and no model of the hub either.
+    """
+    folder = Path(config.source)
+    if folder.is_dir():
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise EncoderError(f"this user may not read the encoder's folder {folder}")
+        return folder
+    if os.path.lexists(folder):
+        what = "is a file" if folder.is_file() else "is a link to nothing"
+        raise EncoderError(f"encoder.source {folder} {what}, not a model's folder or a hub id")
+    try:
+        return hub_model(config.source, config.revision).folder
+    except EncoderError as error:
+        raise EncoderError(f"{error}{_near(folder)}") from None
+
+
+def _near(folder: Path) -> str:
+    """Return "; did you mean 'encoder'?" where a model's folder of a similar name lies beside."""
+    beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    return nearest(folder.name, [path.name for path in beside if (path / CONFIG).is_file()])
+
+
 def encoder_file(config: EncoderConfig, name: str) -> Path | None:
     """Return one file of the encoder, local or from the hub's cache, None where it is missing."""
-    try:
-        found = cached_file(
-            config.source,
-            name,
-            revision=config.revision,
-            _raise_exceptions_for_missing_entries=False,
-        )
-    except OSError as error:
-        raise EncoderError(
-            f"the encoder {config.source} is neither a folder nor reachable on the hub:"
-            f" {str(error).splitlines()[0]}"
-        ) from None
-    return None if found is None else Path(found)
+    file = encoder_folder(config) / name
+    return file if file.is_file() else None
 
 
 def config_file(config: EncoderConfig) -> Path:
@@ -59,11 +75,7 @@ def weight_files(config: EncoderConfig) -> list[Path]:
         return [whole]
     index = encoder_file(config, INDEX)
     if index is None:
-        raise EncoderError(
-            f"there are no safetensors weights in {config.source}; give a Hugging Face hub id or a"
-            " model folder as encoder.source, or make a stand-in with: embedcache make-encoder"
-            " --out encoder --size polybert"
-        )
+        raise _no_weights(config)
     names = _indexed_names(index)
     files = [encoder_file(config, name) for name in names]
     found = [file for file in files if file is not None]
@@ -72,6 +84,29 @@ def weight_files(config: EncoderConfig) -> list[Path]:
             f"{config.source} is incomplete: its index names weight files that are not there"
         )
     return found
+
+
+def _no_weights(config: EncoderConfig) -> EncoderError:
+    """Return the error that says what the encoder has instead of safetensors, and what to do."""
+    folder, is_own = encoder_folder(config), Path(config.source).is_dir()
+    names, reason = frozenset(os.listdir(folder)), ""
+    if not is_own:
+        _, names, reason = hub_model(config.source, config.revision)
+    pickled = sorted(name for name in names if fnmatch(name, PICKLED))
+    if pickled:
+        revision = f" --revision {config.revision}" if config.revision and not is_own else ""
+        return EncoderError(
+            f"{config.source} has its weights as a pickle alone ({pickled[0]}), which is not read"
+            " here: a pickle can run code. Write them as safetensors, in a process that takes"
+            f" tensors and nothing else, with: embedcache make-encoder --from-pickle"
+            f" {config.source}{revision} --out encoder; then set encoder.source to that folder"
+        )
+    unasked = f" in the hub's cache, and the hub is not reachable ({reason})" if reason else ""
+    return EncoderError(
+        f"there are no safetensors weights in {config.source}{unasked}; give a Hugging Face hub id"
+        " or a model folder as encoder.source, or make a stand-in with: embedcache make-encoder"
+        " --out encoder --size polybert"
+    )
 
 
 def _indexed_names(index: Path) -> list[str]:

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.description import UNREADABLE, described_config, refuse_keys
-from embedcache.encoder.folder import encoder_file, read_mapping
+from embedcache.encoder.folder import encoder_file, encoder_folder, read_mapping
 from embedcache.encoder.tokens import TokenTable, offsets_of
 from embedcache.errors import EncoderError, TokenizerError
 
@@ -149,7 +149,7 @@ def load_tokenizer(config: EncoderConfig) -> PreTrainedTokenizerBase:
         raise TokenizerError(f"{unreadable}: {error}") from None
     with _refusals_named(unreadable):
         tokenizer = AutoTokenizer.from_pretrained(
-            config.source, revision=config.revision, trust_remote_code=False, config=described
+            str(encoder_folder(config)), trust_remote_code=False, config=described
         )
         is_published = config.tokenizer == "polybert" and not _disagreements(tokenizer)
     if not tokenizer.is_fast:

@@ -16,7 +16,7 @@ EMBEDCACHE = {
     "build": ("build_cache", "build cache.zarr from a table, or add files to it"),
     "inspect": ("inspect_cache", "show what a cache holds and what it was built from"),
     "verify": ("verify_cache", "read every byte of a cache and compare it with what was written"),
-    "make-encoder": ("make_encoder", "write a stand-in encoder with random weights"),
+    "make-encoder": ("make_encoder", "write a stand-in encoder, or a pickled one as safetensors"),
 }
 FUSIONNET = {
     "train": ("train", "train a model from a cache"),

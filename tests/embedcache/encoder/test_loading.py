@@ -21,6 +21,7 @@ from embedcache.encoder.lora import add_lora, load_adapter, save_adapter
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize
 from embedcache.encoder.tokens import TokenTable, offsets_of
 from embedcache.errors import EncoderError, TokenizerError
+from embedcache.schema import parse_config
 
 QUERY = "encoder.layer.0.attention.self.query_proj.weight"
 Tensors = dict[str, Tensor]
@@ -363,3 +364,40 @@ def test_a_decoders_first_token_is_no_vector_of_a_string(model_type: str, tmp_pa
 def test_an_encoders_first_token_is_one(model_type: str, tmp_path: Path) -> None:
     source = write_architecture(tmp_path / "encoder", model_type)
     load_encoder(source.model_copy(update={"pooling": "cls"}))
+
+
+WRONG_SOURCES: list[tuple[str, str]] = [
+    ("no such/folder/at all", "there is no encoder folder no such/folder/at all"),
+    ("./encodr", "there is no encoder folder ./encodr; did you mean 'encoder'?"),
+    ("encodr", "for a model of this name (HF_HUB_OFFLINE is set)"),
+    ("encoder/config.json", "is a file, not a model's folder or a hub id"),
+    ("dangling", "is a link to nothing, not a model's folder or a hub id"),
+    ("empty", "empty has no config.json, so it is not a Hugging Face model folder"),
+    ("half", "there are no safetensors weights in half; give"),
+    ("~/no encoder", "no encoder folder"),
+]
+
+
+@pytest.mark.parametrize(("source", "message"), WRONG_SOURCES)
+def test_what_is_wrong_with_a_source_is_told_apart(
+    source: str, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    Path("dangling").symlink_to("nowhere")
+    Path("empty").mkdir()
+    shutil.copytree(folder, "half", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(EncoderError, match=re.escape(message)):
+        encoder_entries(parse_config(EncoderConfig, {"source": source}, "test"))
+
+
+ENCODER_DECODERS = ["t5", "umt5", "bart", "marian", "pegasus"]
+
+
+@pytest.mark.parametrize("model_type", ENCODER_DECODERS)
+def test_an_encoder_with_a_decoder_is_refused_in_one_line(model_type: str, folder: Path) -> None:
+    text = AutoConfig.for_model(model_type).to_json_string(use_diff=False)
+    own = json.loads(text)
+    own.pop("kernel_config", None)
+    (folder / "config.json").write_text(json.dumps(own))
+    with pytest.raises(EncoderError, match=r"is no text encoder: it is encoder and decoder$"):
+        load_encoder(config(folder))
