@@ -157,26 +157,24 @@ class FusionNetwork(nn.Module):
         end = num_strings + num_groups
         return ByKind(each[:num_strings], each[num_strings:end], each[end:])
 
-    def parameter_table(self) -> list[tuple[str, int, str | None]]:
-        """Return (component, parameters, the specification's number) in the order of the data."""
-        rows: list[tuple[str, nn.Module, str | None]] = [
-            (f"string adapter {name}", adapter, "328K") for name, adapter in self.adapters.items()
+    def parameter_table(self) -> list[tuple[str, int]]:
+        """Return (component, parameters) in the order of the data."""
+        rows: list[tuple[str, nn.Module]] = [
+            (f"string adapter {name}", adapter) for name, adapter in self.adapters.items()
         ]
-        specified = "9.4K" if len(self.numeric) == 1 else None
         rows += [
-            (f"numeric encoder {name}".rstrip(), encoder, specified)
+            (f"numeric encoder {name}".rstrip(), encoder)
             for name, encoder in zip(self.numeric.names, self.numeric, strict=True)
         ]
-        rows += [("category embedding", embedding, "128") for embedding in self.categories]
+        rows += [("category embedding", embedding) for embedding in self.categories]
         if self.linear_skip is not None:
-            rows.append(("linear skip", self.linear_skip, None))
-        rows.append(("input projection", self.projection, None))
-        rows.append((_NAMES[type(self.fusion)], self.fusion, "467K"))
-        heads = {"ef": "148K", "opt": "65.7K", "stress": "65.7K"}
-        rows += [(f"head {name}", head, heads.get(name)) for name, head in self.heads.items()]
+            rows.append(("linear skip", self.linear_skip))
+        rows.append(("input projection", self.projection))
+        rows.append((_NAMES[type(self.fusion)], self.fusion))
+        rows += [(f"head {name}", head) for name, head in self.heads.items()]
         return [
-            (name, sum(parameter.numel() for parameter in module.parameters()), wanted)
-            for name, module, wanted in rows
+            (name, sum(parameter.numel() for parameter in module.parameters()))
+            for name, module in rows
         ]
 
 

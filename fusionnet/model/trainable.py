@@ -104,22 +104,18 @@ class TrainableModel(nn.Module):
             },
         ]
 
-    def parameter_table(self) -> list[tuple[str, int, int, str | None]]:
-        """Return (component, parameters, trainable, the specification's trainable number).
-
-        Components are in the order of the data.
-        """
-        rows: list[tuple[str, int, int, str | None]] = []
+    def parameter_table(self) -> list[tuple[str, int, int]]:
+        """Return (component, parameters, trainable ones) in the order of the data."""
+        rows = []
         for name, encoder in self.encoders.items():
             adapters = sum(parameter.numel() for parameter in _trainable(encoder))
             frozen = sum(parameter.numel() for parameter in encoder.parameters()) - adapters
-            rows.append((f"encoder {name} (frozen)", frozen, 0, "86M, 0"))
-            rows.append((f"encoder {name} LoRA", adapters, adapters, "1.2M"))
-        for component, number, specified in self.network.parameter_table():
-            rows.append((component, number, number, specified))
+            rows.append((f"encoder {name} (frozen)", frozen, 0))
+            rows.append((f"encoder {name} LoRA", adapters, adapters))
+        rows += [(name, number, number) for name, number in self.network.parameter_table()]
         log_variance = self.loss.log_variance
         learned = log_variance.numel() if log_variance.requires_grad else 0
-        rows.append(("loss log-variances", log_variance.numel(), learned, None))
+        rows.append(("loss log-variances", log_variance.numel(), learned))
         return rows
 
     def trainable_state(self) -> dict[str, Tensor]:

@@ -4,10 +4,33 @@ from embedcache.build.report import split_counts
 from embedcache.split.report import unlabelled
 from embedcache.text import text_table
 from fusionnet.assemble import count_trainable
+from fusionnet.config.model import ModelConfig
 from fusionnet.config.train import PrecisionName
 from fusionnet.train.forecast import forecast
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.trainer import Trainer
+
+# trainable parameters that the specification (section 4) states for the model of Stage 1
+_SPECIFIED = {
+    "encoder polymer (frozen)": "86M, 0",
+    "encoder polymer LoRA": "1.2M",
+    "string adapter polymer": "328K",
+    "numeric encoder": "9.4K",
+    "category embedding": "128",
+    "fusion transformer": "467K",
+    "head ef": "148K",
+    "head opt": "65.7K",
+    "head stress": "65.7K",
+    "total": "~88M / ~2.3M",
+}
+_NUM_FEATURES, _WIDTH = 19, 600  # of its rows; of polyBERT's vectors
+_SHAPING = {"fusion", "adapter_hidden", "adapter_width", "numeric_hidden", "numeric_width"} | {
+    "category_width",
+    "fusion_width",
+    "num_layers",
+    "feedforward",
+    "linear_skip",
+}  # keys of ModelConfig that decide how many parameters there are; its defaults are the specified
 
 
 def summary(trainer: Trainer, asked: PrecisionName) -> str:
@@ -77,11 +100,33 @@ def _without_validation(trainer: Trainer) -> str:
     return f"no validation row has a label for {names}: the validation loss is that of the others"
 
 
-def _components(trainer: Trainer) -> list[tuple[str, str, str, str]]:
-    """Return the parameter counts of each component beside the specification's, below a head."""
-    rows = [("component", "parameters", "trainable", "specification")]
-    for component, parameters, trainable, specified in trainer.model.parameter_table():
-        rows.append((component, f"{parameters:,}", f"{trainable:,}", specified or "-"))
-    total = sum(parameter.numel() for parameter in trainer.model.parameters())
-    trainable = count_trainable(trainer.model)
-    return [*rows, ("total", f"{total:,}", f"{trainable:,}", "~88M / ~2.3M")]
+def _components(trainer: Trainer) -> list[tuple[str, ...]]:
+    """Return the parameter counts of each component below a head.
+
+    Those of the specification stand beside them where the model is the one that it describes.
+    """
+    model = trainer.model
+    rows = [("component", "parameters", "trainable"), *_counted(model.parameter_table())]
+    total = sum(parameter.numel() for parameter in model.parameters())
+    rows += _counted([("total", total, count_trainable(model))])
+    if not _is_specified(trainer):
+        return list(rows)
+    specified = {"component": "specification"} | _SPECIFIED
+    return [(*row, specified.get(row[0], "-")) for row in rows]
+
+
+def _counted(rows: list[tuple[str, int, int]]) -> list[tuple[str, str, str]]:
+    return [(name, f"{total:,}", f"{trained:,}") for name, total, trained in rows]
+
+
+def _is_specified(trainer: Trainer) -> bool:
+    """Return whether this is HYDRA-BERT's Stage 1: its columns, tasks and widths."""
+    layout, recipe = trainer.cache.layout, trainer.recipe
+    components = {name for name, _, _ in trainer.model.parameter_table()}
+    widths = recipe.model.model_dump(include=_SHAPING)
+    return (
+        components >= _SPECIFIED.keys() - {"total"}
+        and len(layout.numeric) == _NUM_FEATURES
+        and [spec.width for spec in layout.strings] == [_WIDTH]
+        and widths == ModelConfig().model_dump(include=_SHAPING)
+    )

@@ -18,6 +18,7 @@ from forks import LAUNCHERS, Done, Fork, Forks, wait_until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from embedcache.build.decide import build_cache
+from embedcache.encoder.standin import write_standin
 from fusionnet.experiment import load_experiment
 from fusionnet.runfolder.listing import LIST, LOCK, foreign_files
 from fusionnet.runfolder.lock import locked
@@ -455,4 +456,21 @@ def test_summary_trains_nothing(train: Command, tmp_path: Path) -> None:
     done = train("--summary", *settings(f"run.dir={tmp_path / 'run'}"))
     assert "string adapter polymer" in done.out
     assert "STAND-IN" in done.out
+    assert "specification" not in done.out  # that of another model
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_stage_1_is_shown_beside_its_specification(
+    forks: Forks, repository: Path, tmp_path: Path
+) -> None:
+    write_standin(tmp_path / "encoder", "polybert")
+    jobs, config = repository / "jobs", repository / "configs" / "stage1.yaml"
+    table = tmp_path / "cohort.parquet"
+    forks.run(jobs / "make_cohort.py", "--out", table, "--rows-per-patient", 2)
+    words = ["--config", config, *settings(f"data.path={table}")]
+    words += settings(f"encoder.source={tmp_path / 'encoder'}", f"cache.path={tmp_path / 'c.zarr'}")
+    forks.run(jobs / "build_cache.py", *words)
+    lines = forks.run(jobs / "train.py", *words, "--summary").out.splitlines()
+    assert lines[-1].split()[-3:] == ["~88M", "/", "~2.3M"]
+    assert any(line.split() == ["head", "stress", "65,793", "65,793", "65.7K"] for line in lines)

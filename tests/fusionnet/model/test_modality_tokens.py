@@ -240,13 +240,13 @@ def test_a_group_is_a_token_and_its_features_reach_no_other() -> None:
         False,
         False,
     ]
-    assert [name for name, _, _ in net.parameter_table()][2:4] == [
+    assert [name for name, _ in net.parameter_table()][2:4] == [
         "numeric encoder x",
         "numeric encoder y",
     ]
     for each in ("joint", "modality", "mlp"):
         made = network(each)
-        assert sum(size for _, size, _ in made.parameter_table()) == sum(
+        assert sum(size for _, size in made.parameter_table()) == sum(
             parameter.numel() for parameter in made.parameters()
         )
 

@@ -171,7 +171,7 @@ def test_a_linear_skip_adds_a_linear_function_of_the_features_as_they_are(traini
     torch.testing.assert_close(found, wanted)
     found.sum().backward()
     torch.testing.assert_close(skipping.linear_skip.weight.grad, rows.numeric.sum(0, keepdim=True))
-    assert ("linear skip", 5, None) in skipping.parameter_table()
+    assert ("linear skip", 5) in skipping.parameter_table()
 
 
 def test_rows_of_one_string_have_their_own_dropout_masks() -> None:
@@ -198,7 +198,7 @@ def test_true_sizes_beside_the_specifications() -> None:
         Task(name="stress", column="z", head_dropout=0.0),
     )
     net = FusionNetwork(ModelConfig(), tasks, (("polymer", 600),), 19, (8,))
-    sizes = {name: number for name, number, _ in net.parameter_table()}
+    sizes = {name: number for name, number in net.parameter_table()}
     assert sizes["string adapter polymer"] == 600 * 384 + 384 + 2 * 384 + 384 * 256 + 256 + 2 * 256
     assert sizes["numeric encoder"] == 9_984
     assert sizes["category embedding"] == 128

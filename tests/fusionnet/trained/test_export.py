@@ -85,7 +85,7 @@ def test_every_form_of_the_network_goes_from_config_to_checkpoint_to_export_and_
     assert wanted.std(0).min() > 0.01
     groups = [
         name
-        for name, _, _ in run.model.network.parameter_table()
+        for name, _ in run.model.network.parameter_table()
         if name.startswith("numeric encoder")
     ]
     assert groups == (
