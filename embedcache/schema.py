@@ -4,15 +4,15 @@ pydantic finds what is wrong; what a user is told is said here: every problem at
 path, what the key means, and the nearest known key for an unknown one.
 """
 
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
 from reprlib import Repr
 from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 
 from embedcache.errors import ConfigError
+from embedcache.text import most_like
 
 Loc = tuple[str | int, ...]
 
@@ -29,6 +29,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 # cuts while it writes: the whole of a large or deeply nested value would never end
 _shown = Repr()
 _shown.maxlevel, _shown.maxstring, _shown.maxother = 2, 80, 80
+_SYNONYMS = "also_called"
 # what pydantic says in Python's words
 _WORDS = {
     "tuple_type": "Input should be a list",
@@ -39,6 +40,14 @@ _WORDS = {
     "too_short": "Input should have at least {min_length} items, found {actual_length}",
     "too_long": "Input should have at most {max_length} items, found {actual_length}",
 }
+
+
+def also_called(*names: str) -> dict[str, JsonValue]:
+    """Return what a Field carries so that whoever uses another tool's name for a key is told ours.
+
+    Pass it as `json_schema_extra`.
+    """
+    return {_SYNONYMS: list(names)}
 
 
 def parse_config(cls: type[ConfigT], values: Mapping[str, Any], origin: str) -> ConfigT:
@@ -146,11 +155,7 @@ def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str, str]:
     if kind == "missing":
         return where, "is required", meaning
     if kind == "extra_forbidden":
-        known = _fields_at(cls, path[:-1])
-        near = get_close_matches(f"{path[-1]!s:.80}", known, n=1, cutoff=0.5)
-        known_keys = f"known keys here: {', '.join(sorted(known))}"
-        hint = f"did you mean '{near[0]}'?" if near else known_keys
-        return where, f"unknown key; {hint}", ""
+        return where, f"unknown key; {_hint(cls, path)}", ""
     message = problem["msg"].removeprefix("Value error, ")
     wrong = _WORDS[kind].format(**problem.get("ctx", {})) if kind in _WORDS else message
     if kind == "value_error" and isinstance(problem["input"], dict):
@@ -182,16 +187,47 @@ def _place(cls: type[BaseModel], loc: Loc) -> tuple[Loc, FieldInfo | None]:
     return tuple(steps), field
 
 
-def _fields_at(cls: type[BaseModel], path: Loc) -> list[str]:
-    """Return the field names of the config model that sits at `path` inside `cls`."""
-    current: type[BaseModel] = cls
+def _hint(cls: type[BaseModel], path: Loc) -> str:
+    """Return which key may have been meant by an unknown one: a slip, or a key of another place."""
+    key, place = f"{path[-1]!s:.80}", _model_at(cls, path[:-1])
+    known = list(place.model_fields)
+    here = [name for name, field in place.model_fields.items() if key in _synonyms(field)]
+    near = here[0] if here else most_like(key, known)
+    if near is not None:
+        return f"did you mean '{near}'?"
+    elsewhere = sorted(_places_of(cls, key), key=lambda found: found.count("."))
+    if elsewhere:
+        depth = elsewhere[0].count(".")
+        nearest = [found for found in elsewhere if found.count(".") == depth]
+        return f"did you mean {' or '.join(nearest)}?"
+    return f"known keys here: {', '.join(sorted(known))}"
+
+
+def _places_of(cls: type[BaseModel], key: str, above: str = "") -> Iterator[str]:
+    """Yield the paths of the keys of this name, or that are called so elsewhere, in a config."""
+    for name, field in cls.model_fields.items():
+        if key == name or key in _synonyms(field):
+            yield above + name
+        for model in _models_in(field.annotation):
+            yield from _places_of(model, key, f"{above}{name}.")
+
+
+def _synonyms(field: FieldInfo) -> list[str]:
+    """Return what a key is called in other tools."""
+    extra: Any = field.json_schema_extra or {}
+    return list(extra.get(_SYNONYMS, ()))
+
+
+def _model_at(cls: type[BaseModel], path: Loc) -> type[BaseModel]:
+    """Return the config model that sits at `path` inside `cls`."""
+    current = cls
     for step in path:
         if isinstance(step, int) or step not in current.model_fields:
             continue
         models = _models_in(current.model_fields[step].annotation)
         if models:
             current = models[0]
-    return list(current.model_fields)
+    return current
 
 
 def _parts(annotation: Any) -> list[Any]:

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 NUM_EXAMPLES = 5  # rows in one message
+NEAR = 0.6  # of two names' letters that are the same, in order; below, guesses are far-fetched
 NONE = "\N{EN DASH}"  # stands where there is no number
 
 
@@ -68,6 +69,14 @@ def count_of(count: int, noun: str) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the known name most like `name`, or nothing."""
+    near = most_like(name, known)
+    return "" if near is None else f"; did you mean '{near}'?"
+
+
+def most_like(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that `name` is a slip or the beginning of; None where none is near."""
+    wanted = name.strip().lower()
     by_lower = {candidate.strip().lower(): candidate for candidate in known}
-    near = get_close_matches(name.strip().lower(), by_lower, n=1, cutoff=0.6)
-    return f"; did you mean '{by_lower[near[0]]}'?" if near else ""
+    begun = [lower for lower in by_lower if len(wanted) > 2 and lower.startswith(wanted)]
+    near = get_close_matches(wanted, by_lower, n=1, cutoff=NEAR) or begun
+    return by_lower[near[0]] if near else None

@@ -19,7 +19,7 @@ from embedcache.config.encoder import EncoderConfig
 from embedcache.config.split import SplitConfig
 from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.errors import ConfigError
-from embedcache.schema import Config, merged, parse_config
+from embedcache.schema import Config, also_called, merged, parse_config
 from fusionnet.config.model import ModelConfig
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
@@ -31,7 +31,9 @@ class Experiment(Config):
     """Everything that a run depends on; saved with the run, defaults resolved."""
 
     data: DataConfig
-    tasks: tuple[Task, ...] = Field(min_length=1)
+    tasks: tuple[Task, ...] = Field(
+        min_length=1, json_schema_extra=also_called("targets", "labels")
+    )
     split: SplitConfig = SplitConfig()
     encoder: EncoderConfig = EncoderConfig()
     cache: CacheConfig = CacheConfig()

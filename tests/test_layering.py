@@ -22,7 +22,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "system": {"errors"},
         "files": {"system"},
         "text": set(),
-        "schema": {"errors"},
+        "schema": {"errors", "text"},
         "values": set(),
         "config": {"schema", "values"},
         "launcher": {"errors"},

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from embedcache.schema import Config
+from embedcache.schema import Config, also_called
 from embedcache.values import FilePath, Layers, Share
 
 EncodingMode = Literal["naive", "per_microbatch", "per_step", "prefix", "frozen"]
@@ -17,7 +17,13 @@ ENCODING_MODES: tuple[EncodingMode, ...] = get_args(EncodingMode)
 class LoraConfig(Config):
     """Low-rank adapters on the attention projections (Hu et al. 2021), through PEFT."""
 
-    r: int = Field(default=16, ge=1, le=4096, description="rank of each adapter")
+    r: int = Field(
+        default=16,
+        ge=1,
+        le=4096,
+        description="rank of each adapter",
+        json_schema_extra=also_called("rank"),
+    )
     alpha: float = Field(
         default=32.0, ge=1e-6, le=1e6, description="an adapter's output is scaled by alpha / r"
     )
@@ -56,7 +62,9 @@ class EncoderConfig(Config):
     """Which encoder reads the strings, how they become vectors, and how often it runs."""
 
     source: FilePath = Field(
-        default="kuelumbus/polyBERT", description="a Hugging Face hub id or a local model folder"
+        default="kuelumbus/polyBERT",
+        description="a Hugging Face hub id or a local model folder",
+        json_schema_extra=also_called("model", "model_name", "path"),
     )
     revision: str | None = Field(default=None, description="pinned revision of a hub id")
     tokenizer: Literal["polybert", "any"] = Field(

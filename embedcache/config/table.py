@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from embedcache.config.encoder import EncoderConfig
-from embedcache.schema import Config
+from embedcache.schema import Config, also_called
 from embedcache.values import (
     Amount,
     FilePath,
@@ -163,7 +163,11 @@ class DataConfig(Config):
     strings: tuple[StringColumn, ...] = Field(
         min_length=1, description="text columns, which an encoder reads"
     )
-    numeric: tuple[NumericColumn, ...] = Field(default=(), description="numeric features")
+    numeric: tuple[NumericColumn, ...] = Field(
+        default=(),
+        description="numeric features",
+        json_schema_extra=also_called("features"),
+    )
     categories: tuple[CategoryColumn, ...] = Field(default=(), description="categorical features")
     exclude_rows: tuple[str, ...] = Field(
         default=(),

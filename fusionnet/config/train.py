@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from embedcache.schema import Config
+from embedcache.schema import Config, also_called
 from embedcache.values import Count, FilePath, FolderToWrite, Seed
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
@@ -16,7 +16,9 @@ class OptimConfig(Config):
     """AdamW, one learning rate per parameter group, warm-up and cosine."""
 
     lr: Rate = Field(
-        default=1e-3, description="peak rate of the fresh weights (adapter, fusion, heads)"
+        default=1e-3,
+        description="peak rate of the fresh weights (adapter, fusion, heads)",
+        json_schema_extra=also_called("learning_rate"),
     )
     lr_encoder: Rate = Field(
         default=2e-5, description="peak rate of the LoRA weights, as specified"
@@ -47,9 +49,17 @@ class OptimConfig(Config):
 class TrainConfig(Config):
     """Epochs, batches, precision, processes, and where the rows are kept."""
 
-    epochs: int = Field(default=15, ge=1, le=1_000_000, description="passes over the train rows")
+    epochs: int = Field(
+        default=15,
+        ge=1,
+        le=1_000_000,
+        description="passes over the train rows",
+        json_schema_extra=also_called("num_epochs", "max_epochs", "n_epochs"),
+    )
     batch_rows: Count = Field(
-        default=8192, description="rows per optimizer step, all ranks together"
+        default=8192,
+        description="rows per optimizer step, all ranks together",
+        json_schema_extra=also_called("batch_size"),
     )
     micro_batch_rows: Count | None = Field(
         default=None, description="rows per forward pass and rank; unset: chosen by device"

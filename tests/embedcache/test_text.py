@@ -1,6 +1,6 @@
 """Text tables line up, and numbers have the digits that matter."""
 
-from embedcache.text import NONE, number, text_table
+from embedcache.text import NONE, most_like, nearest, number, text_table
 
 
 def test_numbers_have_the_digits_that_matter() -> None:
@@ -18,3 +18,13 @@ def test_every_column_of_a_table_ends_or_begins_where_its_head_does() -> None:
         "a            mae      1.25",
         "a_long_name  r2",
     ]
+
+
+def test_a_slip_and_a_beginning_are_taken_for_a_name_and_nothing_far_is() -> None:
+    known = ["train", "validation", "test"]
+    meant = {"Train ": "train", "trian": "train", "val": "validation", "Valid": "validation"}
+    assert {word: most_like(word, known) for word in meant} == meant
+    for far in ("holdout", "dev", "v", "", "0"):
+        assert most_like(far, known) is None
+        assert nearest(far, known) == ""
+    assert nearest("tset", known) == "; did you mean 'test'?"

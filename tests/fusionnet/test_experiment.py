@@ -58,12 +58,24 @@ def test_stage1_is_as_specified(repository: Path) -> None:
         ({"train": {"epoch": 3}}, r"train.epoch: unknown key; did you mean 'epochs'\?"),
         (
             {"encoder": {"lora": {"rank": 3}}},
-            r"encoder.lora.rank: unknown key; known keys here: .*r, target_modules",
+            r"encoder.lora.rank: unknown key; did you mean 'r'\?",
         ),
         (
             {"tasks": [{"name": "ef", "column": "y", "los": "mse"}]},
             r"tasks.0.los: unknown key; did you mean 'loss'\?",
         ),
+        # a key of another place, or by the name that it has in other tools
+        ({"epochs": 3}, r"epochs: unknown key; did you mean train\.epochs\?"),
+        ({"train": {"lr": 3}}, r"train.lr: unknown key; did you mean optim\.lr\?"),
+        ({"learning_rate": 3}, r"did you mean optim\.lr\?"),
+        ({"seed": 3}, r"did you mean split\.seed or train\.seed\?"),
+        ({"train": {"batch_size": 3}}, r"did you mean 'batch_rows'\?"),
+        ({"encoder": {"model": "x"}}, r"did you mean 'source'\?"),
+        ({"data": {"features": ["x"]}}, r"did you mean 'numeric'\?"),
+        # nothing that was meant
+        ({"foo": 3}, r"foo: unknown key; known keys here: cache, data, encoder"),
+        ({"device": "cpu"}, r"device: unknown key; known keys here: "),
+        ({"split": {"k": 3}}, r"split.k: unknown key; known keys here: column, folds"),
         ({"train": {"epochs": "many"}}, r"train.epochs: .*integer.*'many'"),
         (
             {"tasks": [{"name": "ef", "column": "y", "loss": "focal"}]},
