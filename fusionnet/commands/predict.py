@@ -34,6 +34,8 @@ def main() -> None:
         f"{arguments.output}: {num_rows:,} rows in {seconds:.1f} s; means: "
         + ", ".join(f"{visible(name)} {mean:.4g}" for name, mean in means.items())
     )
+    for meaning in model.run.meanings:
+        print(visible(f"predictions of {meaning}"))
     for column, new in model.run.memory.vectors.items():
         if new:
             print(

@@ -2,7 +2,7 @@
 
 The reward is the specification's (section 10):
 
-    reward = sum of weight x prediction (probability for binary tasks)
+    reward = sum of weight x prediction (probability, or score, for binary tasks)
              - penalty where a prediction is on the wrong side of its threshold
 
 Terms and penalties are in the run's config. `reward(frame)` is batched and free of gradients. To
@@ -19,7 +19,7 @@ task.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import torch
@@ -37,6 +37,14 @@ from fusionnet.trained.run import Precision, TrainedRun, load_run
 from fusionnet.trained.vectors import vectors_of_all_strings
 
 BATCH_ROWS = 8192
+
+
+class _Batch(NamedTuple):
+    """Some rows as they leave the network, in their units, and what stands beside them."""
+
+    outputs: Float[Tensor, "B T"]
+    predictions: Float[Tensor, "B T"]
+    kept: pl.DataFrame
 
 
 class RewardModel:
@@ -63,8 +71,9 @@ class RewardModel:
     def predict(self, frame: Any) -> pl.DataFrame:
         """Return predictions in raw units, one column `predicted_<column>` per task.
 
-        Binary tasks have probabilities. `frame` is a polars or pandas frame, or a path, with the
-        columns that the run's config names, in their units. Raises TableError with all violations.
+        Binary tasks have probabilities (`fusionnet.model.probability`). `frame` is a polars or
+        pandas frame, or a path, with the columns that the run's config names, in their units.
+        Raises TableError with all violations.
         """
         return pl.concat(self.batches(frame))
 
@@ -74,8 +83,8 @@ class RewardModel:
         Raises UnobservedTaskError if the reward reads an untrained task.
         """
         self.check_reward()
-        batches = self._predictions(open_frame(self.run, frame))
-        return torch.cat([self.reward_of(predictions) for predictions, _ in batches])
+        batches = self._batches(open_frame(self.run, frame))
+        return torch.cat([self.reward_of(self._as_rewarded(batch.outputs)) for batch in batches])
 
     def score(self, frame: Any) -> pl.DataFrame:
         """Return predictions and the column `reward`, in one pass."""
@@ -98,12 +107,12 @@ class RewardModel:
         columns = [f"predicted_{task.column}" for task in self.run.tasks]
         table = open_frame(self.run, frame)
         with prediction_bar(table.num_rows, progress) as bar:
-            for predictions, kept in self._predictions(table, keep):
-                batch = pl.DataFrame(predictions.cpu().numpy(), schema=columns)
+            for found in self._batches(table, keep):
+                batch = pl.DataFrame(found.predictions.cpu().numpy(), schema=columns)
                 if reward:
-                    rewards = self.reward_of(predictions).cpu().numpy()
+                    rewards = self.reward_of(self._as_rewarded(found.outputs)).cpu().numpy()
                     batch = batch.with_columns(reward=rewards)
-                yield batch if keep is None else kept.hstack(batch)
+                yield batch if keep is None else found.kept.hstack(batch)
                 bar.update(len(batch))
 
     def inputs(self, frame: Any) -> tuple[list[Float[Tensor, "_ _"]], RowInputs]:
@@ -134,12 +143,13 @@ class RewardModel:
         widths = [
             penalty.width if softness is None else softness for penalty in run.reward.penalties
         ]
-        return self._total(to_units(outputs, run.tasks, run.scaling), widths)
+        return self._total(self._as_rewarded(outputs), widths)
 
     def reward_of(self, predictions: Float[Tensor, "B T"]) -> Float[Tensor, " B"]:
         """Return the reward of predictions in raw units, with hard thresholds.
 
-        Columns are in the order of the run's tasks.
+        Columns are in the order of the run's tasks; those of binary tasks are what `reward.binary`
+        says.
         """
         return self._total(predictions, [None] * len(self.run.reward.penalties))
 
@@ -200,10 +210,12 @@ class RewardModel:
             " with these labels, or take the task out of reward in the run's config"
         )
 
+    def _as_rewarded(self, outputs: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """Return outputs in the units that the reward reads."""
+        return to_units(outputs, self.run.tasks, self.run.scaling, self.run.reward.binary)
+
     @torch.no_grad()
-    def _predictions(
-        self, table: Table, keep: pl.LazyFrame | None = None
-    ) -> Iterator[tuple[Float[Tensor, "B T"], pl.DataFrame]]:
+    def _batches(self, table: Table, keep: pl.LazyFrame | None = None) -> Iterator[_Batch]:
         """Yield predictions batch by batch, with the same rows of `keep`."""
         run, tables = self.run, self._evaluate.tables(self._vectors(table))
         start = 0
@@ -216,7 +228,7 @@ class RewardModel:
             where, columns = f"rows {start:,} to {start + rows.num_rows - 1:,}", run.scaling.columns
             refuse_non_finite(predictions, run.tasks, rows.numeric, columns, number, where)
             start += rows.num_rows
-            yield predictions, kept
+            yield _Batch(outputs, predictions, kept)
 
     def _vectors(self, table: Table) -> list[Float[Tensor, "_ _"]]:
         """Return the vectors of a table's distinct strings, one matrix per string column."""
