@@ -126,8 +126,9 @@ def load_run(
     check_run_id(path, checkpoint, listing.run_id)
     _check_moment(path, checkpoint, moment)
     layout, scaling = _columns_of(checkpoint, path)
-    written = parse_written(values, checkpoint["config"], folder / f"{name}_config.yaml")
-    data, recipe = _recipe_of(checkpoint["config"], written, layout, path)
+    file = folder / f"{name}_config.yaml"
+    written = parse_written(values, checkpoint["config"], file)
+    data, recipe = _recipe_of(checkpoint["config"], written, layout, path, file)
     of_encoders, of_network = _by_owner(checkpoint["model_state_dict"])
     with torch.device("meta"):  # no memory for sizes that the weights do not have
         check_weights(model_of(recipe, layout, scaling, {}), of_network, path)
@@ -240,9 +241,9 @@ def _check_device(device: torch.device | str) -> None:
 
 
 def _recipe_of(
-    config: dict[str, Any], written: WrittenRun, layout: Layout, path: Path
+    config: dict[str, Any], written: WrittenRun, layout: Layout, path: Path, file: Path
 ) -> tuple[DataConfig, Recipe]:
-    """Return the columns and the recipe as they were trained.
+    """Return the columns and the recipe as they were trained, `path` being the checkpoint.
 
     Goals and encoder sources are those that are written now. Raises ConfigError for a config that
     no run has, RunError where its columns are not those of the checkpoint.
@@ -250,7 +251,7 @@ def _recipe_of(
     data = parse_config(DataConfig, relocated(config["data"], written.data), f"{path}: data")
     encoder = relocated(config["encoder"], written.encoder)
     shared = parse_config(EncoderConfig, encoder, f"{path}: encoder")
-    tasks = tasks_as_written(config, written, str(path))
+    tasks = tasks_as_written(config, written, path, file)
     _refuse_other_columns(data, tasks, layout, path)
     recipe = Recipe(
         tasks=observed_tasks(tasks, layout),

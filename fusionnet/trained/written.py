@@ -64,13 +64,17 @@ def parse_written(values: Mapping[str, Any], trained: Mapping[str, Any], file: P
     return written
 
 
-def tasks_as_written(trained: Mapping[str, Any], written: WrittenRun, origin: str) -> list[Task]:
-    """Return the tasks as they were trained, with the goals as they are written now."""
+def tasks_as_written(
+    trained: Mapping[str, Any], written: WrittenRun, checkpoint: Path, file: Path
+) -> list[Task]:
+    """Return the tasks as they were trained, with the goals as they are written now.
+
+    Raises ConfigError, which names the checkpoint or the run's YAML file, where one is no task's.
+    """
+    tasks = [parse_config(Task, task, f"{checkpoint}: tasks") for task in trained["tasks"]]
     goals = {task.name: task.goals for task in written.tasks if task.goals is not None}
-    return [
-        parse_config(Task, {**task, **_goals(goals.get(task["name"]))}, f"{origin}: tasks")
-        for task in trained["tasks"]
-    ]
+    edited = [task.model_dump() | {"goals": goals.get(task.name, task.goals)} for task in tasks]
+    return [parse_config(Task, task, f"{file}: tasks") for task in edited]
 
 
 def relocated(trained: dict[str, Any], written: Any) -> dict[str, Any]:
@@ -87,7 +91,3 @@ def relocated(trained: dict[str, Any], written: Any) -> dict[str, Any]:
         elif isinstance(old, dict):
             moved[key] = relocated(old, new)
     return moved
-
-
-def _goals(goals: dict[str, float] | None) -> dict[str, Any]:
-    return {} if goals is None else {"goals": goals}

@@ -319,6 +319,17 @@ def test_a_flipped_bit_in_the_archives_own_bytes_is_refused_or_harmless(copy: Pa
     assert refused > 20
 
 
+@pytest.mark.parametrize(("key", "value"), [("transform", "log10"), ("kind", "binary")])
+def test_a_task_of_another_kind_or_transform_than_its_statistics_is_refused(
+    copy: Path, key: str, value: str
+) -> None:
+    content = load_checkpoint(copy / "tiny_best.pt")
+    content["config"]["tasks"][2] |= {key: value, "loss": None}
+    save_checkpoint(copy / "tiny_best.pt", content)
+    with pytest.raises(RunError, match="not the checkpoint of a whole run: its config has tasks"):
+        load_run(copy)
+
+
 def test_cut_foreign_and_partial_checkpoints_are_refused(copy: Path) -> None:
     whole = load_checkpoint(copy / "tiny_best.pt")
     state = whole["model_state_dict"]

@@ -94,13 +94,19 @@ def test_keys_that_are_not_read_may_be_anything(trained: Values) -> None:
 def test_goals_are_those_that_are_written_and_else_those_of_the_training(trained: Values) -> None:
     def goals(changed: list[Values]) -> list[dict[str, float]]:
         written = parse_written(edited(trained, tasks=changed), trained, Path("run.yaml"))
-        return [task.goals for task in tasks_as_written(trained, written, "run.pt")]
+        found = tasks_as_written(trained, written, Path("run.pt"), Path("run.yaml"))
+        return [task.goals for task in found]
 
     assert goals(tasks(trained)) == [{"mae": 0.5}, {}, {}]
     assert goals(tasks(trained)[::-1]) == [{"mae": 0.5}, {}, {}]
     assert goals(tasks(trained, goals={"mae": 2.0, "r2": 0.1})) == [{"mae": 2.0, "r2": 0.1}, {}, {}]
     assert goals(tasks(trained, goals={})) == [{}, {}, {}]
     assert goals([{"name": name} for name in ("ef", "opt", "aux")]) == [{"mae": 0.5}, {}, {}]
+    for metric in ("mea", "auroc", "log10_mae"):
+        with pytest.raises(
+            ConfigError, match=rf"(?s)run\.yaml: tasks.*goals of task 'ef' names {metric}; .* mae,"
+        ):
+            goals(tasks(trained, goals={metric: 1.0}))
 
 
 @pytest.mark.parametrize(
