@@ -28,6 +28,7 @@ from torch import Tensor
 
 from embedcache.errors import ConfigError, NonFinitePredictionError, UnobservedTaskError
 from embedcache.table.table import Table
+from fusionnet.config.reward import BinaryUnit
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.forward import prediction_bar, refuse_non_finite, to_units
 from fusionnet.rows.tensors import RowInputs, joined
@@ -83,8 +84,8 @@ class RewardModel:
         Raises UnobservedTaskError if the reward reads an untrained task.
         """
         self.check_reward()
-        batches = self._batches(open_frame(self.run, frame))
-        return torch.cat([self.reward_of(self._as_rewarded(batch.outputs)) for batch in batches])
+        batches = self._batches(open_frame(self.run, frame), self.run.reward.binary)
+        return torch.cat([self.reward_of(batch.predictions) for batch in batches])
 
     def score(self, frame: Any) -> pl.DataFrame:
         """Return predictions and the column `reward`, in one pass."""
@@ -107,7 +108,7 @@ class RewardModel:
         columns = [f"predicted_{task.column}" for task in self.run.tasks]
         table = open_frame(self.run, frame)
         with prediction_bar(table.num_rows, progress) as bar:
-            for found in self._batches(table, keep):
+            for found in self._batches(table, "probability", keep):
                 batch = pl.DataFrame(found.predictions.cpu().numpy(), schema=columns)
                 if reward:
                     rewards = self.reward_of(self._as_rewarded(found.outputs)).cpu().numpy()
@@ -215,7 +216,9 @@ class RewardModel:
         return to_units(outputs, self.run.tasks, self.run.scaling, self.run.reward.binary)
 
     @torch.no_grad()
-    def _batches(self, table: Table, keep: pl.LazyFrame | None = None) -> Iterator[_Batch]:
+    def _batches(
+        self, table: Table, binary_unit: BinaryUnit, keep: pl.LazyFrame | None = None
+    ) -> Iterator[_Batch]:
         """Yield predictions batch by batch, with the same rows of `keep`."""
         run, tables = self.run, self._evaluate.tables(self._vectors(table))
         start = 0
@@ -223,7 +226,7 @@ class RewardModel:
             rows = _standardised(run, inputs)
             # they move to the device while it still works on the batch before
             outputs = self._evaluate(tables, rows.to(run.device, non_blocking=True))
-            predictions = to_units(outputs, run.tasks, run.scaling)
+            predictions = to_units(outputs, run.tasks, run.scaling, binary_unit)
             number = torch.arange(start, start + rows.num_rows)
             where, columns = f"rows {start:,} to {start + rows.num_rows - 1:,}", run.scaling.columns
             refuse_non_finite(predictions, run.tasks, rows.numeric, columns, number, where)
