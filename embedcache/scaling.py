@@ -22,11 +22,12 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from embedcache.config.table import TargetColumn, TargetTransform, Transform
+from embedcache.config.table import NumericColumn, TargetColumn, TargetTransform, Transform
+from embedcache.errors import SplitError
 
 CELSIUS_ZERO_K = 273.15
 # values must lie above, not on
@@ -43,6 +44,9 @@ LARGEST_STANDARDISED = 1e15
 # of the mean spread over dimensions: a dimension in which strings hardly differ is not blown up to
 # the size of the others
 SPREAD_FLOOR = 0.01
+
+# when a few values of a feature flatten all others, in spreads (see `Moments.is_flattened`)
+FAR_OFF, FLATTENED_BY, FEWEST_FLATTENED = 100, 10, 20
 
 ROWS_AT_ONCE = 1 << 15  # in float64, with some temporaries
 
@@ -114,6 +118,10 @@ class Scaling:
     transforms: tuple[Transform, ...]
     mean: tuple[float, ...]  # per feature, of the transformed train rows
     std: tuple[float, ...]  # 1 for a feature that is constant in the train rows
+    # raw train values that a feature has; 0 and 0 where it has none
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    fill: tuple[float | None, ...]  # the raw value that a missing one stands for; None: none is
     # per target of the cache, of the transformed observed train labels; binary: 0
     target_mean: tuple[float, ...]
     target_std: tuple[float, ...]  # binary: 1
@@ -132,7 +140,27 @@ class Scaling:
             torch.tensor(values, dtype=wide, device=numeric.device)
             for values in (self.mean, self.std)
         )
-        return ((transformed(numeric.to(wide), self.transforms) - mean) / std).float()
+        known = self._filled(numeric.to(wide))
+        return ((transformed(known, self.transforms) - mean) / std).float()
+
+    def _filled(self, numeric: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
+        """Return raw features with what stands for the missing ones (NaN)."""
+        if all(value is None for value in self.fill):
+            return numeric
+        nan = float("nan")
+        fill = numeric.new_tensor([nan if value is None else value for value in self.fill])
+        return torch.where(numeric.isnan(), fill, numeric)
+
+    def is_outside(self, numeric: Float[Tensor, "B F"]) -> Bool[Tensor, "B F"]:
+        """Return which raw features lie outside of what the train rows have; missing ones do not.
+
+        Compared as they are stored, in float32.
+        """
+        low, high = (
+            torch.tensor(values, dtype=torch.float32, device=numeric.device)
+            for values in (self.low, self.high)
+        )
+        return (numeric < low) | (numeric > high)
 
     def reach(self) -> dict[str, tuple[float, float]]:
         """Return by column between which raw values the network can compute in float32.
@@ -161,13 +189,16 @@ class Scaling:
 def _refuse_impossible(scaling: Scaling) -> None:
     """Raise ValueError for statistics of different lengths, not finite, or a spread of 0."""
     vectors = scaling.vectors.values()
-    if not len(scaling.columns) == len(scaling.transforms) == len(scaling.mean) == len(scaling.std):
+    of_columns = (scaling.transforms, scaling.mean, scaling.low, scaling.high, scaling.fill)
+    if any(len(values) != len(scaling.columns) for values in of_columns):
         raise ValueError("columns have statistics of different lengths")
     pairs = [(scaling.mean, scaling.std), (scaling.target_mean, scaling.target_std)]
     pairs += [(each.mean, each.std) for each in vectors]
+    known = [value for value in scaling.fill if value is not None]
     if any(len(mean) != len(std) for mean, std in pairs):
         raise ValueError("means and spreads have different lengths")
-    numbers = [*(value for pair in pairs for part in pair for value in part)]
+    numbers = [*(value for pair in pairs for part in pair for value in part), *known]
+    numbers += [*scaling.low, *scaling.high]
     if not all(map(math.isfinite, [*numbers, *scaling.positive_rate.values()])):
         raise ValueError("statistics hold NaN or infinity")
     if any(value <= 0 for _, std in pairs for value in std):
@@ -190,8 +221,8 @@ class Moments:
         self.count: Int[np.ndarray, " W"] = np.zeros(width, dtype=np.int64)
         self.mean: Float[np.ndarray, " W"] = np.zeros(width)
         self._squares: Float[np.ndarray, " W"] = np.zeros(width)
-        self._low: Float[np.ndarray, " W"] = np.full(width, np.inf)
-        self._high: Float[np.ndarray, " W"] = np.full(width, -np.inf)
+        self.low: Float[np.ndarray, " W"] = np.full(width, np.inf)
+        self.high: Float[np.ndarray, " W"] = np.full(width, -np.inf)
 
     def add(self, values: Float[np.ndarray, "N W"]) -> None:
         """Merge one block of rows."""
@@ -208,8 +239,22 @@ class Moments:
         self._squares += (squares * squares).sum(0) + shift * shift * self.count * share
         self.mean += shift * share
         self.count = total
-        self._low = np.minimum(self._low, np.where(observed, values, np.inf).min(0))
-        self._high = np.maximum(self._high, np.where(observed, values, -np.inf).max(0))
+        self.low = np.minimum(self.low, np.where(observed, values, np.inf).min(0))
+        self.high = np.maximum(self.high, np.where(observed, values, -np.inf).max(0))
+
+    def is_flattened(self, column: int) -> bool:
+        """Return whether a few values are so far away that all others are nearly one value.
+
+        That is: one lies FAR_OFF spreads from the mean; or without the one that is farthest the
+        spread would be a small part of what it is.
+        """
+        count, spread = int(self.count[column]), float(self.spread[column])
+        if count < FEWEST_FLATTENED or spread == 0:
+            return False
+        mean = self.mean[column]
+        farthest = max(self.high[column] - mean, mean - self.low[column])
+        without = (count * spread**2 - count / (count - 1) * farthest**2) / (count - 1)
+        return bool(farthest > FAR_OFF * spread or without < (spread / FLATTENED_BY) ** 2)
 
     @property
     def std(self) -> Float[np.ndarray, " W"]:
@@ -223,7 +268,7 @@ class Moments:
         What is computed there is rounding.
         """
         computed = np.sqrt(self._squares / np.maximum(self.count, 1))
-        return np.where(self._high > self._low, computed, 0.0)
+        return np.where(self.high > self.low, computed, 0.0)
 
 
 def vector_scaling(vectors: Float[np.ndarray, "S E"]) -> VectorScaling:
@@ -244,30 +289,66 @@ def _floats(values: Float[np.ndarray, " W"]) -> tuple[float, ...]:
 
 
 class ScalingFit:
-    """Gathers a Scaling from blocks of train rows."""
+    """Gathers a Scaling from blocks of train rows.
 
-    def __init__(
-        self,
-        columns: Sequence[str],
-        transforms: Sequence[Transform],
-        targets: Sequence[TargetColumn],
-    ) -> None:
+    Medians are exact, so the values of features that a median fills are held: 4 bytes a row each.
+    """
+
+    def __init__(self, numeric: Sequence[NumericColumn], targets: Sequence[TargetColumn]) -> None:
         """Start with no rows."""
-        self._columns = tuple(columns)
-        self._transforms = tuple(transforms)
+        self._numeric = tuple(numeric)
+        self._transforms = tuple(column.transform for column in numeric)
         self._targets = tuple(targets)
         self._target_transforms = tuple(target.transform for target in self._targets)
-        self._features = Moments(len(self._columns))
+        self._raw = Moments(len(self._numeric))
+        self._features = Moments(len(self._numeric))
         self._labels = Moments(len(self._targets))
+        self._held: dict[int, list[Float[np.ndarray, " N"]]] = {
+            f: [] for f, column in enumerate(numeric) if column.fill in ("median", "indicator")
+        }
 
     def add(self, numeric: Float[np.ndarray, "N F"], targets: Float[np.ndarray, "N T"]) -> None:
-        """Merge train rows: raw features and labels, NaN where unobserved."""
+        """Merge train rows: raw features, NaN where missing, and labels, NaN where unobserved."""
+        for f, values in self._held.items():
+            values.append(numeric[~np.isnan(numeric[:, f]), f])
         for first in range(0, len(numeric), ROWS_AT_ONCE):
             rows = slice(first, first + ROWS_AT_ONCE)
             features = torch.from_numpy(numeric[rows]).double()
+            self._raw.add(numeric[rows])
             self._features.add(transformed(features, self._transforms).numpy())
             labels = torch.from_numpy(targets[rows]).double()
             self._labels.add(transformed(labels, self._target_transforms).numpy())
+
+    def remarks(self) -> list[str]:
+        """Return what a reader should know of the features' values in the train rows."""
+        lines = []
+        for f, column in enumerate(self._numeric):
+            what, count = f"numeric column '{column.column}'", int(self._features.count[f])
+            if count and self._features.spread[f] == 0:
+                lines.append(f"{what} has one value in all train rows, {self._raw.mean[f]:g}")
+            elif self._features.is_flattened(f):
+                low, high = self._raw.low[f], self._raw.high[f]
+                advice = "" if column.transform != "identity" else "; a transform, or a wrong unit?"
+                lines.append(
+                    f"{what} is so skewed that a few values flatten the others: train rows have"
+                    f" {low:g} to {high:g}, mean {self._raw.mean[f]:g}{advice}"
+                )
+        return lines
+
+    def _fill(self, f: int) -> float | None:
+        """Return what stands for the missing values of a feature; None where nothing does."""
+        column = self._numeric[f]
+        if column.fill is None:
+            return None
+        if self._raw.count[f] == 0:
+            raise SplitError(
+                f"numeric column '{column.column}' has no value in any train row, so there is no"
+                f" {column.fill} to fill its missing values with; leave the column out, or give a"
+                " number as if_null"
+            )
+        if column.fill == "mean":
+            return float(np.float32(self._raw.mean[f]))
+        return float(np.float32(np.median(np.concatenate(self._held[f]))))
 
     def result(self, vectors: Mapping[str, Float[np.ndarray, "S E"]] | None = None) -> Scaling:
         """Return the statistics of all rows added so far.
@@ -276,10 +357,13 @@ class ScalingFit:
         """
         labels = list(zip(self._targets, self._labels.mean, self._labels.std, strict=True))
         return Scaling(
-            columns=self._columns,
+            columns=tuple(column.column for column in self._numeric),
             transforms=self._transforms,
             mean=_floats(self._features.mean),
             std=_floats(self._features.std),
+            low=_floats(np.where(self._raw.count > 0, self._raw.low, 0.0)),
+            high=_floats(np.where(self._raw.count > 0, self._raw.high, 0.0)),
+            fill=tuple(self._fill(f) for f in range(len(self._numeric))),
             target_mean=tuple(
                 float(mean) if target.kind == "regression" else 0.0 for target, mean, _ in labels
             ),

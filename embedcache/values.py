@@ -19,6 +19,9 @@ Layers = Annotated[int, Field(ge=0, le=256)]
 Count = Annotated[int, Field(ge=1, le=10**9)]  # of rows or steps, in what is held at once
 Share = Annotated[float, Field(ge=0, lt=1)]  # of what is dropped
 Amount = Annotated[float, Field(ge=-1e30, le=1e30)]  # in a column's own unit; fp32 ends at 3e38
+# numbers that name something: the sign and the digits that are kept
+WHOLE = r"\+?(-?)0*([0-9]+)(?:\.0*)?"
+DECIMAL = r"\+?(-?)0*([0-9]+\.[0-9]*?[1-9])0*"
 Spread = Annotated[float, Field(ge=1e-30, le=1e30)]  # the same, where it divides
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # a factor in the loss
 MOST_PATH_BYTES = 3_000  # of the 4,096 of Linux: the current folder, and what lies in a cache
@@ -61,7 +64,23 @@ def _folder_to_write(path: str) -> str:
     return path
 
 
+def spelled(text: str) -> str:
+    """Return a value that names something as all formats spell it (see `table.spelling`).
+
+    Whole numbers are 7, not 007, +7 or 7.0, other decimals have no zeros around them, truths are
+    true and false, and there are no blanks at either end.
+    """
+    text = text.strip()
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    for pattern in (WHOLE, DECIMAL):
+        if found := re.fullmatch(pattern, text):
+            return f"{found[1]}{found[2]}"
+    return text
+
+
 FilePath = Annotated[str, AfterValidator(expanded_path)]
+Spelled = Annotated[str, AfterValidator(spelled)]  # what names a category
 FolderToWrite = Annotated[FilePath, AfterValidator(_folder_to_write)]
 
 

@@ -37,14 +37,26 @@ def provenance(request: BuildRequest, files: TableFiles) -> dict[str, Any]:
 
 
 def report(
-    files: TableFiles, strings: EncodedStrings, num_ranks: int, seconds: Mapping[str, float]
+    files: TableFiles,
+    strings: EncodedStrings,
+    remarks: list[str],
+    num_ranks: int,
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return what `BuildReport` tells of the build; `seconds` are those of its phases."""
-    excluded = 0 if files.base is None else files.base.report["num_excluded"]
+    before = {} if files.base is None else files.base.report
+    tables = [file.table for file in files.files]
     return {
         "num_encoded": strings.num_encoded,
         "encoding": {"seconds": round(strings.seconds, 3), "ranks": num_ranks},
-        "num_excluded": excluded + sum(file.table.num_excluded for file in files.files),
+        "num_excluded": before.get("num_excluded", 0) + sum(each.num_excluded for each in tables),
+        "num_blank": before.get("num_blank", 0) + sum(each.num_blank for each in tables),
+        "num_invalid": before.get("num_invalid", 0) + sum(each.num_invalid for each in tables),
+        "invalid": [
+            *before.get("invalid", []),
+            *(line for each in tables for line in each.invalid),
+        ],
+        "remarks": remarks,
         "unknown": {column.spec.name: column.unknown for column in strings.columns},
         "merged": {
             column.spec.name: _merged(files, column.spec.name) for column in strings.columns

@@ -69,7 +69,7 @@ def _canonical_names(
     """Return the canonical columns that a cache takes from the table, those that it has."""
     names = [
         *(f"string:{column.name}" for column in data.strings),
-        *(f"numeric:{column.column}" for column in data.numeric),
+        *(f"numeric:{column.column}" for column in data.features),
         *(f"category:{name}" for name, _ in table.categories),
         *(f"target:{target.name}" for target in targets),
         *(f"facet:{name}" for name, _ in table.facets),
@@ -97,7 +97,7 @@ def _row_block(
         string_id=np.stack(string_ids, axis=1),
         string_hash=np.stack(string_hashes, axis=1),
         numeric=_stacked(
-            frame, [f"numeric:{column.column}" for column in data.numeric], np.float32
+            frame, [f"numeric:{column.column}" for column in data.features], np.float32
         ),
         category=_stacked(frame, [f"category:{name}" for name, _ in table.categories], np.int32),
         targets=labels_of(frame, targets),

@@ -113,8 +113,7 @@ def read_files(
         count_rows(tally, table, splits)
         files.append(TableFile(table, splits))
     leaves_out = split.strategy == "leave_strings_out"
-    left_out = left_out_column(data, split) if leaves_out else None
-    tally.check(split.strategy, left_out, known.groups)
+    tally.check(split.strategy, left_out_column(data, split) if leaves_out else None)
     return TableFiles(base, tuple(files), tally)
 
 

@@ -1,5 +1,6 @@
 """The identity of the cache that a configuration asks for, and what else the cache must have."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.encoder.loading import DTYPE, encoder_entries
 from embedcache.errors import TableError
 from embedcache.files import file_digest
+from embedcache.table.reader import KINDS, parquet_files
 
 
 def wanted_identity(
@@ -28,7 +30,7 @@ def wanted_identity(
     """
     known = dict(enumerate(known_files))
     digests = [
-        known[k] if k in known and not Path(file).is_file() else f"sha256 {table_digest(file)}"
+        known[k] if k in known and not Path(file).exists() else f"sha256 {table_digest(file)}"
         for k, file in enumerate(data.files)
     ]
     not_content: Any = {"path": True, "strings": {"__all__": {"encoder"}}}
@@ -59,10 +61,18 @@ def has_states(cache: Cache, data: DataConfig, encoder: EncoderConfig) -> bool:
 
 
 def table_digest(path: str | Path) -> str:
-    """Return the sha256 of a table's bytes, as `sha256sum` prints it."""
+    """Return the sha256 of a table's bytes, as `sha256sum` prints it.
+
+    For a folder of Parquet files it is that of their names and their digests.
+    """
     file = Path(path)
+    if file.is_dir():
+        digest = hashlib.sha256()
+        for part in parquet_files(file):
+            digest.update(f"{part.relative_to(file)}\0{file_digest(part)}\n".encode())
+        return digest.hexdigest()
     if not file.is_file():
-        raise TableError(f"there is no table {file}; data.path must name a Parquet or CSV file")
+        raise TableError(f"there is no table {file}; data.path must name {KINDS}")
     return file_digest(file)
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from embedcache.build.attributes import provenance, report
 from embedcache.build.files import TableFiles, read_files
+from embedcache.build.remarks import RowRemarks
 from embedcache.build.request import BuildRequest
 from embedcache.build.strings import EncodedStrings, encode_strings
 from embedcache.cache import manifest
@@ -27,8 +28,9 @@ from embedcache.config.split import SPLITS
 from embedcache.errors import TableError
 from embedcache.ranks import Ranks
 from embedcache.scaling import Scaling, ScalingFit
+from embedcache.table.reader import parquet_files
 
-Stamp = tuple[int, int]  # size and time of change
+Stamp = tuple[tuple[int, int], ...]  # size and time of change of each part
 
 
 def write_store(
@@ -51,22 +53,25 @@ def write_store(
     with _timed("strings", seconds):
         strings = encode_strings(request, files, old, folder.vectors, ranks)
     with _timed("rows", seconds):
-        layout = write_rows(request, files, strings, folder.store)
+        layout, remarks = write_rows(request, files, strings, folder.store)
     _check_unchanged(stamps)
     attributes = {
         "format_version": FORMAT_VERSION,
         "identity": dict(identity.entries),
         "layout": layout.model_dump(mode="json", exclude={"groups"}),
         "provenance": provenance(request, files),
-        "report": report(files, strings, ranks.size, seconds),
+        "report": report(files, strings, remarks, ranks.size, seconds),
     }
     manifest.seal(folder.store, attributes)
 
 
 def write_rows(
     request: BuildRequest, files: TableFiles, strings: EncodedStrings, store: Path
-) -> Layout:
-    """Write all arrays of a new cache, rows as they stream by, and return its layout."""
+) -> tuple[Layout, list[str]]:
+    """Write all arrays of a new cache, rows as they stream by.
+
+    Returns its layout, and what a reader of the scores should know of the rows.
+    """
     layout = _layout(request, files, strings)
     cache = request.cache
     if files.base is not None:  # a cache keeps its codec
@@ -74,8 +79,9 @@ def write_rows(
     writer = StoreWriter(store, layout, cache)
     for column in strings.columns:
         writer.add_strings(column.spec.name, column.table)
-    writer.finish(_stream_rows(request, files, strings, writer))
-    return layout
+    scaling, remarks = _stream_rows(request, files, strings, writer)
+    writer.finish(scaling)
+    return layout, remarks
 
 
 def _layout(request: BuildRequest, files: TableFiles, strings: EncodedStrings) -> Layout:
@@ -83,7 +89,7 @@ def _layout(request: BuildRequest, files: TableFiles, strings: EncodedStrings) -
     return Layout(
         num_rows=files.num_rows,
         strings=tuple(column.spec for column in strings.columns),
-        numeric=request.data.numeric,
+        numeric=request.data.features,
         categories=table.categories,
         targets=table.targets,
         absent_targets=table.absent_targets,
@@ -95,19 +101,19 @@ def _layout(request: BuildRequest, files: TableFiles, strings: EncodedStrings) -
 
 def _stream_rows(
     request: BuildRequest, files: TableFiles, strings: EncodedStrings, writer: StoreWriter
-) -> Scaling:
-    """Write all rows and return the statistics of those that train.
+) -> tuple[Scaling, list[str]]:
+    """Write all rows; return the statistics of those that train, and remarks on all.
 
-    Those of vectors count each string of a train row once.
+    Statistics of vectors count each string of a train row once.
     """
-    numeric = request.data.numeric
-    names = [column.column for column in numeric]
-    fit = ScalingFit(names, [column.transform for column in numeric], files.last.targets)
+    remarks = RowRemarks(request.data, files.last, files.num_rows)
+    fit = ScalingFit(request.data.features, files.last.targets)
     trained = [np.zeros(column.spec.num_strings, dtype=bool) for column in strings.columns]
     bar = tqdm(total=files.num_rows, desc="writing rows", unit="row", unit_scale=True, disable=None)
     with bar:
         for block in files.rows(request.data, writer.rows_per_block):
             writer.add_rows(block)
+            remarks.add(block)
             is_train = block.split == SPLITS.index("train")
             fit.add(block.numeric[is_train], block.targets[is_train])
             for index, is_trained in enumerate(trained):
@@ -116,7 +122,7 @@ def _stream_rows(
     vectors = {}
     for column, is_trained in zip(strings.columns, trained, strict=True):
         vectors[column.spec.name] = column.table.embeddings.numpy()[is_trained]
-    return fit.result(vectors)
+    return fit.result(vectors), remarks.lines(fit)
 
 
 @contextmanager
@@ -127,9 +133,13 @@ def _timed(phase: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def _stamps(files: tuple[str, ...]) -> dict[str, Stamp]:
-    """Return the size and the time of change of each file."""
-    found = {file: os.stat(file) for file in files}
-    return {file: (status.st_size, status.st_mtime_ns) for file, status in found.items()}
+    """Return the size and the time of change of each file, of a folder those of its parts."""
+    found = {}
+    for file in files:
+        parts = parquet_files(Path(file)) if os.path.isdir(file) else [file]
+        statuses = [os.stat(part) for part in parts]
+        found[file] = tuple((status.st_size, status.st_mtime_ns) for status in statuses)
+    return found
 
 
 def _check_unchanged(stamps: dict[str, Stamp]) -> None:

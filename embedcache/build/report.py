@@ -13,7 +13,7 @@ from embedcache.split.report import SplitCounts, split_table
 
 MOST_SHOWN = 3  # merged or unknown strings per column
 MOST_SPLIT_LINES = 12
-UP_TO_DATE = "up to date"
+MOST_LEFT_OUT = 20
 
 
 def split_counts(cache: Cache) -> SplitCounts:
@@ -28,7 +28,7 @@ def split_counts(cache: Cache) -> SplitCounts:
 class BuildReport:
     """What a cache holds, and what making it took."""
 
-    status: str  # "built", "appended to" or UP_TO_DATE
+    status: str  # "built", "appended to" or "up to date"
     path: str
     identity: str
     num_rows: int
@@ -39,6 +39,10 @@ class BuildReport:
     absent_targets: tuple[str, ...]
     num_groups: int
     num_excluded: int  # rows left out by data.exclude_rows
+    num_blank: int  # records without any cell, which are no rows
+    num_invalid: int  # rows left out by data.on_invalid
+    invalid: tuple[str, ...]  # a line on each rule that they break
+    remarks: tuple[str, ...]  # what a reader of the scores should know
     num_encoded: int  # strings that the encoder had to read; the others' vectors were there
     encoding_s: float
     num_ranks: int  # that shared the encoding
@@ -50,7 +54,6 @@ class BuildReport:
     positive_rate: dict[str, float]  # train rows
     seconds: tuple[tuple[str, float], ...]  # by phase, in order
     num_bytes: int
-    built: str  # when, in ISO 8601
 
     @staticmethod
     def of(cache: Cache, status: str) -> "BuildReport":
@@ -68,6 +71,10 @@ class BuildReport:
             absent_targets=layout.absent_targets,
             num_groups=len(layout.groups),
             num_excluded=kept["num_excluded"],
+            num_blank=kept["num_blank"],
+            num_invalid=kept["num_invalid"],
+            invalid=tuple(kept["invalid"]),
+            remarks=tuple(kept["remarks"]),
             num_encoded=kept["num_encoded"],
             encoding_s=kept["encoding"]["seconds"],
             num_ranks=kept["encoding"]["ranks"],
@@ -80,7 +87,6 @@ class BuildReport:
             positive_rate=cache.scaling.positive_rate,
             seconds=tuple((phase, seconds) for phase, seconds in kept["seconds"]),
             num_bytes=cache.num_bytes,
-            built=cache.provenance["built"],
         )
 
     def summary(self) -> str:
@@ -90,6 +96,7 @@ class BuildReport:
             f"cache {self.path}: {self.status}, identity {self.identity},"
             f" {self.num_bytes / 1e6:,.1f} MB",
             self._rows_line(),
+            *self._left_out(),
             f"targets: {', '.join(self.targets) or 'none'}{absent}",
         ]
         for spec in self.strings:
@@ -100,22 +107,32 @@ class BuildReport:
             )
             lines += self._oddities(spec.name)
         lines += split_table(self.split, MOST_SPLIT_LINES).splitlines()
+        lines += self.remarks
         lines.append(self._time_line())
         return "\n".join(lines)
 
     def _rows_line(self) -> str:
-        left_out = f" ({self.num_excluded:,} left out by data.exclude_rows)"
+        counts = (
+            (self.num_excluded, "left out by data.exclude_rows"),
+            (self.num_invalid, "left out by data.on_invalid"),
+            (self.num_blank, "blank lines are none"),
+        )
+        apart = ", ".join(f"{count:,} {what}" for count, what in counts if count)
         categories = [f", {column} ({count} categories)" for column, count in self.categories]
         groups = f", {self.num_groups:,} groups" if self.num_groups else ""
         return (
-            f"rows: {self.num_rows:,}{left_out if self.num_excluded else ''} with"
+            f"rows: {self.num_rows:,}{f' ({apart})' if apart else ''} with"
             f" {self.num_features} numeric features{''.join(categories)}{groups}"
         )
 
+    def _left_out(self) -> list[str]:
+        """Return a line on each rule that rows were left out for."""
+        shown = [f"  - {line}" for line in self.invalid[:MOST_LEFT_OUT]]
+        more = len(self.invalid) - MOST_LEFT_OUT
+        return shown + ([f"  - and {more:,} more rules"] if more > 0 else [])
+
     def _time_line(self) -> str:
         total = sum(seconds for _, seconds in self.seconds)
-        if self.status == UP_TO_DATE:
-            return f"nothing to do: it was built on {self.built} in {total:.1f} s"
         times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds)
         rate = ""
         if self.num_encoded:

@@ -68,6 +68,10 @@ class Report(_Part):
     num_encoded: Count
     encoding: Encoding
     num_excluded: Count
+    num_blank: Count
+    num_invalid: Count
+    invalid: list[str]
+    remarks: list[str]
     unknown: Spellings
     merged: Spellings
     split: dict[str, Any]

@@ -1,5 +1,6 @@
 """Which table, and what its columns mean."""
 
+import codecs
 from pathlib import PurePath
 from typing import Annotated, Literal
 
@@ -9,14 +10,18 @@ from embedcache.config.encoder import EncoderConfig
 from embedcache.schema import Config, also_called
 from embedcache.values import (
     Amount,
+    Count,
     FilePath,
     Name,
+    Spelled,
     check_order,
     twice,
 )
 
 Transform = Literal["identity", "log10", "log1p", "inverse_kelvin"]
 TargetTransform = Literal["identity", "log10", "log1p"]
+OnInvalid = Literal["refuse", "skip"]
+Fill = Literal["mean", "median", "indicator"]  # of a missing number, from the train rows
 
 
 class StringColumn(Config):
@@ -66,8 +71,13 @@ class NumericColumn(Config):
             "applied before standardisation; inverse_kelvin is 1000 / T, for T in degrees Celsius"
         ),
     )
-    if_null: Amount | None = Field(
-        default=None, description="the value a null stands for; unset: a null is a violation"
+    if_null: Amount | Fill | None = Field(
+        default=None,
+        description=(
+            "what a missing value (null, NaN) stands for: a number; mean or median: that of the"
+            " train rows that have one; indicator: the median, and one more feature that is 1 where"
+            " it was missing; unset: it is a violation"
+        ),
     )
     feature_group: str = Field(
         default="numeric",
@@ -82,21 +92,59 @@ class NumericColumn(Config):
         check_order(self.low, self.high)
         return self
 
+    @property
+    def fill(self) -> Fill | None:
+        """How a missing value is filled from the train rows; None where it is not."""
+        return self.if_null if isinstance(self.if_null, str) else None
+
+
+def indicator_of(column: NumericColumn) -> NumericColumn:
+    """Return the feature that is 1 where a numeric column has no value, else 0."""
+    return NumericColumn(
+        column=f"{column.column} is missing",
+        low=0,
+        high=1,
+        if_null=0,
+        feature_group=column.feature_group,
+    )
+
 
 class CategoryColumn(Config):
     """A categorical feature with its own embedding."""
 
-    column: str = Field(description="the table's column, of text, integers or booleans")
-    values: tuple[str, ...] | None = Field(
+    column: str = Field(description="the table's column, of text, numbers or booleans")
+    values: tuple[Spelled, ...] | None = Field(
         default=None,
         min_length=1,
-        description="the admissible values in order; unset: those of the table, sorted",
+        description=(
+            "the admissible values in order; unset: those of the table, sorted. Numbers and truths"
+            " are spelled alike whatever file they come from: 7, not 007 or 7.0; true, not True"
+        ),
+    )
+    if_null: Spelled | None = Field(
+        default=None,
+        description="the category that a missing value stands for; unset: it is a violation",
+    )
+    other: Spelled | None = Field(
+        default=None,
+        description=(
+            "the category of values that are not in `values`, that fewer than `min_rows` rows have,"
+            " or that training never saw; unset: such a value is a violation"
+        ),
+    )
+    min_rows: Count = Field(
+        default=1, description="rows that a value needs to be a category of its own, per file"
     )
 
     @model_validator(mode="after")
     def _values_are_distinct(self) -> "CategoryColumn":
         if found := twice(list(self.values or ())):
             raise ValueError(f"values of '{self.column}' has twice: {', '.join(found)}")
+        if self.min_rows > 1 and (self.other is None or self.values is not None):
+            raise ValueError(
+                f"min_rows of '{self.column}' needs `other`, the category of rarer values, and no"
+                " `values`, which would decide by themselves"
+            )
         return self
 
 
@@ -151,14 +199,69 @@ class RowWeight(Config):
     )
 
 
+class CsvConfig(Config):
+    """How a text file is written; each key that is unset is found from the file."""
+
+    separator: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1,
+        description=(
+            "the character between cells; unset: a tab in .tsv files, else of comma, semicolon, tab"
+            " and | the one that divides the header most"
+        ),
+    )
+    decimal: Literal[".", ","] = Field(
+        default=".", description="what stands before the decimals of a number"
+    )
+    encoding: str = Field(
+        default="utf-8",
+        description="of the text: utf-8, utf-16, cp1252 (Excel in Western Europe), latin-1, ...",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> "CsvConfig":
+        if self.separator is not None and self.separator in '"\r\n' + self.decimal:
+            raise ValueError(
+                f"separator {self.separator!r} is a quote, a line's end or the decimal mark; set"
+                " csv.decimal too, or another separator"
+            )
+        if self.separator is not None and not self.separator.isascii():
+            raise ValueError(f"separator {self.separator!r} is no ASCII character")
+        try:
+            "".encode(codecs.lookup(self.encoding).name)
+        except (LookupError, ValueError):
+            raise ValueError(
+                f"encoding names {self.encoding!r:.80}, which Python does not know as one of text;"
+                " common are utf-8, utf-16, cp1252, latin-1"
+            ) from None
+        return self
+
+
 class DataConfig(Config):
     """Which table, and what its columns mean."""
 
     path: FilePath | tuple[FilePath, ...] = Field(
         description=(
-            "a Parquet or CSV file; or several: the first, then what was appended to it, in that"
-            " order"
+            "a table: .parquet, .csv or .tsv (also .gz, .bz2, .xz, .zst), .arrow or .feather, .xlsx"
+            " (with the extra `excel`), or a folder of Parquet files; or several: the first, then"
+            " what was appended to it, in that order"
         )
+    )
+    csv: CsvConfig = Field(default=CsvConfig(), description="how text files are written")
+    null_values: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "cells that stand for a missing value, besides empty ones and NaN, e.g. [NA, n/a, -999]"
+        ),
+    )
+    on_invalid: OnInvalid = Field(
+        default="refuse",
+        description=(
+            "what becomes of a table with rows that break a rule: refuse: it is refused, with all"
+            " of them; skip: they are left out of the cache and predicted as null, and the report"
+            " says how many and why"
+        ),
     )
     strings: tuple[StringColumn, ...] = Field(
         min_length=1, description="text columns, which an encoder reads"
@@ -189,6 +292,15 @@ class DataConfig(Config):
     )
 
     @property
+    def features(self) -> tuple[NumericColumn, ...]:
+        """The numeric features in their order, each with its indicator behind it if it has one."""
+        return tuple(
+            feature
+            for column in self.numeric
+            for feature in (column, *([indicator_of(column)] if column.fill == "indicator" else []))
+        )
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The table's files, in the order of their rows."""
         return (self.path,) if isinstance(self.path, str) else self.path
@@ -205,7 +317,7 @@ class DataConfig(Config):
         named = (
             ("the files of path", list(self.files)),
             ("strings.name", [column.name for column in self.strings]),
-            ("numeric.column", [column.column for column in self.numeric]),
+            ("numeric.column", [column.column for column in self.features]),
             ("categories.column", [column.column for column in self.categories]),
             ("report_by", list(self.report_by)),
         )

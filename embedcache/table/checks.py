@@ -5,17 +5,22 @@ streaming pass; only for checks that some rows break does a second query look fo
 sound table costs one pass and a broken one of any size stays within memory.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
-from embedcache.text import NUM_EXAMPLES, count_of, nearest, rows_text
+from embedcache.text import NUM_EXAMPLES, count_of, rows_text
 
 ROW = "row:"  # a name that no canonical column can have
 KELVIN_OFFSETS = {"K": 273.15, "degC": -273.15, "°C": -273.15, "C": -273.15}
 UNIT_FACTORS = (10, 100, 1000, 1_000_000)
 Hint = Callable[[float, float], str]
+Advice = Callable[[Sequence[str]], str]
+_MISSING = {"na", "n/a", "#n/a", "null", "none", "nil", "-", "--", "?", "missing", "nd", "n.d."}
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_WITH_MORE = re.compile(r"[<>~≈=±]?\s*[+-]?\d+(\.\d+)?\s*\D.*|[<>~≈=±].*\d.*")
 
 
 @dataclass(frozen=True)
@@ -26,17 +31,17 @@ class Check:
     broken: pl.Expr  # true on rows that break it
     value: pl.Expr  # shown for the first of them
     hint: Hint | None = None  # what the least and greatest broken value suggest; for numbers only
-    known: tuple[str, ...] = ()  # admissible texts; each other one is shown with what is near it
+    advice: Advice | None = None  # what the first broken texts suggest
 
 
-def run_checks(frame: pl.LazyFrame, checks: Sequence[Check]) -> list[str]:
-    """Return one line for each check that some rows break."""
+def run_checks(frame: pl.LazyFrame, checks: Sequence[Check]) -> list[tuple[Check, str]]:
+    """Return each check that some rows break, with a line on it."""
     if not checks:
         return []
     broken = [check.broken.fill_null(False) for check in checks]
     counts = frame.select(rows.sum().alias(str(k)) for k, rows in enumerate(broken))
     found = zip(checks, counts.collect(engine="streaming").row(0), strict=True)
-    return [_explain(frame, check, count) for check, count in found if count]
+    return [(check, _explain(frame, check, count)) for check, count in found if count]
 
 
 def _explain(frame: pl.LazyFrame, check: Check, count: int) -> str:
@@ -52,23 +57,23 @@ def _explain(frame: pl.LazyFrame, check: Check, count: int) -> str:
         extremes = broken.select(low=pl.col("value").min(), high=pl.col("value").max())
         low, high = extremes.collect(engine="streaming").row(0)
         shown = check.hint(low, high)
-    elif check.known:
-        shown = _wrong_texts(broken, check.known)
     else:
         values = sorted({_show(value) for value in first["value"].drop_nulls().to_list()})
         shown = f", e.g. {', '.join(values[:3])}" if values else ""
+        if check.advice is not None:
+            shown += check.advice(first["value"].drop_nulls().to_list())
     return f"{check.what}: {count_of(count, 'row')}{shown}; {rows}"
 
 
-def _wrong_texts(broken: pl.LazyFrame, known: Sequence[str]) -> str:
-    """Return the commonest broken texts, each with its rows and the known one that is near."""
-    counts = broken.group_by("value").len().sort("len", "value", descending=[True, False])
-    found = counts.head(NUM_EXAMPLES).collect(engine="streaming").rows()
-    return "".join(
-        f"; {count_of(rows, 'row')} {'without a value' if text is None else repr(text)[:80]}"
-        + ("" if text is None else nearest(text, known).replace("; ", ", ", 1))
-        for text, rows in found
-    )
+def advice_on_text(texts: Sequence[str]) -> str:
+    """Return what texts that are no numbers suggest: a mark of missing values, a decimal comma."""
+    if any(text.lower() in _MISSING for text in texts):
+        return "; if that stands for a missing value, list it in data.null_values"
+    if any(_DECIMAL_COMMA.fullmatch(text) for text in texts):
+        return "; if that is a decimal comma, set data.csv.decimal: ','"
+    if any(_WITH_MORE.fullmatch(text) for text in texts):
+        return "; write the number alone, its unit in `unit`"
+    return ""
 
 
 def first_rows(frame: pl.LazyFrame, key: pl.Expr, values: Iterable[str]) -> dict[str, list[int]]:

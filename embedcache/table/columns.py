@@ -20,11 +20,13 @@ from embedcache.config.table import (
     StringColumn,
     TargetColumn,
     Transform,
+    indicator_of,
 )
 from embedcache.scaling import DOMAIN_LOW
-from embedcache.table.checks import Check, Hint, RangeHint
-from embedcache.table.reader import KEY, NUMBER, NUMBER_IN_WORDS, TEXT, ColumnType, Source
+from embedcache.table.checks import Advice, Check, Hint, RangeHint, advice_on_text
+from embedcache.table.reader import KEY, NUMBER, NUMBER_IN_WORDS, RECORD, TEXT, ColumnType, Source
 from embedcache.text import nearest
+from embedcache.values import spelled
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 Reach = Mapping[str, tuple[float, float]]  # by column
@@ -65,9 +67,16 @@ class Canonical:
             return None
         return wanted.read(source, column)
 
-    def check(self, what: str, broken: pl.Expr, value: pl.Expr, hint: Hint | None = None) -> None:
+    def check(
+        self,
+        what: str,
+        broken: pl.Expr,
+        value: pl.Expr,
+        hint: Hint | None = None,
+        advice: Advice | None = None,
+    ) -> None:
         """Add a requirement on every row, by the expression that is true where it is broken."""
-        self.checks.append(Check(what, broken, value, hint))
+        self.checks.append(Check(what, broken, value, hint, advice))
 
 
 def canonical_columns(
@@ -83,13 +92,22 @@ def canonical_columns(
     mistyped ones are noted as violations.
     """
     table = Canonical(source)
+    if source.ragged:
+        row, cells = next(iter(source.ragged.items()))
+        table.check(
+            f"another number of cells than the header's {source.num_cells} (row {row} has {cells});"
+            " an unquoted separator, or a decimal comma",
+            pl.col(RECORD).is_in(list(source.ragged)),
+            pl.lit(None),
+        )
     for string in data.strings:
         _add_string(table, string)
     for numeric in data.numeric:
         _add_numeric(table, numeric, reach.get(numeric.column))
     for category in data.categories:
         what = f"category column '{category.column}'"
-        _add_key(table, f"category:{category.column}", category.column, what)
+        name = f"category:{category.column}"
+        _add_key(table, name, category.column, what, category.if_null)
     for target in targets:
         _add_target(table, target)
     for name, column in (("group", data.group), ("stratum", data.stratum)):
@@ -124,11 +142,11 @@ def _add_numeric(
     number = table.require(column.column, what, NUMBER)
     if number is None:
         return
-    present = pl.col(column.column).is_not_null()
+    missing = table.source.is_missing(column.column)
     if column.if_null is None:
-        table.check(f"{what}: null", ~present, number)
-    else:
-        number = pl.when(present).then(number).otherwise(pl.lit(column.if_null))
+        table.check(f"{what}: null or NaN", missing, number)
+    elif not isinstance(column.if_null, str):
+        number = pl.when(missing).then(pl.lit(column.if_null)).otherwise(number)
     _check_numbers(table, what, column, number)
     if reach is not None:
         low, high = reach
@@ -139,7 +157,13 @@ def _add_numeric(
             RangeHint(None, None, column.unit),
         )
     _check_domain(table, what, column.transform, number)
-    table.columns[f"numeric:{column.column}"] = number.cast(pl.Float32)
+    stored = number.cast(pl.Float32)
+    if column.fill is not None:  # the statistics of the train rows will fill it
+        stored = stored.fill_null(float("nan"))
+    table.columns[f"numeric:{column.column}"] = stored
+    if column.fill == "indicator":
+        name = f"numeric:{indicator_of(column).column}"
+        table.columns[name] = missing.cast(pl.Float32)
 
 
 def _check_domain(table: Canonical, what: str, transform: Transform, number: pl.Expr) -> None:
@@ -162,12 +186,11 @@ def _check_numbers(
     if source.is_text(column.column):
         table.check(
             f"{what}: not a number",
-            pl.col(column.column).is_not_null() & number.is_null(),
+            source.is_garbled(column.column),
             source.text(column.column),
+            advice=advice_on_text,
         )
     finite = number.is_finite()
-    remedy = "; write unobserved labels as null" if isinstance(column, TargetColumn) else ""
-    table.check(f"{what}: NaN{remedy}", number.is_nan(), pl.lit(None, dtype=pl.Float64))
     table.check(f"{what}: infinite", number.is_infinite(), number)
     table.check(f"{what}: too large for float32", finite & (number.abs() > FLOAT32_MAX), number)
     # bounds are compared as the cache stores them: float32(0.1) is not above 0.1
@@ -201,10 +224,15 @@ def _add_target(table: Canonical, target: TargetColumn) -> None:
     table.columns[f"target:{target.name}"] = number.cast(pl.Float32)
 
 
-def _add_key(table: Canonical, name: str, column: str, what: str) -> None:
-    """Add a column whose text names something, which is never null."""
+def _add_key(
+    table: Canonical, name: str, column: str, what: str, if_null: str | None = None
+) -> None:
+    """Add a column whose text names something, which is never null; `if_null` stands for that."""
     text = table.require(column, what, KEY)
-    if text is not None:
+    if text is not None and if_null is not None:
+        empty = text.is_null() | (text == "")
+        table.columns[name] = pl.when(empty).then(pl.lit(if_null)).otherwise(text)
+    elif text is not None:
         table.check(f"{what}: null or empty", text.is_null() | (text.str.strip_chars() == ""), text)
         table.columns[name] = text
 
@@ -225,7 +253,7 @@ def _add_weight(table: Canonical, rule: RowWeight) -> None:
     if isinstance(rule.equals, bool):
         is_truth = value.is_in([0.0, 1.0]).fill_null(False)
         table.check(f"{what}: neither true nor false", present & ~is_truth, value)
-    chosen = value == (rule.equals if is_text else float(rule.equals))
+    chosen = value == (spelled(rule.equals) if isinstance(rule.equals, str) else float(rule.equals))
     weight, one = pl.lit(rule.weight, dtype=pl.Float32), pl.lit(1.0, dtype=pl.Float32)
     table.columns["weight"] = pl.when(chosen).then(weight).otherwise(one)
     table.columns["weighted"] = chosen
@@ -236,8 +264,7 @@ def _add_split(table: Canonical, column: str) -> None:
     text = table.require(column, what, TEXT)
     if text is not None:
         is_known = text.is_in(SPLITS).fill_null(False)
-        wrong = f"{what}: must be one of {', '.join(SPLITS)}"
-        table.checks.append(Check(wrong, ~is_known, text, known=SPLITS))
+        table.check(f"{what}: must be one of {', '.join(SPLITS)}", ~is_known, text)
         table.columns["split"] = text
 
 

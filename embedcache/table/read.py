@@ -1,10 +1,11 @@
 """From a file to a checked table: trusted from there on.
 
 A table is one file, or a first file and others that were appended to it; each is a `Table` that
-knows the names in the files before it. Reading one means: open it (`reader`), turn every configured
-column into its canonical form (`columns`), check all requirements in one streaming pass (`checks`),
-survey the values of all text columns (`survey`), and raise one TableError with everything that is
-wrong. Nothing is written before that.
+knows the names in the files before it. Reading one means: open it (`reader`), leave out the rows
+that its config excludes (`exclude`), turn every configured column into its canonical form
+(`columns`), check all requirements in one streaming pass (`checks`), survey the values of all text
+columns (`survey`), and raise one TableError with everything that is wrong; or, where the config
+says so, do without the rows that break a rule (`invalid`). Nothing is written before that.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.errors import ConfigError, TableError
 from embedcache.table.checks import run_checks
 from embedcache.table.columns import NO_REACH, Canonical, Reach, canonical_columns
+from embedcache.table.exclude import without_excluded
+from embedcache.table.invalid import find_invalid
 from embedcache.table.reader import Source, open_source
 from embedcache.table.survey import Survey
 from embedcache.table.table import Table
@@ -35,29 +38,21 @@ def read_table(
     Raises one TableError that lists every violation with its count and first rows; ConfigError
     where the config contradicts itself.
     """
-    source = open_source(file)
-    kept = _without(source, data.exclude_rows)
-    table = read_source(kept, data, targets, split, known)
-    return replace(table, num_excluded=0 if kept is source else _num_rows(source) - table.num_rows)
-
-
-def read_source(
-    source: Source,
-    data: DataConfig,
-    targets: tuple[TargetColumn, ...],
-    split: SplitConfig,
-    known: Vocabularies = NO_VOCABULARIES,
-    reach: Reach = NO_REACH,
-) -> Table:
-    """Return an opened table, checked as `read_table` does, and its features against `reach`."""
+    source, num_excluded = without_excluded(open_source(file, data), data, targets)
     label = _stratifying_label(targets, split)
-    canonical = canonical_columns(source, data, targets, split, reach)
-    if not canonical.columns:
-        raise _table_error(source, canonical.violations)
-    try:
-        return _checked(canonical, data, targets, label, known)
-    except pl.exceptions.PolarsError as error:
-        raise TableError(f"{source.path} cannot be read: {error}") from None
+    canonical = canonical_columns(source, data, targets, split)
+    table = _checked(canonical, data, targets, label, known, for_prediction=False)
+    return replace(table, num_excluded=num_excluded)
+
+
+def read_features(source: Source, data: DataConfig, reach: Reach = NO_REACH) -> Table:
+    """Return an opened table's features, checked as `read_table` does, and against `reach`.
+
+    A table without rows is one. With `on_invalid: skip` rows that break a rule stay, their features
+    null, and the column REASON of `invalid` says what is wrong with them.
+    """
+    canonical = canonical_columns(source, data, (), SplitConfig(strategy="random"), reach)
+    return _checked(canonical, data, (), None, NO_VOCABULARIES, for_prediction=True)
 
 
 def _checked(
@@ -66,13 +61,66 @@ def _checked(
     targets: tuple[TargetColumn, ...],
     label: str | None,
     known: Vocabularies,
+    for_prediction: bool,
 ) -> Table:
     """Return the table of these canonical columns, or raise one TableError with all violations."""
+    source = canonical.source
+    if not canonical.columns:
+        raise _table_error(source, canonical.violations)
+    try:
+        num_rows = _num_rows(source)
+        if num_rows == 0 and not for_prediction:
+            raise _table_error(source, [*canonical.violations, "the table has no rows"])
+        if data.on_invalid == "refuse":
+            of_rows = [line for _, line in run_checks(source.frame, canonical.checks)]
+            violations = canonical.violations + of_rows
+            return _surveyed(canonical, data, targets, label, known, violations, num_rows)
+        return _without_invalid(canonical, data, targets, label, known, for_prediction, num_rows)
+    except pl.exceptions.PolarsError as error:
+        raise TableError(f"{source.path} cannot be read: {error}") from None
+
+
+def _without_invalid(
+    canonical: Canonical,
+    data: DataConfig,
+    targets: tuple[TargetColumn, ...],
+    label: str | None,
+    known: Vocabularies,
+    for_prediction: bool,
+    num_rows: int,
+) -> Table:
+    """Return the table of the rows that break no rule, of all rows for a prediction."""
+    if canonical.violations:
+        raise _table_error(canonical.source, canonical.violations)
+    survey = Survey(canonical.frame(), frozenset(canonical.columns), known, None, [])
+    survey.note_refused(data)
+    invalid = find_invalid(canonical, survey)
+    if invalid.num_rows == num_rows and not for_prediction:
+        raise _table_error(
+            canonical.source, [*invalid.lines, "no row is left: each breaks a rule above"]
+        )
+    kept = invalid.marked() if for_prediction else invalid.left_out()
+    num_kept = num_rows if for_prediction else num_rows - invalid.num_rows
+    table = _surveyed(kept, data, targets, label, known, [], num_kept)
+    return replace(
+        table,
+        num_invalid=invalid.num_rows,
+        invalid=invalid.lines,
+        in_slices=table.in_slices and for_prediction,
+    )
+
+
+def _surveyed(
+    canonical: Canonical,
+    data: DataConfig,
+    targets: tuple[TargetColumn, ...],
+    label: str | None,
+    known: Vocabularies,
+    violations: list[str],
+    num_rows: int,
+) -> Table:
+    """Return the table of checked columns with all its names, or raise one TableError."""
     source, frame, columns = canonical.source, canonical.frame(), frozenset(canonical.columns)
-    num_rows = _num_rows(source)
-    if num_rows == 0:
-        raise _table_error(source, [*canonical.violations, "the table has no rows"])
-    violations = canonical.violations + run_checks(source.frame, canonical.checks)
     survey = Survey(frame, columns, known, label, violations)
     observed, absent = survey.targets(targets, canonical.absent_targets)
     survey.check_label(absent)
@@ -97,28 +145,13 @@ def _checked(
         facets=tuple(Vocabulary(column, survey.facet(column)) for column in facets),
         strata=strata,
         groups=groups,
+        others={c.column: c.other for c in categories if c.other is not None},
+        num_blank=source.num_blank,
+        copy=source.copy,
     )
     if survey.violations:
         raise _table_error(source, survey.violations)
     return table
-
-
-def _without(source: Source, conditions: Sequence[str]) -> Source:
-    """Return the source without the rows that meet any of the SQL conditions.
-
-    A condition that is unknown (null) leaves its row in.
-    """
-    frame = source.frame
-    for condition in conditions:
-        try:
-            frame = frame.filter(~pl.sql_expr(condition).fill_null(False))
-            frame.collect_schema()
-        except pl.exceptions.PolarsError as error:
-            raise ConfigError(
-                f"data.exclude_rows: '{condition}' is not a condition on the table's columns:"
-                f" {error}"
-            ) from None
-    return replace(source, frame=frame) if conditions else source
 
 
 def _num_rows(source: Source) -> int:
@@ -144,6 +177,6 @@ def _table_error(source: Source, violations: Sequence[str]) -> TableError:
     ways = "1 way" if len(violations) == 1 else f"{len(violations)} ways"
     lines = "\n".join(f"  - {violation}" for violation in violations)
     return TableError(
-        f"{source.path} breaks its config in {ways} (rows are counted from 0, without the"
-        f" header):\n{lines}"
+        f"{source.path} breaks its config in {ways} (rows are counted from 0, without the header;"
+        f" data.on_invalid: skip does without rows that break a rule):\n{lines}"
     )

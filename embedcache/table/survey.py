@@ -5,11 +5,17 @@ it at once.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import polars as pl
 
-from embedcache.config.table import CategoryColumn, RowWeight, StringColumn, TargetColumn
+from embedcache.config.table import (
+    CategoryColumn,
+    DataConfig,
+    RowWeight,
+    StringColumn,
+    TargetColumn,
+)
 from embedcache.table.checks import first_rows
 from embedcache.table.counting import (
     Groups,
@@ -37,6 +43,17 @@ class Survey:
     known: Vocabularies
     label: str | None  # canonical column of the label whose rate the splits share
     violations: list[str]
+    # by canonical column: the values that are refused, with the reason
+    refused: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def note_refused(self, data: DataConfig) -> None:
+        """Note the strings and categories that are refused, all in `refused`."""
+        for column in data.strings:
+            if f"string:{column.name}" in self.columns:
+                self.strings(column, self.spellings(column))
+        for category in data.categories:
+            if f"category:{category.column}" in self.columns:
+                self.category(category)
 
     def targets(
         self, configured: Sequence[TargetColumn], absent: Sequence[str]
@@ -120,6 +137,11 @@ class Survey:
         known = self.known.strings.get(column.name, ())
         strings, refused = distinct_strings(column, spellings.values, spellings.num_rows, known)
         what, num_rows = f"string column '{column.column}'", spellings.rows_by_value
+        if refused:
+            self.refused[f"string:{column.name}"] = {
+                spelling: f"{what}: not a {column.kind}, it {reason}"
+                for spelling, reason in refused.items()
+            }
         lines = {
             spelling: f"{spelling!r:.120} is not a {column.kind}: it {refused[spelling]};"
             f" {count_of(num_rows[spelling], 'row')}:"
@@ -131,12 +153,23 @@ class Survey:
 
     def category(self, column: CategoryColumn) -> tuple[str, ...]:
         """Return the categories in their order, and note the unknown ones."""
-        name, admissible = f"category:{column.column}", column.values
-        if admissible is None:
+        name, other = f"category:{column.column}", column.other
+        others = () if other is None else (other,)
+        if column.values is None:
             known = self.known.categories.get(column.column, ())
-            return followed_by(known, values_of(self.frame, name))
+            found = count_values(self.frame, name).rows_by_value
+            frequent = [value for value, rows in found.items() if rows >= column.min_rows]
+            return followed_by(known, (*frequent, *others))
+        admissible = tuple(dict.fromkeys((*column.values, *others)))
+        if other is not None:
+            return admissible
         num_rows = count_values(self.frame, name).rows_by_value
         unknown = [value for value in num_rows if value not in admissible and value.strip()]
+        if unknown:
+            self.refused[name] = {
+                value: f"category column '{column.column}': {value!r:.80} is unknown"
+                for value in unknown
+            }
         lines = {
             value: f"unknown category {value!r:.80}{nearest(value, admissible)}:"
             f" {count_of(num_rows[value], 'row')};"

@@ -5,8 +5,9 @@ code: its index among the values of its column, those of the files before in the
 new ones, sorted.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
 
@@ -37,8 +38,14 @@ class Table:
     facets: tuple[Vocabulary, ...]
     strata: tuple[str, ...]
     groups: Groups | None
+    # by category column: the category of values that are not among its own
+    others: Mapping[str, str] = field(default_factory=dict)
     # rows left out by data.exclude_rows; other row numbers count the rows that remain
     num_excluded: int = 0
+    num_blank: int = 0  # records without any cell, which are no rows
+    num_invalid: int = 0  # rows that break a rule, where they may: left out, or marked
+    invalid: tuple[str, ...] = ()  # a line on each rule that they break
+    copy: Any = None  # keeps a temporary copy of the file alive
 
     @property
     def vocabularies(self) -> Vocabularies:
@@ -57,16 +64,21 @@ class Table:
     def blocks(self, columns: Sequence[str], num_rows: int) -> Iterator[pl.DataFrame]:
         """Yield these canonical columns in table order, `num_rows` rows at a time.
 
-        Text columns come as int32 codes. Raises TableError where the file cannot be read any more.
+        Text columns come as int32 codes; a table without rows is one block without rows. Raises
+        TableError where the file cannot be read any more.
         """
         values = self._values
+        others = {f"category:{column}": other for column, other in self.others.items()}
         rows = self.frame.select(
-            _code(name, values[name]) if name in values else pl.col(name) for name in columns
+            _code(name, values[name], others.get(name)) if name in values else pl.col(name)
+            for name in columns
         )
         try:
             # collect_batches reads far ahead of a slow consumer: 1.8 GB for 0.8 GB here, on 16
             # million rows of 40 columns
-            if self.in_slices:
+            if self.num_rows == 0:
+                yield rows.head(0).collect(engine="streaming")
+            elif self.in_slices:
                 yield from (
                     rows.slice(start, num_rows).collect(engine="streaming")
                     for start in range(0, self.num_rows, num_rows)
@@ -93,6 +105,10 @@ class Table:
         }
 
 
-def _code(name: str, values: tuple[str, ...]) -> pl.Expr:
-    """Return a text column as the indices of its values."""
-    return pl.col(name).cast(pl.Enum(values)).to_physical().cast(pl.Int32).alias(name)
+def _code(name: str, values: tuple[str, ...], other: str | None = None) -> pl.Expr:
+    """Return a text column as the indices of its values; `other` is that of all further ones."""
+    text = pl.col(name)
+    if other is not None:
+        is_own = text.is_in(values) | text.is_null()
+        text = pl.when(is_own).then(text).otherwise(pl.lit(other))
+    return text.cast(pl.Enum(values)).to_physical().cast(pl.Int32).alias(name)

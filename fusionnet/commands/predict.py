@@ -1,13 +1,14 @@
 """Predict, and optionally reward, the rows of a table in raw units.
 
-Input columns are kept, predictions added as predicted_<column>.
+Input columns are kept, predictions added as predicted_<column>, and what is to be known of each:
+known (training saw its strings and categories), outside (of the train rows' range), reason.
 """
 
 import argparse
 import time
 from pathlib import Path
 
-from embedcache.text import visible
+from embedcache.text import count_of, visible
 from fusionnet.commands.command import importing, run_job
 from fusionnet.trained.folder import find_checkpoint, tables_of
 from fusionnet.workflow.outputs import check_file
@@ -27,15 +28,27 @@ def main() -> None:
         arguments.run, arguments.device, arguments.checkpoint, arguments.precision
     )
     added = [f"predicted_{task.column}" for task in model.run.tasks] + ["reward"] * arguments.reward
-    means = write_scores(model, arguments.input, arguments.output, added, arguments.reward)
-    num_rows = means.pop("rows")
-    seconds = time.perf_counter() - started
-    print(
-        f"{arguments.output}: {num_rows:,} rows in {seconds:.1f} s; means: "
-        + ", ".join(f"{visible(name)} {mean:.4g}" for name, mean in means.items())
+    written = write_scores(
+        model,
+        arguments.input,
+        arguments.output,
+        added,
+        arguments.reward,
+        arguments.on_invalid,
     )
-    for meaning in model.run.meanings:
-        print(visible(f"predictions of {meaning}"))
+    seconds = time.perf_counter() - started
+    means = ", ".join(f"{visible(name)} {mean:.4g}" for name, mean in written.means.items())
+    print(
+        f"{arguments.output}: {written.num_rows:,} rows in {seconds:.1f} s"
+        + (f"; means: {means}" if written.num_rows > written.num_invalid else "")
+    )
+    for count, what in (
+        (written.num_invalid, "break a rule of the config and are predicted as null"),
+        (written.num_unknown, "have a string or a category that training never saw (known: false)"),
+        (written.num_outside, "have a number outside of the train rows' range (outside: true)"),
+    ):
+        if count:
+            print(f"{count_of(count, 'row')} of {written.num_rows:,} {what}; see the column reason")
     for column, new in model.run.memory.vectors.items():
         if new:
             print(
@@ -55,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
         required=True,
         type=Path,
         metavar="FILE",
-        help="rows to predict, .parquet or .csv",
+        help="rows to predict, in any format that data.path can have",
     )
     parser.add_argument(
         "--output",
@@ -69,6 +82,14 @@ def parse_arguments() -> argparse.Namespace:
         "--reward",
         action="store_true",
         help="add the column reward (the run's config says what it is)",
+    )
+    parser.add_argument(
+        "--on-invalid",
+        choices=["refuse", "skip"],
+        help=(
+            "rows that break a rule of the config: refuse the table, or predict null for them"
+            " (default: data.on_invalid of the run's config)"
+        ),
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument(

@@ -2,57 +2,144 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
-from embedcache.config.split import SplitConfig
-from embedcache.config.table import CategoryColumn, DataConfig
+from embedcache.config.table import DataConfig, OnInvalid
 from embedcache.errors import TableError
-from embedcache.table.read import read_source
-from embedcache.table.reader import Source, open_source
+from embedcache.table.invalid import REASON
+from embedcache.table.read import read_features
+from embedcache.table.reader import Source, frame_source, open_source
 from embedcache.table.table import Table
 from fusionnet.rows.tensors import RowInputs
 from fusionnet.trained.run import TrainedRun
 
-_NO_SPLIT = SplitConfig(strategy="random")
 # before the names of columns that only come along, so that none can be taken for a canonical one
 _KEPT = "kept:"
+_SEEN = "seen:"  # before a category column's name: whether its vocabulary has the row's value
 
 
-def open_frame(run: TrainedRun, frame: Any) -> Table:
+@dataclass(frozen=True)
+class FrameBlock:
+    """Some consecutive rows of a frame: B rows, of which U can be used."""
+
+    inputs: RowInputs  # of the U rows, in raw units; string ids index the table's distinct strings
+    usable: Bool[np.ndarray, " B"]
+    marks: pl.DataFrame  # of all B rows: `known`, `outside`, `reason`
+    kept: pl.DataFrame  # the same B rows of what comes along
+
+    def spread(self, values: Float[Tensor, "U T"]) -> Float[Tensor, "B T"]:
+        """Return values of the rows that can be used among all rows, NaN in the others."""
+        if self.usable.all():
+            return values
+        full = values.new_full((len(self.usable), values.shape[1]), float("nan"))
+        full[torch.from_numpy(self.usable)] = values
+        return full
+
+
+def open_frame(run: TrainedRun, frame: Any, on_invalid: OnInvalid | None = None) -> Table:
     """Return a polars or pandas frame, a lazy frame, or a file, checked against the run's columns.
 
-    Raises one TableError with all violations. Labels, groups and weights are not needed and not
-    read. In a pandas frame NaN is a missing value, in all others it is a violation.
+    Raises one TableError with all violations; with `on_invalid` "skip" (unset: as the run's config
+    says) only for those that are no matter of rows. Labels, groups and weights are not needed and
+    not read. NaN is a missing value.
     """
-    features = _features_only(run)
-    source = open_source(frame) if isinstance(frame, str | Path) else _frame_source(frame, features)
-    return read_source(source, features, (), _NO_SPLIT, reach=run.scaling.reach())
+    features = _features_only(run, on_invalid or run.data.on_invalid)
+    return read_features(source_of(run, frame), features, run.scaling.reach())
 
 
-def frame_inputs(
+def source_of(run: TrainedRun, frame: Any, named: str = "the path") -> Source:
+    """Return a frame, or the file at a path, as the checks see a table; a Source as it is.
+
+    `named` says in messages what gave the path.
+    """
+    if isinstance(frame, Source):
+        return frame
+    if isinstance(frame, str | Path):
+        return open_source(frame, run.data, named)
+    return _frame_source(frame, run.data)
+
+
+def frame_blocks(
     run: TrainedRun, table: Table, block_rows: int, keep: pl.LazyFrame | None = None
-) -> Iterator[tuple[RowInputs, pl.DataFrame]]:
+) -> Iterator[FrameBlock]:
     """Yield the table's rows as inputs on the CPU, block by block, with the same rows of `keep`.
 
-    Features are in raw units; `string_id[:, c]` indexes the sorted distinct strings of column c.
-    `keep` is a frame of equal length.
+    `keep` is a frame of equal length. A table without rows has one block without rows.
     """
     kept = [] if keep is None else keep.collect_schema().names()
+    frame = table.frame.with_columns(
+        pl.col(f"category:{column}").is_in(values).alias(_SEEN + column)
+        for column, values in table.categories
+        if column in table.others
+    )
     if keep is not None:
         along = keep.select(pl.col(name).alias(_KEPT + name) for name in kept)
-        table = replace(table, frame=pl.concat([table.frame, along], how="horizontal"))
+        frame = pl.concat([frame, along], how="horizontal")
+    table = replace(table, frame=frame)
     columns = [*_strings(run), *_numeric(run), *_categories(run)]
+    columns += [_SEEN + column for column in table.others]
+    columns += [name for name in (REASON,) if name in table.columns]
     columns += [_KEPT + name for name in kept]
     for block in table.blocks(columns, block_rows):
         beside = block.select(pl.col(_KEPT + name).alias(name) for name in kept)
-        yield _inputs(run, table, block), beside
+        yield _block(run, table, block, beside)
+
+
+def _block(run: TrainedRun, table: Table, block: pl.DataFrame, beside: pl.DataFrame) -> FrameBlock:
+    """Return rows as inputs, with what is to be known of their predictions."""
+    told = block[REASON] if REASON in block.columns else None
+    usable = np.ones(block.height, dtype=bool) if told is None else told.is_null().to_numpy()
+    rows = block if usable.all() else block.filter(usable)
+    inputs = _inputs(run, table, rows)
+    known, outside, reason = _marks(run, table, rows, inputs)
+    if told is not None and not usable.all():
+        place = np.full(block.height, -1)
+        place[usable] = np.arange(rows.height)
+        index = pl.Series(place, dtype=pl.Int64).replace(-1, None)
+        known, outside, reason = (marks.gather(index) for marks in (known, outside, reason))
+        reason = pl.select(pl.coalesce(told, reason)).to_series()
+    marks = pl.DataFrame({"known": known, "outside": outside, "reason": reason})
+    return FrameBlock(inputs, usable, marks, beside)
+
+
+def _marks(
+    run: TrainedRun, table: Table, rows: pl.DataFrame, inputs: RowInputs
+) -> tuple[pl.Series, pl.Series, pl.Series]:
+    """Return for each row whether training saw its strings and categories, whether a number lies
+    outside of the train rows', and in words what is so.
+    """
+    remarks: list[tuple[pl.Series, str]] = []
+    known = np.ones(rows.height, dtype=bool)
+    for c, column in enumerate(run.data.strings):
+        texts, trained = table.strings[column.name].text, run.strings[column.name]
+        is_known = np.array([text in trained for text in texts], dtype=bool)
+        seen = is_known[inputs.string_id[:, c].numpy()]
+        known &= seen
+        remarks.append((pl.Series(~seen), f"the run was not trained on this {column.name} string"))
+    for name in table.others:
+        seen = rows[_SEEN + name].to_numpy()
+        known &= seen
+        remarks.append((pl.Series(~seen), f"{name} has a category that the run does not know"))
+    is_outside = run.scaling.is_outside(inputs.numeric).numpy()
+    scaling = run.scaling
+    for f in np.flatnonzero(is_outside.any(0)).tolist():
+        where = f"{scaling.low[f]:.6g} to {scaling.high[f]:.6g}"
+        remark = f"{scaling.columns[f]} is outside of the train rows' {where}"
+        remarks.append((pl.Series(is_outside[:, f]), remark))
+    parts = [pl.when(pl.lit(which)).then(pl.lit(what)) for which, what in remarks if which.any()]
+    reason = pl.Series([None], dtype=pl.String).new_from_index(0, rows.height)
+    if parts:
+        text = pl.concat_str(parts, separator="; ", ignore_nulls=True)
+        reason = pl.select(text.replace("", None)).to_series()
+    return pl.Series(known), pl.Series(is_outside.any(1)), reason
 
 
 def _inputs(run: TrainedRun, table: Table, block: pl.DataFrame) -> RowInputs:
@@ -76,7 +163,7 @@ def _strings(run: TrainedRun) -> list[str]:
 
 def _numeric(run: TrainedRun) -> list[str]:
     """Return the canonical names of the run's numeric features."""
-    return [f"numeric:{column.column}" for column in run.data.numeric]
+    return [f"numeric:{column.column}" for column in run.data.features]
 
 
 def _categories(run: TrainedRun) -> list[str]:
@@ -84,14 +171,17 @@ def _categories(run: TrainedRun) -> list[str]:
     return [f"category:{column}" for column, _ in run.layout.categories]
 
 
-def _features_only(run: TrainedRun) -> DataConfig:
+def _features_only(run: TrainedRun, on_invalid: OnInvalid) -> DataConfig:
     """Return the run's columns that the network reads, with the categories that it knows."""
+    values = dict(run.layout.categories)
     categories = tuple(
-        CategoryColumn(column=column, values=values) for column, values in run.layout.categories
+        column.model_copy(update={"values": values[column.column], "min_rows": 1})
+        for column in run.data.categories
     )
     return run.data.model_copy(
         update={
             "categories": categories,
+            "on_invalid": on_invalid,
             "group": None,
             "stratum": None,
             "row_weight": None,
@@ -100,25 +190,29 @@ def _features_only(run: TrainedRun) -> DataConfig:
     )
 
 
-def _frame_source(frame: Any, features: DataConfig) -> Source:
+def _frame_source(frame: Any, data: DataConfig) -> Source:
     """Return a frame in memory, or a lazy one, as the checks see a table."""
     twice: tuple[str, ...] = ()
     if isinstance(frame, pl.LazyFrame):
         lazy = frame
     elif isinstance(frame, pl.DataFrame):
         lazy = frame.lazy()
-    elif hasattr(frame, "iloc") and hasattr(frame, "columns"):  # pandas, without importing it
+    elif is_pandas(frame):
         twice = tuple(name for name, count in Counter(map(str, frame.columns)).items() if count > 1)
-        lazy = _from_pandas(frame, features).lazy()
+        lazy = _from_pandas(frame, data).lazy()
     else:
         raise TableError(
             f"expected a polars or pandas frame or a path, found {type(frame).__name__}"
         )
     try:
-        schema = dict(lazy.collect_schema())
+        return frame_source(lazy, data, twice)
     except pl.exceptions.PolarsError as error:
         raise TableError(f"the lazy frame cannot be evaluated: {error}") from None
-    return Source(Path("the frame"), lazy, schema, is_csv=False, twice=twice)
+
+
+def is_pandas(frame: Any) -> bool:
+    """Whether something is a pandas frame; pandas is not imported for it."""
+    return hasattr(frame, "iloc") and hasattr(frame, "columns")
 
 
 def _from_pandas(frame: Any, features: DataConfig) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 The reward is the specification's (section 10):
 
-    reward = sum of weight x prediction (probability, or score, for binary tasks)
+    reward = sum of weight x prediction (probability for binary tasks)
              - penalty where a prediction is on the wrong side of its threshold
 
 Terms and penalties are in the run's config. `reward(frame)` is batched and free of gradients. To
@@ -21,11 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from embedcache.config.table import OnInvalid
 from embedcache.errors import ConfigError, NonFinitePredictionError, UnobservedTaskError
 from embedcache.table.table import Table
 from fusionnet.config.reward import BinaryUnit
@@ -33,7 +35,7 @@ from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.forward import prediction_bar, refuse_non_finite, to_units
 from fusionnet.rows.tensors import RowInputs, joined
 from fusionnet.trained.folder import Moment
-from fusionnet.trained.frames import frame_inputs, open_frame
+from fusionnet.trained.frames import FrameBlock, frame_blocks, is_pandas, open_frame
 from fusionnet.trained.run import Precision, TrainedRun, load_run
 from fusionnet.trained.vectors import vectors_of_all_strings
 
@@ -41,11 +43,11 @@ BATCH_ROWS = 8192
 
 
 class _Batch(NamedTuple):
-    """Some rows as they leave the network, in their units, and what stands beside them."""
+    """Consecutive rows of a frame, of which U can be used."""
 
-    outputs: Float[Tensor, "B T"]
-    predictions: Float[Tensor, "B T"]
-    kept: pl.DataFrame
+    outputs: Float[Tensor, "U T"]
+    predictions: Float[Tensor, "U T"]  # in the units that were asked for
+    block: FrameBlock
 
 
 class RewardModel:
@@ -69,27 +71,35 @@ class RewardModel:
         """Return the reward model of a run folder; see `load_run` for `precision`."""
         return cls(load_run(folder, moment, device, precision))
 
-    def predict(self, frame: Any) -> pl.DataFrame:
-        """Return predictions in raw units, one column `predicted_<column>` per task.
+    def predict(self, frame: Any, on_invalid: OnInvalid | None = None) -> Any:
+        """Return predictions in raw units, and what is to be known of each.
 
-        Binary tasks have probabilities (`fusionnet.model.probability`). `frame` is a polars or
-        pandas frame, or a path, with the columns that the run's config names, in their units.
-        Raises TableError with all violations.
+        One column `predicted_<column>` per task (binary tasks have probabilities), then `known`:
+        training saw the row's strings and categories; `outside`: a number of it lies outside of the
+        train rows'; `reason`: in words why it is not known, is outside, or cannot be used.
+
+        `frame` is a polars or pandas frame, or a path, with the columns that the run's config
+        names, in their units; a pandas frame comes back as one, with its index. Raises TableError
+        with all violations; with `on_invalid` "skip" (unset: as the run's config says) rows that
+        break a rule have null instead.
         """
-        return pl.concat(self.batches(frame))
+        return _as_given(frame, pl.concat(self.batches(frame, on_invalid=on_invalid)))
 
     def reward(self, frame: Any) -> Float[Tensor, " B"]:
         """Return one reward per row, with hard thresholds, without gradients.
 
-        Raises UnobservedTaskError if the reward reads an untrained task.
+        Raises UnobservedTaskError if the reward reads an untrained task, TableError for rows that
+        break a rule, whatever the run's config says of them: a policy would learn from NaN.
         """
         self.check_reward()
-        batches = self._batches(open_frame(self.run, frame), self.run.reward.binary)
+        table = open_frame(self.run, frame, "refuse")
+        batches = self._batches(table, self.run.reward.binary)
         return torch.cat([self.reward_of(batch.predictions) for batch in batches])
 
-    def score(self, frame: Any) -> pl.DataFrame:
-        """Return predictions and the column `reward`, in one pass."""
-        return pl.concat(self.batches(frame, reward=True))
+    def score(self, frame: Any, on_invalid: OnInvalid | None = None) -> Any:
+        """Return what `predict` does and the column `reward`, in one pass."""
+        batches = self.batches(frame, reward=True, on_invalid=on_invalid)
+        return _as_given(frame, pl.concat(batches))
 
     def batches(
         self,
@@ -97,23 +107,30 @@ class RewardModel:
         reward: bool = False,
         keep: pl.LazyFrame | None = None,
         progress: bool = False,
+        on_invalid: OnInvalid | None = None,
     ) -> Iterator[pl.DataFrame]:
         """Yield predictions batch by batch in the frame's order, and rewards where asked.
 
         They stand beside the same rows of `keep`. The whole frame is checked before the first
-        batch.
+        batch; one without rows has one batch without rows.
         """
         if reward:
             self.check_reward()
         columns = [f"predicted_{task.column}" for task in self.run.tasks]
-        table = open_frame(self.run, frame)
+        table = open_frame(self.run, frame, on_invalid)
         with prediction_bar(table.num_rows, progress) as bar:
             for found in self._batches(table, "probability", keep):
-                batch = pl.DataFrame(found.predictions.cpu().numpy(), schema=columns)
+                block = found.block
+                predictions = block.spread(found.predictions).cpu().numpy()
+                batch = pl.DataFrame(predictions, schema=columns)
                 if reward:
-                    rewards = self.reward_of(self._as_rewarded(found.outputs)).cpu().numpy()
-                    batch = batch.with_columns(reward=rewards)
-                yield batch if keep is None else found.kept.hstack(batch)
+                    rewards = self.reward_of(self._as_rewarded(found.outputs)).unsqueeze(1)
+                    rewards = block.spread(rewards)
+                    batch = batch.with_columns(reward=rewards.squeeze(1).cpu().numpy())
+                if not block.usable.all():
+                    batch = batch.fill_nan(None)
+                batch = batch.hstack(block.marks)
+                yield batch if keep is None else block.kept.hstack(batch)
                 bar.update(len(batch))
 
     def inputs(self, frame: Any) -> tuple[list[Float[Tensor, "_ _"]], RowInputs]:
@@ -121,8 +138,8 @@ class RewardModel:
 
         All are on the run's device, as `differentiable` takes them.
         """
-        table = open_frame(self.run, frame)
-        blocks = [inputs for inputs, _ in frame_inputs(self.run, table, BATCH_ROWS)]
+        table = open_frame(self.run, frame, "refuse")
+        blocks = [block.inputs for block in frame_blocks(self.run, table, BATCH_ROWS)]
         return self._vectors(table), joined(blocks).to(self.run.device)
 
     def differentiable(
@@ -144,13 +161,12 @@ class RewardModel:
         widths = [
             penalty.width if softness is None else softness for penalty in run.reward.penalties
         ]
-        return self._total(self._as_rewarded(outputs), widths)
+        return self._total(to_units(outputs, run.tasks, run.scaling), widths)
 
     def reward_of(self, predictions: Float[Tensor, "B T"]) -> Float[Tensor, " B"]:
         """Return the reward of predictions in raw units, with hard thresholds.
 
-        Columns are in the order of the run's tasks; those of binary tasks are what `reward.binary`
-        says.
+        Columns are in the order of the run's tasks.
         """
         return self._total(predictions, [None] * len(self.run.reward.penalties))
 
@@ -220,18 +236,24 @@ class RewardModel:
         self, table: Table, binary_unit: BinaryUnit, keep: pl.LazyFrame | None = None
     ) -> Iterator[_Batch]:
         """Yield predictions batch by batch, with the same rows of `keep`."""
-        run, tables = self.run, self._evaluate.tables(self._vectors(table))
-        start = 0
-        for inputs, kept in frame_inputs(run, table, BATCH_ROWS, keep):
-            rows = _standardised(run, inputs)
+        run, start = self.run, 0
+        vectors = self._vectors(table)
+        tables = self._evaluate.tables(vectors) if all(map(len, vectors)) else None
+        for block in frame_blocks(run, table, BATCH_ROWS, keep):
+            rows = _standardised(run, block.inputs)
+            number = torch.from_numpy(np.flatnonzero(block.usable)) + start
+            where = f"rows {start:,} to {start + len(block.usable) - 1:,}"
+            start += len(block.usable)
+            if tables is None or not rows.num_rows:
+                nothing = torch.empty(0, len(run.tasks), device=run.device)
+                yield _Batch(nothing, nothing, block)
+                continue
             # they move to the device while it still works on the batch before
             outputs = self._evaluate(tables, rows.to(run.device, non_blocking=True))
             predictions = to_units(outputs, run.tasks, run.scaling, binary_unit)
-            number = torch.arange(start, start + rows.num_rows)
-            where, columns = f"rows {start:,} to {start + rows.num_rows - 1:,}", run.scaling.columns
+            columns = run.scaling.columns
             refuse_non_finite(predictions, run.tasks, rows.numeric, columns, number, where)
-            start += rows.num_rows
-            yield _Batch(outputs, predictions, kept)
+            yield _Batch(outputs, predictions, block)
 
     def _vectors(self, table: Table) -> list[Float[Tensor, "_ _"]]:
         """Return the vectors of a table's distinct strings, one matrix per string column."""
@@ -239,6 +261,14 @@ class RewardModel:
             vectors_of_all_strings(self.run, column.name, table.strings[column.name].text)
             for column in self.run.data.strings
         ]
+
+
+def _as_given(frame: Any, found: pl.DataFrame) -> Any:
+    """Return predictions as a pandas frame with its index if they are of one."""
+    if not is_pandas(frame):
+        return found
+    columns = {name: found[name].to_numpy() for name in found.columns}
+    return type(frame)(columns, index=frame.index)
 
 
 def _standardised(run: TrainedRun, inputs: RowInputs) -> RowInputs:

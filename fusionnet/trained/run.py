@@ -26,7 +26,6 @@ from fusionnet.config.model import ModelConfig
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
 from fusionnet.config.train import TrainConfig
-from fusionnet.model.probability import meaning_of
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe, model_of, observed_tasks
 from fusionnet.train.checkpoint import check_run_id
@@ -77,11 +76,6 @@ class TrainedRun:
     def tasks(self) -> tuple[Task, ...]:
         """The tasks that were trained, in the order of the outputs."""
         return self.recipe.tasks
-
-    @property
-    def meanings(self) -> list[str]:
-        """What the predictions of the binary tasks are, in words."""
-        return [meaning_of(task, self.scaling) for task in self.tasks if task.kind == "binary"]
 
     @property
     def standin(self) -> bool:
@@ -270,7 +264,7 @@ def _refuse_other_columns(
     trained = {task.column: (task.kind, task.transform) for task in tasks}
     pairs: dict[str, tuple[Any, Any]] = {
         "strings": ([c.name for c in data.strings], [spec.name for spec in layout.strings]),
-        "numeric": ([c.column for c in data.numeric], [c.column for c in layout.numeric]),
+        "numeric": ([c.column for c in data.features], [c.column for c in layout.numeric]),
         "categories": ([c.column for c in data.categories], [c for c, _ in layout.categories]),
         "tasks": (
             {each.column: trained.get(each.column) for each in layout.targets},

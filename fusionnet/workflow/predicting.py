@@ -1,29 +1,53 @@
 """Predict the rows of a table file, batch by batch, into another file, published by rename."""
 
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 import polars as pl
 
+from embedcache.config.table import OnInvalid
 from embedcache.errors import OutputError, TableError
 from embedcache.files import atomic_write
 from embedcache.system import explained
+from embedcache.table.reader import Source, typed
+from fusionnet.trained.frames import source_of
 from fusionnet.trained.reward import RewardModel
 from fusionnet.workflow.table_file import table_file, unfit_for_csv
 
+MARKS = ("known", "outside", "reason")  # beside predictions; see `RewardModel.predict`
+
+
+@dataclass
+class Written:
+    """What was written."""
+
+    num_rows: int = 0
+    num_invalid: int = 0  # rows that break a rule, predicted as null
+    num_unknown: int = 0  # rows with a string or category that training never saw
+    num_outside: int = 0  # rows with a number outside of the train rows'
+    means: dict[str, float] = field(default_factory=dict)  # of each added number; NaN of no rows
+
 
 def write_scores(
-    model: RewardModel, source: Path, target: Path, added: list[str], reward: bool
-) -> dict[str, float | int]:
-    """Write the source's columns and the added ones; return the added columns' means and `rows`.
+    model: RewardModel,
+    path: Path,
+    target: Path,
+    added: list[str],
+    reward: bool,
+    on_invalid: OnInvalid | None = None,
+) -> Written:
+    """Write the columns of the table at `path` and the added ones, and count what was written.
 
     Memory does not grow with the rows. Nothing is written before the whole input is checked, and
     `target` is what it was until the last row is in the new file.
     """
     as_csv = target.suffix.lower() == ".csv"
-    batches = model.batches(source, reward, keep=_source_rows(source, added, as_csv), progress=True)
+    source = source_of(model.run, path, "--input")
+    keep = _source_rows(source, [*added, *MARKS], as_csv)
+    batches = model.batches(source, reward, keep, progress=True, on_invalid=on_invalid)
     first = next(batches)  # the whole input is checked before anything is written
-    sums, num_rows = dict.fromkeys(added, 0.0), 0
+    written, sums = Written(), dict.fromkeys(added, 0.0)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -32,39 +56,37 @@ def write_scores(
         ):
             for batch in chain([first], batches):
                 write(batch)
-                num_rows += len(batch)
+                _count(written, batch)
                 for name in added:
                     sums[name] += float(batch[name].cast(pl.Float64).sum())
     except OSError as error:
         raise OutputError(explained(error)) from None
     except pl.exceptions.PolarsError as error:
         raise OutputError(f"{target} cannot be written: {error}") from None
-    return {"rows": num_rows, **{name: total / num_rows for name, total in sums.items()}}
+    num_predicted = written.num_rows - written.num_invalid
+    written.means = {name: total / max(1, num_predicted) for name, total in sums.items()}
+    return written
 
 
-def _source_rows(source: Path, added: list[str], as_text: bool) -> pl.LazyFrame | None:
+def _count(written: Written, batch: pl.DataFrame) -> None:
+    written.num_rows += len(batch)
+    written.num_invalid += batch["known"].null_count()
+    written.num_unknown += int((~batch["known"]).sum())
+    written.num_outside += int(batch["outside"].sum())
+
+
+def _source_rows(source: Source, added: list[str], as_text: bool) -> pl.LazyFrame:
     """Return the input as it is written; cells of a CSV stay text if they are to be a CSV again."""
-    if not source.is_file() or source.suffix.lower() not in (".parquet", ".csv"):
-        return None  # the check that follows says what is wrong
-    try:
-        if source.suffix.lower() == ".csv":
-            rows = pl.scan_csv(
-                source, infer_schema=not as_text, infer_schema_length=None, glob=False
-            )
-        else:
-            rows = pl.scan_parquet(source, glob=False, hive_partitioning=False)
-        schema = rows.collect_schema()
-    except (pl.exceptions.PolarsError, UnicodeDecodeError):
-        return None
-    clash = sorted(set(schema.names()) & set(added))
+    rows = source.original
+    clash = sorted(set(source.columns) & set(added))
     if clash:
         raise TableError(
-            f"{source} already has the columns {', '.join(clash)}; rename or drop them"
+            f"{source.path} already has the columns {', '.join(clash)}; rename or drop them"
         )
-    unfit = unfit_for_csv(schema) if as_text else []
+    unfit = unfit_for_csv(source.columns) if as_text else []
     if unfit:
         raise TableError(
-            f"{source} has columns that a CSV file cannot hold: {', '.join(unfit)}; write Parquet"
-            " (--output NAME.parquet), or drop them from the input"
+            f"{source.path} has columns that a CSV file cannot hold: {', '.join(unfit)}; write"
+            " Parquet (--output NAME.parquet), or drop them from the input"
         )
-    return rows
+    return rows if as_text or not source.is_csv else typed(source)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from embedcache.config.table import TargetColumn
+from embedcache.config.table import NumericColumn, TargetColumn
 from embedcache.scaling import (
     CELSIUS_ZERO_K,
     SPREAD_FLOOR,
@@ -117,7 +117,9 @@ def fitted(numeric: np.ndarray, targets: np.ndarray) -> Scaling:
         TargetColumn(name="ef", column="ef"),
         TargetColumn(name="opt", column="opt", kind="binary"),
     ]
-    fit = ScalingFit(["a", "b", "c"], ["identity", "log10", "inverse_kelvin"], kinds)
+    transforms = {"a": "identity", "b": "log10", "c": "inverse_kelvin"}
+    columns = [NumericColumn(column=name, transform=each) for name, each in transforms.items()]
+    fit = ScalingFit(columns, kinds)
     fit.add(numeric, targets)
     return fit.result({"polymer": np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)})
 
@@ -195,7 +197,7 @@ def test_json_round_trip_is_exact(scaling: tuple[Scaling, np.ndarray]) -> None:
 
 
 def test_a_scaling_without_features_works() -> None:
-    fit = ScalingFit([], [], [TargetColumn(name="ef", column="ef")])
+    fit = ScalingFit([], [TargetColumn(name="ef", column="ef")])
     fit.add(np.empty((4, 0), dtype=np.float32), np.ones((4, 1), dtype=np.float32))
     assert fit.result().apply(torch.empty(4, 0)).shape == (4, 0)
     assert fit.result().target_mean == (1.0,)

@@ -19,7 +19,7 @@ from fusionnet import RewardModel
 from fusionnet.commands.predict import main
 from fusionnet.trained import reward
 from fusionnet.trained.folder import tables_of
-from fusionnet.workflow.predicting import write_scores
+from fusionnet.workflow.predicting import MARKS, write_scores
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -75,11 +75,11 @@ def test_predictions_stand_beside_their_rows(
         else pl.read_csv(tmp_path / target, glob=False)
     )
     added = ["predicted_outcome", "predicted_good", "predicted_gappy", "reward"]
-    assert written.columns == [*frame.columns, *added]
+    assert written.columns == [*frame.columns, *added, *MARKS]
     assert written["key"].to_list() == shuffled["key"].to_list()
     wanted = RewardModel.load(folder).score(shuffled)
     np.testing.assert_allclose(
-        written.select(added).to_numpy(), wanted.to_numpy(), rtol=1e-4, atol=1e-4
+        written.select(added).to_numpy(), wanted.select(added).to_numpy(), rtol=1e-4, atol=1e-4
     )
     assert written["smiles"].to_list() == shuffled["smiles"].to_list()
     assert written["gappy"].null_count() == shuffled["gappy"].null_count()
@@ -286,7 +286,7 @@ def test_what_a_csv_cannot_hold_is_said_before_the_work(
         level=pl.lit("b").cast(pl.Enum(["b"])),
     ).write_parquet(source)
     with monkeypatch.context() as patch:
-        patch.setattr(RewardModel, "_batches", lambda *_: pytest.fail("the work has begun"))
+        patch.setattr(RewardModel, "_predictions", lambda *_: pytest.fail("the work has begun"))
         code, err = predict_into(call, tmp_path / "out.csv", folder, source)
     assert code == 2
     assert all(f"{name} (" in err for name in ("tags", "both", "raw", "took", "pair"))
@@ -349,7 +349,7 @@ def test_means_are_those_of_all_rows(
     frame.write_parquet(tmp_path / "in.parquet")
     added = ["predicted_outcome", "reward"]
     model, target = RewardModel.load(folder), tmp_path / "out.parquet"
-    means = write_scores(model, tmp_path / "in.parquet", target, added, reward=True)
+    found = write_scores(model, tmp_path / "in.parquet", target, added, reward=True)
     wanted = pl.read_parquet(target).select(pl.col(added).cast(pl.Float64).mean()).row(0)
-    assert means.pop("rows") == 420
-    np.testing.assert_allclose(list(means.values()), wanted, rtol=1e-12)
+    assert found.num_rows == 420
+    np.testing.assert_allclose(list(found.means.values()), wanted, rtol=1e-12)

@@ -323,7 +323,7 @@ def test_without_a_cache_appending_is_building(grown: Callable) -> None:
 
 WRONG = [
     ({"kind": "d"}, {}, "unknown category 'd': 1 row; row 3"),
-    ({"x": float("nan")}, {}, "numeric column 'x': NaN: 1 row; row 3"),
+    ({"x": float("nan")}, {}, "numeric column 'x': null or NaN: 1 row; row 3"),
     ({"smiles": "CCO"}, {}, "'CCO' is not a psmiles"),
     (
         {"patient": "P01"},

@@ -213,10 +213,7 @@ def test_the_module_with_kernels_is_the_module_without(
         Task(name="ok", column="c", kind="binary", loss="bce"),
     )
     scaling = Scaling(
-        (),
-        (),
-        (),
-        (),
+        *[()] * 7,
         target_mean=(7.0, 0.0, 70_000.0, 0.0),
         target_std=(4.0, 1.0, 5.0, 1.0),
         positive_rate={"opt": 0.24, "ok": 0.5},

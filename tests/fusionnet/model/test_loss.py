@@ -23,10 +23,7 @@ TASKS = (
     Task(name="aux", column="z", loss="mse", weight=0.3),
 )
 SCALING = Scaling(
-    (),
-    (),
-    (),
-    (),
+    *[()] * 7,
     target_mean=(7.0, 0.0, 10.0),
     target_std=(4.0, 1.0, 5.0),
     positive_rate={"opt": 0.24},
@@ -122,7 +119,7 @@ def test_standardised_units_are_raw_units_with_shifted_log_variances() -> None:
     # outputs and s is the same.
     outputs, targets, weight = rows(40)
     outputs.requires_grad_()
-    raw_scaling = Scaling((), (), (), (), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), {"opt": 0.24})
+    raw_scaling = Scaling(*[()] * 7, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), {"opt": 0.24})
     ours, raw = loss_of(), MultiTaskLoss(TASKS, raw_scaling, LossConfig())
     with torch.no_grad():
         raw.log_variance.copy_(

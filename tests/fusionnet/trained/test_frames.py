@@ -13,7 +13,7 @@ import torch
 from embedcache.cache.reader import open_cache
 from embedcache.errors import TableError
 from fusionnet.rows.tensors import RowInputs, joined
-from fusionnet.trained.frames import frame_inputs, open_frame
+from fusionnet.trained.frames import frame_blocks, open_frame
 from fusionnet.trained.run import TrainedRun, load_run
 
 NAMES = [field.name for field in fields(RowInputs)]
@@ -30,7 +30,7 @@ def frame(tiny_experiment: Path) -> pl.DataFrame:
 
 
 def inputs_of(run: TrainedRun, frame: object, block_rows: int = 1000) -> RowInputs:
-    return joined([block for block, _ in frame_inputs(run, open_frame(run, frame), block_rows)])
+    return joined([block.inputs for block in frame_blocks(run, open_frame(run, frame), block_rows)])
 
 
 def assert_same(found: RowInputs, wanted: RowInputs) -> None:
@@ -82,13 +82,12 @@ def test_columns_come_along_row_by_row_whatever_their_names(
         pl.col("patient").alias("group"),
         pl.lit("x").alias("string:polymer"),
     )
-    blocks = list(frame_inputs(trained, open_frame(trained, awkward), 50, keep=awkward.lazy()))
-    assert pl.concat([kept for _, kept in blocks]).equals(awkward)
-    assert_same(joined([inputs for inputs, _ in blocks]), inputs_of(trained, frame))
-    for part, kept in blocks:
-        assert isinstance(part, RowInputs)
+    blocks = list(frame_blocks(trained, open_frame(trained, awkward), 50, keep=awkward.lazy()))
+    assert pl.concat([block.kept for block in blocks]).equals(awkward)
+    assert_same(joined([block.inputs for block in blocks]), inputs_of(trained, frame))
+    for block in blocks:
         np.testing.assert_array_equal(
-            part.numeric[:, 0].numpy(), kept["x0"].to_numpy().astype(np.float32)
+            block.inputs.numeric[:, 0].numpy(), block.kept["x0"].to_numpy().astype(np.float32)
         )
 
 
@@ -102,7 +101,7 @@ def test_all_violations_at_once(trained: TrainedRun, frame: pl.DataFrame) -> Non
         "unknown category 'z'",
         "above 100",
         "1 endpoints",
-        "'x0': NaN",
+        "'x0': null or NaN",
         "'x2' is missing",
     ):
         assert part in str(error.value)
@@ -132,7 +131,7 @@ def test_pandas_frames(trained: TrainedRun, frame: pl.DataFrame) -> None:
         wanted,
     )
     # pandas writes a missing number as NaN
-    with pytest.raises(TableError, match="'x0': null: 1 row"):
+    with pytest.raises(TableError, match="'x0': null or NaN: 1 row"):
         open_frame(trained, table.assign(x0=table["x0"].where(table.index != 3)))
     with pytest.raises(TableError, match="more than once"):
         open_frame(trained, pandas.concat([table, table[["x0"]]], axis=1))

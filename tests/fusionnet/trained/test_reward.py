@@ -31,6 +31,7 @@ ABOVE, BELOW = (
     RewardPenalty(task="ef", below=1.5, penalty=0.5),
 )
 TERMS = (RewardTerm(task="ef", weight=0.5), RewardTerm(task="opt", weight=0.3))
+FLOATS = pl.selectors.float()  # predictions, without what is said of them
 
 
 @pytest.fixture(scope="module")
@@ -82,28 +83,6 @@ def test_the_reward_is_the_specifications_row_by_row(
     assert scored["reward"].to_list() == pytest.approx(found.tolist(), abs=1e-6)
     assert scored.drop("reward").equals(predicted)
     assert predicted["predicted_good"].is_between(0, 1).all()
-
-
-def test_a_reward_reads_probabilities_or_as_specified_scores(
-    plain: RewardModel, frame: pl.DataFrame
-) -> None:
-    opt = (RewardTerm(task="opt", weight=1.0),)
-    as_score = RewardConfig(terms=opt, binary="score")
-    rewards = {
-        "probability": rewarding(plain, terms=opt),
-        "score": RewardModel(replace(plain.run, reward=as_score)),
-    }
-    vectors, inputs = plain.inputs(frame)
-    logit = plain.run.model.network(vectors, reward._standardised(plain.run, inputs))[:, 1]
-    torch.testing.assert_close(rewards["score"].reward(frame), logit.sigmoid())
-    predicted = torch.from_numpy(plain.predict(frame)["predicted_good"].to_numpy(writable=True))
-    torch.testing.assert_close(rewards["probability"].reward(frame), predicted)
-    assert (predicted - logit.sigmoid()).abs().max() > 0.05
-    assert rewards["score"].predict(frame).equals(plain.predict(frame))
-    for model in rewards.values():
-        torch.testing.assert_close(
-            model.differentiable(vectors, inputs), model.reward(frame), rtol=1e-4, atol=1e-5
-        )
 
 
 def test_batches_do_not_matter(
@@ -168,7 +147,7 @@ def test_the_differentiable_form_is_the_reward_but_for_its_thresholds(
     torch.testing.assert_close(
         model.differentiable(*inputs, softness=1e-6), hard, rtol=1e-4, atol=2e-2
     )
-    values = torch.from_numpy(model.predict(frame).to_numpy(writable=True))
+    values = torch.from_numpy(model.predict(frame).select(FLOATS).to_numpy(writable=True))
     softened = (
         torch.sigmoid((below.below - values[:, 0]) / 0.2) - (values[:, 0] < below.below).float()
     )
@@ -257,14 +236,17 @@ def test_python_integers_of_a_pandas_frame_are_judged_as_all_numbers(
         with pytest.raises(TableError, match=message):
             plain.predict(pd.DataFrame({**columns, "x0": numbers}))
     small = pd.DataFrame({**columns, "x0": pd.Series([0, 1, 10**9, 2], dtype=object)})
-    assert plain.predict(small).height == 4
+    assert plain.predict(small)["outside"].tolist() == [False, False, True, False]
 
 
 def test_far_outside_of_the_train_rows_is_finite_and_let_through(
     plain: RewardModel, frame: pl.DataFrame
 ) -> None:
     predicted = plain.predict(outlying(frame, 1e12))
-    assert predicted.select(pl.all().is_finite().all()).row(0) == (True, True, True)
+    assert predicted.select(FLOATS.is_finite().all()).row(0) == (True, True, True)
+    where = predicted.filter(pl.col("outside"))
+    assert 0 < where.height < frame.height
+    assert where["reason"].str.contains("is outside of the train rows' ").all()
 
 
 def test_predictions_that_are_not_finite_never_leave(

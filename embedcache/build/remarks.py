@@ -1,0 +1,93 @@
+"""What a reader of the scores should know of the rows, gathered while they stream by.
+
+Nothing of it makes a cache wrong, so it is said and not refused: test rows that are in train as
+well, features that say nothing or whose values a few others flatten, categories that no train row
+has.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+from jaxtyping import UInt64
+
+from embedcache.cache.layout import RowBlock
+from embedcache.config.split import SPLITS
+from embedcache.config.table import DataConfig
+from embedcache.scaling import ScalingFit
+from embedcache.table.table import Table
+
+MOST_HASHED = 1 << 24  # rows; of larger tables only a part is compared, chosen by the hash itself
+_SEED = 0
+
+
+class RowRemarks:
+    """Counts equal rows across splits and train rows by category, block by block."""
+
+    def __init__(self, data: DataConfig, table: Table, num_rows: int) -> None:
+        """Start with no rows of the `num_rows` to come; `table` has the names of categories."""
+        self._categories = table.categories
+        self._others = {column.column: column.other for column in data.categories}
+        self._train_rows = [np.zeros(len(values), dtype=np.int64) for _, values in table.categories]
+        self._one_in = -(-num_rows // MOST_HASHED)
+        self._hashes: dict[str, list[UInt64[np.ndarray, " _"]]] = defaultdict(list)
+
+    def add(self, block: RowBlock) -> None:
+        """Count one block of rows."""
+        is_train = block.split == SPLITS.index("train")
+        for k, counts in enumerate(self._train_rows):
+            counts += np.bincount(block.category[is_train, k], minlength=len(counts))
+        hashes = _hashes(block)
+        chosen = hashes % np.uint64(self._one_in) == 0
+        for code, split in enumerate(SPLITS):
+            self._hashes[split].append(hashes[chosen & (block.split == code)])
+
+    def lines(self, fit: ScalingFit) -> list[str]:
+        """Return the remarks, those on the features' statistics with them."""
+        return [*self._duplicates(), *fit.remarks(), *self._untrained()]
+
+    def _duplicates(self) -> Iterator[str]:
+        """Yield a line on each split that has rows of train as well."""
+        train = np.concatenate(self._hashes["train"])
+        about = "" if self._one_in == 1 else f", estimated from one row in {self._one_in}"
+        for split in SPLITS[1:]:
+            rows = np.concatenate(self._hashes[split])
+            equal = int(np.isin(rows, train).sum()) * self._one_in
+            if equal:
+                yield (
+                    f"{equal:,} of {len(rows) * self._one_in:,} {split} rows have an equal row in"
+                    f" train (strings, features and labels){about}: their scores are those of"
+                    " memory; take copies out of the table, or keep them together by data.group"
+                )
+
+    def _untrained(self) -> Iterator[str]:
+        """Yield a line on the categories of each column that no train row has."""
+        for (column, values), counts in zip(self._categories, self._train_rows, strict=True):
+            unseen = [value for value, rows in zip(values, counts, strict=True) if not rows]
+            if unseen:
+                shown = ", ".join(map(repr, unseen[:3])) + (", ..." if len(unseen) > 3 else "")
+                yield (
+                    f"category column '{column}': no train row has {shown:.200}"
+                    f"{_of_other(self._others.get(column), unseen)}; the network learns nothing of"
+                    f" {'them' if len(unseen) > 1 else 'it'}"
+                )
+
+
+def _of_other(other: str | None, unseen: list[str]) -> str:
+    """Return what it means that the category of unknown values is not trained."""
+    return ", the category of unknown values" if other is not None and other in unseen else ""
+
+
+def _hashes(block: RowBlock) -> UInt64[np.ndarray, " N"]:
+    """Return a hash of each row's strings, features and labels; a missing value equals another."""
+    parts = {
+        "s": block.string_id,
+        "n": block.numeric,
+        "c": block.category,
+        "t": block.targets,
+    }
+    columns = {
+        f"{name}{k}": values[:, k] for name, values in parts.items() for k in range(values.shape[1])
+    }
+    return pl.DataFrame(columns).hash_rows(_SEED).to_numpy()

@@ -1,0 +1,85 @@
+"""The rows that `data.exclude_rows` leaves out, by SQL conditions on the table's columns.
+
+A condition means the same for a text file as for Parquet: columns that the config reads as numbers
+are numbers in it, and so are those that it does not read if each of their cells is one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import polars as pl
+
+from embedcache.config.table import DataConfig, TargetColumn
+from embedcache.errors import ConfigError
+from embedcache.table.reader import PARSED, Source
+from embedcache.text import nearest
+
+_TEXT = "text:"  # before a column's name: its cells, while the name stands for numbers
+
+
+def without_excluded(
+    source: Source, data: DataConfig, targets: tuple[TargetColumn, ...]
+) -> tuple[Source, int]:
+    """Return the source without the rows that meet any of the conditions, and their number.
+
+    A condition that is unknown (null) leaves its row in. Raises ConfigError for what is no
+    condition on the table's columns.
+    """
+    if not data.exclude_rows:
+        return source, 0
+    met = [_condition(source, condition) for condition in data.exclude_rows]
+    roots = {name for each in met for name in each.meta.root_names()}
+    numbers = _numbers(source, data, targets, roots) if source.is_csv else []
+    typed = source.frame.with_columns(
+        *(pl.col(name).alias(_TEXT + name) for name in numbers),
+        *(pl.col(PARSED + name).fill_nan(None).alias(name) for name in numbers),
+    )
+    for condition, expression in zip(data.exclude_rows, met, strict=True):
+        with _refused_by(condition):
+            typed.select(expression.cast(pl.Boolean).any()).collect(engine="streaming")
+    meets = pl.any_horizontal(each.fill_null(False) for each in met)
+    num_excluded = int(typed.select(meets.sum()).collect(engine="streaming").item())
+    texts = [_TEXT + name for name in numbers]
+    kept = typed.filter(~meets).with_columns(
+        pl.col(text).alias(text.removeprefix(_TEXT)) for text in texts
+    )
+    return replace(source, frame=kept.drop(texts)), num_excluded
+
+
+def _condition(source: Source, condition: str) -> pl.Expr:
+    """Return a condition as an expression on columns that the table has."""
+    with _refused_by(condition):
+        expression = pl.sql_expr(condition)
+    for name in expression.meta.root_names():
+        if name not in source.columns:
+            raise ConfigError(
+                f"data.exclude_rows: '{condition}' names '{name}', which is no column of the"
+                f" table{nearest(name, source.columns)}"
+            )
+    return expression
+
+
+@contextmanager
+def _refused_by(condition: str) -> Iterator[None]:
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        raise ConfigError(
+            f"data.exclude_rows: '{condition}' is not a condition on the table's columns: {error}"
+        ) from None
+
+
+def _numbers(
+    source: Source, data: DataConfig, targets: tuple[TargetColumn, ...], names: set[str]
+) -> list[str]:
+    """Return which of a text file's columns are numbers in conditions."""
+    read = {column.column for column in data.numeric} | {target.column for target in targets}
+    text = {column.column for columns in (data.strings, data.categories) for column in columns}
+    text |= {name for name in (data.group, data.stratum, *data.report_by) if name is not None}
+    unread = sorted(names - read - text)
+    if not unread:
+        return sorted(names & read)
+    found = source.frame.select((~source.is_garbled(name)).all().alias(name) for name in unread)
+    all_numbers = found.collect(engine="streaming").row(0, named=True)
+    return sorted((names & read) | {name for name in unread if all_numbers[name]})
