@@ -40,10 +40,19 @@ class StringColumn(Config):
         default_factory=dict,
         description="substrings replaced before anything else, e.g. '[Cu]': '[*]'",
     )
-    canonicalize: bool = Field(
+    canonicalize: bool | Literal["polymer"] = Field(
         default=False,
         description=(
-            "write each string in RDKit's canonical form, so that spellings share one encoding"
+            "write each string in one form, so that spellings share one encoding: true: RDKit's"
+            " canonical SMILES, for any order of the atoms; polymer: also any cut, direction or"
+            " multiple of the repeat unit of one chain"
+        ),
+    )
+    fragments: bool = Field(
+        default=False,
+        description=(
+            "a psmiles may have several parts, joined by '.': repeat units, of which each is"
+            " checked, and salts; for an encoder that reads '.', which polyBERT does not"
         ),
     )
     if_null: str | None = Field(
@@ -52,6 +61,14 @@ class StringColumn(Config):
     encoder: "EncoderConfig | None" = Field(
         default=None, description="an encoder of its own; unset: the experiment's, shared"
     )
+
+    @model_validator(mode="after")
+    def _keys_fit_the_kind(self) -> "StringColumn":
+        if self.kind != "psmiles" and self.canonicalize == "polymer":
+            raise ValueError("canonicalize: polymer is for kind psmiles; set it to true or false")
+        if self.kind != "psmiles" and self.fragments:
+            raise ValueError("fragments is for kind psmiles, others may have any; leave it out")
+        return self
 
 
 class NumericColumn(Config):

@@ -25,6 +25,7 @@ from embedcache.table.counting import (
     known_first,
     values_of,
 )
+from embedcache.table.repeatunit import reasons_text
 from embedcache.table.strings import DistinctStrings, distinct_strings
 from embedcache.table.vocabulary import Vocabularies, followed_by
 from embedcache.text import count_of, nearest, rows_text
@@ -148,7 +149,11 @@ class Survey:
             for spelling in list(refused)[:MOST_LINES]
         }
         self._note_values(f"string:{column.name}", what, lines, num_rows)
-        self._note_more(what, len(refused), "string", "strings")
+        if len(refused) > MOST_LINES:
+            self.violations.append(
+                f"{what}: {count_of(len(refused), 'string')} refused in all:"
+                f" {reasons_text(refused.values())}"
+            )
         return strings
 
     def category(self, column: CategoryColumn) -> tuple[str, ...]:

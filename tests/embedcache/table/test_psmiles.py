@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rdkit import Chem
 
 from embedcache.config.table import StringColumn
-from embedcache.table.psmiles import bracket_stars, prepare_string
+from embedcache.table.psmiles import prepare_string
+from embedcache.table.repeatunit import reasons_text
+from embedcache.table.stars import bracket_stars, unlabelled_stars
+from embedcache.table.strings import distinct_strings
 
 PSMILES = StringColumn(name="p", column="c")
 CANONICAL = StringColumn(name="p", column="c", canonicalize=True)
@@ -40,7 +44,10 @@ repeat_units = st.lists(st.sampled_from(PARTS), min_size=1, max_size=7).map(
         ("*CC*", "[*]CC[*]"),
         (" [*]CCO[*] ", "[*]CCO[*]"),
         ("[*]C([*])C", "[*]C([*])C"),
-        ("[*:1]CC[*:2]", "[*:1]CC[*:2]"),
+        ("[*:1]CC[*:2]", "[*]CC[*]"),
+        ("[1*]CC([2*])[13CH3]", "[*]CC([*])[13CH3]"),
+        ("[2*:1]CC[#0]", "[*]CC[*]"),
+        ("[*]=CC=[*]", "[*]=CC=[*]"),
     ],
 )
 def test_stars_are_bracketed_and_the_rest_is_kept(text: str, prepared: str) -> None:
@@ -51,14 +58,29 @@ def test_stars_are_bracketed_and_the_rest_is_kept(text: str, prepared: str) -> N
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "is empty"),
-        ("[*]CC", "1 endpoints"),
-        ("[*]C([*])C[*]", "3 endpoints"),
-        ("CCO", "0 endpoints"),
-        ("[*]CC[*].O", "2 separate fragments"),
+        ("", "^is empty$"),
+        (" \t", "^is empty$"),
+        ("[*]CC", "^has 1 endpoint .*: an end group"),
+        ("[*]", "^has 1 endpoint"),
+        ("CCO", "^has no endpoint .* then set kind: smiles$"),
+        ("[Cu]CCO[Au]", r"no endpoint.* set replace: \{'\[Au\]': '\[\*\]', '\[Cu\]': '\[\*\]'\}$"),
+        ("[*]CCO[Au]", r"^has 1 endpoint.* set replace: \{'\[Au\]': '\[\*\]'\}$"),
+        ("[*]C([*])C[*]", "^has 3 endpoints .*: a branched or crosslinked polymer"),
+        ("[*]CC[*].O", "^has 2 separate fragments: .* fragments: true"),
         ("C[*]C[*]", "not bound exactly once"),
-        ("[*]CC(", "not valid SMILES"),
-        ("hello", "not valid SMILES"),
+        ("[*][*]", "^has its endpoints .* bound to each other"),
+        ("[*]=CC[*]", "bonds of unequal order: single and double;"),
+        ("[*]->[Fe]<-[*]", "bond is not single, double or triple"),
+        (
+            "[*+]CC[*]",
+            r"^has a star with a charge.*: \[\*\+\], .*replace: \{'\[\*\+\]': '\[\*\]'\}",
+        ),
+        ("[*H]CC[*]", r"^has a star with .*hydrogens.*: \[\*H\], .*replace"),
+        ("[R1]CC[R2]", r"hold no atom: \[R1\], \[R2\]; .*replace: \{'\[R1\]': .*, '\[R2\]': "),
+        ("[*]CC[Polymer]", r"hold no atom: \[Polymer\]; "),
+        ("[*]CC(", "^is not valid SMILES syntax$"),
+        ("hello", "^is not valid SMILES syntax$"),
+        ("[*]C C[*]", "' ' inside"),
         ("[*]C(C)(C)(C)(C)[*]", "chemically impossible: .*valence"),
         ("[*]c1ccc[*]", "not valid SMILES|chemically impossible"),
     ],
@@ -66,6 +88,57 @@ def test_stars_are_bracketed_and_the_rest_is_kept(text: str, prepared: str) -> N
 def test_reasons(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         prepare_string(text, PSMILES)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_ladder"),
+    [
+        ("*c1cc(*)c(*)cc1*", True),
+        ("*Oc1cc2c(cc1O*)C1(CC2(C)C)CC(C)(C)c2cc(O*)c(O*)cc21", True),  # PIM-1's spiro unit
+        ("C1C[e]C([d])C([t])C1[g]", True),  # Polymer Genome's notation
+        ("*C1CC(*)C2CC(*)CC(*)C12", True),
+        ("*CC(*)C(=O)OCC(*)C*", False),  # two vinyl groups: a crosslinker (Ramprasad/psmiles#21)
+        ("C(CO*)(CO*)(CO*)CO*", False),  # a star of four arms
+        ("*c1ccc(cc1)C(c1ccc(*)cc1)(c1ccc(*)cc1)c1ccc(*)cc1", False),
+        ("*c1c(*)c(*)c(*)c(*)c1", False),
+    ],
+)
+def test_a_ladder_is_told_from_a_network(text: str, is_ladder: bool) -> None:
+    with pytest.raises(ValueError, match="ladder" if is_ladder else "branched or crosslinked"):
+        prepare_string(text, PSMILES)
+
+
+def test_reasons_are_counted_by_kind() -> None:
+    texts = ["[*]C([*])C[*]", "*C(*)O*", "[*]CC", "[R1]C[*]", "[R2]C[*]", "[*]C(", "C1C"]
+    _, refused = distinct_strings(PSMILES, texts, np.ones(len(texts), dtype=np.int64))
+    assert reasons_text(refused.values()) == (
+        "2 'has 3 endpoints [*]', 2 'has brackets that hold no atom', 2 'is not valid SMILES"
+        " syntax', 1 'has 1 endpoint [*]'"
+    )
+
+
+FRAGMENTS = StringColumn(name="p", column="c", fragments=True)
+
+
+def test_fragments_are_checked_each_for_itself() -> None:
+    for text in ("[*]CCO[*].[Li+]", "[*:1]CC[*:2].[*]CCO[*]", "[*]CC[*]"):
+        assert prepare_string(text, FRAGMENTS) == unlabelled_stars(text)
+    for text, reason in (
+        ("[*]CC[*].[*]C", r"^has 1 endpoint.*\(its fragment \*C\)$"),
+        ("[Li+].[Cl-]", "no endpoint .* in any fragment"),
+        ("CCO", "^has no endpoint"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            prepare_string(text, FRAGMENTS)
+
+
+@pytest.mark.parametrize("canonicalize", [True, "polymer"])
+def test_fragments_are_canonical_each_for_itself_and_sorted(canonicalize: bool | str) -> None:
+    column = FRAGMENTS.model_copy(update={"canonicalize": canonicalize})
+    ways = ("[*]CCO[*].[*]CC([*])C.[Li+]", "[Li+].CC([*])C[*].[*:2]OCC[*:1]")
+    assert len({prepare_string(text, column) for text in ways}) == 1
+    assert prepare_string(ways[0], column) == "[*]CC([*])C.[*]CCO[*].[Li+]"
+    assert prepare_string("[*][C@H](F)[*].[Na+]", column) == "[*][C@@H]([*])F.[Na+]"
 
 
 def test_replacements_come_first() -> None:
@@ -90,25 +163,36 @@ def test_canonicalising_twice_is_canonicalising_once(text: str) -> None:
 
 @given(repeat_units, st.data())
 def test_any_order_of_the_atoms_merges_into_one_string(text: str, data: st.DataObject) -> None:
-    molecule = Chem.MolFromSmiles(text)
+    # numbered, since RDKit would take both endpoints for the same, and drop stereo between them
+    molecule = Chem.MolFromSmiles(text.replace("[*]", "[1*]", 1).replace("[*]", "[2*]", 1))
     order = data.draw(st.permutations(range(molecule.GetNumAtoms())))
     renumbered = Chem.MolToSmiles(Chem.RenumberAtoms(molecule, order), canonical=False)
     randomised = Chem.MolToSmiles(molecule, doRandom=True)
-    assert (
-        len(
-            {
-                prepare_string(spelling, CANONICAL)
-                for spelling in (text, renumbered, randomised, randomised.replace("[*]", "*"))
-            }
-        )
-        == 1
-    )
+    spellings = (text, renumbered, randomised, unlabelled_stars(randomised).replace("[*]", "*"))
+    assert len({prepare_string(spelling, CANONICAL) for spelling in spellings}) == 1
 
 
 @given(repeat_units)
 def test_without_it_strings_are_kept_as_they_are_written(text: str) -> None:
     assert prepare_string(text, PSMILES) == text
     assert prepare_string(text.replace("[*]", "*"), PSMILES) == text
+
+
+def test_what_a_null_stands_for_is_prepared_where_it_can_be() -> None:
+    column = StringColumn(name="p", column="c", if_null="*CC*", replace={"[Cu]": "[*]"})
+    assert prepare_string("*CC*", column) == "[*]CC[*]"
+    for anything in ("", "none", "[Cu]"):
+        column = column.model_copy(update={"if_null": anything})
+        assert prepare_string(anything, column) == anything
+
+
+def test_stereo_between_two_endpoints_is_kept() -> None:
+    """RDKit takes both endpoints for the same and would drop it."""
+    forms = {
+        prepare_string(text, CANONICAL)
+        for text in ("[*][C@H](C)[*]", "[*][C@@H](C)[*]", "[*]C(C)[*]")
+    }
+    assert forms == {"[*][C@@H]([*])C", "[*]C([*])C"}
 
 
 def test_different_repeat_units_stay_apart() -> None:
