@@ -57,12 +57,13 @@ def fit(experiment: Experiment) -> dict[str, dict[str, float | None]]:
 
 
 def _predict(trainer: Trainer, cache: Cache) -> Float[np.ndarray, "N T"]:
-    """Return the test rows' predictions in raw units."""
+    """Return the test rows' predictions in raw units, scores for binary tasks."""
     rows = load_rows(cache, "test", world().device)
     with trainer.model.autocast():
         tables = [source.vectors_of_all_strings() for source in trainer.sources]
     outputs = forward_rows(trainer.model, tables, rows, trainer.recipe.train.eval_batch_rows)
-    return to_units(outputs, trainer.recipe.tasks, cache.scaling).cpu().numpy().astype(np.float64)
+    in_units = to_units(outputs, trainer.recipe.tasks, cache.scaling, "score")
+    return in_units.cpu().numpy().astype(np.float64)
 
 
 def target_index(cache: Cache, column: str) -> int:

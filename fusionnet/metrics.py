@@ -72,21 +72,19 @@ def regression_metrics(
     }
 
 
-def binary_metrics(
-    target: Float[np.ndarray, " N"], probability: Float[np.ndarray, " N"]
-) -> Metrics:
+def binary_metrics(target: Float[np.ndarray, " N"], score: Float[np.ndarray, " N"]) -> Metrics:
     """Return accuracy, AUROC, F1, recall and precision at 0.5 over observed targets (0 or 1).
 
-    Raises ValueError for a probability that is not finite.
+    Raises ValueError for a score that is not finite.
     """
-    target, probability = _observed(target, probability)
-    label, chosen = target > 0.5, probability > 0.5
+    target, score = _observed(target, score)
+    label, chosen = target > 0.5, score > 0.5
     if len(label) == 0:
         return dict.fromkeys(BINARY_METRICS)
     positive, selected, hits = int(label.sum()), int(chosen.sum()), int((label & chosen).sum())
     return {
         "accuracy": float((label == chosen).mean()),
-        "auroc": _auroc(label, probability) if 0 < positive < len(label) else None,
+        "auroc": _auroc(label, score) if 0 < positive < len(label) else None,
         "f1": 2 * hits / (positive + selected) if positive + selected else None,
         "recall": hits / positive if positive else None,
         "precision": hits / selected if selected else None,
@@ -104,12 +102,12 @@ def _observed(
     return target[observed].astype(np.float64), prediction
 
 
-def _auroc(label: Bool[np.ndarray, " N"], probability: Float64[np.ndarray, " N"]) -> float:
-    """Return the share of pairs of a positive and a negative in which the positive is more likely.
+def _auroc(label: Bool[np.ndarray, " N"], score: Float64[np.ndarray, " N"]) -> float:
+    """Return the share of pairs of a positive and a negative in which the positive has more.
 
     A tie is half a pair. Both classes must occur.
     """
-    positive, negative = np.sort(probability[label]), np.sort(probability[~label])
+    positive, negative = np.sort(score[label]), np.sort(score[~label])
     below = np.searchsorted(negative, positive, side="left").sum()
     not_above = np.searchsorted(negative, positive, side="right").sum()
     return float(below + not_above) / (2 * len(positive) * len(negative))
@@ -120,7 +118,7 @@ def task_metrics(
 ) -> dict[str, Metrics]:
     """Return each task's metrics by its column.
 
-    Labels and predictions are in raw units, and probabilities for binary tasks.
+    Labels and predictions are in raw units, and scores for binary tasks.
     """
     of_kind = {"regression": regression_metrics, "binary": binary_metrics}
     found: dict[str, Metrics] = {}

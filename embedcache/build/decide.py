@@ -10,7 +10,7 @@ from enum import Enum
 
 from embedcache.build.identity import has_states, wanted_identity
 from embedcache.build.phases import write_store
-from embedcache.build.report import BuildReport
+from embedcache.build.report import UP_TO_DATE, BuildReport
 from embedcache.build.request import BuildRequest
 from embedcache.cache.folder import CacheFolder
 from embedcache.cache.identity import Identity
@@ -59,7 +59,7 @@ def build_cache(
         wanted = wanted_identity(data, targets, split, encoder, known_files)
         if found is not None and found.identity == wanted and has_states(found, data, encoder):
             folder.clean_up()
-            return BuildReport.of(found, "up to date")
+            return BuildReport.of(found, UP_TO_DATE)
         base = _appended_to(folder, found, wanted, existing)
         finished = folder.finished(wanted)
         if finished is None or not has_states(finished, data, encoder):

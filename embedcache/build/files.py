@@ -113,7 +113,8 @@ def read_files(
         count_rows(tally, table, splits)
         files.append(TableFile(table, splits))
     leaves_out = split.strategy == "leave_strings_out"
-    tally.check(split.strategy, left_out_column(data, split) if leaves_out else None)
+    left_out = left_out_column(data, split) if leaves_out else None
+    tally.check(split.strategy, left_out, known.groups)
     return TableFiles(base, tuple(files), tally)
 
 

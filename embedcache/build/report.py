@@ -13,6 +13,7 @@ from embedcache.split.report import SplitCounts, split_table
 
 MOST_SHOWN = 3  # merged or unknown strings per column
 MOST_SPLIT_LINES = 12
+UP_TO_DATE = "up to date"
 MOST_LEFT_OUT = 20
 
 
@@ -28,7 +29,7 @@ def split_counts(cache: Cache) -> SplitCounts:
 class BuildReport:
     """What a cache holds, and what making it took."""
 
-    status: str  # "built", "appended to" or "up to date"
+    status: str  # "built", "appended to" or UP_TO_DATE
     path: str
     identity: str
     num_rows: int
@@ -54,6 +55,7 @@ class BuildReport:
     positive_rate: dict[str, float]  # train rows
     seconds: tuple[tuple[str, float], ...]  # by phase, in order
     num_bytes: int
+    built: str  # when, in ISO 8601
 
     @staticmethod
     def of(cache: Cache, status: str) -> "BuildReport":
@@ -87,6 +89,7 @@ class BuildReport:
             positive_rate=cache.scaling.positive_rate,
             seconds=tuple((phase, seconds) for phase, seconds in kept["seconds"]),
             num_bytes=cache.num_bytes,
+            built=cache.provenance["built"],
         )
 
     def summary(self) -> str:
@@ -133,6 +136,8 @@ class BuildReport:
 
     def _time_line(self) -> str:
         total = sum(seconds for _, seconds in self.seconds)
+        if self.status == UP_TO_DATE:
+            return f"nothing to do: it was built on {self.built} in {total:.1f} s"
         times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds)
         rate = ""
         if self.num_encoded:

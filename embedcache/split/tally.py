@@ -14,6 +14,7 @@ from embedcache.config.split import SPLITS
 from embedcache.config.table import TargetColumn
 from embedcache.errors import SplitError
 from embedcache.split.report import SplitCounts, SplitLine, split_table
+from embedcache.text import NUM_EXAMPLES
 
 
 @dataclass
@@ -141,20 +142,24 @@ class SplitTally:
             strings={name: int(seen[split].sum()) for name, seen in strings.items()},
         )
 
-    def check(self, strategy: str, left_out: str | None) -> None:
+    def check(self, strategy: str, left_out: str | None, groups: Sequence[str] = ()) -> None:
         """Raise one SplitError with everything that makes the split unusable.
 
-        `left_out` names the column whose strings must not recur.
+        `left_out` names the column whose strings must not recur; `groups` are the groups' names.
         """
         problems = [
             f"no row is in {name}"
             for name, rows in zip(SPLITS, self.rows.sum(1).tolist(), strict=True)
             if not rows
         ]
-        if strategy in ("group", "column") and self._num_straddling:
+        straddles = strategy in ("group", "column") and self._num_straddling > 0
+        if straddles:
+            found = np.flatnonzero(self.group_in.sum(0) > 1)[:NUM_EXAMPLES]
+            more = ", ..." if self._num_straddling > len(found) else ""
+            named = ", ".join(f"{groups[k]:.80}" for k in found) + more
             problems.append(
                 f"{self._num_straddling:,} of {self.num_groups:,} groups of data.group have rows in"
-                " more than one split"
+                f" more than one split ({named})"
             )
         if left_out is not None and (self.string_in[left_out].sum(0) > 1).any():
             problems.append(f"distinct {left_out} strings have rows in more than one split")
@@ -162,8 +167,7 @@ class SplitTally:
         if problems:
             raise SplitError(
                 f"split.strategy '{strategy}' gives an unusable split: {'; '.join(problems)}\n"
-                f"{split_table(self.counts())}\n"
-                "Try another split.seed or split.rotation, fewer folds, or another strategy."
+                f"{split_table(self.counts())}\n{_advice(strategy, straddles)}"
             )
 
     def _untrainable_targets(self) -> Iterator[str]:
@@ -183,3 +187,18 @@ class SplitTally:
                     f"the train rows hold only one class of '{name}' ({positive:,} of {labelled:,}"
                     " positive)"
                 )
+
+
+def _advice(strategy: str, straddles: bool) -> str:
+    """Return what to change where a split is unusable."""
+    if strategy != "column":
+        return "Try another split.seed or split.rotation, fewer folds, or another strategy."
+    groups = (
+        "; or take data.group away, if rows of one group may well be in several splits"
+        if straddles
+        else ""
+    )
+    return (
+        "The table itself says which rows are in which split: correct the column that split.column"
+        f" names{groups}."
+    )

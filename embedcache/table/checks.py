@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from embedcache.text import NUM_EXAMPLES, count_of, rows_text
+from embedcache.text import NUM_EXAMPLES, count_of, nearest, rows_text
 
 ROW = "row:"  # a name that no canonical column can have
 KELVIN_OFFSETS = {"K": 273.15, "degC": -273.15, "°C": -273.15, "C": -273.15}
@@ -31,6 +31,7 @@ class Check:
     broken: pl.Expr  # true on rows that break it
     value: pl.Expr  # shown for the first of them
     hint: Hint | None = None  # what the least and greatest broken value suggest; for numbers only
+    known: tuple[str, ...] = ()  # admissible texts; each other one is shown with what is near it
     advice: Advice | None = None  # what the first broken texts suggest
 
 
@@ -57,12 +58,25 @@ def _explain(frame: pl.LazyFrame, check: Check, count: int) -> str:
         extremes = broken.select(low=pl.col("value").min(), high=pl.col("value").max())
         low, high = extremes.collect(engine="streaming").row(0)
         shown = check.hint(low, high)
+    elif check.known:
+        shown = _wrong_texts(broken, check.known)
     else:
         values = sorted({_show(value) for value in first["value"].drop_nulls().to_list()})
         shown = f", e.g. {', '.join(values[:3])}" if values else ""
         if check.advice is not None:
             shown += check.advice(first["value"].drop_nulls().to_list())
     return f"{check.what}: {count_of(count, 'row')}{shown}; {rows}"
+
+
+def _wrong_texts(broken: pl.LazyFrame, known: Sequence[str]) -> str:
+    """Return the commonest broken texts, each with its rows and the known one that is near."""
+    counts = broken.group_by("value").len().sort("len", "value", descending=[True, False])
+    found = counts.head(NUM_EXAMPLES).collect(engine="streaming").rows()
+    return "".join(
+        f"; {count_of(rows, 'row')} {'without a value' if text is None else repr(text)[:80]}"
+        + ("" if text is None else nearest(text, known).replace("; ", ", ", 1))
+        for text, rows in found
+    )
 
 
 def advice_on_text(texts: Sequence[str]) -> str:

@@ -264,7 +264,8 @@ def _add_split(table: Canonical, column: str) -> None:
     text = table.require(column, what, TEXT)
     if text is not None:
         is_known = text.is_in(SPLITS).fill_null(False)
-        table.check(f"{what}: must be one of {', '.join(SPLITS)}", ~is_known, text)
+        wrong = f"{what}: must be one of {', '.join(SPLITS)}"
+        table.checks.append(Check(wrong, ~is_known, text, known=SPLITS))
         table.columns["split"] = text
 
 

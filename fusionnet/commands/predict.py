@@ -49,6 +49,8 @@ def main() -> None:
     ):
         if count:
             print(f"{count_of(count, 'row')} of {written.num_rows:,} {what}; see the column reason")
+    for meaning in model.run.meanings:
+        print(visible(f"predictions of {meaning}"))
     for column, new in model.run.memory.vectors.items():
         if new:
             print(

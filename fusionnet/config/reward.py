@@ -1,13 +1,17 @@
 """What a later reinforcement-learning stage maximises."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from embedcache.schema import Config
 from embedcache.values import Amount, Spread
 
+BinaryUnit = Literal["probability", "score"]
+
 
 class RewardTerm(Config):
-    """`weight` times a task's prediction (raw units; probability for a binary task)."""
+    """`weight` times a task's prediction (raw units; for a binary task as `binary` says)."""
 
     task: str = Field(description="name of the task")
     weight: Amount = Field(description="factor on its prediction")
@@ -42,6 +46,14 @@ class RewardConfig(Config):
     )
     penalties: tuple[RewardPenalty, ...] = Field(
         default=(), description="subtracted where a prediction crosses a threshold"
+    )
+
+    binary: BinaryUnit = Field(
+        default="probability",
+        description=(
+            "what a binary task's prediction is here: its probability, or its score, the sigmoid of"
+            " the logit, which class weights and focal loss move"
+        ),
     )
 
     @property

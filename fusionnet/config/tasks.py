@@ -44,11 +44,17 @@ class Task(TargetColumn):
     gamma: float = Field(default=2.0, ge=0, le=100, description="focal: exponent of 1 - p_t")
     pos_weight: Annotated[float, Field(ge=1e-6, le=1e6)] | Literal["auto"] = Field(
         default="auto",
-        description="class weight of positives; auto: negatives / positives of the train rows",
+        description=(
+            "class weight of positives, undone in probabilities; auto: negatives / positives of the"
+            " train rows"
+        ),
     )
     reduction: Literal["row", "batch"] = Field(
         default="row",
-        description="focal: per row (Lin et al. 2017), or from the micro-batch's mean as specified",
+        description=(
+            "focal: per row (Lin et al. 2017), or from the micro-batch's mean as specified, which"
+            " gives scores and no probabilities"
+        ),
     )
     goals: dict[str, float] = Field(
         default_factory=dict,
@@ -81,6 +87,11 @@ class Task(TargetColumn):
         if self.transform == "identity":
             return own
         return (*own, *(f"{self.transform}_{metric}" for metric in own))
+
+    @property
+    def has_probability(self) -> bool:
+        """Whether a binary task's logits say how probable a positive label is, for any row."""
+        return self.loss_name == "bce" or (self.loss_name == "focal" and self.reduction == "row")
 
     @property
     def loss_name(self) -> LossName:

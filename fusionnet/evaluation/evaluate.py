@@ -42,7 +42,7 @@ class Evaluation:
     by: dict[str, Breakdown]  # by facet column
     num_groups: int
     targets: Float[np.ndarray, "N T"]
-    predictions: Float[np.ndarray, "N T"]
+    predictions: Float[np.ndarray, "N T"]  # probabilities for binary tasks
 
     def to_json(self, run: TrainedRun) -> dict[str, Any]:
         """Return what metrics.json holds.
@@ -123,12 +123,13 @@ def evaluate_run(
     in_units = to_units(outputs, run.tasks, run.scaling)
     where, columns = f"the {split} rows of {cache.path}", run.scaling.columns
     refuse_non_finite(in_units, run.tasks, rows.numeric, columns, rows.row, where)
-    predictions = in_units.cpu().numpy().astype(np.float64)
+    scored = to_units(outputs, run.tasks, run.scaling, "score")
+    predictions, scores = (x.cpu().numpy().astype(np.float64) for x in (in_units, scored))
     chosen = rows.row.cpu().numpy()
     layout, table = cache.layout, cache.rows()
     targets = table.targets[chosen].astype(np.float64)
     best = None if oracle is None else read_oracle(run.tasks, oracle, chosen, layout.num_rows)
-    arrays = _Arrays(table.group[chosen], table.facets[chosen], targets, predictions, best)
+    arrays = _Arrays(table.group[chosen], table.facets[chosen], targets, scores, best)
     baselines, remark = {}, ""
     if with_baselines:
         # not at the top: scikit-learn's boosting takes a second to import
@@ -138,7 +139,7 @@ def evaluate_run(
         baselines, remark = _baseline_metrics(run, targets, beside.predictions), beside.remark
     return Evaluation(
         split=split,
-        metrics=task_metrics(run.tasks, targets, predictions),
+        metrics=task_metrics(run.tasks, targets, scores),
         baselines=baselines,
         baselines_remark=remark,
         oracle=None if best is None else oracle_metrics(run.tasks, targets, best),
@@ -175,12 +176,14 @@ def _baseline_metrics(
 
 
 class _Arrays(NamedTuple):
-    """What is known of the evaluated rows; `best` are the oracle's outcomes."""
+    """What is known of the evaluated rows; `scores` are predictions as metrics read them, `best`
+    the oracle's outcomes.
+    """
 
     group: Int[np.ndarray, " N"]
     facets: Int[np.ndarray, "N R"]
     targets: Float[np.ndarray, "N T"]
-    predictions: Float[np.ndarray, "N T"]
+    scores: Float[np.ndarray, "N T"]
     best: Float[np.ndarray, "N T"] | None
 
 
@@ -203,7 +206,7 @@ def _entry(
     targets = arrays.targets[rows]
     entry: dict[str, Any] = {
         "rows": len(rows),
-        **task_metrics(run.tasks, targets, arrays.predictions[rows]),
+        **task_metrics(run.tasks, targets, arrays.scores[rows]),
     }
     if layout.groups:
         entry["groups"] = len(np.unique(arrays.group[rows]))

@@ -70,8 +70,10 @@ def parity(
     return figure
 
 
-def calibration(target: Float[np.ndarray, " N"], probability: Float[np.ndarray, " N"]) -> Figure:
-    """Return observed frequency against predicted probability in ten bins, above their rows."""
+def calibration(
+    target: Float[np.ndarray, " N"], probability: Float[np.ndarray, " N"], what: str
+) -> Figure:
+    """Return observed frequency against probability, or `what`, in ten bins, above their rows."""
     figure = Figure(figsize=(4.6, 3.5), layout="constrained")
     axes, counts = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
     edges = np.linspace(0, 1, 11)
@@ -86,7 +88,7 @@ def calibration(target: Float[np.ndarray, " N"], probability: Float[np.ndarray, 
     axes.errorbar(mean, rate, yerr=error, color=DARK, **points)
     axes.set(ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1.02))
     counts.bar((edges[:-1] + edges[1:]) / 2, num_rows, width=0.09, color=LIGHT)
-    counts.set(xlabel="predicted probability", ylabel="rows")
+    counts.set(xlabel=what, ylabel="rows")
     return figure
 
 

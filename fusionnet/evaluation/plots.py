@@ -28,12 +28,7 @@ from fusionnet.metrics import spread_metric, title
 from fusionnet.runfolder.listing import write_listed
 from fusionnet.trained.run import TrainedRun
 
-FOCAL_REMARK = (
-    " Focal loss and class weights move probabilities away from frequencies; the ranking (AUROC) is"
-    " what they are good for."
-)
-
-
+NO_PROBABILITY = "With reduction: batch a score ranks rows and is no probability."
 # in our PNG files, which alone are deleted when they are no more among those that are drawn
 AUTHOR = "fusionnet evaluate"
 LONGEST_STEM = 60  # in characters, at most 240 bytes
@@ -121,12 +116,16 @@ def _of_targets(run: TrainedRun, evaluation: Evaluation) -> Iterator[Drawing]:
                 parity(target, prediction, task),
             )
         else:
-            remark = "Line: perfect calibration. Bars: rows per bin."
+            what = "predicted probability" if task.has_probability else "score"
+            remark = (
+                "Line: perfect calibration. Bars: rows per bin. Mean of the predictions"
+                f" {prediction.mean():.3g}, of the labels {target.mean():.3g}."
+            )
             yield Drawing(
                 f"calibration_{task.name}",
-                f"{task.column}: observed frequency against predicted probability",
-                remark + FOCAL_REMARK if task.loss_name == "focal" else remark,
-                calibration(target, prediction),
+                f"{task.column}: observed frequency against {what}",
+                remark if task.has_probability else f"{remark} {NO_PROBABILITY}",
+                calibration(target, prediction, what),
             )
 
 

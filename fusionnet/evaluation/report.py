@@ -45,6 +45,7 @@ def write_report(
         without_labels=without_labels(run, evaluation),
         facts=_facts(run, evaluation),
         goals=_goal_lines(run, evaluation),
+        meanings=run.meanings,
         targets=[
             _target_table(run, evaluation, metrics)
             for kind in METRICS

@@ -11,8 +11,10 @@ from tqdm import tqdm
 from embedcache.errors import NonFinitePredictionError
 from embedcache.scaling import Scaling, undone
 from embedcache.text import NUM_EXAMPLES, count_of, rows_text
+from fusionnet.config.reward import BinaryUnit
 from fusionnet.config.tasks import Task
 from fusionnet.model.evaluator import RowEvaluator
+from fusionnet.model.probability import probability_of_task
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable
 
@@ -102,17 +104,25 @@ def refuse_non_finite(
 
 
 def to_units(
-    outputs: Float[Tensor, "N T"], tasks: Sequence[Task], scaling: Scaling
+    outputs: Float[Tensor, "N T"],
+    tasks: Sequence[Task],
+    scaling: Scaling,
+    binary_unit: BinaryUnit = "probability",
 ) -> Float[Tensor, "N T"]:
-    """Return predictions in the targets' own units, probabilities for binary tasks.
+    """Return predictions in the targets' own units, and what `binary_unit` says for binary tasks.
 
-    Transforms are undone; what is then beyond the type is infinite.
+    A score is the sigmoid of the logit, above 0.5 where the loss decides for positive; metrics are
+    of scores. Transforms are undone; what is then beyond the type is infinite.
     """
     binary = torch.tensor([task.kind == "binary" for task in tasks], device=outputs.device)
     mean = torch.as_tensor(scaling.target_mean, dtype=outputs.dtype, device=outputs.device)
     std = torch.as_tensor(scaling.target_std, dtype=outputs.dtype, device=outputs.device)
     numbers = undone(outputs * std + mean, [task.transform for task in tasks])
-    return torch.where(binary, outputs.sigmoid(), numbers)
+    predictions = torch.where(binary, outputs.sigmoid(), numbers)
+    for number, task in enumerate(tasks):
+        if task.kind == "binary" and binary_unit == "probability":
+            predictions[:, number] = probability_of_task(outputs[:, number], task, scaling)
+    return predictions
 
 
 def prediction_bar(num_rows: int, shown: bool) -> "tqdm[NoReturn]":

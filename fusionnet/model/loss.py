@@ -101,13 +101,13 @@ def _term(
         std=std,
         beta=task.beta / std,
         gamma=gamma,
-        pos_weight=_pos_weight(task, positive_rate),
+        pos_weight=class_weight(task, positive_rate),
         factor=half * task.weight,
         regulariser=regulariser * task.weight,
     )
 
 
-def _pos_weight(task: Task, positive_rate: float | None) -> float:
+def class_weight(task: Task, positive_rate: float | None) -> float:
     """Return the class weight of positives; "auto" is negatives / positives of the train rows."""
     if task.pos_weight != "auto":
         return task.pos_weight

@@ -52,7 +52,7 @@ def validate(trainer: Trainer) -> Validated | None:
         denominators = (weight * targets.isfinite()).sum(0)  # [T]
         with torch.no_grad():
             loss = trainer.model.loss(outputs, targets, weight.squeeze(1), denominators, 1.0).total
-        predictions = to_units(outputs, recipe.tasks, trainer.cache.scaling)
+        predictions = to_units(outputs, recipe.tasks, trainer.cache.scaling, "score")
         transforms = [task.transform for task in recipe.tasks]
         raw = undone(targets.cpu().double(), transforms).numpy()
         metrics = task_metrics(recipe.tasks, raw, predictions.cpu().numpy())

@@ -36,7 +36,6 @@ def model_card(run: TrainedRun) -> str:
             for spec in run.layout.strings
             if spec.num_strings < FEW_STRINGS
         ],
-        uncalibrated=any(task.loss_name == "focal" for task in run.tasks),
     )
     return str(ModelCard(f"---\n{metadata(run).to_yaml()}\n---\n\n{text}\n"))
 

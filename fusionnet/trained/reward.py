@@ -2,7 +2,7 @@
 
 The reward is the specification's (section 10):
 
-    reward = sum of weight x prediction (probability for binary tasks)
+    reward = sum of weight x prediction (probability, or score, for binary tasks)
              - penalty where a prediction is on the wrong side of its threshold
 
 Terms and penalties are in the run's config. `reward(frame)` is batched and free of gradients. To
@@ -74,9 +74,10 @@ class RewardModel:
     def predict(self, frame: Any, on_invalid: OnInvalid | None = None) -> Any:
         """Return predictions in raw units, and what is to be known of each.
 
-        One column `predicted_<column>` per task (binary tasks have probabilities), then `known`:
-        training saw the row's strings and categories; `outside`: a number of it lies outside of the
-        train rows'; `reason`: in words why it is not known, is outside, or cannot be used.
+        One column `predicted_<column>` per task (binary tasks have probabilities, see
+        `fusionnet.model.probability`), then `known`: training saw the row's strings and categories;
+        `outside`: a number of it lies outside of the train rows'; `reason`: in words why it is not
+        known, is outside, or cannot be used.
 
         `frame` is a polars or pandas frame, or a path, with the columns that the run's config
         names, in their units; a pandas frame comes back as one, with its index. Raises TableError
@@ -124,9 +125,9 @@ class RewardModel:
                 predictions = block.spread(found.predictions).cpu().numpy()
                 batch = pl.DataFrame(predictions, schema=columns)
                 if reward:
-                    rewards = self.reward_of(self._as_rewarded(found.outputs)).unsqueeze(1)
-                    rewards = block.spread(rewards)
-                    batch = batch.with_columns(reward=rewards.squeeze(1).cpu().numpy())
+                    rewards = self.reward_of(self._as_rewarded(found.outputs))
+                    spread = block.spread(rewards.unsqueeze(1)).squeeze(1)
+                    batch = batch.with_columns(reward=spread.cpu().numpy())
                 if not block.usable.all():
                     batch = batch.fill_nan(None)
                 batch = batch.hstack(block.marks)
@@ -161,12 +162,13 @@ class RewardModel:
         widths = [
             penalty.width if softness is None else softness for penalty in run.reward.penalties
         ]
-        return self._total(to_units(outputs, run.tasks, run.scaling), widths)
+        return self._total(self._as_rewarded(outputs), widths)
 
     def reward_of(self, predictions: Float[Tensor, "B T"]) -> Float[Tensor, " B"]:
         """Return the reward of predictions in raw units, with hard thresholds.
 
-        Columns are in the order of the run's tasks.
+        Columns are in the order of the run's tasks; those of binary tasks are what `reward.binary`
+        says.
         """
         return self._total(predictions, [None] * len(self.run.reward.penalties))
 
@@ -235,7 +237,7 @@ class RewardModel:
     def _batches(
         self, table: Table, binary_unit: BinaryUnit, keep: pl.LazyFrame | None = None
     ) -> Iterator[_Batch]:
-        """Yield predictions batch by batch, with the same rows of `keep`."""
+        """Yield predictions of the rows that can be used, with the same rows of `keep`."""
         run, start = self.run, 0
         vectors = self._vectors(table)
         tables = self._evaluate.tables(vectors) if all(map(len, vectors)) else None

@@ -26,6 +26,7 @@ from fusionnet.config.model import ModelConfig
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
 from fusionnet.config.train import TrainConfig
+from fusionnet.model.probability import meaning_of
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe, model_of, observed_tasks
 from fusionnet.train.checkpoint import check_run_id
@@ -76,6 +77,11 @@ class TrainedRun:
     def tasks(self) -> tuple[Task, ...]:
         """The tasks that were trained, in the order of the outputs."""
         return self.recipe.tasks
+
+    @property
+    def meanings(self) -> list[str]:
+        """What the predictions of the binary tasks are, in words."""
+        return [meaning_of(task, self.scaling) for task in self.tasks if task.kind == "binary"]
 
     @property
     def standin(self) -> bool:

@@ -286,7 +286,7 @@ def test_what_a_csv_cannot_hold_is_said_before_the_work(
         level=pl.lit("b").cast(pl.Enum(["b"])),
     ).write_parquet(source)
     with monkeypatch.context() as patch:
-        patch.setattr(RewardModel, "_predictions", lambda *_: pytest.fail("the work has begun"))
+        patch.setattr(RewardModel, "_batches", lambda *_: pytest.fail("the work has begun"))
         code, err = predict_into(call, tmp_path / "out.csv", folder, source)
     assert code == 2
     assert all(f"{name} (" in err for name in ("tags", "both", "raw", "took", "pair"))

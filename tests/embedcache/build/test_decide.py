@@ -217,6 +217,10 @@ def test_a_second_build_is_up_to_date_at_once(study: Any, monkeypatch: pytest.Mo
         first.identity,
     )
     assert not Path(study.cache.path + ".partial").exists()
+    built = study.open().provenance["built"]
+    assert f"nothing to do: it was built on {built} in " in second.summary()
+    assert "strings encoded anew" not in second.summary()
+    assert "strings encoded anew" in first.summary()
 
 
 def test_settings_that_do_not_matter_do_not_rebuild(study: Any) -> None:

@@ -266,12 +266,19 @@ def test_counts_survive_the_round_trip_through_json() -> None:
 @pytest.mark.parametrize(
     ("change", "strategy", "left_out", "message"),
     [
-        ({"split": [0, 0, 0, 1, 1]}, "group", None, "no row is in test"),
+        ({"split": [0, 0, 0, 1, 1]}, "group", None, r"(?s)no row is in test.*another split\.seed"),
         (
             {"group": [0, 0, 1, 1, 3]},
             "column",
             None,
-            "1 of 4 groups of data.group have rows in more than one split",
+            r"(?s)1 of 4 groups of data.group have rows in more than one split \(B\).*correct the"
+            r" column that split\.column names; or take data\.group away",
+        ),
+        (
+            {"split": [0, 0, 0, 1, 1]},
+            "column",
+            None,
+            r"(?s)no row is in test.*correct the column that split\.column names\.$",
         ),
         (
             {},
@@ -297,7 +304,7 @@ def test_an_unusable_split_is_refused(
     change: dict[str, list], strategy: str, left_out: str | None, message: str
 ) -> None:
     with pytest.raises(SplitError, match=message):
-        tally(**{**GOOD, **change}).check(strategy, left_out)
+        tally(**{**GOOD, **change}).check(strategy, left_out, ("A", "B", "C", "D"))
 
 
 def test_straddling_groups_and_unseen_strings_are_remarked_where_they_are_allowed() -> None:

@@ -412,9 +412,11 @@ def test_the_tables_own_split_is_checked(study_of: Callable, frame_of: Callable)
     frame = frame_of().with_columns(pl.Series("fold", ["train", "validation", "test"] * 80))
     split = {"strategy": "column", "column": "fold"}
     assert read(study_of(frame).but(split=split)).num_rows == 240
-    assert "must be one of train, validation, test: 2 rows" in report_of(
-        study_of(with_cells(frame, "fold", {8: "val", 9: None})).but(split=split)
-    )
+    spelled = {8: "val", 9: None, 10: "Train", 11: "val", 12: "holdout"}
+    assert (
+        "must be one of train, validation, test: 5 rows; 2 rows 'val', did you mean 'validation'?;"
+        " 1 row without a value; 1 row 'Train', did you mean 'train'?; 1 row 'holdout'; rows 8, 9,"
+    ) in report_of(study_of(with_cells(frame, "fold", spelled)).but(split=split))
 
 
 def test_rows_can_be_left_out_by_condition(tmp_path: Path) -> None:

@@ -72,6 +72,14 @@ def test_the_rows_are_those_of_the_split_and_the_predictions_those_of_the_run(
         assert found.metrics["outcome"]["mae"] == pytest.approx(by_hand, rel=1e-5)
 
 
+def test_a_positive_is_what_the_loss_decides_for(run: TrainedRun, evaluation: Evaluation) -> None:
+    probability, label = evaluation.predictions[:, 1], evaluation.targets[:, 1] == 1
+    rate = run.scaling.positive_rate["opt"]  # what a score of 0.5 is where classes are balanced
+    found = evaluation.metrics["good"]["accuracy"]
+    assert found == pytest.approx(((probability > rate) == label).mean())
+    assert found != pytest.approx(((probability > 0.5) == label).mean())
+
+
 def test_the_oracle_is_measured_on_the_same_rows(evaluation: Evaluation) -> None:
     assert evaluation.oracle is not None
     assert evaluation.oracle.keys() == {"outcome", "good"}

@@ -167,7 +167,7 @@ def test_the_card_says_what_was_not_trained_and_what_the_note_says(
         "outcome [mm]",
         "Not trained, since the table has no labels for them: safety",
         "**All of this is synthetic.**",
-        "not calibrated",
+        "Predictions of good: the probability of a positive label; above 0.",
     ):
         assert part in card
 

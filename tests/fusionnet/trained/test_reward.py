@@ -85,6 +85,28 @@ def test_the_reward_is_the_specifications_row_by_row(
     assert predicted["predicted_good"].is_between(0, 1).all()
 
 
+def test_a_reward_reads_probabilities_or_as_specified_scores(
+    plain: RewardModel, frame: pl.DataFrame
+) -> None:
+    opt = (RewardTerm(task="opt", weight=1.0),)
+    as_score = RewardConfig(terms=opt, binary="score")
+    rewards = {
+        "probability": rewarding(plain, terms=opt),
+        "score": RewardModel(replace(plain.run, reward=as_score)),
+    }
+    vectors, inputs = plain.inputs(frame)
+    logit = plain.run.model.network(vectors, reward._standardised(plain.run, inputs))[:, 1]
+    torch.testing.assert_close(rewards["score"].reward(frame), logit.sigmoid())
+    predicted = torch.from_numpy(plain.predict(frame)["predicted_good"].to_numpy(writable=True))
+    torch.testing.assert_close(rewards["probability"].reward(frame), predicted)
+    assert (predicted - logit.sigmoid()).abs().max() > 0.05
+    assert rewards["score"].predict(frame).equals(plain.predict(frame))
+    for model in rewards.values():
+        torch.testing.assert_close(
+            model.differentiable(vectors, inputs), model.reward(frame), rtol=1e-4, atol=1e-5
+        )
+
+
 def test_batches_do_not_matter(
     plain: RewardModel, frame: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
