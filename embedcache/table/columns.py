@@ -76,7 +76,7 @@ class Canonical:
         advice: Advice | None = None,
     ) -> None:
         """Add a requirement on every row, by the expression that is true where it is broken."""
-        self.checks.append(Check(what, broken, value, hint, advice))
+        self.checks.append(Check(what, broken, value, hint, advice=advice))
 
 
 def canonical_columns(
