@@ -28,6 +28,7 @@ from embedcache.encoder.prefix import check_layers
 from embedcache.encoder.standin import is_standin
 from embedcache.encoder.tokenizer import Tokenized, load_tokenizer, tokenize
 from embedcache.encoder.tokens import TokenTable
+from embedcache.encoder.unread import refuse_unread_dots
 from embedcache.ranks import Ranks
 
 
@@ -88,9 +89,12 @@ def _tokenized(
     """Return the tokens of each column's strings, and the parts that the tokenizer lacks."""
     tokenizer = load_tokenizer(config)
     texts = {column.name: files.last.strings[column.name].text for column in columns}
-    return {
+    tokenized = {
         name: tokenize(tokenizer, texts[name], model.max_length, model.num_ids) for name in texts
     }
+    for column in columns:
+        refuse_unread_dots(column, tokenized[column.name].unknown)
+    return tokenized
 
 
 def _encode(files: TableFiles, tokenized: dict[str, Tokenized], vectors: VectorStore) -> None:

@@ -26,6 +26,7 @@ from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.description import UNREADABLE, described_config, refuse_keys
 from embedcache.encoder.folder import encoder_file, encoder_folder, read_mapping
 from embedcache.encoder.tokens import TokenTable, offsets_of
+from embedcache.encoder.unread import refuse_unread
 from embedcache.errors import EncoderError, TokenizerError
 
 PREFIX = "▁"
@@ -67,8 +68,8 @@ def tokenize(
 ) -> Tokenized:
     """Return the tokens of all strings with [CLS] and [SEP].
 
-    Raises TokenizerError for a string of more than `max_length` tokens, or with a token that the
-    encoder, which has embeddings of `num_ids`, does not know.
+    Raises TokenizerError for a string of more than `max_length` tokens, without any part that is
+    known, or with a token that the encoder, which has embeddings of `num_ids`, does not know.
     """
     if not strings:
         nothing = torch.zeros(0, dtype=torch.int64)
@@ -86,7 +87,10 @@ def tokenize(
     ids_of_strings: list[list[int]] = encoded["input_ids"]
     _refuse_too_long(strings, ids_of_strings, max_length)
     unknown_id = _unknown_id(tokenizer)
+    known_nothing = {unknown_id, tokenizer.convert_tokens_to_ids(PREFIX)}
+    known_nothing.update(tokenizer.all_special_ids)
     unknown = {}
+    unread = []
     spans_of_strings = encoded["offset_mapping"]
     for string, ids, spans in zip(strings, ids_of_strings, spans_of_strings, strict=True):
         if unknown_id in ids:
@@ -95,6 +99,9 @@ def tokenize(
                 for token, (start, end) in zip(ids, spans, strict=True)
                 if token == unknown_id
             ]
+            if known_nothing.issuperset(ids):
+                unread.append(string)
+    refuse_unread(unread)
     values = torch.tensor([token for ids in ids_of_strings for token in ids])
     largest = int(values.max())
     if largest >= num_ids:

@@ -128,8 +128,10 @@ def _add_string(table: Canonical, column: StringColumn) -> None:
     text = table.require(column.column, what, TEXT)
     if text is None:
         return
+    # an empty cell is null in a CSV; so is an empty or blank text in any other table
+    text = pl.when(text.str.strip_chars() != "").then(text)
     if column.if_null is None:
-        table.check(f"{what}: null", text.is_null(), text)
+        table.check(f"{what}: null or empty", text.is_null(), text)
     else:
         text = text.fill_null(column.if_null)
     table.columns[f"string:{column.name}"] = text

@@ -149,6 +149,9 @@ def _surveyed(
         num_blank=source.num_blank,
         copy=source.copy,
     )
+    if targets:  # the few rows of a prediction may happen to be numbers
+        for column in strings:
+            survey.check_text(column, table.strings[column.name])
     if survey.violations:
         raise _table_error(source, survey.violations)
     return table

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from rdkit import Chem
 
+NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _BRACKETS = re.compile(r"\[[^\]]*\]")
 _LADDER_MARKS = {"[d]", "[e]", "[g]", "[t]"}  # Polymer Genome's four endpoints of a ladder
 _LADDER = "is a ladder polymer: its units are bound by two bonds, which is not supported"
@@ -38,6 +39,8 @@ def syntax_error(text: str, *, endpoints: bool) -> ValueError:
             f"has brackets that hold no atom: {', '.join(names[:4])}{hint}; where they stand for"
             " some group, the row says too little"
         )
+    if NUMBER.fullmatch(text):
+        return ValueError("is a number: is the column numeric? then list it under data.numeric")
     return ValueError("is not valid SMILES syntax")
 
 

@@ -25,7 +25,7 @@ from embedcache.table.counting import (
     known_first,
     values_of,
 )
-from embedcache.table.repeatunit import reasons_text
+from embedcache.table.repeatunit import NUMBER, reasons_text
 from embedcache.table.strings import DistinctStrings, distinct_strings
 from embedcache.table.vocabulary import Vocabularies, followed_by
 from embedcache.text import count_of, nearest, rows_text
@@ -155,6 +155,16 @@ class Survey:
                 f" {reasons_text(refused.values())}"
             )
         return strings
+
+    def check_text(self, column: StringColumn, strings: DistinctStrings) -> None:
+        """Note a column of any text whose strings are numbers, each of them."""
+        texts = strings.text
+        if column.kind == "text" and texts and all(NUMBER.fullmatch(text) for text in texts):
+            self.violations.append(
+                f"string column '{column.column}': every string is a number, e.g. {texts[0]!r:.40};"
+                " an encoder reads its digits, not its size: list a quantity under data.numeric, a"
+                " code under data.categories"
+            )
 
     def category(self, column: CategoryColumn) -> tuple[str, ...]:
         """Return the categories in their order, and note the unknown ones."""

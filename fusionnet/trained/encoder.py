@@ -10,6 +10,7 @@ from embedcache.encoder.loading import encoding_key, load_encoder
 from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder, encode_all
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize
+from embedcache.encoder.unread import refuse_unread_dots
 from embedcache.errors import EncoderError
 from fusionnet.recipe import AUTOCAST_DTYPES, encoder_of_column
 from fusionnet.trained.run import TrainedRun
@@ -48,12 +49,14 @@ def trained_encoder(run: TrainedRun, column: str) -> StringEncoder:
 
 def encode_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float[Tensor, "U E"]:
     """Return the vectors of new strings, in the precision in which training encoded."""
-    config = run.recipe.encoders[[spec.name for spec in run.layout.strings].index(column)]
+    number = [spec.name for spec in run.layout.strings].index(column)
+    config = run.recipe.encoders[number]
     try:
         encoder = trained_encoder(run, column)
         tokens, unknown = tokenize(
             load_tokenizer(config), texts, encoder.max_length, encoder.num_ids
         )
+        refuse_unread_dots(run.data.strings[number], unknown)
     except EncoderError as error:
         raise EncoderError(
             f"{len(texts)} '{column}' strings are new to run {run.folder}, e.g. {texts[0]!r:.120},"

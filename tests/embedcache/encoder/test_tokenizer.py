@@ -117,6 +117,14 @@ def test_unknown_parts_are_named_with_their_string(tiny_encoder_folder: Path) ->
     assert unknown == {"[Li+].[Cl-]": ["."], "*C*": ["*", "*"]}
 
 
+def test_a_string_of_unknown_parts_alone_is_refused(tiny_encoder_folder: Path) -> None:
+    tokenizer = load_tokenizer(config(tiny_encoder_folder))
+    assert tokenize(tokenizer, ["", "\N{GREEK SMALL LETTER MU}C"], 512, 269).tokens.num_strings == 2
+    nothing = "\N{GREEK SMALL LETTER MU} *"
+    with pytest.raises(TokenizerError, match=r"^1 strings have no part"):
+        tokenize(tokenizer, ["[*]CC[*]", nothing], 512, 269)
+
+
 def test_too_long_is_an_error_never_a_cut(tiny_encoder_folder: Path) -> None:
     tokenizer = load_tokenizer(config(tiny_encoder_folder))
     fits = "[*]" + "C" * 507 + "[*]"

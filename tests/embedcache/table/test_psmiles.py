@@ -80,6 +80,7 @@ def test_stars_are_bracketed_and_the_rest_is_kept(text: str, prepared: str) -> N
         ("[*]CC[Polymer]", r"hold no atom: \[Polymer\]; "),
         ("[*]CC(", "^is not valid SMILES syntax$"),
         ("hello", "^is not valid SMILES syntax$"),
+        ("-12.5e3", "^is a number: .*data.numeric"),
         ("[*]C C[*]", "' ' inside"),
         ("[*]C(C)(C)(C)(C)[*]", "chemically impossible: .*valence"),
         ("[*]c1ccc[*]", "not valid SMILES|chemically impossible"),

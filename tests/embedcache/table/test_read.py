@@ -119,7 +119,8 @@ SINGLE = [
     ),
     ("t", {4: 100.5, 5: 190.0}, ["above 100 degC: 2 rows (100.5 to 190); rows 4, 5"]),
     ("t", {4: -273.15}, ["transform inverse_kelvin needs values above -273.15"]),
-    ("smiles", {4: None}, ["string column 'smiles': null: 1 row; row 4"]),
+    ("smiles", {4: None}, ["string column 'smiles': null or empty: 1 row; row 4"]),
+    ("smiles", {4: "  ", 5: None}, ["string column 'smiles': null or empty: 2 rows; rows 4, 5"]),
     (
         "smiles",
         {4: "CCO", 11: "CCO", 12: "C1CC"},
@@ -438,3 +439,21 @@ def test_rows_can_be_left_out_by_condition(tmp_path: Path) -> None:
                 read_table(
                     data.path, data.model_copy(update={"exclude_rows": (wrong,)}), targets, split
                 )
+
+
+def test_a_blank_string_is_what_a_null_stands_for(study_of: Callable, frame_of: Callable) -> None:
+    frame = with_cells(frame_of(), "smiles", {3: "", 4: " \t", 5: None})
+    strings = [{"name": "polymer", "column": "smiles", "if_null": "[*]O[*]"}]
+    table = read(study_of(frame, strings=strings)).strings["polymer"]
+    assert dict(zip(table.text, table.num_rows.tolist(), strict=True))["[*]O[*]"] == 3
+
+
+def test_numbers_are_no_texts(study_of: Callable, frame_of: Callable) -> None:
+    numbers = [f"{row / 4:g}" for row in range(240)]
+    frame = frame_of().with_columns(pl.Series("smiles", numbers))
+    strings = [{"name": "polymer", "column": "smiles", "kind": "text"}]
+    report = report_of(study_of(frame, strings=strings))
+    assert "'smiles': every string is a number, e.g. '0'; " in report
+    assert "data.numeric" in report
+    read(study_of(with_cells(frame, "smiles", {7: "A36"}), strings=strings))
+    assert "240 'is a number'" in report_of(study_of(frame))
