@@ -93,11 +93,19 @@ def _remedy(number: int | None, path: Path | None) -> str:
     if number in NO_HANDLES:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return f" (a process may have {limit}); allow more: ulimit -n 4096"
+    if number in FORBIDDEN and path is not None and is_closed(path):
+        return "; this user may not read it: change its permissions, or ask its owner"
     if number in FORBIDDEN:
         return "; choose a place where this user may write, or change its permissions"
     if number == errno.ENAMETOOLONG:
         return "; choose a shorter name"
     return ""
+
+
+def is_closed(path: Path) -> bool:
+    """Return whether a path, or the folder below which it would be, is closed to this user."""
+    place = next((each for each in (path, *path.parents) if os.path.lexists(each)), Path())
+    return not os.access(place, os.R_OK | (os.X_OK if place.is_dir() else 0))
 
 
 def _free_bytes(path: Path) -> int:

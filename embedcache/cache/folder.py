@@ -35,7 +35,7 @@ from embedcache.errors import (
     UserError,
 )
 from embedcache.files import sync, write_atomically
-from embedcache.system import NO_SPACE, explained
+from embedcache.system import NO_SPACE, explained, is_closed
 
 WAIT_S = 10.0  # for another builder, before saying who it is
 
@@ -133,7 +133,9 @@ class CacheFolder:
                     f" {kept}. Free some space or set cache.path elsewhere, then run the same"
                     " command again: strings already encoded are kept"
                 ) from error
-            raise CacheError(f"cannot write {self.path}: {explained(error)}; {kept}") from error
+            is_read = error.filename is not None and is_closed(Path(os.fsdecode(error.filename)))
+            what = "" if is_read else f"cannot write {self.path}: "
+            raise CacheError(f"{what}{explained(error)}; {kept}") from error
 
     def _sign(self) -> None:
         """Say who builds."""

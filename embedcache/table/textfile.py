@@ -109,6 +109,8 @@ def _unpacking(file: Path) -> Iterator[Any]:
         raise TableError(
             f"{file} is not written in data.csv.encoding: {error!s:.200}; name the right one"
         ) from None
+    except PermissionError:
+        raise TableError(f"{file} cannot be read: this user may not") from None
     except (EOFError, lzma.LZMAError, RuntimeError, OSError) as error:
         raise TableError(f"{file} cannot be unpacked: {error!s:.200}") from None
 

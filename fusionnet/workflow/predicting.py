@@ -9,7 +9,7 @@ import polars as pl
 from embedcache.config.table import OnInvalid
 from embedcache.errors import OutputError, TableError
 from embedcache.files import atomic_write
-from embedcache.system import explained
+from embedcache.system import explained, naming
 from embedcache.table.reader import Source, typed
 from fusionnet.trained.frames import source_of
 from fusionnet.trained.reward import RewardModel
@@ -43,10 +43,11 @@ def write_scores(
     `target` is what it was until the last row is in the new file.
     """
     as_csv = target.suffix.lower() == ".csv"
-    source = source_of(model.run, path, "--input")
-    keep = _source_rows(source, [*added, *MARKS], as_csv)
-    batches = model.batches(source, reward, keep, progress=True, on_invalid=on_invalid)
-    first = next(batches)  # the whole input is checked before anything is written
+    with naming(path):  # polars says of a file that may not be read that something may not
+        source = source_of(model.run, path, "--input")
+        keep = _source_rows(source, [*added, *MARKS], as_csv)
+        batches = model.batches(source, reward, keep, progress=True, on_invalid=on_invalid)
+        first = next(batches)  # the whole input is checked before anything is written
     written, sums = Written(), dict.fromkeys(added, 0.0)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,23 @@ def test_a_full_disk_has_one_form(write: Callable[[], None], tmp_path: Path) -> 
     assert said.endswith(" MB free); free some space, or choose a place elsewhere")
 
 
+def test_what_may_not_be_read_is_told_from_what_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    refused = PermissionError(errno.EACCES, "Permission denied", str(file))
+    assert explained(refused).endswith(
+        "choose a place where this user may write, or change its permissions"
+    )
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.R_OK)
+    assert explained(refused).endswith(
+        "this user may not read it: change its permissions, or ask its owner"
+    )
+    below = PermissionError(errno.EACCES, "Permission denied", str(file / "below" / "it"))
+    assert "may not read it" in explained(below)
+
+
 def test_too_few_file_handles_name_the_command_that_allows_more() -> None:
     found = system_error(RuntimeError("[enforce fail at loop.cc:48] pipe: Too many open files"))
     assert found is not None
