@@ -42,10 +42,11 @@ def count_cells(file: Path, separator: str) -> CellCounts:
             try:
                 decoder.decode(block.tobytes())
             except UnicodeDecodeError as error:
-                start = max(0, error.start)
-                not_utf8 = num_lines + int((block[:start] == _LINE_END).sum())
+                not_utf8 = num_lines + int((block[: error.start] == _LINE_END).sum())
             num_lines += int((block == _LINE_END).sum())
         scan.add(block)
+    if not_utf8 is None and decoder.getstate()[0]:  # the file ends inside of a character
+        not_utf8 = num_lines
     return scan.result(not_utf8)
 
 

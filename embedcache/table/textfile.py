@@ -9,13 +9,15 @@ import codecs
 import csv
 import gzip
 import lzma
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numcodecs.zstd
 
@@ -27,7 +29,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLOCK_CHARS = 1 << 20
 
 
-def _unzstd(file: Path) -> IO[bytes]:
+def _unzstd(file: Path) -> BytesIO:
     return BytesIO(numcodecs.zstd.decompress(file.read_bytes()))
 
 
@@ -39,6 +41,14 @@ UNPACKED: dict[str, Callable[[Path], Any]] = {
 }
 
 
+class _TemporaryFolder:
+    """A folder that is deleted with this object, or when Python ends."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="embedcache-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class TextFile:
     """A text file ready to be scanned."""
@@ -46,7 +56,7 @@ class TextFile:
     plain: Path  # in UTF-8, unpacked; the file itself where it is that
     separator: str
     names: list[str]  # of its header
-    copy: Any  # the folder of the plain copy, deleted with this object; None where there is none
+    copy: _TemporaryFolder | None  # keeps the plain copy, where there is one
 
 
 def open_text(file: Path, options: CsvConfig, kind: str) -> TextFile:
@@ -75,7 +85,7 @@ def not_utf8(file: Path, line: int) -> TableError:
     )
 
 
-def _plain(file: Path, options: CsvConfig) -> tuple[Path, Any]:
+def _plain(file: Path, options: CsvConfig) -> tuple[Path, _TemporaryFolder | None]:
     """Return the file as UTF-8 without packing, and what holds the copy, if one was needed."""
     with _unpacking(file) as stream:
         start = stream.read(2)
@@ -85,8 +95,8 @@ def _plain(file: Path, options: CsvConfig) -> tuple[Path, Any]:
     is_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
     if is_utf8 and file.suffix.lower() not in UNPACKED:
         return file, None
-    copy = tempfile.TemporaryDirectory(prefix="embedcache-")
-    plain = Path(copy.name) / "table.csv"
+    copy = _TemporaryFolder()
+    plain = copy.path / "table.csv"
     with _unpacking(file) as stream, plain.open("wb") as target:
         if is_utf8:
             while content := stream.read(_BLOCK_CHARS):

@@ -12,7 +12,7 @@ from fusionnet.model.forward import to_units
 from fusionnet.model.probability import meaning_of, probability
 
 RATE = 0.2
-SCALING = Scaling((), (), (), (), (0.0,), (1.0,), {"b": RATE})
+SCALING = Scaling(*[()] * 7, (0.0,), (1.0,), {"b": RATE})
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
