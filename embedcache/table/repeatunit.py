@@ -6,7 +6,7 @@ colon or semicolon names the kind of refusal, by which a report counts them.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rdkit import Chem
 
@@ -80,10 +80,24 @@ def check_repeat_units(molecule: Chem.Mol, *, fragments: bool) -> None:
             raise ValueError(f"{reason} (its fragment {Chem.MolToSmiles(unit)})") from None
 
 
+def each_kind_first(refused: Mapping[str, str]) -> list[str]:
+    """Return the refused strings in an order in which the first ones show every kind of reason."""
+    seen: Counter[str] = Counter()
+    turn: dict[str, int] = {}
+    for text, reason in refused.items():
+        seen[_kind(reason)] += 1
+        turn[text] = seen[_kind(reason)]
+    return sorted(refused, key=turn.__getitem__)
+
+
 def reasons_text(reasons: Iterable[str]) -> str:
     """Return how many strings were refused for which kind of reason, the most frequent first."""
-    kinds = Counter(re.split("[:;]", reason)[0] for reason in reasons)
+    kinds = Counter(map(_kind, reasons))
     return ", ".join(f"{count:,} {kind!r}" for kind, count in kinds.most_common())
+
+
+def _kind(reason: str) -> str:
+    return re.split("[:;]", reason)[0]
 
 
 def _endpoints(molecule: Chem.Mol) -> list[Chem.Atom]:

@@ -25,7 +25,7 @@ from embedcache.table.counting import (
     known_first,
     values_of,
 )
-from embedcache.table.repeatunit import NUMBER, reasons_text
+from embedcache.table.repeatunit import NUMBER, each_kind_first, reasons_text
 from embedcache.table.strings import DistinctStrings, distinct_strings
 from embedcache.table.vocabulary import Vocabularies, followed_by
 from embedcache.text import count_of, nearest, rows_text
@@ -146,7 +146,7 @@ class Survey:
         lines = {
             spelling: f"{spelling!r:.120} is not a {column.kind}: it {refused[spelling]};"
             f" {count_of(num_rows[spelling], 'row')}:"
-            for spelling in list(refused)[:MOST_LINES]
+            for spelling in each_kind_first(refused)[:MOST_LINES]
         }
         self._note_values(f"string:{column.name}", what, lines, num_rows)
         if len(refused) > MOST_LINES:

@@ -35,7 +35,11 @@ PARTS = [
     "[C@](F)(Cl)",
     "[C@H]1CC[C@@H](CC1)",
     "[N+](C)([13CH3])",
-    "P(=N\\C)",
+    "P(=NC)",
+    "N=C1C=CC(C=C1)=N",
+    "C/N=N/C",
+    "C=C1SC(CC1=O)=C",
+    "[C@H](/C=C/C)",
     "C([O-])",
 ]
 units_of_parts = st.lists(st.sampled_from(PARTS), min_size=1, max_size=6)

@@ -10,7 +10,7 @@ from rdkit import Chem
 
 from embedcache.config.table import StringColumn
 from embedcache.table.psmiles import prepare_string
-from embedcache.table.repeatunit import reasons_text
+from embedcache.table.repeatunit import each_kind_first, reasons_text
 from embedcache.table.stars import bracket_stars, unlabelled_stars
 from embedcache.table.strings import distinct_strings
 
@@ -116,6 +116,7 @@ def test_reasons_are_counted_by_kind() -> None:
         "2 'has 3 endpoints [*]', 2 'has brackets that hold no atom', 2 'is not valid SMILES"
         " syntax', 1 'has 1 endpoint [*]'"
     )
+    assert each_kind_first(refused)[:4] == ["[*]C([*])C[*]", "[*]CC", "[R1]C[*]", "[*]C("]
 
 
 FRAGMENTS = StringColumn(name="p", column="c", fragments=True)
