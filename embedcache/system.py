@@ -97,6 +97,8 @@ def _remedy(number: int | None, path: Path | None) -> str:
         return "; this user may not read it: change its permissions, or ask its owner"
     if number in FORBIDDEN:
         return "; choose a place where this user may write, or change its permissions"
+    if number in (errno.ENOTDIR, errno.EEXIST):
+        return "; a file is where a folder is to be: choose a place elsewhere"
     if number == errno.ENAMETOOLONG:
         return "; choose a shorter name"
     return ""

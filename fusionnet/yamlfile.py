@@ -33,6 +33,8 @@ def read_yaml(file: Path) -> Any:
     Raises ConfigError where the file cannot be read or is not YAML as it is read here.
     """
     try:
+        if file.is_dir():
+            raise ConfigError(f"{shown(file)} is a folder, not a config file; name a file in it")
         if not file.is_file():
             raise ConfigError(
                 f"there is no config file {shown(file)}; `fusionnet examples` writes some to start"

@@ -67,8 +67,12 @@ def table_digest(path: str | Path) -> str:
     """
     file = Path(path)
     if file.is_dir():
-        digest = hashlib.sha256()
-        for part in parquet_files(file):
+        digest, parts = hashlib.sha256(), parquet_files(file)
+        if not parts:
+            raise TableError(
+                f"there is no Parquet file in the folder {file}, which data.path names"
+            )
+        for part in parts:
             digest.update(f"{part.relative_to(file)}\0{file_digest(part)}\n".encode())
         return digest.hexdigest()
     if not file.is_file():

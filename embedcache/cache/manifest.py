@@ -45,8 +45,8 @@ def seal(folder: Path, attributes: Mapping[str, Any]) -> None:
     write_atomically(folder / ROOT, _canonical(document))
 
 
-def read_root(folder: Path) -> dict[str, Any]:
-    """Return the root attributes of a sealed store.
+def read_root(folder: Path, config: str = "...") -> dict[str, Any]:
+    """Return the root attributes of a sealed store; `config` is the one to build it by, if known.
 
     Raises MissingCacheError where there is none, CorruptCacheError where the root is not intact.
     """
@@ -55,9 +55,10 @@ def read_root(folder: Path) -> dict[str, Any]:
     if not root.is_file():
         if is_ours:
             raise CorruptCacheError(f"{folder}: the root metadata {ROOT} is missing; {REBUILD}")
-        raise MissingCacheError(
-            f"there is no cache at {folder}; build it with: embedcache build --config ..."
-        )
+        what = f"{folder} is no cache" if folder.exists() else f"there is no cache at {folder}"
+        if folder.is_file():
+            what = f"{folder} is a file, and a cache is a folder"
+        raise MissingCacheError(f"{what}; build one with: embedcache build --config {config}")
     text = root.read_bytes()
     try:
         document = json.loads(text)

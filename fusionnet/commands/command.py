@@ -9,6 +9,7 @@ import argparse
 import atexit
 import gc
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -80,6 +81,12 @@ def importing() -> Iterator[None]:
             gc.freeze()
             atexit.register(gc.unfreeze)
         gc.enable()
+
+
+def config_as_given(arguments: argparse.Namespace) -> str:
+    """Return what `--config` and `--set` were given, for a command that a message advises."""
+    sets = [f" --set {shlex.quote(each)}" for each in arguments.overrides]
+    return shlex.quote(arguments.config) + "".join(sets)
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:

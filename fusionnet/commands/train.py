@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from embedcache.cache.manifest import read_root
-from fusionnet.commands.command import config_parser, importing, run_job
+from fusionnet.commands.command import config_as_given, config_parser, importing, run_job
 from fusionnet.experiment import load_experiment
 from fusionnet.runfolder.claim import check_claim
 
@@ -18,16 +18,17 @@ def main() -> None:
     """Train, or describe what would be trained."""
     arguments = parse_arguments()
     experiment = load_experiment(arguments.config, arguments.overrides)
-    read_root(Path(experiment.cache.path))
+    config = config_as_given(arguments)
+    read_root(Path(experiment.cache.path), config)
     if not arguments.summary:
         check_claim(experiment, arguments.resume, arguments.overwrite)
     with importing():
         from fusionnet.workflow.training import describe_experiment, train_experiment
 
     if arguments.summary:
-        print(describe_experiment(experiment, arguments.config), end="")
+        print(describe_experiment(experiment, config), end="")
     else:
-        train_experiment(experiment, arguments.config, arguments.resume, arguments.overwrite)
+        train_experiment(experiment, config, arguments.resume, arguments.overwrite)
 
 
 def parse_arguments() -> argparse.Namespace:

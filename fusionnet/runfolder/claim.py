@@ -70,7 +70,7 @@ def _check_same(folder: Path, listing: Listing, name: str) -> None:
     if listing.name != name:
         raise RunError(
             f"{folder} holds the run '{listing.name}', which cannot be continued as run.name"
-            f" '{name}'; set run.name={listing.name}, or {ELSEWHERE}"
+            f" '{name}'; give --set run.name={listing.name}, or {ELSEWHERE}"
         )
 
 

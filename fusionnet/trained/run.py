@@ -236,7 +236,7 @@ def _check_device(device: torch.device | str) -> None:
         torch.zeros(1, device=device).cpu()  # a meta tensor has no numbers to copy
     except (RuntimeError, AssertionError, ImportError) as error:  # as torch says that it has none
         raise RunError(
-            f"device '{device}' cannot be used on this machine: {str(error).splitlines()[0]}"
+            f"device '{device}' cannot be used on this machine: {str(error).splitlines()[0]:.100}"
         ) from None
 
 

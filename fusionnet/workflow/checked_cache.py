@@ -32,7 +32,6 @@ def open_checked_cache(experiment: Experiment, config_path: str) -> Cache:
         raise StaleCacheError(
             f"{experiment.cache.path} does not hold the hidden states that enter layer"
             f" {experiment.encoder.lora.first_layer}, which mode prefix reads; add them with:"
-            f" embedcache build --config {config_path} with the same --set encoder.mode"
-            " and encoder.lora.first_layer"
+            f" embedcache build --config {config_path}"
         )
     return cache

@@ -82,7 +82,7 @@ def test_what_is_not_read_is_refused_at_once(
     ("name", "message"),
     [
         ("none.yaml", "there is no config file none.yaml; `fusionnet examples`"),
-        (".", "there is no config file"),
+        (".", "is a folder, not a config file"),
         ("a\0b", "there is no config file"),
         ("x" * 5000, r"x\.\.\. \(5,000 characters\) cannot be read: File name too long"),
     ],
@@ -145,7 +145,7 @@ def test_what_an_alias_repeats_is_not_shared() -> None:
         ("number.yaml", r"number\.yaml must hold a mapping .*c\.yaml extends"),
         ("x" * 5000, "File name too long"),
         ('"a\\0b"', "there is no config file"),
-        (".", "there is no config file"),
+        (".", "is a folder, not a config file"),
         ("~nobody-here/c.yaml", "there is no config file"),
         *[(value, "extends must name one YAML file") for value in ("5", "[a]", "{}", "true", "")],
     ],
