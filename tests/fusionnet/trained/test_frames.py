@@ -100,7 +100,7 @@ def test_all_violations_at_once(trained: TrainedRun, frame: pl.DataFrame) -> Non
     for part in (
         "unknown category 'z'",
         "above 100",
-        "a single endpoint",
+        "has 1 endpoint",
         "'x0': null or NaN",
         "'x2' is missing",
     ):
