@@ -101,7 +101,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     ((*BUILD, *settings("data.path=nowhere.csv")), "no table nowhere.csv; data.path must name a"),
     (
         (*BUILD, *settings("data.path=notes")),
-        "no Parquet file in notes, the folder that data.path",
+        "no Parquet file in the folder notes, which data.path",
     ),
     ((*BUILD, *ELSEWHERE, *settings("data.path=junk.parquet")), "junk.parquet cannot be read"),
     ((*BUILD, *ELSEWHERE, *settings("data.path=empty.csv")), "empty.csv cannot be read: empty CSV"),
