@@ -2,7 +2,7 @@
 trained on.
 """
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from embedcache.cache.reader import open_cache
-from embedcache.errors import TableError
+from embedcache.errors import EncoderError, TableError
 from fusionnet.rows.tensors import RowInputs, joined
+from fusionnet.trained.encoder import encode_new
 from fusionnet.trained.frames import frame_blocks, open_frame
 from fusionnet.trained.run import TrainedRun, load_run
 
@@ -105,6 +106,18 @@ def test_all_violations_at_once(trained: TrainedRun, frame: pl.DataFrame) -> Non
         "'x2' is missing",
     ):
         assert part in str(error.value)
+
+
+def test_new_strings_of_fragments_are_refused_where_their_dot_is_unknown(
+    trained: TrainedRun,
+) -> None:
+    """polyBERT's tokenizer would read both parts as one chain."""
+    strings = tuple(
+        column.model_copy(update={"fragments": True}) for column in trained.data.strings
+    )
+    run = replace(trained, data=trained.data.model_copy(update={"strings": strings}))
+    with pytest.raises(EncoderError, match=r"does not know the '\.' that parts the fragments"):
+        encode_new(run, "polymer", ["[*]CC[*].[Li+]"])
 
 
 def test_what_is_no_frame_is_refused(
