@@ -300,7 +300,10 @@ class ScalingFit:
         self._transforms = tuple(column.transform for column in numeric)
         self._targets = tuple(targets)
         self._target_transforms = tuple(target.transform for target in self._targets)
-        self._raw = Moments(len(self._numeric))
+        self._low = np.full(len(self._numeric), np.inf)  # of raw values
+        self._high = np.full(len(self._numeric), -np.inf)
+        self._averaged = [f for f, column in enumerate(numeric) if column.fill == "mean"]
+        self._raw = Moments(len(self._averaged))  # of those that a mean fills
         self._features = Moments(len(self._numeric))
         self._labels = Moments(len(self._targets))
         self._held: dict[int, list[Float[np.ndarray, " N"]]] = {
@@ -309,12 +312,15 @@ class ScalingFit:
 
     def add(self, numeric: Float[np.ndarray, "N F"], targets: Float[np.ndarray, "N T"]) -> None:
         """Merge train rows: raw features, NaN where missing, and labels, NaN where unobserved."""
+        if len(numeric):
+            self._low = np.fmin(self._low, np.fmin.reduce(numeric, axis=0))
+            self._high = np.fmax(self._high, np.fmax.reduce(numeric, axis=0))
         for f, values in self._held.items():
             values.append(numeric[~np.isnan(numeric[:, f]), f])
         for first in range(0, len(numeric), ROWS_AT_ONCE):
             rows = slice(first, first + ROWS_AT_ONCE)
             features = torch.from_numpy(numeric[rows]).double()
-            self._raw.add(numeric[rows])
+            self._raw.add(numeric[rows][:, self._averaged])
             self._features.add(transformed(features, self._transforms).numpy())
             labels = torch.from_numpy(targets[rows]).double()
             self._labels.add(transformed(labels, self._target_transforms).numpy())
@@ -325,13 +331,12 @@ class ScalingFit:
         for f, column in enumerate(self._numeric):
             what, count = f"numeric column '{column.column}'", int(self._features.count[f])
             if count and self._features.spread[f] == 0:
-                lines.append(f"{what} has one value in all train rows, {self._raw.mean[f]:g}")
+                lines.append(f"{what} has one value in all train rows, {self._low[f]:g}")
             elif self._features.is_flattened(f):
-                low, high = self._raw.low[f], self._raw.high[f]
                 advice = "" if column.transform != "identity" else "; a transform, or a wrong unit?"
                 lines.append(
                     f"{what} is so skewed that a few values flatten the others: train rows have"
-                    f" {low:g} to {high:g}, mean {self._raw.mean[f]:g}{advice}"
+                    f" {self._low[f]:g} to {self._high[f]:g}{advice}"
                 )
         return lines
 
@@ -340,14 +345,14 @@ class ScalingFit:
         column = self._numeric[f]
         if column.fill is None:
             return None
-        if self._raw.count[f] == 0:
+        if self._features.count[f] == 0:
             raise SplitError(
                 f"numeric column '{column.column}' has no value in any train row, so there is no"
                 f" {column.fill} to fill its missing values with; leave the column out, or give a"
                 " number as if_null"
             )
         if column.fill == "mean":
-            return float(np.float32(self._raw.mean[f]))
+            return float(np.float32(self._raw.mean[self._averaged.index(f)]))
         return float(np.float32(np.median(np.concatenate(self._held[f]))))
 
     def result(self, vectors: Mapping[str, Float[np.ndarray, "S E"]] | None = None) -> Scaling:
@@ -361,8 +366,8 @@ class ScalingFit:
             transforms=self._transforms,
             mean=_floats(self._features.mean),
             std=_floats(self._features.std),
-            low=_floats(np.where(self._raw.count > 0, self._raw.low, 0.0)),
-            high=_floats(np.where(self._raw.count > 0, self._raw.high, 0.0)),
+            low=_floats(np.where(self._features.count > 0, self._low, 0.0)),
+            high=_floats(np.where(self._features.count > 0, self._high, 0.0)),
             fill=tuple(self._fill(f) for f in range(len(self._numeric))),
             target_mean=tuple(
                 float(mean) if target.kind == "regression" else 0.0 for target, mean, _ in labels

@@ -6,7 +6,7 @@ only.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -25,6 +25,7 @@ from embedcache.config.table import (
 from embedcache.scaling import DOMAIN_LOW
 from embedcache.table.checks import Advice, Check, Hint, RangeHint, advice_on_text
 from embedcache.table.reader import KEY, NUMBER, NUMBER_IN_WORDS, RECORD, TEXT, ColumnType, Source
+from embedcache.table.spelling import as_spelled
 from embedcache.text import nearest
 from embedcache.values import spelled
 
@@ -91,7 +92,7 @@ def canonical_columns(
     `reach` says between which values a trained model can compute with a feature. Missing and
     mistyped ones are noted as violations.
     """
-    table = Canonical(source)
+    table = Canonical(_looked_at(source, data))
     if source.ragged:
         row, cells = next(iter(source.ragged.items()))
         table.check(
@@ -123,6 +124,17 @@ def canonical_columns(
     return table
 
 
+def _looked_at(source: Source, data: DataConfig) -> Source:
+    """Return the source knowing which of its columns are spelled as all formats spell them.
+
+    One pass over their distinct values spares every later pass from spelling each row anew.
+    """
+    keys = {column.column for column in data.categories} | set(data.report_by)
+    keys |= {name for name in (data.group, data.stratum) if name is not None}
+    texts = {column.column for column in data.strings} - keys
+    return replace(source, as_spelled=as_spelled(source.frame, source.columns, keys, texts))
+
+
 def _add_string(table: Canonical, column: StringColumn) -> None:
     what = f"string column '{column.column}'"
     text = table.require(column.column, what, TEXT)
@@ -146,7 +158,7 @@ def _add_numeric(
         return
     missing = table.source.is_missing(column.column)
     if column.if_null is None:
-        table.check(f"{what}: null or NaN", missing, number)
+        table.check(f"{what}: null or NaN", missing, pl.lit(None))
     elif not isinstance(column.if_null, str):
         number = pl.when(missing).then(pl.lit(column.if_null)).otherwise(number)
     _check_numbers(table, what, column, number)
@@ -223,7 +235,7 @@ def _add_target(table: Canonical, target: TargetColumn) -> None:
             number,
         )
     _check_domain(table, what, target.transform, number)
-    table.columns[f"target:{target.name}"] = number.cast(pl.Float32)
+    table.columns[f"target:{target.name}"] = number.fill_nan(None).cast(pl.Float32)
 
 
 def _add_key(
@@ -250,11 +262,12 @@ def _add_weight(table: Canonical, rule: RowWeight) -> None:
     value = table.require(rule.column, what, KEY if is_text else NUMBER_IN_WORDS)
     if value is None:
         return
-    present = pl.col(rule.column).is_not_null()
-    table.check(f"{what}: null", ~present, value)
+    column = pl.col(rule.column)
+    missing = column.is_null() if is_text else table.source.is_missing(rule.column)
+    table.check(f"{what}: null", missing, value)
     if isinstance(rule.equals, bool):
         is_truth = value.is_in([0.0, 1.0]).fill_null(False)
-        table.check(f"{what}: neither true nor false", present & ~is_truth, value)
+        table.check(f"{what}: neither true nor false", ~missing & ~is_truth, value)
     chosen = value == (spelled(rule.equals) if isinstance(rule.equals, str) else float(rule.equals))
     weight, one = pl.lit(rule.weight, dtype=pl.Float32), pl.lit(1.0, dtype=pl.Float32)
     table.columns["weight"] = pl.when(chosen).then(weight).otherwise(one)

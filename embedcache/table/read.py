@@ -8,7 +8,8 @@ columns (`survey`), and raise one TableError with everything that is wrong; or, 
 says so, do without the rows that break a rule (`invalid`). Nothing is written before that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import polars as pl
@@ -40,8 +41,9 @@ def read_table(
     """
     source, num_excluded = without_excluded(open_source(file, data), data, targets)
     label = _stratifying_label(targets, split)
-    canonical = canonical_columns(source, data, targets, split)
-    table = _checked(canonical, data, targets, label, known, for_prediction=False)
+    with _readable(source):
+        canonical = canonical_columns(source, data, targets, split)
+        table = _checked(canonical, data, targets, label, known, for_prediction=False)
     return replace(table, num_excluded=num_excluded)
 
 
@@ -51,8 +53,17 @@ def read_features(source: Source, data: DataConfig, reach: Reach = NO_REACH) -> 
     A table without rows is one. With `on_invalid: skip` rows that break a rule stay, their features
     null, and the column REASON of `invalid` says what is wrong with them.
     """
-    canonical = canonical_columns(source, data, (), SplitConfig(strategy="random"), reach)
-    return _checked(canonical, data, (), None, NO_VOCABULARIES, for_prediction=True)
+    with _readable(source):
+        canonical = canonical_columns(source, data, (), SplitConfig(strategy="random"), reach)
+        return _checked(canonical, data, (), None, NO_VOCABULARIES, for_prediction=True)
+
+
+@contextmanager
+def _readable(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        raise TableError(f"{source.path} cannot be read: {error}") from None
 
 
 def _checked(
@@ -67,17 +78,14 @@ def _checked(
     source = canonical.source
     if not canonical.columns:
         raise _table_error(source, canonical.violations)
-    try:
-        num_rows = _num_rows(source)
-        if num_rows == 0 and not for_prediction:
-            raise _table_error(source, [*canonical.violations, "the table has no rows"])
-        if data.on_invalid == "refuse":
-            of_rows = [line for _, line in run_checks(source.frame, canonical.checks)]
-            violations = canonical.violations + of_rows
-            return _surveyed(canonical, data, targets, label, known, violations, num_rows)
+    num_rows = _num_rows(source)
+    if num_rows == 0 and not for_prediction:
+        raise _table_error(source, [*canonical.violations, "the table has no rows"])
+    if data.on_invalid == "skip":
         return _without_invalid(canonical, data, targets, label, known, for_prediction, num_rows)
-    except pl.exceptions.PolarsError as error:
-        raise TableError(f"{source.path} cannot be read: {error}") from None
+    of_rows = [line for _, line in run_checks(source.frame, canonical.checks)]
+    violations = canonical.violations + of_rows
+    return _surveyed(canonical, data, targets, label, known, violations, num_rows)
 
 
 def _without_invalid(

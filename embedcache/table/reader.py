@@ -46,37 +46,37 @@ class Source:
     # records with another number of cells than the header, by row, and how many they have
     ragged: Mapping[int, int] = field(default_factory=dict)
     num_cells: int = 0  # of the header, for a text file
+    # columns whose every value is spelled as all formats spell it, so that nothing is to be done
+    as_spelled: frozenset[str] = frozenset()
     copy: Any = None  # what keeps a temporary copy alive while rows are read from it
 
     def text(self, column: str) -> pl.Expr:
         """Return a column of text, categories, numbers or booleans as text, without blanks."""
         text = pl.col(column).cast(pl.String)
-        return text if self.is_csv else text.str.strip_chars()
+        return text if self.is_csv or column in self.as_spelled else text.str.strip_chars()
 
     def key(self, column: str) -> pl.Expr:
         """Return a column that names something, in the spelling that all formats share."""
-        return spelled_rows(pl.col(column).cast(pl.String))
+        text = pl.col(column).cast(pl.String)
+        return text if column in self.as_spelled else spelled_rows(text)
 
     def number(self, column: str) -> pl.Expr:
         """Return a column as float64: booleans as 0 and 1, text parsed, null where that fails.
 
-        NaN is a missing value, as pandas and R write it, hence null.
+        NaN, which pandas and R write for a missing value, is still there.
         """
-        return self._read(column).fill_nan(None)
-
-    def is_missing(self, column: str) -> pl.Expr:
-        """Whether a column of numbers has no value: null or NaN."""
-        return pl.col(column).is_null() | self._read(column).is_nan()
-
-    def is_garbled(self, column: str) -> pl.Expr:
-        """Whether a column of numbers has a text that is none."""
-        return pl.col(column).is_not_null() & self._read(column).is_null()
-
-    def _read(self, column: str) -> pl.Expr:
         if self.is_csv:
             return pl.col(PARSED + column)
         is_text = self.is_text(column) and self.columns[column] != pl.Null
         return _parsed(column, ".") if is_text else pl.col(column).cast(pl.Float64)
+
+    def is_missing(self, column: str) -> pl.Expr:
+        """Whether a column of numbers has no value: null or NaN."""
+        return pl.col(column).is_null() | self.number(column).is_nan()
+
+    def is_garbled(self, column: str) -> pl.Expr:
+        """Whether a column of numbers has a text that is none."""
+        return pl.col(column).is_not_null() & self.number(column).is_null()
 
     def is_number(self, column: str) -> bool:
         """Whether the column can be read as numbers; one without any value can be anything."""

@@ -6,9 +6,12 @@ compared in one spelling, so that the same table means the same in every format.
 the same rule in Python.
 """
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 import polars as pl
 
-from embedcache.values import DECIMAL, WHOLE
+from embedcache.values import DECIMAL, WHOLE, spelled
 
 
 def spelled_rows(text: pl.Expr) -> pl.Expr:
@@ -18,3 +21,30 @@ def spelled_rows(text: pl.Expr) -> pl.Expr:
     number = text.str.replace(f"^{WHOLE}$", "${1}${2}").str.replace(f"^{DECIMAL}$", "${1}${2}")
     is_truth = (lower == "true") | (lower == "false")
     return pl.when(is_truth).then(lower).otherwise(number)
+
+
+def as_spelled(
+    frame: pl.LazyFrame, schema: Mapping[str, Any], keys: Collection[str], texts: Collection[str]
+) -> frozenset[str]:
+    """Return which columns need no spelling: `keys` that name something, `texts` without blanks.
+
+    Columns that `schema` does not have, or that are of another type, are passed over.
+    """
+    whole = {name for name in keys if name in schema and _is_whole(schema[name])}
+    text = {name for name in {*keys, *texts} if schema.get(name) == pl.String}
+    if not text:
+        return frozenset(whole)
+    distinct = frame.select(pl.col(name).unique().implode() for name in sorted(text))
+    values = distinct.collect(engine="streaming").row(0, named=True)
+    return frozenset(whole) | {
+        name
+        for name in text
+        if all(
+            value is None or (spelled(value) if name in keys else value.strip()) == value
+            for value in values[name]
+        )
+    }
+
+
+def _is_whole(dtype: Any) -> bool:
+    return dtype.is_integer() or dtype == pl.Boolean

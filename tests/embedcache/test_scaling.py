@@ -105,7 +105,7 @@ def test_what_is_undone_stays_in_the_domain_and_tells_of_overflow() -> None:
 
 def test_statistics_of_a_target_are_of_its_transformed_labels() -> None:
     labels = 10.0 ** np.array([[-6.0], [-2.0], [np.nan], [2.0]])
-    fit = ScalingFit([], [], [TargetColumn(name="k", column="k", transform="log10")])
+    fit = ScalingFit([], [TargetColumn(name="k", column="k", transform="log10")])
     fit.add(np.empty((4, 0), dtype=np.float32), labels.astype(np.float32))
     found = fit.result()
     assert found.target_mean == pytest.approx((-2.0,), abs=1e-6)
