@@ -37,8 +37,8 @@ _WORDS = {
     "model_type": "Input should be a mapping of keys to values",
     "model_attributes_type": "Input should be a mapping of keys to values",
     "string_type": "Input should be text",
-    "too_short": "Input should have at least {min_length} items, found {actual_length}",
-    "too_long": "Input should have at most {max_length} items, found {actual_length}",
+    "too_short": "Input should have {min_length} or more items, found {actual_length}",
+    "too_long": "Input should have {max_length} or fewer items, found {actual_length}",
 }
 
 

@@ -235,9 +235,10 @@ def _check_device(device: torch.device | str) -> None:
     try:
         torch.zeros(1, device=device).cpu()  # a meta tensor has no numbers to copy
     except (RuntimeError, AssertionError, ImportError) as error:  # as torch says that it has none
-        raise RunError(
-            f"device '{device}' cannot be used on this machine: {str(error).splitlines()[0]:.100}"
-        ) from None
+        why = str(error).splitlines()[0]
+        if why.startswith("Expected one of"):  # twenty kinds, of which few are in any build
+            why = "expected cpu, cuda, cuda:1, or another that this torch was built for"
+        raise RunError(f"device '{device}' cannot be used on this machine: {why}") from None
 
 
 def _recipe_of(

@@ -170,7 +170,10 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     ((*EVALUATE, "--oracle", "nowhere.parquet"), "there is no oracle file nowhere.parquet"),
     ((*EVALUATE, "--oracle", "junk.parquet"), "the oracle junk.parquet cannot be read"),
     ((*EVALUATE, "--split", "validaton"), "argument --split: invalid choice: 'validaton'"),
-    ((*EVALUATE, "--device", "gpu"), "device 'gpu' cannot be used on this machine"),
+    (
+        (*EVALUATE, "--device", "gpu"),
+        "device 'gpu' cannot be used on this machine: expected cpu, cuda, cuda:1",
+    ),
     # predictions
     (("predict", "--run", "no", *ROWS, "o.csv"), "no is not a run folder"),
     ((*PREDICT, "--input", "no.csv", "--output", "o.csv"), "no table no.csv; --input must name a"),
