@@ -88,9 +88,6 @@ def _blocks(text: str) -> Word:
         )
     (start,), (end,) = _stars(unit, BEFORE), _stars(unit, BEHIND)
     path = Chem.GetShortestPath(unit, start, end)
-    # An atom beyond a cut decides whether a ring is aromatic (`O=c1cccc[nH]1`), a star does not: so
-    # that all cuts see the same, each block perceives its rings anew.
-    Chem.Kekulize(unit, clearAromaticFlags=True)
     bonds, labels = [], []
     for left, right in pairwise(path[1:-1]):
         bond = unit.GetBondBetweenAtoms(left, right)
@@ -104,7 +101,6 @@ def _blocks(text: str) -> Word:
     unit.GetAtomWithIdx(end).SetIsotope(2 * len(bonds) + 2)
     if bonds:
         unit = Chem.FragmentOnBonds(unit, bonds, dummyLabels=labels)
-    Chem.SanitizeMol(unit)
     blocks = Chem.MolToSmiles(unit).split(".")
     return tuple(_settled(_LABEL.sub(_renumbered, block)) for block in sorted(blocks, key=_place))
 
@@ -132,7 +128,11 @@ def _is_cut(bond: Chem.Bond) -> bool:
 
 @lru_cache(maxsize=100_000)
 def _settled(block: str) -> str:
-    """Return a block's SMILES as RDKit writes it after reading it again."""
+    """Return a block's SMILES as RDKit writes it after reading it again.
+
+    An atom beyond a cut may decide whether a ring is aromatic (`O=c1cccc[nH]1`), a star does not:
+    read again, a ring is the same wherever the chain was cut.
+    """
     return Chem.MolToSmiles(Chem.MolFromSmiles(block))
 
 

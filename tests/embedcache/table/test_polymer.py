@@ -179,6 +179,7 @@ def test_published_polymers_are_one_string_each() -> None:
         (["[*][13CH2]C[*]", "[*]CC[*]", "[*][13CH2][13CH2][*]"], 3),
         (["[*]C=C[*]", "[*]=CC=[*]", "[*]C=CC=C[*]"], 1),
         (["[*]CCO[*]", "[*]CCOCCCO[*]", "[*]CCOCCOCCCO[*]"], 3),
+        (["[*]CN=C1C=CC=CN1[*]", "[*]=C1C=CC=CN1CN=[*]", "[*]n1ccccc1=NC[*]"], 1),
         (["[*]CC([*])C", "[*]CC(C)C(C)C[*]"], 2),  # head to tail, head to head
     ],
 )
