@@ -140,6 +140,7 @@ def _surveyed(
     facets = [column for column in data.report_by if f"facet:{column}" in columns]
     spellings = {column.name: survey.spellings(column) for column in strings}
     table = Table(
+        path=source.path,
         frame=frame,
         columns=columns,
         first_row=known.num_rows,

@@ -7,6 +7,7 @@ new ones, sorted.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -23,6 +24,7 @@ from embedcache.table.vocabulary import Vocabularies, Vocabulary
 class Table:
     """A file that keeps to its config, and the names in it and in the files before it."""
 
+    path: Path  # as messages name it
     frame: pl.LazyFrame  # canonical columns
     # their names; a target without a column here has no labels in this file
     columns: frozenset[str]
@@ -87,9 +89,10 @@ class Table:
                 yield from rows.collect_batches(
                     chunk_size=num_rows, maintain_order=True, engine="streaming"
                 )
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+            # of a Parquet file that is cut meanwhile polars' own code panics
             raise TableError(
-                f"the table changed or became unreadable while it was being read: {error}"
+                f"{self.path} changed or became unreadable while it was being read: {error!s:.200}"
             ) from None
 
     @property

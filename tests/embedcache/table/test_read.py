@@ -457,3 +457,18 @@ def test_numbers_are_no_texts(study_of: Callable, frame_of: Callable) -> None:
     assert "data.numeric" in report
     read(study_of(with_cells(frame, "smiles", {7: "A36"}), strings=strings))
     assert "240 'is a number'" in report_of(study_of(frame))
+
+
+def test_a_table_that_goes_while_it_is_read_is_named(
+    study_of: Callable, frame_of: Callable
+) -> None:
+    study = study_of(frame_of())
+    table = read(study)
+    file = Path(study.data.files[0])
+    if file.suffix == ".parquet":
+        file.write_bytes(file.read_bytes()[:200])
+        with pytest.raises(TableError, match=rf"{file} changed or became unreadable"):
+            list(table.blocks(["numeric:x"], 100))
+    file.unlink()
+    with pytest.raises(TableError, match=rf"{file} changed or became unreadable"):
+        list(table.blocks(["numeric:x"], 100))
