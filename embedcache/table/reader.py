@@ -24,6 +24,7 @@ from embedcache.table.textfile import UNPACKED, not_utf8, open_text
 PARSED = "number:"  # before the name of a text file's column: what its cells are as numbers
 RECORD = "record:"  # the number of a text file's record, where some records are broken
 _WHOLE_NUMBER = r"^-?(0|[1-9][0-9]{0,17})$"  # that Int64 holds and writes as it was
+_CODE = r"^[+-]?(0[0-9]|[0-9]{17,}$)"  # digits that a number would lose
 TEXT_KINDS = (".csv", ".tsv", ".txt")
 ARROW_KINDS = (".arrow", ".feather", ".ipc")
 KINDS = (
@@ -161,7 +162,8 @@ def frame_source(
 def typed(source: Source) -> pl.LazyFrame:
     """Return a text file's rows with each column as the type that all of its cells have.
 
-    That is whole numbers, numbers, truths or text, found by a pass over all of them.
+    That is whole numbers, numbers, truths or text, found by a pass over all of them; codes whose
+    digits a number would lose are text.
     """
     names = list(source.columns)
     lower = {name: pl.col(name).str.to_lowercase() for name in names}
@@ -170,7 +172,7 @@ def typed(source: Source) -> pl.LazyFrame:
             pl.col(name).is_not_null().any(),
             lower[name].is_in(["true", "false"]).all(),
             pl.col(name).str.contains(_WHOLE_NUMBER).all(),
-            (~source.is_garbled(name)).all(),
+            (~source.is_garbled(name) & ~pl.col(name).str.contains(_CODE)).all(),
         )
         for name in names
     }

@@ -353,3 +353,61 @@ def test_means_are_those_of_all_rows(
     wanted = pl.read_parquet(target).select(pl.col(added).cast(pl.Float64).mean()).row(0)
     assert found.num_rows == 420
     np.testing.assert_allclose(list(found.means.values()), wanted, rtol=1e-12)
+
+
+def test_broken_rows_are_predicted_as_null_where_that_is_asked_for(
+    call: Call, folder: Path, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    smiles = frame["smiles"].to_list()
+    smiles[3:5] = ["CCO", "[*]CCCC[*]"]
+    x0 = [1e6, *frame["x0"].to_list()[1:]]
+    frame.with_columns(pl.Series("smiles", smiles), pl.Series("x0", x0)).write_csv(source)
+    words = ["--run", str(folder), "--input", str(source), "--output", str(target)]
+    code, _, err = call(main, *words)
+    assert code == 2
+    assert "'CCO' is not a psmiles" in err
+    assert not target.exists()
+    code, out, err = call(main, *words, "--on-invalid", "skip")
+    assert (code, err) == (0, "")
+    assert "1 row of 420 break a rule of the config and are predicted as null" in out
+    assert "1 row of 420 have a string or a category that training never saw" in out
+    written = pl.read_csv(target)
+    assert written["predicted_outcome"].null_count() == 1
+    assert written["predicted_outcome"][3] is None
+    assert written["known"].to_list()[3:6] == [None, False, True]
+    assert written["outside"][0]
+    assert written["key"].to_list() == frame["key"].to_list()
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.parquet"])
+def test_an_empty_input_is_an_empty_output(
+    name: str, call: Call, folder: Path, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    source, target = tmp_path / name, tmp_path / "out.parquet"
+    empty = frame.head(0)
+    empty.write_csv(source) if name.endswith("csv") else empty.write_parquet(source)
+    assert predict_into(call, target, folder, source) == (0, "")
+    added = ["predicted_outcome", "predicted_good", "predicted_gappy"]
+    written = pl.read_parquet(target)
+    assert (written.height, written.columns) == (0, [*frame.columns, *added, *MARKS])
+
+
+def test_a_text_files_columns_have_the_types_of_their_cells_in_parquet(
+    call: Call, folder: Path, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / "out.parquet"
+    more = frame.with_columns(code=pl.lit("007"), empty=pl.lit(None), big=pl.lit("9" * 19))
+    more.write_csv(source, separator=";")
+    assert predict_into(call, target, folder, source) == (0, "")
+    found = pl.read_parquet(target)
+    names = ("key", "real", "x0", "smiles", "code", "big")
+    types = {name: str(found.schema[name]) for name in names}
+    assert types == {
+        "key": "Int64",
+        "real": "Boolean",
+        "x0": "Float64",
+        "smiles": "String",
+        "code": "String",
+        "big": "String",
+    }
