@@ -34,7 +34,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "encoder": {"config", "schema", "errors", "files", "kernels", "text"},
         "cache": {"config", "schema", "errors", "files", "scaling", "table", "encoder"}
         | {"system"},
-        "build": {"config", "errors", "files", "ranks", "scaling"}
+        "build": {"config", "errors", "files", "ranks", "scaling", "text"}
         | {"table", "split", "encoder", "cache"},
         "live": {"config", "errors", "kernels", "encoder", "cache"},
     },

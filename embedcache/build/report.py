@@ -10,6 +10,7 @@ from embedcache.cache.layout import StringSpec
 from embedcache.cache.reader import Cache
 from embedcache.cache.root import corrupt_root
 from embedcache.split.report import SplitCounts, split_table
+from embedcache.text import count_of
 
 MOST_SHOWN = 3  # merged or unknown strings per column
 MOST_SPLIT_LINES = 12
@@ -115,12 +116,11 @@ class BuildReport:
         return "\n".join(lines)
 
     def _rows_line(self) -> str:
-        counts = (
-            (self.num_excluded, "left out by data.exclude_rows"),
-            (self.num_invalid, "left out by data.on_invalid"),
-            (self.num_blank, "blank lines are none"),
-        )
-        apart = ", ".join(f"{count:,} {what}" for count, what in counts if count)
+        left_out = ((self.num_excluded, "exclude_rows"), (self.num_invalid, "on_invalid"))
+        told = [f"{count:,} left out by data.{key}" for count, key in left_out if count]
+        if self.num_blank:
+            told.append(f"not counting {count_of(self.num_blank, 'blank line')}")
+        apart = ", ".join(told)
         categories = [f", {column} ({count} categories)" for column, count in self.categories]
         groups = f", {self.num_groups:,} groups" if self.num_groups else ""
         return (

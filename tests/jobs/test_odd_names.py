@@ -14,6 +14,7 @@ import yaml
 from embedcache.build.decide import build_cache
 from fusionnet.commands import evaluate_model, predict
 from fusionnet.experiment import load_experiment
+from fusionnet.workflow.predicting import MARKS
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -121,6 +122,6 @@ def test_rows_of_odd_names_are_predicted(
         written = pl.read_parquet(target)
         head, first = written.columns, written[SCRIPT].to_list()
     added = [f"predicted_{NAMES[column]}" for column in ("outcome", "good", "gappy")]
-    assert head == [*pl.read_parquet_schema(table), *added]
+    assert head == [*pl.read_parquet_schema(table), *added, *MARKS]
     assert first == pl.read_parquet(table)[SCRIPT].to_list()
     assert list(tmp_path.iterdir()) == [target]

@@ -60,6 +60,9 @@ def _standardised(raw: Float[np.ndarray, "1 F"], scaling: Scaling) -> Float[np.n
     columns = []
     for number, transform in enumerate(scaling.transforms):
         x = raw[:, number].astype(np.float64)
+        fill = scaling.fill[number]
+        if fill is not None:
+            x = np.nan_to_num(x, nan=fill)
         match transform:
             case "log10":
                 x = np.log10(x)
