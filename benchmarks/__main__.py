@@ -28,6 +28,7 @@ STUDIES = {
     "loading": "the share of a step spent waiting for rows, resident and streamed, and memory",
     "endurance": "memory over ten thousand steps and ten million predicted rows",
     "electrolyte": "ionic conductivity of real polymer electrolytes beside gradient boosting",
+    "mistakes": "mistakes reported of other tools: refused in words, or the right numbers?",
 }
 README = "texts and pictures of all results, benchmarks/README.md and README.md's block"
 

@@ -158,6 +158,8 @@ def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str, str]:
         return where, f"unknown key; {_hint(cls, path)}", ""
     message = problem["msg"].removeprefix("Value error, ")
     wrong = _WORDS[kind].format(**problem.get("ctx", {})) if kind in _WORDS else message
+    if kind == "string_type" and isinstance(problem["input"], bool):
+        wrong = f"{wrong}; quote it, since YAML reads a bare yes, no, on or off as a truth"
     if kind == "value_error" and isinstance(problem["input"], dict):
         return where, wrong, ""  # on several keys, which the message names
     return where, wrong, f" (got {_shown.repr(problem['input'])}){meaning}"

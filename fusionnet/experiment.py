@@ -26,6 +26,8 @@ from fusionnet.config.tasks import LossConfig, Task
 from fusionnet.config.train import OptimConfig, RunConfig, TrainConfig
 from fusionnet.yamlfile import MOST_DEPTH, parse_yaml, read_yaml, shown, to_yaml
 
+_CSV_SIGNS = {",", "|", ":", "\t"}  # of which none is a value in YAML
+
 
 class Experiment(Config):
     """Everything that a run depends on; saved with the run, defaults resolved."""
@@ -170,7 +172,7 @@ def _arrows(chain: list[Path]) -> str:
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Return the nested mapping with every `a.b.c=value` set.
 
-    Values are read as YAML, list items are addressed by their index.
+    Values are read as YAML; list items are addressed by their index.
     """
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -179,8 +181,16 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             raise _refused(override, "expected KEY=VALUE, such as --set train.epochs=3")
         if len(path) > MOST_DEPTH:
             raise _refused(override, f"no key is {len(path)} levels deep")
-        _set_at(values, path, parse_yaml(text, f"--set {shown(override)}"), override)
+        _set_at(values, path, _value(text, f"--set {shown(override)}"), override)
     return values
+
+
+def _value(text: str, origin: str) -> Any:
+    """Return what the text behind a key stands for: YAML, but a sign of a CSV file is itself.
+
+    `data.csv.decimal=','` is what a message asks for, and a shell takes the quotes away.
+    """
+    return text if text in _CSV_SIGNS else parse_yaml(text, origin)
 
 
 def _set_at(values: Any, path: list[str], value: Any, override: str) -> None:

@@ -3,10 +3,12 @@
 PyYAML's safe loader runs no code, but it takes the last of two equal keys in silence, lets 350
 bytes of nested aliases stand for ten million values, and answers a depth of a thousand, a month 99
 or an integer of 5,000 digits with an exception of Python's own. Here all of that is one ConfigError
-that says where. A date is text, since no key is one.
+that says where. A date is text, since no key is one; so are 1:30 and 010, which YAML 1.1 takes for
+90 and 8.
 """
 
 import codecs
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +26,9 @@ _RESOLVERS = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _UNREAD]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_TEXT = "tag:yaml.org,2002:str"
 _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+_NO_NUMBER = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # octal and sexagesimal, which nobody means
 
 
 def read_yaml(file: Path) -> Any:
@@ -68,7 +72,13 @@ def parse_yaml(text: str, origin: str) -> Any:
             )
         return None if node is None else _copied(loader.construct_document(node))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is not valid YAML: {error}") from None
+        raise ConfigError(f"{origin} is not valid YAML: {error}{_advice(error)}") from None
+
+
+def _advice(error: yaml.YAMLError) -> str:
+    """Return what is to be done about a tab, which YAML calls a character that starts no token."""
+    problem = getattr(error, "problem", None) or ""
+    return "\nYAML allows no tab there; indent with blanks" if "\\t" in problem else ""
 
 
 def to_yaml(values: dict[str, Any]) -> str:
@@ -141,6 +151,11 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         self._sizes[node] = 1 + sum(self._sizes[child] for child in _children(node))
         return node
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """Return a node's tag; a number of base 8 or 60 is text."""
+        tag = super().resolve(kind, value, implicit)
+        return _TEXT if tag in _NUMBERS and _NO_NUMBER.fullmatch(value) else tag
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Return the next mapping, having noted the keys that it has twice."""

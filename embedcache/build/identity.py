@@ -13,7 +13,7 @@ from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.encoder.loading import DTYPE, encoder_entries
 from embedcache.errors import TableError
 from embedcache.files import file_digest
-from embedcache.table.reader import KINDS, parquet_files
+from embedcache.table.reader import no_table, parquet_files
 
 
 def wanted_identity(
@@ -76,7 +76,7 @@ def table_digest(path: str | Path) -> str:
             digest.update(f"{part.relative_to(file)}\0{file_digest(part)}\n".encode())
         return digest.hexdigest()
     if not file.is_file():
-        raise TableError(f"there is no table {file}; data.path must name {KINDS}")
+        raise no_table(file)
     return file_digest(file)
 
 

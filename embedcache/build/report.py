@@ -154,7 +154,8 @@ class BuildReport:
                 f"{text:.60} <- {' | '.join(f'{spelling:.40}' for spelling in spellings)}"
                 for text, spellings in merged.items()
             ]
-            lines.append(f"  {len(merged):,} strings are spelled in several ways: {_first(shown)}")
+            are = "string is" if len(merged) == 1 else "strings are"
+            lines.append(f"  {len(merged):,} {are} spelled in several ways: {_first(shown)}")
         if unknown:
             shown = [
                 f"{', '.join(repr(part) for part in parts):.60} in {text:.60}"

@@ -126,8 +126,9 @@ def _refuse_too_long(
         return
     listed = [f"  - {length} tokens: {string:.120}" for string, length in too_long[:10]]
     raise TokenizerError(
-        f"{len(too_long)} strings are longer than the encoder's {max_length} positions; shorten or"
-        " remove them:\n" + "\n".join(listed)
+        f"{len(too_long):,} {'string is' if len(too_long) == 1 else 'strings are'} longer than"
+        f" the encoder's {max_length} positions; shorten them, or leave their rows out"
+        " (data.exclude_rows):\n" + "\n".join(listed)
     )
 
 

@@ -20,6 +20,14 @@ Hint = Callable[[float, float], str]
 Advice = Callable[[Sequence[str]], str]
 _MISSING = {"na", "n/a", "#n/a", "null", "none", "nil", "-", "--", "?", "missing", "nd", "n.d."}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}([ ,'\u2019\u00a0\u202f]\d{3})+(\.\d*)?")
+_OTHER_MINUS = re.compile(r"[\u2010-\u2014\u2212](?=[\d.])")
+_BOUND = re.compile(r"[<>≤≥≲≳]=?\s*[+-]?[\d.].*")
+_MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_DATE = re.compile(
+    rf"\d{{4}}-\d\d?-\d\d?.*|\d\d?[./]\d\d?[./]\d+.*|\d+-({_MONTHS}).*|({_MONTHS})-\d+",
+    re.IGNORECASE,
+)
 _WITH_MORE = re.compile(r"[<>~≈=±]?\s*[+-]?\d+(\.\d+)?\s*\D.*|[<>~≈=±].*\d.*")
 
 
@@ -80,14 +88,33 @@ def _wrong_texts(broken: pl.LazyFrame, known: Sequence[str]) -> str:
 
 
 def advice_on_text(texts: Sequence[str]) -> str:
-    """Return what texts that are no numbers suggest: a mark of missing values, a decimal comma."""
+    """Return what texts that are no numbers suggest: a mark of missing values, a decimal comma, a
+    unit, what a spreadsheet made of a number.
+    """
     if any(text.lower() in _MISSING for text in texts):
         return "; if that stands for a missing value, list it in data.null_values"
+    if any(_OTHER_MINUS.match(text) for text in texts):
+        signs = {f"U+{ord(text[0]):04X}" for text in texts if _OTHER_MINUS.match(text)}
+        return f"; the minus sign is {', '.join(sorted(signs))}, not the hyphen-minus of numbers"
+    if any(_DATE.fullmatch(text) for text in texts):
+        return "; is it a number that a spreadsheet took for a date? correct it there"
     if any(_DECIMAL_COMMA.fullmatch(text) for text in texts):
-        return "; if that is a decimal comma, set data.csv.decimal: ','"
+        either = any(_THOUSANDS.fullmatch(text) for text in texts)
+        return "; if that is a decimal comma, set data.csv.decimal: ','" + (
+            "; if it sets thousands apart, take it out" if either else ""
+        )
+    if any(_THOUSANDS.fullmatch(text) for text in texts):
+        return "; take out what sets thousands apart"
+    if any(_BOUND.fullmatch(text) for text in texts):
+        return "; a bound is no value: leave the cell empty, or write the number that it stands for"
     if any(_WITH_MORE.fullmatch(text) for text in texts):
         return "; write the number alone, its unit in `unit`"
     return ""
+
+
+def advice_on_classes(texts: Sequence[str]) -> str:
+    """Return what texts that are no truths suggest: two classes in words."""
+    return advice_on_text(texts) or "; write the classes as 0 and 1, or false and true"
 
 
 def first_rows(frame: pl.LazyFrame, key: pl.Expr, values: Iterable[str]) -> dict[str, list[int]]:

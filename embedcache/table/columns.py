@@ -23,13 +23,21 @@ from embedcache.config.table import (
     indicator_of,
 )
 from embedcache.scaling import DOMAIN_LOW
-from embedcache.table.checks import Advice, Check, Hint, RangeHint, advice_on_text
+from embedcache.table.checks import (
+    Advice,
+    Check,
+    Hint,
+    RangeHint,
+    advice_on_classes,
+    advice_on_text,
+)
 from embedcache.table.reader import KEY, NUMBER, NUMBER_IN_WORDS, RECORD, TEXT, ColumnType, Source
 from embedcache.table.spelling import as_spelled
 from embedcache.text import nearest
 from embedcache.values import spelled
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+EXACT_MAX = float(1 << 53)  # beyond, two whole numbers may be one float64
 Reach = Mapping[str, tuple[float, float]]  # by column
 NO_REACH: Reach = MappingProxyType({})
 NO_VALUE = "(null)"  # how a facet shows rows without a value
@@ -93,6 +101,13 @@ def canonical_columns(
     mistyped ones are noted as violations.
     """
     table = Canonical(_looked_at(source, data))
+    if source.header_is_short:
+        table.violations.append(
+            f"each row has one cell more than the header's {source.num_cells}: a separator at the"
+            " end of each line, row names without a name in the header (as R writes them), or a"
+            " decimal comma; give the header one name more, or take that cell away"
+        )
+        return table
     if source.ragged:
         row, cells = next(iter(source.ragged.items()))
         table.check(
@@ -197,12 +212,13 @@ def _check_numbers(
 ) -> None:
     """Add the checks that features and targets share: finite, within float32 and their range."""
     source = table.source
+    is_binary = isinstance(column, TargetColumn) and column.kind == "binary"
     if source.is_text(column.column):
         table.check(
             f"{what}: not a number",
             source.is_garbled(column.column),
             source.text(column.column),
-            advice=advice_on_text,
+            advice=advice_on_classes if is_binary else advice_on_text,
         )
     finite = number.is_finite()
     table.check(f"{what}: infinite", number.is_infinite(), number)
@@ -249,6 +265,14 @@ def _add_key(
     elif text is not None:
         table.check(f"{what}: null or empty", text.is_null() | (text.str.strip_chars() == ""), text)
         table.columns[name] = text
+    if text is not None and table.source.columns[column].is_float():
+        number = pl.col(column).cast(pl.Float64)
+        table.check(
+            f"{what}: floats that may stand for several whole numbers; write it as text or whole"
+            " numbers, which a join with missing values makes floats",
+            number.abs() > EXACT_MAX,
+            number,
+        )
 
 
 def _add_facet(table: Canonical, column: str) -> None:

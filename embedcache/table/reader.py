@@ -47,6 +47,7 @@ class Source:
     # records with another number of cells than the header, by row, and how many they have
     ragged: Mapping[int, int] = field(default_factory=dict)
     num_cells: int = 0  # of the header, for a text file
+    header_is_short: bool = False  # whether each record has one cell more than it
     # columns whose every value is spelled as all formats spell it, so that nothing is to be done
     as_spelled: frozenset[str] = frozenset()
     copy: Any = None  # what keeps a temporary copy alive while rows are read from it
@@ -121,7 +122,7 @@ def open_source(path: str | Path, data: DataConfig, named: str = "data.path") ->
     """
     file = Path(path)
     if not file.exists():
-        raise TableError(f"there is no table {file}; {named} must name {KINDS}")
+        raise no_table(file, named)
     try:
         if file.is_dir():
             return _open_typed(file, _scan_folder(file, named), data)
@@ -140,6 +141,12 @@ def open_source(path: str | Path, data: DataConfig, named: str = "data.path") ->
         what = " ".join(str(error).split())
         raise TableError(f"{file} cannot be read: {what:.400}") from None
     raise TableError(f"{file}: expected {KINDS}, found '{file.suffix}'")
+
+
+def no_table(file: Path, named: str = "data.path") -> TableError:
+    """Return the error on a file that there is not; `named` is the key or flag that names it."""
+    place = "" if file.is_absolute() else f", seen from the folder {Path.cwd()}"
+    return TableError(f"there is no table {file}{place}; {named} must name {KINDS}")
 
 
 def kind_of(file: Path) -> str:
@@ -275,6 +282,10 @@ def _open_text(file: Path, kind: str, data: DataConfig) -> Source:
         num_blank=len(counts.blank),
         ragged=ragged,
         num_cells=counts.num_cells,
+        header_is_short=bool(
+            len(counts.ragged) == counts.num_records - len(counts.blank) > 0
+            and (counts.ragged_cells == counts.num_cells + 1).all()
+        ),
         copy=text.copy,
     )
 

@@ -25,6 +25,13 @@ from embedcache.config.table import CsvConfig
 from embedcache.errors import TableError
 
 SEPARATORS = (",", ";", "\t", "|")
+# how files begin that are no text, and the suffix by which they would be read
+_OTHER_KINDS = {
+    b"PK\x03\x04": ("a spreadsheet", ".xlsx"),
+    b"PAR1": ("Parquet", ".parquet"),
+    b"ARROW1": ("Arrow", ".arrow"),
+    b"\x1f\x8b": ("packed by gzip", ".csv.gz"),
+}
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLOCK_CHARS = 1 << 20
 
@@ -88,9 +95,12 @@ def not_utf8(file: Path, line: int) -> TableError:
 def _plain(file: Path, options: CsvConfig) -> tuple[Path, _TemporaryFolder | None]:
     """Return the file as UTF-8 without packing, and what holds the copy, if one was needed."""
     with _unpacking(file) as stream:
-        start = stream.read(2)
+        start = stream.read(6)
+    for mark, (what, suffix) in _OTHER_KINDS.items():
+        if start.startswith(mark):
+            raise TableError(f"{file} is no text: it begins as {what} does; name it {suffix}")
     encoding = options.encoding
-    if start in _UTF16 and codecs.lookup(encoding).name == "utf-8":
+    if start[:2] in _UTF16 and codecs.lookup(encoding).name == "utf-8":
         encoding = "utf-16"  # it says so itself
     is_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
     if is_utf8 and file.suffix.lower() not in UNPACKED:

@@ -171,6 +171,8 @@ def test_a_file_that_extends_what_it_cannot(tmp_path: Path, base: str, message: 
         ("train..epochs=1", "expected KEY=VALUE"),
         ("=1", "expected KEY=VALUE"),
         (f"{'.'.join('a' * 5000)}=1", "no key is 5000 levels deep"),
+        ("train.epochs=1:30", r"train\.epochs: .*integer.*'1:30'"),
+        ("tasks.0.name=no", r"tasks\.0\.name: .*text; quote it"),
         ("tasks.0.name=[", "--set .* is not valid YAML"),
         ("train={epochs: 1, epochs: 2}", "--set .* twice"),
         ("split.seed=" + "9" * 5000, "a number of 5,000 characters"),
@@ -197,3 +199,24 @@ def test_one_mistake_has_no_follow_up(tmp_path: Path) -> None:
         "  - tasks.0.column: is required; the table's column, of numbers or booleans",
         "  - tasks.0.columm: unknown key; did you mean 'column'?",
     ]
+
+
+def test_numbers_of_base_60_and_8_are_text() -> None:
+    read = parse_yaml("{a: 1:30, b: 12:30:45, c: 1:30.5, d: 010, e: -07, f: 0, g: 0.5, h: 10}", "c")
+    assert read == {
+        **{"a": "1:30", "b": "12:30:45", "c": "1:30.5", "d": "010", "e": "-07"},
+        **{"f": 0, "g": 0.5, "h": 10},
+    }
+    assert parse_yaml(to_yaml(read), "c") == read
+
+
+def test_a_tab_is_called_one() -> None:
+    with pytest.raises(ConfigError, match=r"line 2, column 1(.|\n)*no tab there"):
+        parse_yaml("train:\n\tepochs: 3", "c")
+
+
+@pytest.mark.parametrize("sign", [",", "|", ":", "\t", ";"])
+def test_a_sign_of_csv_files_needs_no_quotes_on_the_command_line(tmp_path: Path, sign: str) -> None:
+    (tmp_path / "c.yaml").write_bytes(GOOD)
+    found = load_experiment(tmp_path / "c.yaml", [f"data.csv.separator={sign}"])
+    assert found.data.csv.separator == sign

@@ -98,7 +98,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     ((*BUILD, *settings('cache.path="a\\0b"')), "has a NUL character"),
     ((*BUILD, *settings("data.strings.9.column=x")), "its items are 0 to 1"),
     # tables
-    ((*BUILD, *settings("data.path=nowhere.csv")), "no table nowhere.csv; data.path must name a"),
+    ((*BUILD, *settings("data.path=nowhere.csv")), "no table nowhere.csv, seen from the folder"),
     (
         (*BUILD, *settings("data.path=notes")),
         "no Parquet file in the folder notes, which data.path",
@@ -176,7 +176,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     ),
     # predictions
     (("predict", "--run", "no", *ROWS, "o.csv"), "no is not a run folder"),
-    ((*PREDICT, "--input", "no.csv", "--output", "o.csv"), "no table no.csv; --input must name a"),
+    ((*PREDICT, "--input", "no.csv", "--output", "o.csv"), "no table no.csv, seen from the folder"),
     ((*PREDICT, "--input", "notes", "--output", "o.csv"), "in the folder notes; --input must name"),
     ((*PREDICT, "--input", "tiny.yaml", "--output", "o.csv"), "tiny.yaml: expected a file that"),
     ((*PREDICT, "--input", "junk.parquet", "--output", "o.csv"), "junk.parquet cannot be read"),

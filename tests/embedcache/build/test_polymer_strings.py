@@ -30,7 +30,7 @@ def test_the_report_says_which_chains_were_merged(
     assert report.strings[0].num_strings == 3
     assert not report.unknown["polymer"]
     summary = report.summary()
-    assert "1 strings are spelled in several ways: [*]CCO[*] <- " in summary
+    assert "1 string is spelled in several ways: [*]CCO[*] <- " in summary
     assert all(text in summary for text in texts[:3])
 
 

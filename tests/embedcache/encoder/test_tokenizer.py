@@ -131,7 +131,7 @@ def test_too_long_is_an_error_never_a_cut(tiny_encoder_folder: Path) -> None:
     assert int(tokenize(tokenizer, [fits], 512, 269).tokens.lengths[0]) == 512
     with pytest.raises(
         TokenizerError,
-        match=r"1 strings are longer than the encoder's 512 positions.*\n.*513 tokens: \[\*\]CCC",
+        match=r"1 string is longer than the encoder's 512 positions.*\n.*513 tokens: \[\*\]CCC",
     ):
         tokenize(tokenizer, ["[*]CC[*]", fits.replace("[*]C", "[*]CC", 1)], 512, 269)
 

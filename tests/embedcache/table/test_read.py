@@ -208,7 +208,10 @@ def test_text_among_csv_numbers_is_found_and_shown(
     assert (
         f"{line}; if that stands for a missing value, list it in data.null_values; rows" in report
     )
-    assert "target column 'good': not a number: 1 row, e.g. 'yes'; row 3" in report
+    assert (
+        "target column 'good': not a number: 1 row, e.g. 'yes'; write the classes as 0 and 1, or"
+        in report
+    )
     assert "binary, but neither 0, 1, true nor false: 1 row, e.g. 2; row 4" in report
 
 
