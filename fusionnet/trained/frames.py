@@ -32,7 +32,7 @@ class FrameBlock:
 
     inputs: RowInputs  # of the U rows, in raw units; string ids index the table's distinct strings
     usable: Bool[np.ndarray, " B"]
-    marks: pl.DataFrame  # of all B rows: `known`, `outside`, `reason`
+    marks: pl.DataFrame | None  # of all B rows: `known`, `outside`, `reason`, if they are wanted
     kept: pl.DataFrame  # the same B rows of what comes along
 
     def spread(self, values: Float[Tensor, "U T"]) -> Float[Tensor, "B T"]:
@@ -68,7 +68,11 @@ def source_of(run: TrainedRun, frame: Any, named: str = "the path") -> Source:
 
 
 def frame_blocks(
-    run: TrainedRun, table: Table, block_rows: int, keep: pl.LazyFrame | None = None
+    run: TrainedRun,
+    table: Table,
+    block_rows: int,
+    keep: pl.LazyFrame | None = None,
+    with_marks: bool = False,
 ) -> Iterator[FrameBlock]:
     """Yield the table's rows as inputs on the CPU, block by block, with the same rows of `keep`.
 
@@ -90,15 +94,19 @@ def frame_blocks(
     columns += [_KEPT + name for name in kept]
     for block in table.blocks(columns, block_rows):
         beside = block.select(pl.col(_KEPT + name).alias(name) for name in kept)
-        yield _block(run, table, block, beside)
+        yield _block(run, table, block, beside, with_marks)
 
 
-def _block(run: TrainedRun, table: Table, block: pl.DataFrame, beside: pl.DataFrame) -> FrameBlock:
-    """Return rows as inputs, with what is to be known of their predictions."""
+def _block(
+    run: TrainedRun, table: Table, block: pl.DataFrame, beside: pl.DataFrame, with_marks: bool
+) -> FrameBlock:
+    """Return rows as inputs, with what is to be known of their predictions where that is wanted."""
     told = block[REASON] if REASON in block.columns else None
     usable = np.ones(block.height, dtype=bool) if told is None else told.is_null().to_numpy()
     rows = block if usable.all() else block.filter(usable)
     inputs = _inputs(run, table, rows)
+    if not with_marks:
+        return FrameBlock(inputs, usable, None, beside)
     known, outside, reason = _marks(run, table, rows, inputs)
     if told is not None and not usable.all():
         place = np.full(block.height, -1)

@@ -120,7 +120,7 @@ class RewardModel:
         columns = [f"predicted_{task.column}" for task in self.run.tasks]
         table = open_frame(self.run, frame, on_invalid)
         with prediction_bar(table.num_rows, progress) as bar:
-            for found in self._batches(table, "probability", keep):
+            for found in self._batches(table, "probability", keep, with_marks=True):
                 block = found.block
                 predictions = block.spread(found.predictions).cpu().numpy()
                 batch = pl.DataFrame(predictions, schema=columns)
@@ -130,6 +130,7 @@ class RewardModel:
                     batch = batch.with_columns(reward=spread.cpu().numpy())
                 if not block.usable.all():
                     batch = batch.fill_nan(None)
+                assert block.marks is not None, "they were asked for"
                 batch = batch.hstack(block.marks)
                 yield batch if keep is None else block.kept.hstack(batch)
                 bar.update(len(batch))
@@ -235,13 +236,17 @@ class RewardModel:
 
     @torch.no_grad()
     def _batches(
-        self, table: Table, binary_unit: BinaryUnit, keep: pl.LazyFrame | None = None
+        self,
+        table: Table,
+        binary_unit: BinaryUnit,
+        keep: pl.LazyFrame | None = None,
+        with_marks: bool = False,
     ) -> Iterator[_Batch]:
         """Yield predictions of the rows that can be used, with the same rows of `keep`."""
         run, start = self.run, 0
         vectors = self._vectors(table)
         tables = self._evaluate.tables(vectors) if all(map(len, vectors)) else None
-        for block in frame_blocks(run, table, BATCH_ROWS, keep):
+        for block in frame_blocks(run, table, BATCH_ROWS, keep, with_marks):
             rows = _standardised(run, block.inputs)
             number = torch.from_numpy(np.flatnonzero(block.usable)) + start
             where = f"rows {start:,} to {start + len(block.usable) - 1:,}"
