@@ -13,7 +13,7 @@ from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.encoder.loading import DTYPE, encoder_entries
 from embedcache.errors import TableError
 from embedcache.files import file_digest
-from embedcache.table.reader import no_table, parquet_files
+from embedcache.table.kinds import no_table, parquet_files
 
 
 def wanted_identity(

@@ -28,7 +28,7 @@ from embedcache.config.split import SPLITS
 from embedcache.errors import TableError
 from embedcache.ranks import Ranks
 from embedcache.scaling import Scaling, ScalingFit
-from embedcache.table.reader import parquet_files
+from embedcache.table.kinds import parquet_files
 
 Stamp = tuple[tuple[int, int], ...]  # size and time of change of each part
 

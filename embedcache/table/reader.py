@@ -18,6 +18,7 @@ import polars as pl
 from embedcache.config.table import CsvConfig, DataConfig
 from embedcache.errors import TableError
 from embedcache.table.cells import CellCounts, count_cells
+from embedcache.table.kinds import KINDS, no_table, parquet_files
 from embedcache.table.spelling import spelled_rows
 from embedcache.table.textfile import UNPACKED, not_utf8, open_text
 
@@ -27,10 +28,6 @@ _WHOLE_NUMBER = r"^-?(0|[1-9][0-9]{0,17})$"  # that Int64 holds and writes as it
 _CODE = r"^[+-]?(0[0-9]|[0-9]{17,}$)"  # digits that a number would lose
 TEXT_KINDS = (".csv", ".tsv", ".txt")
 ARROW_KINDS = (".arrow", ".feather", ".ipc")
-KINDS = (
-    "a file that ends in .parquet, .csv, .tsv (also .gz, .bz2, .xz, .zst), .arrow, .feather or"
-    " .xlsx, or a folder of Parquet files"
-)
 
 
 @dataclass(frozen=True)
@@ -143,12 +140,6 @@ def open_source(path: str | Path, data: DataConfig, named: str = "data.path") ->
     raise TableError(f"{file}: expected {KINDS}, found '{file.suffix}'")
 
 
-def no_table(file: Path, named: str = "data.path") -> TableError:
-    """Return the error on a file that there is not; `named` is the key or flag that names it."""
-    place = "" if file.is_absolute() else f", seen from the folder {Path.cwd()}"
-    return TableError(f"there is no table {file}{place}; {named} must name {KINDS}")
-
-
 def kind_of(file: Path) -> str:
     """Return the suffix that says what a file holds, behind which that of a packing may be."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
@@ -215,16 +206,6 @@ def _scan_folder(folder: Path, named: str) -> pl.LazyFrame:
         raise TableError(f"there is no Parquet file in the folder {folder}; {named} must name one")
     partitioned = any("=" in part for file in files for part in file.relative_to(folder).parts[:-1])
     return pl.scan_parquet(files, glob=False, hive_partitioning=partitioned)
-
-
-def parquet_files(folder: Path) -> list[Path]:
-    """Return the Parquet files in a folder and the folders in it, sorted."""
-    found = [file.relative_to(folder) for file in folder.rglob("*.parquet")]
-    return [
-        folder / file
-        for file in sorted(found)
-        if not any(part.startswith((".", "_")) for part in file.parts)
-    ]
 
 
 def _open_sheet(file: Path, data: DataConfig) -> Source:
