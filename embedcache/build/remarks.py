@@ -48,18 +48,21 @@ class RowRemarks:
         return [*self._duplicates(), *fit.remarks(), *self._untrained()]
 
     def _duplicates(self) -> Iterator[str]:
-        """Yield a line on each split that has rows of train as well."""
+        """Yield a line on the validation and test rows that are in train as well, if there are."""
         train = np.concatenate(self._hashes["train"])
-        about = "" if self._one_in == 1 else f", estimated from one row in {self._one_in}"
+        found = []
         for split in SPLITS[1:]:
             rows = np.concatenate(self._hashes[split])
             equal = int(np.isin(rows, train).sum()) * self._one_in
             if equal:
-                yield (
-                    f"{equal:,} of {len(rows) * self._one_in:,} {split} rows have an equal row in"
-                    f" train (strings, features and labels){about}: their scores are those of"
-                    " memory; take copies out of the table, or keep them together by data.group"
-                )
+                found.append(f"{equal:,} of {len(rows) * self._one_in:,} {split} rows")
+        if found:
+            about = "" if self._one_in == 1 else f", estimated from one row in {self._one_in}"
+            yield (
+                f"{' and '.join(found)} have an equal row in train (strings, features and"
+                f" labels){about}: their scores are those of memory; take copies out of the table,"
+                " or keep them together by data.group"
+            )
 
     def _untrained(self) -> Iterator[str]:
         """Yield a line on the categories of each column that no train row has."""

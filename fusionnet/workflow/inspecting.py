@@ -4,6 +4,7 @@ import json
 
 from embedcache.build.report import BuildReport
 from embedcache.cache.reader import Cache
+from embedcache.config.table import NumericColumn, TargetColumn
 from embedcache.text import text_table
 
 
@@ -26,8 +27,11 @@ def as_text(cache: Cache) -> str:
     """Return a cache's report, its features in their units, and its origin."""
     lines = [
         BuildReport.of(cache, "complete").summary(),
-        "features (mean and spread of train rows, after the transform):",
+        "features of train rows (least, greatest and what a missing one stands for in their unit,"
+        " mean and spread after the transform):",
         *text_table(_features(cache), num_left=2),
+        "targets (mean and spread of train labels, after the transform):",
+        *text_table(_targets(cache), num_left=2),
         f"arrays, largest first (codec {cache.codec}; stored bytes, and how many times smaller than"
         " in memory):",
         *text_table(_arrays(cache)),
@@ -44,12 +48,45 @@ def as_text(cache: Cache) -> str:
 
 def _features(cache: Cache) -> list[tuple[str, ...]]:
     """Return a row of cells per numeric feature, below their head."""
-    rows: list[tuple[str, ...]] = [("feature", "transform", "mean", "spread")]
+    rows: list[tuple[str, ...]] = [
+        ("feature", "transform", "least", "greatest", "mean", "spread", "missing")
+    ]
     scaling = cache.scaling
-    for column, mean, std in zip(cache.layout.numeric, scaling.mean, scaling.std, strict=True):
-        unit = f" [{column.unit}]" if column.unit else ""
-        rows.append((column.column + unit, column.transform, f"{mean:.5g}", f"{std:.5g}"))
+    for number, column in enumerate(cache.layout.numeric):
+        fill = scaling.fill[number]
+        statistics = (scaling.low, scaling.high, scaling.mean, scaling.std)
+        rows.append(
+            (
+                _with_unit(column),
+                column.transform,
+                *(f"{values[number]:.5g}" for values in statistics),
+                "-" if fill is None else f"{fill:.5g}",
+            )
+        )
     return rows
+
+
+def _targets(cache: Cache) -> list[tuple[str, ...]]:
+    """Return a row of cells per target, below their head."""
+    rows: list[tuple[str, ...]] = [("target", "transform", "mean", "spread", "positive")]
+    scaling = cache.scaling
+    for number, target in enumerate(cache.layout.targets):
+        rate = scaling.positive_rate.get(target.name)
+        is_binary = target.kind == "binary"
+        statistics = (scaling.target_mean, scaling.target_std)
+        rows.append(
+            (
+                _with_unit(target),
+                "-" if is_binary else target.transform,
+                *("-" if is_binary else f"{values[number]:.5g}" for values in statistics),
+                "-" if rate is None else f"{rate:.4f}",
+            )
+        )
+    return rows
+
+
+def _with_unit(column: NumericColumn | TargetColumn) -> str:
+    return f"{column.column} [{column.unit}]" if column.unit else column.column
 
 
 def _arrays(cache: Cache) -> list[tuple[str, ...]]:
