@@ -76,8 +76,12 @@ def parse_yaml(text: str, origin: str) -> Any:
 
 
 def _advice(error: yaml.YAMLError) -> str:
-    """Return what is to be done about a tab, which YAML calls a character that starts no token."""
+    """Return what is to be done about a tab, which YAML calls a character that starts no token, and
+    about the backslashes of Windows' paths.
+    """
     problem = getattr(error, "problem", None) or ""
+    if "unknown escape character" in problem:
+        return "\nin double quotes YAML reads a backslash as an escape; write '...' or / instead"
     return "\nYAML allows no tab there; indent with blanks" if "\\t" in problem else ""
 
 

@@ -102,6 +102,12 @@ MISTAKES = (
         "train:\n\tepochs: 3",
         refused("mine.yaml", "line 3", "tab"),
     ),
+    _slip(
+        "backslashes of a Windows path",
+        "elastic/beats#1495",
+        'data: {path: "C:\\my data\\table.csv"}',
+        refused("mine.yaml", "line 2", "backslash", "'...'"),
+    ),
     Mistake(
         "a config that is used from another folder",
         "hydra-ecosystem/hydra#922",

@@ -71,6 +71,12 @@ def _other_kind(folder: Path, clean: pl.DataFrame) -> None:
     new.with_columns(kind=pl.Series(kinds)).write_parquet(folder / "other.parquet")
 
 
+def _german(folder: Path, clean: pl.DataFrame) -> None:
+    new = pl.read_parquet(folder / "new.parquet")
+    texts = pl.col("x0", "x1", "x2").cast(pl.String).str.replace(".", ",", literal=True)
+    new.with_columns(texts).write_csv(folder / "new.csv", separator=";")
+
+
 def _moved(folder: Path, clean: pl.DataFrame) -> None:
     (folder / "shared").mkdir()
     (folder / "run").rename(folder / "shared" / "model 1")
@@ -150,6 +156,22 @@ MISTAKES = (
         "numerai/example-scripts#107",
         said("24 rows", differences=_deep),
         commands=_predict("new.parquet", "a/b/out.parquet"),
+        brings=RUN,
+    ),
+    Mistake(
+        "a CSV to predict with other separators than that of training",
+        "JetBrains-Research/jbr#146",
+        refused("'x0': not a number", "data.csv.decimal", "--csv decimal=,"),
+        _german,
+        _predict("new.csv"),
+        brings=RUN,
+    ),
+    Mistake(
+        "the same with what the message names",
+        "JetBrains-Research/jbr#146",
+        same_predictions("24 rows"),
+        _german,
+        _predict("new.csv", "out.parquet", "--csv", "decimal=,"),
         brings=RUN,
     ),
     Mistake(

@@ -2,7 +2,7 @@
 
 Nothing of it makes a cache wrong, so it is said and not refused: test rows that are in train as
 well, features that say nothing or whose values a few others flatten, categories that no train row
-has.
+has, and values that look like missing ones.
 """
 
 from collections import defaultdict
@@ -16,6 +16,7 @@ from embedcache.cache.layout import RowBlock
 from embedcache.config.split import SPLITS
 from embedcache.config.table import DataConfig
 from embedcache.scaling import ScalingFit
+from embedcache.table.checks import MISSING
 from embedcache.table.table import Table
 
 MOST_HASHED = 1 << 24  # rows; of larger tables only a part is compared, chosen by the hash itself
@@ -27,6 +28,7 @@ class RowRemarks:
 
     def __init__(self, data: DataConfig, table: Table, num_rows: int) -> None:
         """Start with no rows of the `num_rows` to come; `table` has the names of categories."""
+        self._missing = list(_missing_in_words(data, table))
         self._categories = table.categories
         self._others = {column.column: column.other for column in data.categories}
         self._train_rows = [np.zeros(len(values), dtype=np.int64) for _, values in table.categories]
@@ -45,7 +47,7 @@ class RowRemarks:
 
     def lines(self, fit: ScalingFit) -> list[str]:
         """Return the remarks, those on the features' statistics with them."""
-        return [*self._duplicates(), *fit.remarks(), *self._untrained()]
+        return [*self._duplicates(), *fit.remarks(), *self._missing, *self._untrained()]
 
     def _duplicates(self) -> Iterator[str]:
         """Yield a line on the validation and test rows that are in train as well, if there are."""
@@ -75,6 +77,30 @@ class RowRemarks:
                     f"{_of_other(self._others.get(column), unseen)}; the network learns nothing of"
                     f" {'them' if len(unseen) > 1 else 'it'}"
                 )
+
+
+def _missing_in_words(data: DataConfig, table: Table) -> Iterator[str]:
+    """Yield a line on each column with a value that says that there is none, and is not asked for.
+
+    `str` makes "nan" of what pandas has for a missing value, and SQL's tools write "NULL".
+    """
+    asked = {column.column for column in data.categories if column.values is not None}
+    named = [(f"category column '{name}'", values) for name, values in table.categories]
+    named = [each for each, c in zip(named, table.categories, strict=True) if c.column not in asked]
+    named += [
+        (f"string column '{column.column}'", table.strings[column.name].text)
+        for column in data.strings
+        if column.kind == "text"
+    ]
+    wanted = {c.if_null for c in data.categories} | {c.if_null for c in data.strings}
+    wanted |= {column.other for column in data.categories}
+    for what, values in named:
+        found = [value for value in values if value.lower() in MISSING and value not in wanted]
+        if found:
+            yield (
+                f"{what} has the value {', '.join(map(repr, found))}: if that stands for a missing"
+                " one, list it in data.null_values"
+            )
 
 
 def _of_other(other: str | None, unseen: list[str]) -> str:

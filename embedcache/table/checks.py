@@ -18,7 +18,8 @@ KELVIN_OFFSETS = {"K": 273.15, "degC": -273.15, "°C": -273.15, "C": -273.15}
 UNIT_FACTORS = (10, 100, 1000, 1_000_000)
 Hint = Callable[[float, float], str]
 Advice = Callable[[Sequence[str]], str]
-_MISSING = {"na", "n/a", "#n/a", "null", "none", "nil", "-", "--", "?", "missing", "nd", "n.d."}
+MISSING = {"na", "n/a", "#n/a", "null", "none", "nil", "missing", "nd", "n.d.", "nan", "<na>"}
+_MISSING = {*MISSING, "-", "--", "?"}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}([ ,'\u2019\u00a0\u202f]\d{3})+(\.\d*)?")
 _OTHER_MINUS = re.compile(r"[\u2010-\u2014\u2212](?=[\d.])")

@@ -101,12 +101,8 @@ def canonical_columns(
     mistyped ones are noted as violations.
     """
     table = Canonical(_looked_at(source, data))
-    if source.header_is_short:
-        table.violations.append(
-            f"each row has one cell more than the header's {source.num_cells}: a separator at the"
-            " end of each line, row names without a name in the header (as R writes them), or a"
-            " decimal comma; give the header one name more, or take that cell away"
-        )
+    if source.row_cells is not None:
+        table.violations.append(_other_header(source.num_cells, source.row_cells))
         return table
     if source.ragged:
         row, cells = next(iter(source.ragged.items()))
@@ -137,6 +133,20 @@ def canonical_columns(
         _add_split(table, split.column)
     _refuse_leaks(table, data, targets)
     return table
+
+
+def _other_header(num_cells: int, row_cells: int) -> str:
+    """Return what is wrong with a header that has another number of cells than each row."""
+    if row_cells == num_cells + 1:
+        return (
+            f"each row has one cell more than the header's {num_cells}: a separator at the end of"
+            " each line, row names without a name in the header (as R writes them), or a decimal"
+            " comma; give the header one name more, or take that cell away"
+        )
+    return (
+        f"each row has {row_cells} cells, the first line {num_cells}: if it is a title or a remark,"
+        " take out all lines above the header"
+    )
 
 
 def _looked_at(source: Source, data: DataConfig) -> Source:

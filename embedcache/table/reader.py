@@ -44,7 +44,7 @@ class Source:
     # records with another number of cells than the header, by row, and how many they have
     ragged: Mapping[int, int] = field(default_factory=dict)
     num_cells: int = 0  # of the header, for a text file
-    header_is_short: bool = False  # whether each record has one cell more than it
+    row_cells: int | None = None  # of each record, where all have as many, but not the header
     # columns whose every value is spelled as all formats spell it, so that nothing is to be done
     as_spelled: frozenset[str] = frozenset()
     copy: Any = None  # what keeps a temporary copy alive while rows are read from it
@@ -263,12 +263,16 @@ def _open_text(file: Path, kind: str, data: DataConfig) -> Source:
         num_blank=len(counts.blank),
         ragged=ragged,
         num_cells=counts.num_cells,
-        header_is_short=bool(
-            len(counts.ragged) == counts.num_records - len(counts.blank) > 0
-            and (counts.ragged_cells == counts.num_cells + 1).all()
-        ),
+        row_cells=_cells_of_all(counts),
         copy=text.copy,
     )
+
+
+def _cells_of_all(counts: CellCounts) -> int | None:
+    """Return how many cells each record has, where that is another number than the header's."""
+    found = set(counts.ragged_cells.tolist())
+    are_all = len(counts.ragged) == counts.num_records - len(counts.blank)
+    return found.pop() if are_all and len(found) == 1 else None
 
 
 def _records(cells: pl.LazyFrame, counts: CellCounts) -> tuple[pl.LazyFrame, dict[int, int]]:

@@ -9,6 +9,7 @@ import codecs
 import csv
 import gzip
 import lzma
+import re
 import shutil
 import tempfile
 import weakref
@@ -32,6 +33,7 @@ _OTHER_KINDS = {
     b"ARROW1": ("Arrow", ".arrow"),
     b"\x1f\x8b": ("packed by gzip", ".csv.gz"),
 }
+_SEP_LINE = re.compile(r"sep=(.)", re.IGNORECASE)  # above the header, for Excel alone
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLOCK_CHARS = 1 << 20
 
@@ -72,12 +74,16 @@ def open_text(file: Path, options: CsvConfig, kind: str) -> TextFile:
     Raises TableError where it cannot be unpacked or decoded, or its header cannot be read.
     """
     plain, copy = _plain(file, options)
+    named = options.separator
     try:
         first = _first_record(file, plain)
+        if mark := _SEP_LINE.fullmatch(first):
+            plain, copy = _without_first_line(plain)
+            first, named = _first_record(file, plain), named or mark[1]
     except UnicodeDecodeError:
         raise not_utf8(file, _line_of_error(plain)) from None
     try:
-        separator = options.separator or ("\t" if kind == ".tsv" else _separator_of(first))
+        separator = named or ("\t" if kind == ".tsv" else _separator_of(first))
         names = next(csv.reader([first], delimiter=separator, strict=True), [])
     except csv.Error as error:
         raise _bad_header(file, error) from None
@@ -116,6 +122,16 @@ def _plain(file: Path, options: CsvConfig) -> tuple[Path, _TemporaryFolder | Non
             while text := reader.read(_BLOCK_CHARS):
                 target.write(text.encode())
     return plain, copy
+
+
+def _without_first_line(plain: Path) -> tuple[Path, _TemporaryFolder]:
+    """Return a copy of a file without its first line, and what holds the copy."""
+    copy = _TemporaryFolder()
+    target = copy.path / "table.csv"
+    with plain.open("rb") as lines, target.open("wb") as rest:
+        lines.readline()
+        shutil.copyfileobj(lines, rest)
+    return target, copy
 
 
 @contextmanager

@@ -35,6 +35,7 @@ def main() -> None:
         added,
         arguments.reward,
         arguments.on_invalid,
+        dict(arguments.csv),
     )
     seconds = time.perf_counter() - started
     means = ", ".join(f"{visible(name)} {mean:.4g}" for name, mean in written.means.items())
@@ -93,6 +94,14 @@ def parse_arguments() -> argparse.Namespace:
             " (default: data.on_invalid of the run's config)"
         ),
     )
+    parser.add_argument(
+        "--csv",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="KEY=VALUE",
+        help="how a text file is written, where not as the run's config says, e.g. --csv decimal=,",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument(
         "--precision",
@@ -104,6 +113,16 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.output.suffix.lower() not in (".parquet", ".csv"):
         parser.error(f"{arguments.output} ends in neither .parquet nor .csv")
     return arguments
+
+
+def _setting(text: str) -> tuple[str, str]:
+    """Return the key and the value of KEY=VALUE."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(
+            f"expected KEY=VALUE, such as decimal=, (got {text!r:.80})"
+        )
+    return key, value
 
 
 if __name__ == "__main__":

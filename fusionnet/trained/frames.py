@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from embedcache.config.table import DataConfig, OnInvalid
+from embedcache.config.table import CsvConfig, DataConfig, OnInvalid
 from embedcache.errors import TableError
 from embedcache.table.invalid import REASON
 from embedcache.table.read import read_features
@@ -55,15 +55,18 @@ def open_frame(run: TrainedRun, frame: Any, on_invalid: OnInvalid | None = None)
     return read_features(source_of(run, frame), features, run.scaling.reach())
 
 
-def source_of(run: TrainedRun, frame: Any, named: str = "the path") -> Source:
+def source_of(
+    run: TrainedRun, frame: Any, named: str = "the path", csv: CsvConfig | None = None
+) -> Source:
     """Return a frame, or the file at a path, as the checks see a table; a Source as it is.
 
-    `named` says in messages what gave the path.
+    `named` says in messages what gave the path, `csv` how a text file is written (unset: as the
+    run's config says).
     """
     if isinstance(frame, Source):
         return frame
     if isinstance(frame, str | Path):
-        return open_source(frame, run.data, named)
+        return open_source(frame, run.data.model_copy(update={"csv": csv or run.data.csv}), named)
     return _frame_source(frame, run.data)
 
 

@@ -1,14 +1,18 @@
 """Predict the rows of a table file, batch by batch, into another file, published by rename."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import polars as pl
 
-from embedcache.config.table import OnInvalid
+from embedcache.config.table import CsvConfig, OnInvalid
 from embedcache.errors import OutputError, TableError
 from embedcache.files import atomic_write
+from embedcache.schema import parse_config
 from embedcache.system import explained, naming
 from embedcache.table.reader import Source, typed
 from fusionnet.trained.frames import source_of
@@ -36,15 +40,19 @@ def write_scores(
     added: list[str],
     reward: bool,
     on_invalid: OnInvalid | None = None,
+    csv: Mapping[str, str] = MappingProxyType({}),
 ) -> Written:
     """Write the columns of the table at `path` and the added ones, and count what was written.
 
-    Memory does not grow with the rows. Nothing is written before the whole input is checked, and
-    `target` is what it was until the last row is in the new file.
+    `csv` has keys of the run's `data.csv` that are others for this table. Memory does not grow with
+    the rows. Nothing is written before the whole input is checked, and `target` is what it was
+    until the last row is in the new file.
     """
     as_csv = target.suffix.lower() == ".csv"
-    with naming(path):  # polars says of a file that may not be read that something may not
-        source = source_of(model.run, path, "--input")
+    options = parse_config(CsvConfig, {**model.run.data.csv.model_dump(), **csv}, "--csv")
+    # polars says of a file that may not be read that something may not
+    with naming(path), _naming_the_flag():
+        source = source_of(model.run, path, "--input", options)
         keep = _source_rows(source, [*added, *MARKS], as_csv)
         batches = model.batches(source, reward, keep, progress=True, on_invalid=on_invalid)
         first = next(batches)  # the whole input is checked before anything is written
@@ -67,6 +75,16 @@ def write_scores(
     num_predicted = written.num_rows - written.num_invalid
     written.means = {name: total / max(1, num_predicted) for name, total in sums.items()}
     return written
+
+
+@contextmanager
+def _naming_the_flag() -> Iterator[None]:
+    """Say how a key of the run's config that an error names is set for this table alone."""
+    try:
+        yield
+    except TableError as error:
+        hint = "\nfor this table, data.csv is set by --csv, e.g. --csv decimal=,"
+        raise TableError(f"{error}{hint if 'data.csv' in str(error) else ''}") from None
 
 
 def _count(written: Written, batch: pl.DataFrame) -> None:

@@ -186,6 +186,65 @@ def test_a_decimal_comma_is_named_and_a_wrong_one_finds_no_number(
         rows_of(study.but(csv={"decimal": ","}))
 
 
+@pytest.mark.parametrize("separator", [",", ";", "|"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_a_line_that_names_the_separator_is_read_over(
+    make_study: Callable, frame_of: Callable, tmp_path: Path, separator: str, start: str
+) -> None:
+    study = make_study(tmp_path, frame_of(), "t.csv")
+    plain = rows_of(study)
+    text = f"{start}sep={separator}\r\n{frame_of().write_csv(separator=separator)}"
+    Path(study.data.path).write_text(text, encoding="utf-8")
+    assert rows_of(study).equals(plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: [lines[0], *(f"r,{line}" for line in lines[1:])], "one cell more than the"),
+        (lambda lines: [lines[0], *(f"{line}," for line in lines[1:])], "the end of each line"),
+        (lambda lines: ["a title, of 2024", *lines], "cells, the first line 2: if it is a title"),
+    ],
+)
+def test_a_header_that_fits_no_row_is_one_violation(
+    make_study: Callable, frame_of: Callable, tmp_path: Path, change: Callable, message: str
+) -> None:
+    study = make_study(tmp_path, frame_of(), "t.csv")
+    lines = frame_of().write_csv().splitlines()
+    Path(study.data.path).write_text("\n".join(change(lines)) + "\n")
+    with pytest.raises(TableError, match="in 1 way") as error:
+        rows_of(study)
+    assert message in str(error.value)
+    with pytest.raises(TableError, match="in 1 way"):  # it is no matter of rows
+        rows_of(study.but(on_invalid="skip"))
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [(b"PK\x03\x04...", ".xlsx"), (b"PAR1...", ".parquet"), (b"\x1f\x8b...", ".csv.gz")],
+)
+def test_another_kind_of_file_is_told_its_name(
+    make_study: Callable, frame_of: Callable, tmp_path: Path, content: bytes, name: str
+) -> None:
+    study = make_study(tmp_path, frame_of(), "t.csv")
+    Path(study.data.path).write_bytes(content)
+    with pytest.raises(TableError, match=rf"no text.*name it \{name}"):
+        rows_of(study)
+
+
+def test_floats_that_may_stand_for_several_numbers_name_nothing(
+    make_study: Callable, frame_of: Callable, tmp_path: Path
+) -> None:
+    numbers = pl.int_range(pl.len()) + 143349558619761320
+    frame = frame_of().with_columns(patient=numbers)
+    assert rows_of(make_study(tmp_path, frame))["group"].n_unique() == len(frame)
+    study = make_study(tmp_path, frame.with_columns(pl.col("patient").cast(pl.Float64)))
+    with pytest.raises(
+        TableError, match=f"group column 'patient': floats that may.*{len(frame)} rows"
+    ):
+        rows_of(study)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
