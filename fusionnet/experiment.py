@@ -20,6 +20,7 @@ from embedcache.config.split import SplitConfig
 from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.errors import ConfigError
 from embedcache.schema import Config, also_called, merged, parse_config
+from embedcache.values import expanded_path
 from fusionnet.config.model import ModelConfig
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
@@ -141,7 +142,12 @@ def _read_chain(file: Path) -> dict[str, Any]:
                 f" (got {reprlib.repr(base)})"
             )
         chain.append(file)
-        file = file.parent / os.path.expanduser(base)
+        try:
+            file = file.parent / expanded_path(base)
+        except ValueError as error:
+            raise ConfigError(
+                f"{shown(file)}: extends {error} (got {reprlib.repr(base)})"
+            ) from None
 
 
 def _read_mapping(file: Path, chain: list[Path]) -> dict[str, Any]:

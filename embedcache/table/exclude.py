@@ -1,10 +1,10 @@
 """The rows that `data.exclude_rows` leaves out, by SQL conditions on the table's columns.
 
 A condition means the same for a text file as for Parquet: columns that the config reads as numbers
-are numbers in it, and so are those that it does not read if each of their cells is one.
+are numbers in it, and so are others if each of their cells is one; columns of truths are truths.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ import polars as pl
 
 from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.errors import ConfigError
-from embedcache.table.reader import PARSED, Source
+from embedcache.table.reader import PARSED, CellKind, Source, kinds_of_cells
 from embedcache.text import nearest
 
 _TEXT = "text:"  # before a column's name: its cells, while the name stands for numbers
@@ -29,18 +29,24 @@ def without_excluded(
     if not data.exclude_rows:
         return source, 0
     met = [_condition(source, condition) for condition in data.exclude_rows]
-    roots = {name for each in met for name in each.meta.root_names()}
-    numbers = _numbers(source, data, targets, roots) if source.is_csv else []
+    names = {name for each in met for name in each.meta.root_names()}
+    types = _types(source, data, targets, names) if source.is_csv else {}
     typed = source.frame.with_columns(
-        *(pl.col(name).alias(_TEXT + name) for name in numbers),
-        *(pl.col(PARSED + name).fill_nan(None).alias(name) for name in numbers),
+        *(pl.col(name).alias(_TEXT + name) for name in types),
+        *(cells.alias(name) for name, cells in types.items()),
     )
     for condition, expression in zip(data.exclude_rows, met, strict=True):
         with _refused_by(condition):
-            typed.select(expression.cast(pl.Boolean).any()).collect(engine="streaming")
+            checked = typed.select(met=expression)
+            if checked.collect_schema()["met"] != pl.Boolean:
+                raise ConfigError(
+                    f"data.exclude_rows: '{condition}' is not a condition: it is neither true nor"
+                    " false of a row"
+                )
+            checked.select(pl.col("met").any()).collect(engine="streaming")
     meets = pl.any_horizontal(each.fill_null(False) for each in met)
     num_excluded = int(typed.select(meets.sum()).collect(engine="streaming").item())
-    texts = [_TEXT + name for name in numbers]
+    texts = [_TEXT + name for name in types]
     kept = typed.filter(~meets).with_columns(
         pl.col(text).alias(text.removeprefix(_TEXT)) for text in texts
     )
@@ -70,16 +76,18 @@ def _refused_by(condition: str) -> Iterator[None]:
         ) from None
 
 
-def _numbers(
-    source: Source, data: DataConfig, targets: tuple[TargetColumn, ...], names: set[str]
-) -> list[str]:
-    """Return which of a text file's columns are numbers in conditions."""
+def _types(
+    source: Source, data: DataConfig, targets: tuple[TargetColumn, ...], names: Collection[str]
+) -> dict[str, pl.Expr]:
+    """Return those of a text file's columns that are no text in conditions, as what they are."""
     read = {column.column for column in data.numeric} | {target.column for target in targets}
-    text = {column.column for columns in (data.strings, data.categories) for column in columns}
-    text |= {name for name in (data.group, data.stratum, *data.report_by) if name is not None}
-    unread = sorted(names - read - text)
-    if not unread:
-        return sorted(names & read)
-    found = source.frame.select((~source.is_garbled(name)).all().alias(name) for name in unread)
-    all_numbers = found.collect(engine="streaming").row(0, named=True)
-    return sorted((names & read) | {name for name in unread if all_numbers[name]})
+    strings = {column.column for column in data.strings}
+    numbers = {name: pl.col(PARSED + name).fill_nan(None) for name in names}
+    found = kinds_of_cells(source, sorted(set(names) - strings))
+    types = {}
+    for name, kind in found.items():
+        if kind is CellKind.TRUTHS:
+            types[name] = numbers[name].cast(pl.Boolean)
+        elif name in read or kind in (CellKind.WHOLE, CellKind.NUMBERS):
+            types[name] = numbers[name]
+    return types

@@ -7,8 +7,9 @@ other violation.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,13 +158,22 @@ def frame_source(
     return Source(Path(name), cleaned, schema, is_csv=False, twice=twice, original=frame)
 
 
-def typed(source: Source) -> pl.LazyFrame:
-    """Return a text file's rows with each column as the type that all of its cells have.
+class CellKind(Enum):
+    """What all cells of a text file's column are, empty ones aside."""
 
-    That is whole numbers, numbers, truths or text, found by a pass over all of them; codes whose
-    digits a number would lose are text.
+    TEXT = "text, or nothing"
+    TRUTHS = "true and false"
+    WHOLE = "whole numbers"
+    NUMBERS = "numbers"
+
+
+def kinds_of_cells(source: Source, names: Sequence[str]) -> dict[str, CellKind]:
+    """Return what the cells of a text file's columns are, by a pass over all of them.
+
+    Codes whose digits a number would lose are text.
     """
-    names = list(source.columns)
+    if not names:
+        return {}
     lower = {name: pl.col(name).str.to_lowercase() for name in names}
     tests = {
         name: (
@@ -178,15 +188,29 @@ def typed(source: Source) -> pl.LazyFrame:
         test.alias(f"{number}{name}") for name in names for number, test in enumerate(tests[name])
     )
     outcomes = found.collect(engine="streaming").row(0)
-    columns = []
+    kinds = {}
     for number, name in enumerate(names):
         has_any, are_truths, are_whole, are_numbers = outcomes[4 * number : 4 * number + 4]
-        column = pl.col(name)
+        kinds[name] = CellKind.TEXT
         if has_any and are_truths:
-            column = lower[name] == "true"
+            kinds[name] = CellKind.TRUTHS
         elif has_any and are_whole:
-            column = column.cast(pl.Int64)
+            kinds[name] = CellKind.WHOLE
         elif has_any and are_numbers:
+            kinds[name] = CellKind.NUMBERS
+    return kinds
+
+
+def typed(source: Source) -> pl.LazyFrame:
+    """Return a text file's rows with each column as the type that all of its cells have."""
+    columns = []
+    for name, kind in kinds_of_cells(source, list(source.columns)).items():
+        column = pl.col(name)
+        if kind is CellKind.TRUTHS:
+            column = column.str.to_lowercase() == "true"
+        elif kind is CellKind.WHOLE:
+            column = column.cast(pl.Int64)
+        elif kind is CellKind.NUMBERS:
             column = pl.col(PARSED + name)
         columns.append(column.alias(name))
     return source.frame.select(columns)

@@ -142,6 +142,18 @@ def test_compiling_is_switched_in_yamls_words(word: str, value: object, tmp_path
     assert load_experiment(file).train.compile == value
 
 
+def test_a_file_extends_one_that_a_variable_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("BASES", str(tmp_path / "elsewhere"))
+    written(tmp_path, train={"epochs": 3, "batch_rows": 64})
+    (tmp_path / "c.yaml").rename(tmp_path / "elsewhere" / "base.yaml")
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: $BASES/base.yaml\ntrain: {epochs: 5}\n")
+    assert load_experiment(child).train.epochs == 5
+
+
 def test_a_file_extends_another(tmp_path: Path) -> None:
     written(tmp_path, train={"epochs": 3, "batch_rows": 64})
     (tmp_path / "child.yaml").write_text("extends: c.yaml\ntrain: {epochs: 5}\n")
