@@ -48,6 +48,9 @@ SPREAD_FLOOR = 0.01
 # when a few values of a feature flatten all others, in spreads (see `Moments.is_flattened`)
 FAR_OFF, FLATTENED_BY, FEWEST_FLATTENED = 100, 10, 20
 
+# by which data loggers and old programs mark what was not measured
+MARKS_OF_MISSING = {-99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, 999999.0}
+
 ROWS_AT_ONCE = 1 << 15  # in float64, with some temporaries
 
 _FUNCTIONS: dict[Transform, Callable[[Tensor], Tensor]] = {
@@ -288,6 +291,16 @@ def _floats(values: Float[np.ndarray, " W"]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
+def _marks_of_missing(what: str, low: float, high: float) -> list[str]:
+    """Return a line on a least or greatest value that often stands for a missing one."""
+    return [
+        f"{what} has {value:g} in train rows: if that stands for a missing value, list it in"
+        " data.null_values"
+        for value in dict.fromkeys((float(low), float(high)))
+        if value in MARKS_OF_MISSING
+    ]
+
+
 class ScalingFit:
     """Gathers a Scaling from blocks of train rows.
 
@@ -326,7 +339,7 @@ class ScalingFit:
             self._labels.add(transformed(labels, self._target_transforms).numpy())
 
     def remarks(self) -> list[str]:
-        """Return what a reader should know of the features' values in the train rows."""
+        """Return what a reader should know of the features' and labels' values in train rows."""
         lines = []
         for f, column in enumerate(self._numeric):
             what, count = f"numeric column '{column.column}'", int(self._features.count[f])
@@ -338,6 +351,17 @@ class ScalingFit:
                     f"{what} is so skewed that a few values flatten the others: train rows have"
                     f" {self._low[f]:g} to {self._high[f]:g}{advice}"
                 )
+            lines += _marks_of_missing(what, self._low[f], self._high[f])
+        for t, target in enumerate(self._targets):
+            if target.transform != "identity" or target.kind == "binary":
+                continue
+            what, labels = f"target column '{target.column}'", self._labels
+            if labels.is_flattened(t):
+                lines.append(
+                    f"{what} is so skewed that a few labels flatten the others: train rows have"
+                    f" {labels.low[t]:g} to {labels.high[t]:g}; a transform, or a wrong unit?"
+                )
+            lines += _marks_of_missing(what, labels.low[t], labels.high[t])
         return lines
 
     def _fill(self, f: int) -> float | None:

@@ -59,7 +59,9 @@ def parse_config(cls: type[ConfigT], values: Mapping[str, Any], origin: str) -> 
     try:
         config = cls.model_validate(values)
     except ValidationError as error:
-        lines = explained(cls, error) + lines
+        found = explained(cls, error)
+        places = {line.partition(": ")[0] for line in found}
+        lines = found + [line for line in lines if line.partition(": ")[0] not in places]
     if lines:
         listed = "\n".join(f"  - {line}" for line in lines)
         raise ConfigError(f"{origin} is not a valid configuration:\n{listed}")

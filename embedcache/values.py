@@ -8,9 +8,9 @@ instead of as a traceback after an hour, not to say what is good.
 import os
 import re
 from pathlib import PurePath
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's and scikit-learn's generators take
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]  # part of file names
@@ -79,8 +79,19 @@ def spelled(text: str) -> str:
     return text
 
 
+def _written(value: Any) -> Any:
+    """Return a number that YAML read as text of a cell; a truth stays, since it may be a `no`."""
+    return str(value) if type(value) in (int, float) else value
+
+
+def _mark(value: Any) -> Any:
+    """Return a cell that stands for a missing value as text: YAML reads a bare null as nothing."""
+    return "null" if value is None else _written(value)
+
+
 FilePath = Annotated[str, AfterValidator(expanded_path)]
-Spelled = Annotated[str, AfterValidator(spelled)]  # what names a category
+Mark = Annotated[str, BeforeValidator(_mark)]  # a cell that stands for a missing value
+Spelled = Annotated[str, BeforeValidator(_written), AfterValidator(spelled)]  # names a category
 FolderToWrite = Annotated[FilePath, AfterValidator(_folder_to_write)]
 
 

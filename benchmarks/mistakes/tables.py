@@ -71,6 +71,15 @@ def _code_page(folder: Path, clean: pl.DataFrame) -> None:
     (folder / "table.csv").write_bytes(text.encode("cp1252"))
 
 
+def _with_marks(folder: Path, clean: pl.DataFrame) -> None:
+    """Write -999 and -999.0 in turn where a label is missing."""
+    labels = [
+        ("-999" if row % 2 else "-999.0") if value is None else str(value)
+        for row, value in enumerate(clean["gappy"])
+    ]
+    clean.with_columns(gappy=pl.Series(labels)).write_csv(folder / "table.csv")
+
+
 def _decimal_commas(folder: Path, clean: pl.DataFrame) -> None:
     numbers = [name for name, dtype in clean.schema.items() if dtype.is_float()]
     texts = clean.with_columns(pl.col(numbers).cast(pl.String).str.replace(".", ",", literal=True))
@@ -190,6 +199,20 @@ MISTAKES = (
         said("'kind' has the value 'nan'", "data.null_values"),
         cells("kind", lambda row, value: "nan" if value == "a" else value),
         CSV,
+    ),
+    Mistake(
+        "-999 for what was not measured",
+        "ukaea/fair-mast#75",
+        said("'gappy' has -999", "data.null_values"),
+        _with_marks,
+        CSV,
+    ),
+    Mistake(
+        "the same with the key that the report names",
+        "ukaea/fair-mast#75",
+        same_cache(),
+        _with_marks,
+        from_file("table.csv", "data.null_values=[-999]"),
     ),
     Mistake(
         "Windows' code page",

@@ -12,6 +12,7 @@ from embedcache.values import (
     Amount,
     Count,
     FilePath,
+    Mark,
     Name,
     Spelled,
     check_order,
@@ -266,7 +267,7 @@ class DataConfig(Config):
         )
     )
     csv: CsvConfig = Field(default=CsvConfig(), description="how text files are written")
-    null_values: tuple[str, ...] = Field(
+    null_values: tuple[Mark, ...] = Field(
         default=(),
         description=(
             "cells that stand for a missing value, besides empty ones and NaN, e.g. [NA, n/a, -999]"

@@ -144,8 +144,9 @@ def _other_header(num_cells: int, row_cells: int) -> str:
             " comma; give the header one name more, or take that cell away"
         )
     return (
-        f"each row has {row_cells} cells, the first line {num_cells}: if it is a title or a remark,"
-        " take out all lines above the header"
+        f"each row has {row_cells} cells, the first line {num_cells}: if it is a title or remark,"
+        " take out all lines above the header; if it is the header, cells have separators in them"
+        " that are not quoted, or decimal commas"
     )
 
 

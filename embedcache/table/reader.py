@@ -6,6 +6,7 @@ into numbers. So every value that is not what the config says is found, counted 
 other violation.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from embedcache.config.table import CsvConfig, DataConfig
+from embedcache.config.table import DataConfig
 from embedcache.errors import TableError
 from embedcache.table.cells import CellCounts, count_cells
 from embedcache.table.kinds import KINDS, no_table, parquet_files
@@ -247,7 +248,7 @@ def _open_sheet(file: Path, data: DataConfig) -> Source:
         raise TableError(f"{file} cannot be read as a spreadsheet: {error!s:.200}") from None
     cells = cells.select(pl.col(name).cast(pl.String) for name in cells.columns)
     names = cells.columns
-    frame = _with_numbers(_cleaned(cells.lazy(), names, data.null_values), names, data.csv)
+    frame = _with_numbers(_cleaned(cells.lazy(), names, data.null_values), names, data)
     return Source(file, frame, dict(cells.schema), True, (), cells.lazy())
 
 
@@ -276,7 +277,7 @@ def _open_text(file: Path, kind: str, data: DataConfig) -> Source:
     }
     names = list(schema)
     cells, ragged = _records(cells, counts)
-    frame = _with_numbers(_cleaned(cells, names, data.null_values), names, data.csv)
+    frame = _with_numbers(_cleaned(cells, names, data.null_values), names, data)
     return Source(
         file,
         frame,
@@ -333,13 +334,20 @@ def _is_one_of(text: pl.Expr, values: Collection[str]) -> pl.Expr:
     return pl.any_horizontal(text == value for value in values)
 
 
-def _with_numbers(cells: pl.LazyFrame, names: Collection[str], options: CsvConfig) -> pl.LazyFrame:
-    """Return cells with what they are as numbers.
+def _with_numbers(cells: pl.LazyFrame, names: Collection[str], data: DataConfig) -> pl.LazyFrame:
+    """Return cells with what they are as numbers, NaN where a number stands for a missing value.
 
     Numbers are columns of the frame, not expressions repeated in every check: each cell is parsed
     once per pass, and not at all where nobody asks.
     """
-    return cells.with_columns(_parsed(name, options.decimal).alias(PARSED + name) for name in names)
+    missing = _numbers_of(data.null_values)  # -999 is also written -999.0
+    columns = []
+    for name in names:
+        number = _parsed(name, data.csv.decimal)
+        if missing:
+            number = pl.when(number.is_in(missing)).then(math.nan).otherwise(number)
+        columns.append(number.alias(PARSED + name))
+    return cells.with_columns(columns)
 
 
 def _parsed(column: str, decimal: str) -> pl.Expr:
@@ -363,7 +371,7 @@ def _without_missing(
     if not null_values:
         return frame
     texts = [value.strip() for value in null_values]
-    numbers = [number for text in texts if (number := _as_float(text)) is not None]
+    numbers = _numbers_of(null_values)
     changed = []
     for name, dtype in schema.items():
         column = pl.col(name)
@@ -375,6 +383,11 @@ def _without_missing(
             continue
         changed.append(pl.when(~missing.fill_null(False)).then(column).alias(name))
     return frame.with_columns(changed)
+
+
+def _numbers_of(texts: Collection[str]) -> list[float]:
+    """Return those of some texts that are numbers."""
+    return [number for text in texts if (number := _as_float(text)) is not None]
 
 
 def _as_float(text: str) -> float | None:

@@ -221,3 +221,21 @@ def test_a_sign_of_csv_files_needs_no_quotes_on_the_command_line(tmp_path: Path,
     (tmp_path / "c.yaml").write_bytes(GOOD)
     found = load_experiment(tmp_path / "c.yaml", [f"data.csv.separator={sign}"])
     assert found.data.csv.separator == sign
+
+
+def test_numbers_and_null_may_name_cells_without_quotes(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(GOOD)
+    kind = "data.categories=[{column: kind, values: [1, 2.50, a], if_null: 0, other: 007}]"
+    found = load_experiment(tmp_path / "c.yaml", [kind, "data.null_values=[NA, -999, null]"]).data
+    assert found.null_values == ("NA", "-999", "null")
+    assert found.categories[0].values == ("1", "2.5", "a")
+    assert (found.categories[0].if_null, found.categories[0].other) == ("0", "7")
+
+
+def test_a_bare_no_is_one_line_that_says_to_quote_it(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(GOOD)
+    with pytest.raises(ConfigError) as error:
+        load_experiment(tmp_path / "c.yaml", ["data.categories=[{column: kind, values: [a, no]}]"])
+    (line,) = str(error.value).splitlines()[1:]
+    assert "values.1" in line
+    assert "quote it" in line

@@ -108,7 +108,7 @@ def test_null_values_are_missing_in_every_column(
         tmp_path,
         frame,
         file,
-        null_values=["n/a", "-999", "-999.0"],
+        null_values=["n/a", -999],
         numeric=[{"column": "x", "if_null": 0, "low": -50}],
         categories=[{"column": "kind", "if_null": "c"}],
     )
