@@ -7,6 +7,7 @@ that must be in it, and the numbers that were stored or predicted beside those o
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +102,7 @@ def play(mistake: Mistake, scene: Scene) -> Outcome:
     wrong: list[str] = []
     printed: list[str] = []
     if mistake.frame is None:
-        in_fork(lambda: [mistake.bring(scene.folder, pl.read_parquet(clean)), True][1])
+        in_fork(lambda: _brought(mistake, scene.folder, clean))
         for words in mistake.commands[:-1]:
             before = scene.call(*words)
             printed.append(before.out)
@@ -111,15 +112,23 @@ def play(mistake: Mistake, scene: Scene) -> Outcome:
     else:
         done = Done(*in_fork(lambda: _predicted(scene.folder, clean, mistake.frame)))
         shown = done.command
+    printed = [*printed, done.out] if mistake.printed else []
+    if mistake.printed:
+        done = replace(done, out="\n".join(printed))
     wrong += judged(done, mistake.expected)
     if not wrong and mistake.expected.verdict != REFUSED:
         wrong += in_fork(lambda: mistake.expected.differences(scene.folder, scene.finished))
     told = _told(done, mistake.expected)
-    printed = [*printed, done.out] if mistake.printed else []
     answer = Answer(shown, mistake.expected.verdict, told, wrong, printed)
     # no folders of this machine
     text = json.dumps(answer._asdict()).replace(f"{scene.folder}", "PROJECT")
     return Outcome("wrong" if wrong else "harmless", text)
+
+
+def _brought(mistake: Mistake, folder: Path, clean: Path) -> bool:
+    """Write what a person has; return True, as a fork must return something."""
+    mistake.bring(folder, pl.read_parquet(clean))
+    return True
 
 
 def _predicted(folder: Path, clean: Path, made: Callable[[pl.DataFrame], Any]) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
 """What each split holds, in numbers as a cache stores it, and as the text that a user reads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pydantic import model_validator
 
@@ -60,7 +60,7 @@ def split_table(counts: SplitCounts, most_lines: int | None = None) -> str:
     strings = [f"{column} strings" for column in columns]
     rows = [["split", "stratum", "groups", "rows", "share", *targets, *strings]]
     rows += [_cells(line, total, columns) for line in (whole if brief else counts.lines)]
-    return "\n".join([*text_table(rows, num_left=2), *_remarks(counts)])
+    return "\n".join([*text_table(rows, num_left=2), *_labels(whole), *_remarks(counts)])
 
 
 def unlabelled(counts: SplitCounts, split: str) -> list[str]:
@@ -85,6 +85,17 @@ def _cells(line: SplitLine, total: int, columns: list[str]) -> list[str]:
         *rates,
         *(f"{line.strings[column]:,}" if column in line.strings else "" for column in columns),
     ]
+
+
+def _labels(whole: Sequence[SplitLine]) -> Iterator[str]:
+    """Yield a line on the labels of the targets that some rows lack, by split."""
+    sparse = [
+        f"{name} {' / '.join(f'{line.labelled[name]:,}' for line in whole)}"
+        for name in whole[0].labelled
+        if any(line.labelled[name] < line.rows for line in whole)
+    ]
+    if sparse:
+        yield f"labels in {' / '.join(line.split for line in whole)}: {', '.join(sparse)}"
 
 
 def _remarks(counts: SplitCounts) -> Iterator[str]:

@@ -253,6 +253,7 @@ def test_a_sound_split_passes_and_is_counted() -> None:
         "train       all           2     3  60.00%  0.5000                2",
         "validation  all           1     1  20.00%  1.0000                1",
         "test        all           1     1  20.00%  0.0000                1",
+        "labels in train / validation / test: ef 2 / 1 / 1, opt 2 / 1 / 1",
         "validation has no negative label of 'opt'",
         "test has no positive label of 'opt'",
     ]
@@ -353,6 +354,7 @@ def test_labels_that_a_split_lacks_are_remarked() -> None:
     counted.check("random", None)
     remarks = split_table(counted.counts()).splitlines()[4:]
     assert remarks == [
+        "labels in train / validation / test: ef 2 / 0 / 0, opt 2 / 2 / 1",
         "no validation row has a label for 'ef'",
         "validation has no negative label of 'opt'",
         "no test row has a label for 'ef'",
