@@ -259,6 +259,14 @@ class Moments:
         without = (count * spread**2 - count / (count - 1) * farthest**2) / (count - 1)
         return bool(farthest > FAR_OFF * spread or without < (spread / FLATTENED_BY) ** 2)
 
+    def is_zero_or_one(self, column: int) -> bool:
+        """Return whether all values are 0 or 1, some of each: no others have that spread between
+        these bounds.
+        """
+        mean, low, high = self.mean[column], self.low[column], self.high[column]
+        is_widest = abs(self.spread[column] ** 2 - mean * (1 - mean)) < 1e-9
+        return bool(low == 0 and high == 1 and is_widest)
+
     @property
     def std(self) -> Float[np.ndarray, " W"]:
         """Population standard deviation; 1 where all observed values are equal."""
@@ -356,6 +364,8 @@ class ScalingFit:
             if target.transform != "identity" or target.kind == "binary":
                 continue
             what, labels = f"target column '{target.column}'", self._labels
+            if labels.is_zero_or_one(t):
+                lines.append(f"{what} has only 0 and 1: is it of kind: binary?")
             if labels.is_flattened(t):
                 lines.append(
                     f"{what} is so skewed that a few labels flatten the others: train rows have"

@@ -129,6 +129,13 @@ MISTAKES = (
         refused("6 groups", "split.folds = 30"),
     ),
     Mistake(
+        "classes learned as numbers, for want of a word on their kind",
+        "ersilia-os/zaira-chem#39",
+        said("target column 'good' has only 0 and 1: is it of kind: binary?"),
+        commands=build("--set", "tasks.1.kind=regression", "--set", "split.stratify_by=null"),
+        brings=WITH_TABLE,
+    ),
+    Mistake(
         "a batch that is larger than the table",
         "dreamquark-ai/tabnet#537",
         said("epoch", differences=_learned),

@@ -217,7 +217,7 @@ def _frame_source(frame: Any, data: DataConfig) -> Source:
         )
     try:
         return frame_source(lazy, data, twice)
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:  # of a file that it scans
         raise TableError(f"the lazy frame cannot be evaluated: {error}") from None
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from embedcache.config.split import SPLITS
+from embedcache.config.table import TargetColumn
 from embedcache.errors import ConfigError, SplitError, TableError
-from embedcache.scaling import Moments
+from embedcache.scaling import Moments, ScalingFit
 
 BAD = {  # row -> its change, and what the report says
     3: ({"smiles": "not a string"}, "string column 'smiles'"),
@@ -275,6 +276,27 @@ def test_a_feature_that_one_value_flattens_is_told_from_a_wide_one() -> None:
         moments = Moments(1)
         moments.add(values[:, None])
         assert moments.is_flattened(0) == (name in flat), name
+
+
+def test_labels_that_are_marks_or_classes_are_told() -> None:
+    rng = np.random.default_rng(0)
+    labels = {
+        "normal": rng.normal(size=200),
+        "shares": rng.random(200),
+        "classes": np.arange(200) % 3 == 0,
+        "marks": np.where(np.arange(200) % 10 == 0, -999, rng.normal(size=200)),
+        "one mark": np.where(np.arange(200) == 0, 9999, rng.normal(size=200)),
+    }
+    told = {}
+    for name, values in labels.items():
+        fit = ScalingFit((), (TargetColumn(name="y", column="y"),))
+        fit.add(np.zeros((200, 0), dtype=np.float32), values.astype(np.float32)[:, None])
+        told[name] = [line.removeprefix("target column 'y' ") for line in fit.remarks()]
+    assert told["normal"] == told["shares"] == []
+    assert told["classes"] == ["has only 0 and 1: is it of kind: binary?"]
+    assert [line.split(" in train rows")[0] for line in told["marks"]] == ["has -999"]
+    assert "a few labels flatten the others" in told["one mark"][0]
+    assert told["one mark"][1].startswith("has 9999 in train rows: if that stands for a missing")
 
 
 def test_a_sample_of_large_tables_is_compared(

@@ -129,6 +129,8 @@ def test_what_is_no_frame_is_refused(
         open_frame(trained, tmp_path / "none.csv")
     with pytest.raises(TableError, match="cannot be evaluated"):
         open_frame(trained, frame.lazy().select("nothing"))
+    with pytest.raises(TableError, match=r"cannot be evaluated.*none\.parquet"):
+        open_frame(trained, pl.scan_parquet(tmp_path / "none.parquet"))
 
 
 def test_pandas_frames(trained: TrainedRun, frame: pl.DataFrame) -> None:
