@@ -31,7 +31,7 @@ from embedcache.table.checks import (
     advice_on_classes,
     advice_on_text,
 )
-from embedcache.table.reader import KEY, NUMBER, NUMBER_IN_WORDS, RECORD, TEXT, ColumnType, Source
+from embedcache.table.source import KEY, NUMBER, NUMBER_IN_WORDS, RECORD, TEXT, ColumnType, Source
 from embedcache.table.spelling import as_spelled
 from embedcache.text import nearest
 from embedcache.values import spelled

@@ -12,7 +12,8 @@ import polars as pl
 
 from embedcache.config.table import DataConfig, TargetColumn
 from embedcache.errors import ConfigError
-from embedcache.table.reader import PARSED, CellKind, Source, kinds_of_cells
+from embedcache.table.cellkinds import CellKind, kinds_of_cells
+from embedcache.table.source import PARSED, Source
 from embedcache.text import nearest
 
 _TEXT = "text:"  # before a column's name: its cells, while the name stands for numbers

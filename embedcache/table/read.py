@@ -21,7 +21,8 @@ from embedcache.table.checks import run_checks
 from embedcache.table.columns import NO_REACH, Canonical, Reach, canonical_columns
 from embedcache.table.exclude import without_excluded
 from embedcache.table.invalid import find_invalid
-from embedcache.table.reader import Source, open_source
+from embedcache.table.reader import open_source
+from embedcache.table.source import Source
 from embedcache.table.survey import Survey
 from embedcache.table.table import Table
 from embedcache.table.vocabulary import NO_VOCABULARIES, Vocabularies, Vocabulary

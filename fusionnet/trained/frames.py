@@ -16,7 +16,8 @@ from embedcache.config.table import CsvConfig, DataConfig, OnInvalid
 from embedcache.errors import TableError
 from embedcache.table.invalid import REASON
 from embedcache.table.read import read_features
-from embedcache.table.reader import Source, frame_source, open_source
+from embedcache.table.reader import frame_source, open_source
+from embedcache.table.source import Source
 from embedcache.table.table import Table
 from fusionnet.rows.tensors import RowInputs
 from fusionnet.trained.run import TrainedRun

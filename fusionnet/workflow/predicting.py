@@ -14,7 +14,8 @@ from embedcache.errors import OutputError, TableError
 from embedcache.files import atomic_write
 from embedcache.schema import parse_config
 from embedcache.system import explained, naming
-from embedcache.table.reader import Source, typed
+from embedcache.table.cellkinds import typed
+from embedcache.table.source import Source
 from fusionnet.trained.frames import source_of
 from fusionnet.trained.reward import RewardModel
 from fusionnet.workflow.table_file import table_file, unfit_for_csv
