@@ -71,6 +71,9 @@ def from_file(file: str, *settings: str) -> tuple[Command, ...]:
     return build(*(word for each in (f"data.path={file}", *settings) for word in ("--set", each)))
 
 
+CSV = from_file("table.csv")
+
+
 def refused(*tells: str) -> Expected:
     """Return that a command is refused by one message which holds these words."""
     return Expected(REFUSED, tells)

@@ -25,7 +25,7 @@ from benchmarks.injection.cases import Case
 from benchmarks.injection.pool import play as play_all
 from benchmarks.injection.processes import FOR_ALL
 from benchmarks.injection.scene import prepare
-from benchmarks.mistakes import configs, frames, polymers, strings, tables
+from benchmarks.mistakes import configs, frames, polymers, strings, tables, texts
 from benchmarks.mistakes.kinds import Mistake, play
 from embedcache.errors import UserError
 
@@ -70,7 +70,9 @@ def main(words: list[str]) -> None:
 
 def mistakes(given: Sequence[str] | None = None) -> list[Mistake]:
     """Return all mistakes; the last is a whole table, with given strings or made ones."""
-    found = [each for module in (tables, strings, frames, configs) for each in module.MISTAKES]
+    found = [
+        each for module in (texts, tables, strings, frames, configs) for each in module.MISTAKES
+    ]
     units = list(given or polymers.made_strings(polymers.NUM_STRINGS))
     return [*found, polymers.mistake(units)]
 
