@@ -10,7 +10,7 @@ says so, do without the rows that break a rule (`invalid`). Nothing is written b
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -28,6 +28,17 @@ from embedcache.table.table import Table
 from embedcache.table.vocabulary import NO_VOCABULARIES, Vocabularies, Vocabulary
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is read of a file, and what is known before."""
+
+    data: DataConfig
+    targets: tuple[TargetColumn, ...]
+    label: str | None  # canonical column of the label whose rate the splits share
+    known: Vocabularies
+    for_prediction: bool
+
+
 def read_table(
     file: str,
     data: DataConfig,
@@ -41,10 +52,9 @@ def read_table(
     where the config contradicts itself.
     """
     source, num_excluded = without_excluded(open_source(file, data), data, targets)
-    label = _stratifying_label(targets, split)
+    wanted = _Wanted(data, targets, _stratifying_label(targets, split), known, False)
     with _readable(source):
-        canonical = canonical_columns(source, data, targets, split)
-        table = _checked(canonical, data, targets, label, known, for_prediction=False)
+        table = _checked(canonical_columns(source, data, targets, split), wanted)
     return replace(table, num_excluded=num_excluded)
 
 
@@ -54,9 +64,10 @@ def read_features(source: Source, data: DataConfig, reach: Reach = NO_REACH) -> 
     A table without rows is one. With `on_invalid: skip` rows that break a rule stay, their features
     null, and the column REASON of `invalid` says what is wrong with them.
     """
+    wanted = _Wanted(data, (), None, NO_VOCABULARIES, True)
+    no_split = SplitConfig(strategy="random")
     with _readable(source):
-        canonical = canonical_columns(source, data, (), SplitConfig(strategy="random"), reach)
-        return _checked(canonical, data, (), None, NO_VOCABULARIES, for_prediction=True)
+        return _checked(canonical_columns(source, data, (), no_split, reach), wanted)
 
 
 @contextmanager
@@ -67,71 +78,48 @@ def _readable(source: Source) -> Iterator[None]:
         raise TableError(f"{source.path} cannot be read: {error}") from None
 
 
-def _checked(
-    canonical: Canonical,
-    data: DataConfig,
-    targets: tuple[TargetColumn, ...],
-    label: str | None,
-    known: Vocabularies,
-    for_prediction: bool,
-) -> Table:
+def _checked(canonical: Canonical, wanted: _Wanted) -> Table:
     """Return the table of these canonical columns, or raise one TableError with all violations."""
     source = canonical.source
     if not canonical.columns:
         raise _table_error(source, canonical.violations)
     num_rows = _num_rows(source)
-    if num_rows == 0 and not for_prediction:
+    if num_rows == 0 and not wanted.for_prediction:
         raise _table_error(source, [*canonical.violations, "the table has no rows"])
-    if data.on_invalid == "skip":
-        return _without_invalid(canonical, data, targets, label, known, for_prediction, num_rows)
+    if wanted.data.on_invalid == "skip":
+        return _without_invalid(canonical, wanted, num_rows)
     of_rows = [line for _, line in run_checks(source.frame, canonical.checks)]
-    violations = canonical.violations + of_rows
-    return _surveyed(canonical, data, targets, label, known, violations, num_rows)
+    return _surveyed(canonical, wanted, canonical.violations + of_rows, num_rows)
 
 
-def _without_invalid(
-    canonical: Canonical,
-    data: DataConfig,
-    targets: tuple[TargetColumn, ...],
-    label: str | None,
-    known: Vocabularies,
-    for_prediction: bool,
-    num_rows: int,
-) -> Table:
+def _without_invalid(canonical: Canonical, wanted: _Wanted, num_rows: int) -> Table:
     """Return the table of the rows that break no rule, of all rows for a prediction."""
     if canonical.violations:
         raise _table_error(canonical.source, canonical.violations)
-    survey = Survey(canonical.frame(), frozenset(canonical.columns), known, None, [])
-    survey.note_refused(data)
+    survey = Survey(canonical.frame(), frozenset(canonical.columns), wanted.known, None, [])
+    survey.note_refused(wanted.data)
     invalid = find_invalid(canonical, survey)
-    if invalid.num_rows == num_rows and not for_prediction:
+    if invalid.num_rows == num_rows and not wanted.for_prediction:
         raise _table_error(
             canonical.source, [*invalid.lines, "no row is left: each breaks a rule above"]
         )
-    kept = invalid.marked() if for_prediction else invalid.left_out()
-    num_kept = num_rows if for_prediction else num_rows - invalid.num_rows
-    table = _surveyed(kept, data, targets, label, known, [], num_kept)
+    kept = invalid.marked() if wanted.for_prediction else invalid.left_out()
+    num_kept = num_rows if wanted.for_prediction else num_rows - invalid.num_rows
+    table = _surveyed(kept, wanted, [], num_kept)
     return replace(
         table,
         num_invalid=invalid.num_rows,
         invalid=invalid.lines,
-        in_slices=table.in_slices and for_prediction,
+        in_slices=table.in_slices and wanted.for_prediction,
     )
 
 
-def _surveyed(
-    canonical: Canonical,
-    data: DataConfig,
-    targets: tuple[TargetColumn, ...],
-    label: str | None,
-    known: Vocabularies,
-    violations: list[str],
-    num_rows: int,
-) -> Table:
+def _surveyed(canonical: Canonical, wanted: _Wanted, violations: list[str], num_rows: int) -> Table:
     """Return the table of checked columns with all its names, or raise one TableError."""
+    data, known = wanted.data, wanted.known
     source, frame, columns = canonical.source, canonical.frame(), frozenset(canonical.columns)
-    survey = Survey(frame, columns, known, label, violations)
-    observed, absent = survey.targets(targets, canonical.absent_targets)
+    survey = Survey(frame, columns, known, wanted.label, violations)
+    observed, absent = survey.targets(wanted.targets, canonical.absent_targets)
     survey.check_label(absent)
     survey.check_weight(data.row_weight)
     strata = survey.strata()
@@ -159,7 +147,7 @@ def _surveyed(
         num_blank=source.num_blank,
         copy=source.copy,
     )
-    if targets:  # the few rows of a prediction may happen to be numbers
+    if not wanted.for_prediction:  # the few rows of a prediction may happen to be numbers
         for column in strings:
             survey.check_text(column, table.strings[column.name])
     if survey.violations:
