@@ -3,6 +3,8 @@
 A table is refused, or the numbers in the cache are those that another reader finds in the file.
 """
 
+import codecs
+import io
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -208,9 +210,12 @@ def _build(scene: Scene, file: str) -> Outcome:
 
 
 def frame_of(path: Path) -> pl.DataFrame:
-    """Return a table as polars reads it without being told anything."""
+    """Return a table as polars reads it, of a CSV the text without blank lines."""
     if path.suffix.lower() == ".csv":
-        return pl.read_csv(path, infer_schema_length=None, glob=False)
+        content = path.read_bytes()
+        text = content.decode("utf-16" if content.startswith(codecs.BOM_UTF16_LE) else "utf-8-sig")
+        lines = [line for line in text.splitlines(keepends=True) if line.strip()]
+        return pl.read_csv(io.StringIO("".join(lines)), infer_schema_length=None)
     return pl.read_parquet(path, glob=False)
 
 
