@@ -27,6 +27,7 @@ from embedcache.split.assign import (
 )
 from embedcache.split.tally import SplitTally
 from embedcache.table.read import read_table
+from embedcache.table.survey import Judge
 from embedcache.table.table import Table
 from embedcache.table.vocabulary import NO_VOCABULARIES, Vocabularies
 
@@ -94,7 +95,11 @@ class TableFiles:
 
 
 def read_files(
-    data: DataConfig, targets: tuple[TargetColumn, ...], split: SplitConfig, base: Cache | None
+    data: DataConfig,
+    targets: tuple[TargetColumn, ...],
+    split: SplitConfig,
+    base: Cache | None,
+    judge: Judge | None = None,
 ) -> TableFiles:
     """Return the files that `base` does not have, all where there is none, assigned to splits.
 
@@ -105,7 +110,7 @@ def read_files(
     tally = NO_ROWS if base is None else tally_of(base)
     files = []
     for file in data.files[0 if base is None else len(base.identity.files) :]:
-        table = read_table(file, data, targets, split, known)
+        table = read_table(file, data, targets, split, known, judge)
         known = table.vocabularies
         num_strings = {name: len(texts) for name, texts in known.strings.items()}
         tally = tally.grown(known.strata, len(known.groups), num_strings, table.targets)

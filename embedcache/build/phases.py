@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from embedcache.build.attributes import provenance, report
 from embedcache.build.files import TableFiles, read_files
 from embedcache.build.remarks import RowRemarks
 from embedcache.build.request import BuildRequest
-from embedcache.build.strings import EncodedStrings, encode_strings
+from embedcache.build.strings import EncodedStrings, encode_strings, unreadable
 from embedcache.cache import manifest
 from embedcache.cache.folder import CacheFolder
 from embedcache.cache.identity import FORMAT_VERSION, Identity
@@ -49,7 +50,9 @@ def write_store(
     stamps = _stamps(request.data.files[0 if base is None else len(base.identity.files) :])
     seconds: dict[str, float] = {}
     with _timed("table and split", seconds):
-        files = read_files(request.data, request.targets, request.split, base)
+        files = read_files(
+            request.data, request.targets, request.split, base, partial(unreadable, request)
+        )
     with _timed("strings", seconds):
         strings = encode_strings(request, files, old, folder.vectors, ranks)
     with _timed("rows", seconds):

@@ -6,7 +6,7 @@ later.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,12 @@ from embedcache.encoder.loading import encoding_key, load_encoder
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.prefix import check_layers
 from embedcache.encoder.standin import is_standin
-from embedcache.encoder.tokenizer import Tokenized, load_tokenizer, tokenize
+from embedcache.encoder.tokenizer import (
+    Tokenized,
+    load_tokenizer,
+    tokenize,
+    unreadable_strings,
+)
 from embedcache.encoder.tokens import TokenTable
 from embedcache.encoder.unread import refuse_unread_dots
 from embedcache.ranks import Ranks
@@ -81,6 +86,13 @@ def encode_strings(
         num_encoded=sum(vectors.num_encoded for vectors in stores),
         seconds=sum(vectors.seconds for vectors in stores),
     )
+
+
+def unreadable(request: BuildRequest, column: StringColumn, texts: Sequence[str]) -> dict[str, str]:
+    """Return the strings of a column that its encoder cannot read, with the reason."""
+    config = request.encoder_of(column)
+    longest = load_encoder(config).max_length
+    return unreadable_strings(load_tokenizer(config), column, texts, longest)
 
 
 def _tokenized(

@@ -23,10 +23,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, proces
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from embedcache.config.encoder import EncoderConfig
+from embedcache.config.table import StringColumn
 from embedcache.encoder.description import UNREADABLE, described_config, refuse_keys
 from embedcache.encoder.folder import encoder_file, encoder_folder, read_mapping
 from embedcache.encoder.tokens import TokenTable, offsets_of
-from embedcache.encoder.unread import refuse_unread
+from embedcache.encoder.unread import refuse_unread, unread_dots
 from embedcache.errors import EncoderError, TokenizerError
 
 PREFIX = "▁"
@@ -74,33 +75,9 @@ def tokenize(
     if not strings:
         nothing = torch.zeros(0, dtype=torch.int64)
         return Tokenized(TokenTable(nothing, offsets_of(nothing)), {})
-    with _refusals_named("the tokenizer cannot read the strings"):
-        encoded = tokenizer(
-            list(strings),
-            truncation=False,
-            padding=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-    ids_of_strings: list[list[int]] = encoded["input_ids"]
+    ids_of_strings, spans_of_strings = _ids(tokenizer, strings)
     _refuse_too_long(strings, ids_of_strings, max_length)
-    unknown_id = _unknown_id(tokenizer)
-    known_nothing = {unknown_id, tokenizer.convert_tokens_to_ids(PREFIX)}
-    known_nothing.update(tokenizer.all_special_ids)
-    unknown = {}
-    unread = []
-    spans_of_strings = encoded["offset_mapping"]
-    for string, ids, spans in zip(strings, ids_of_strings, spans_of_strings, strict=True):
-        if unknown_id in ids:
-            unknown[string] = [
-                string[start:end]
-                for token, (start, end) in zip(ids, spans, strict=True)
-                if token == unknown_id
-            ]
-            if known_nothing.issuperset(ids):
-                unread.append(string)
+    unknown, unread = _unknown(tokenizer, strings, ids_of_strings, spans_of_strings)
     refuse_unread(unread)
     values = torch.tensor([token for ids in ids_of_strings for token in ids])
     largest = int(values.max())
@@ -111,6 +88,66 @@ def tokenize(
         )
     lengths = torch.tensor([len(ids) for ids in ids_of_strings])
     return Tokenized(TokenTable(values, offsets_of(lengths)), unknown)
+
+
+def unreadable_strings(
+    tokenizer: PreTrainedTokenizerBase,
+    column: StringColumn,
+    strings: Sequence[str],
+    max_length: int,
+) -> dict[str, str]:
+    """Return those strings of a column that `tokenize` would refuse, each with the reason."""
+    if not strings:
+        return {}
+    ids_of_strings, spans_of_strings = _ids(tokenizer, strings)
+    unknown, unread = _unknown(tokenizer, strings, ids_of_strings, spans_of_strings)
+    reasons = dict.fromkeys(unread, "has no part that its encoder's tokenizer knows")
+    for string in unread_dots(column, unknown):
+        reasons[string] = "has a '.' between fragments, which its encoder's tokenizer does not know"
+    for string, ids in zip(strings, ids_of_strings, strict=True):
+        if len(ids) > max_length:
+            reasons[string] = f"is longer than its encoder's {max_length} positions"
+    return reasons
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]
+) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+    """Return the ids of each string's tokens, and where in the string each of them stands."""
+    with _refusals_named("the tokenizer cannot read the strings"):
+        encoded = tokenizer(
+            list(strings),
+            truncation=False,
+            padding=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _unknown(
+    tokenizer: PreTrainedTokenizerBase,
+    strings: Sequence[str],
+    ids_of_strings: Sequence[Sequence[int]],
+    spans_of_strings: Sequence[Sequence[tuple[int, int]]],
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the unknown parts of each string that has any, and the strings of which all is so."""
+    unknown_id = _unknown_id(tokenizer)
+    known_nothing = {unknown_id, tokenizer.convert_tokens_to_ids(PREFIX)}
+    known_nothing.update(tokenizer.all_special_ids)
+    unknown, unread = {}, []
+    for string, ids, spans in zip(strings, ids_of_strings, spans_of_strings, strict=True):
+        if unknown_id in ids:
+            unknown[string] = [
+                string[start:end]
+                for token, (start, end) in zip(ids, spans, strict=True)
+                if token == unknown_id
+            ]
+            if known_nothing.issuperset(ids):
+                unread.append(string)
+    return unknown, unread
 
 
 def _refuse_too_long(
@@ -128,7 +165,7 @@ def _refuse_too_long(
     raise TokenizerError(
         f"{len(too_long):,} {'string is' if len(too_long) == 1 else 'strings are'} longer than"
         f" the encoder's {max_length} positions; shorten them, or leave their rows out"
-        " (data.exclude_rows):\n" + "\n".join(listed)
+        " (data.on_invalid: skip):\n" + "\n".join(listed)
     )
 
 

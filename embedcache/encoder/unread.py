@@ -27,9 +27,7 @@ def refuse_unread_dots(column: StringColumn, unknown: Mapping[str, list[str]]) -
 
     `unknown` are the unknown parts of each string that has any.
     """
-    if not column.fragments:
-        return
-    unread = [text for text, parts in unknown.items() if any("." in part for part in parts)]
+    unread = unread_dots(column, unknown)
     if unread:
         raise TokenizerError(
             f"string column '{column.column}': the encoder's tokenizer does not know the '.' that"
@@ -37,6 +35,13 @@ def refuse_unread_dots(column: StringColumn, unknown: Mapping[str, list[str]]) -
             " a string column of its own, and leave fragments out, or take an encoder that reads"
             f" '.':\n{_listed(unread)}"
         )
+
+
+def unread_dots(column: StringColumn, unknown: Mapping[str, list[str]]) -> list[str]:
+    """Return the strings of several fragments, where a column has such, whose `.` is unknown."""
+    if not column.fragments:
+        return []
+    return [text for text, parts in unknown.items() if any("." in part for part in parts)]
 
 
 def _listed(strings: Sequence[str]) -> str:

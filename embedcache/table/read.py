@@ -23,7 +23,7 @@ from embedcache.table.exclude import without_excluded
 from embedcache.table.invalid import find_invalid
 from embedcache.table.reader import open_source
 from embedcache.table.source import Source
-from embedcache.table.survey import Survey
+from embedcache.table.survey import Judge, Survey
 from embedcache.table.table import Table
 from embedcache.table.vocabulary import NO_VOCABULARIES, Vocabularies, Vocabulary
 
@@ -36,6 +36,7 @@ class _Wanted:
     targets: tuple[TargetColumn, ...]
     label: str | None  # canonical column of the label whose rate the splits share
     known: Vocabularies
+    judge: Judge | None
     for_prediction: bool
 
 
@@ -45,26 +46,30 @@ def read_table(
     targets: tuple[TargetColumn, ...],
     split: SplitConfig,
     known: Vocabularies = NO_VOCABULARIES,
+    judge: Judge | None = None,
 ) -> Table:
     """Return one of the files of a config, given the names in those before it.
 
+    With `on_invalid: skip` rows of strings that the `judge` refuses are left out too.
     Raises one TableError that lists every violation with its count and first rows; ConfigError
     where the config contradicts itself.
     """
     source, num_excluded = without_excluded(open_source(file, data), data, targets)
-    wanted = _Wanted(data, targets, _stratifying_label(targets, split), known, False)
+    wanted = _Wanted(data, targets, _stratifying_label(targets, split), known, judge, False)
     with _readable(source):
         table = _checked(canonical_columns(source, data, targets, split), wanted)
     return replace(table, num_excluded=num_excluded)
 
 
-def read_features(source: Source, data: DataConfig, reach: Reach = NO_REACH) -> Table:
+def read_features(
+    source: Source, data: DataConfig, reach: Reach = NO_REACH, judge: Judge | None = None
+) -> Table:
     """Return an opened table's features, checked as `read_table` does, and against `reach`.
 
     A table without rows is one. With `on_invalid: skip` rows that break a rule stay, their features
     null, and the column REASON of `invalid` says what is wrong with them.
     """
-    wanted = _Wanted(data, (), None, NO_VOCABULARIES, True)
+    wanted = _Wanted(data, (), None, NO_VOCABULARIES, judge, True)
     no_split = SplitConfig(strategy="random")
     with _readable(source):
         return _checked(canonical_columns(source, data, (), no_split, reach), wanted)
@@ -96,7 +101,9 @@ def _without_invalid(canonical: Canonical, wanted: _Wanted, num_rows: int) -> Ta
     """Return the table of the rows that break no rule, of all rows for a prediction."""
     if canonical.violations:
         raise _table_error(canonical.source, canonical.violations)
-    survey = Survey(canonical.frame(), frozenset(canonical.columns), wanted.known, None, [])
+    survey = Survey(
+        canonical.frame(), frozenset(canonical.columns), wanted.known, None, [], wanted.judge
+    )
     survey.note_refused(wanted.data)
     invalid = find_invalid(canonical, survey)
     if invalid.num_rows == num_rows and not wanted.for_prediction:

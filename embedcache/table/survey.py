@@ -4,7 +4,7 @@ Each method answers for one kind of column and notes what it finds wrong, so tha
 it at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -30,6 +30,8 @@ from embedcache.table.strings import DistinctStrings, distinct_strings
 from embedcache.table.vocabulary import Vocabularies, followed_by
 from embedcache.text import count_of, nearest, rows_text
 
+# the strings of a column that whatever reads them cannot read, with the reason
+Judge = Callable[[StringColumn, Sequence[str]], Mapping[str, str]]
 MOST_FACETS = 10_000  # distinct values of a report_by column: each is a line of a report
 MOST_LINES = 10  # of one kind in the report of violations
 MOST_NAMES = 5  # in one line
@@ -44,6 +46,7 @@ class Survey:
     known: Vocabularies
     label: str | None  # canonical column of the label whose rate the splits share
     violations: list[str]
+    judge: Judge | None = None  # of strings, beside what each column's kind asks
     # by canonical column: the values that are refused, with the reason
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -138,14 +141,18 @@ class Survey:
         known = self.known.strings.get(column.name, ())
         strings, refused = distinct_strings(column, spellings.values, spellings.num_rows, known)
         what, num_rows = f"string column '{column.column}'", spellings.rows_by_value
-        if refused:
+        told = {
+            spelling: f"is not a {column.kind}: it {reason}" for spelling, reason in refused.items()
+        }
+        unreadable = self._unreadable(column, strings)
+        refused |= unreadable
+        told |= unreadable
+        if told:
             self.refused[f"string:{column.name}"] = {
-                spelling: f"{what}: not a {column.kind}, it {reason}"
-                for spelling, reason in refused.items()
+                spelling: f"{what}: it {reason}" for spelling, reason in told.items()
             }
         lines = {
-            spelling: f"{spelling!r:.120} is not a {column.kind}: it {refused[spelling]};"
-            f" {count_of(num_rows[spelling], 'row')}:"
+            spelling: f"{spelling!r:.120} {told[spelling]}; {count_of(num_rows[spelling], 'row')}:"
             for spelling in each_kind_first(refused)[:MOST_LINES]
         }
         self._note_values(f"string:{column.name}", what, lines, num_rows)
@@ -155,6 +162,19 @@ class Survey:
                 f" {reasons_text(refused.values())}"
             )
         return strings
+
+    def _unreadable(self, column: StringColumn, strings: DistinctStrings) -> dict[str, str]:
+        """Return the spellings of new strings that the judge refuses, with the reason."""
+        if self.judge is None:
+            return {}
+        known = set(self.known.strings.get(column.name, ()))
+        reasons = self.judge(column, [text for text in strings.text if text not in known])
+        spelled = zip(strings.spellings, strings.id_of_spelling.tolist(), strict=True)
+        return {
+            spelling: reasons[strings.text[string_id]]
+            for spelling, string_id in spelled
+            if strings.text[string_id] in reasons
+        }
 
     def check_text(self, column: StringColumn, strings: DistinctStrings) -> None:
         """Note a column of any text whose strings are numbers, each of them."""

@@ -1,15 +1,17 @@
 """A trained run's encoder, and what it gives for strings that the run has never seen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from embedcache.config.table import StringColumn
 from embedcache.encoder.loading import encoding_key, load_encoder
 from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder, encode_all
-from embedcache.encoder.tokenizer import load_tokenizer, tokenize
+from embedcache.encoder.tokenizer import load_tokenizer, tokenize, unreadable_strings
 from embedcache.encoder.unread import refuse_unread_dots
 from embedcache.errors import EncoderError
 from fusionnet.recipe import AUTOCAST_DTYPES, encoder_of_column
@@ -47,16 +49,39 @@ def trained_encoder(run: TrainedRun, column: str) -> StringEncoder:
     return encoder
 
 
+def unreadable_new(run: TrainedRun, column: StringColumn, texts: Sequence[str]) -> dict[str, str]:
+    """Return those new strings of a column that the run's encoder cannot read, with the reason."""
+    with _need_named(run, column.name, texts):
+        longest = trained_encoder(run, column.name).max_length
+        tokenizer = load_tokenizer(run.recipe.encoders[_number(run, column.name)])
+        return unreadable_strings(tokenizer, column, texts, longest)
+
+
 def encode_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float[Tensor, "U E"]:
     """Return the vectors of new strings, in the precision in which training encoded."""
-    number = [spec.name for spec in run.layout.strings].index(column)
+    number = _number(run, column)
     config = run.recipe.encoders[number]
-    try:
+    with _need_named(run, column, texts):
         encoder = trained_encoder(run, column)
         tokens, unknown = tokenize(
             load_tokenizer(config), texts, encoder.max_length, encoder.num_ids
         )
         refuse_unread_dots(run.data.strings[number], unknown)
+    run.memory.unknown.update(unknown)
+    dtype = None if run.recipe.mode == "frozen" else AUTOCAST_DTYPES[run.recipe.train.precision]
+    with torch.autocast(run.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        return torch.from_numpy(encode_all(encoder, tokens))
+
+
+def _number(run: TrainedRun, column: str) -> int:
+    return [spec.name for spec in run.layout.strings].index(column)
+
+
+@contextmanager
+def _need_named(run: TrainedRun, column: str, texts: Sequence[str]) -> Iterator[None]:
+    """Say in an EncoderError that it is new strings which need the encoder."""
+    try:
+        yield
     except EncoderError as error:
         raise EncoderError(
             f"{len(texts)} '{column}' strings are new to run {run.folder}, e.g. {texts[0]!r:.120},"
@@ -64,7 +89,3 @@ def encode_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float[Tens
             f" in {run.folder / run.name}_config.yaml; strings that the run was trained on need"
             " none"
         ) from None
-    run.memory.unknown.update(unknown)
-    dtype = None if run.recipe.mode == "frozen" else AUTOCAST_DTYPES[run.recipe.train.precision]
-    with torch.autocast(run.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        return torch.from_numpy(encode_all(encoder, tokens))

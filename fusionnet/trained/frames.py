@@ -1,8 +1,9 @@
 """Raw frames to model inputs, by the same rules and checks that built the cache."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from embedcache.config.table import CsvConfig, DataConfig, OnInvalid
+from embedcache.config.table import CsvConfig, DataConfig, OnInvalid, StringColumn
 from embedcache.errors import TableError
 from embedcache.table.invalid import REASON
 from embedcache.table.read import read_features
@@ -53,7 +54,19 @@ def open_frame(run: TrainedRun, frame: Any, on_invalid: OnInvalid | None = None)
     not read. NaN is a missing value.
     """
     features = _features_only(run, on_invalid or run.data.on_invalid)
-    return read_features(source_of(run, frame), features, run.scaling.reach())
+    judge = partial(_unreadable, run)
+    return read_features(source_of(run, frame), features, run.scaling.reach(), judge)
+
+
+def _unreadable(run: TrainedRun, column: StringColumn, texts: Sequence[str]) -> dict[str, str]:
+    """Return the strings that the run's encoder cannot read, with the reason."""
+    new = [text for text in texts if text not in run.strings[column.name]]
+    if not new:
+        return {}
+    # not at the top: known strings need no encoder, whose packages take seconds to import
+    from fusionnet.trained.encoder import unreadable_new
+
+    return unreadable_new(run, column, new)
 
 
 def source_of(

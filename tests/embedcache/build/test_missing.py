@@ -11,7 +11,7 @@ import torch
 
 from embedcache.config.split import SPLITS
 from embedcache.config.table import TargetColumn
-from embedcache.errors import ConfigError, SplitError, TableError
+from embedcache.errors import ConfigError, SplitError, TableError, TokenizerError
 from embedcache.scaling import Moments, ScalingFit
 
 BAD = {  # row -> its change, and what the report says
@@ -308,3 +308,21 @@ def test_a_sample_of_large_tables_is_compared(
     )
     monkeypatch.setattr("embedcache.build.remarks.MOST_HASHED", 1200)
     assert "estimated from one row in 2" in study.build().summary()
+
+
+def test_strings_that_the_encoder_cannot_read_are_left_out_too(
+    make_study: Callable, frame_of: Callable, tmp_path: Path
+) -> None:
+    strings = frame_of()["smiles"].to_list()
+    strings[3], strings[7] = f"[*]{'C' * 5000}[*]", "[*]CC[*].[*]CCO[*]"
+    frame = frame_of().with_columns(pl.Series("smiles", strings))
+    columns = [{"name": "polymer", "column": "smiles", "fragments": True}]
+    study = make_study(tmp_path, frame, strings=columns)
+    with pytest.raises(TokenizerError, match=r"positions.*data\.on_invalid: skip"):
+        study.build()
+    report = study.but(on_invalid="skip").build()
+    assert (report.num_rows, report.num_invalid) == (238, 2)
+    summary = report.summary()
+    assert "is longer than its encoder's 512 positions; 1 row: row 3" in summary
+    assert "has a '.' between fragments, which its encoder's tokenizer does not know" in summary
+    assert all(len(text) < 100 for text in study.open().strings("polymer").text)

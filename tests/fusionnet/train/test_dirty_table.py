@@ -92,8 +92,8 @@ def test_from_build_to_prediction(config: Path, forks: Forks, repository: Path) 
     frame = dirty_frame()
     predicted = RewardModel(run).predict(frame)
     assert predicted.filter(pl.col("predicted_outcome").is_null())["reason"].to_list() == [
-        "string column 'smiles': not a psmiles, it has no endpoint [*]: a repeat unit has two; is"
-        " it a molecule? then set kind: smiles",
+        "string column 'smiles': it is not a psmiles: it has no endpoint [*]: a repeat unit has"
+        " two; is it a molecule? then set kind: smiles",
         predicted["reason"][11],
     ]
     split = np.insert(cache.rows().split, 10, [-1, -1])

@@ -12,7 +12,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from embedcache.config.table import DataConfig
-from embedcache.errors import TableError
+from embedcache.errors import EncoderError, TableError
 from embedcache.schema import parse_config
 from fusionnet.config.reward import RewardConfig, RewardTerm
 from fusionnet.trained.reward import RewardModel
@@ -109,7 +109,9 @@ def test_rows_that_break_a_rule_are_null_where_that_is_asked_for(
         is_null = found.select(pl.all_horizontal(pl.col(*PREDICTED, "known").is_null()))
         assert [row for row, (null,) in enumerate(is_null.rows()) if null] == [0, 1, 39]
         assert found["predicted_outcome"].null_count() == 3
-        assert "string column 'smiles': not a psmiles" in found["reason"][0]
+        assert (
+            "string column 'smiles': it is not a psmiles: it has no endpoint" in found["reason"][0]
+        )
         assert "numeric column 'x0': null or NaN; category column 'kind': 'z'" in found["reason"][1]
         assert "numeric column 'x1': above 100" in found["reason"][39]
         wanted = model.predict(frame)
@@ -217,3 +219,15 @@ def test_the_same_table_gives_the_same_categories_whatever_reads_it(
         tmp_path / "t.csv",
     ):
         assert_frame_equal(model.predict(each), wanted, rel_tol=1e-4)
+
+
+def test_strings_that_the_encoder_cannot_read_are_null_too(
+    model: RewardModel, frame: pl.DataFrame
+) -> None:
+    new = with_row(with_row(frame, 2, smiles=f"[*]{'C' * 5000}[*]"), 3, smiles="[*]CCCCC[*]")
+    with pytest.raises(EncoderError, match="longer than the encoder's"):
+        model.predict(new)
+    found = model.predict(new, on_invalid="skip")
+    assert found["predicted_outcome"].null_count() == 1
+    assert "it is longer than its encoder's 512 positions" in found["reason"][2]
+    assert found["known"].to_list()[2:5] == [None, False, True]
