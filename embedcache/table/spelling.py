@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from embedcache.values import DECIMAL, WHOLE, spelled
+from embedcache.values import DECIMAL, WHOLE
 
 
 def spelled_rows(text: pl.Expr) -> pl.Expr:
@@ -34,16 +34,17 @@ def as_spelled(
     text = {name for name in {*keys, *texts} if schema.get(name) == pl.String}
     if not text:
         return frozenset(whole)
-    distinct = frame.select(pl.col(name).unique().implode() for name in sorted(text))
-    values = distinct.collect(engine="streaming").row(0, named=True)
-    return frozenset(whole) | {
-        name
-        for name in text
-        if all(
-            value is None or (spelled(value) if name in keys else value.strip()) == value
-            for value in values[name]
-        )
-    }
+    odd = frame.select(
+        (wanted(pl.col(name)) != pl.col(name)).any().alias(name)
+        for name in sorted(text)
+        for wanted in [spelled_rows if name in keys else _stripped]
+    )
+    found = odd.collect(engine="streaming").row(0, named=True)
+    return frozenset(whole) | {name for name in text if not found[name]}
+
+
+def _stripped(text: pl.Expr) -> pl.Expr:
+    return text.str.strip_chars()
 
 
 def _is_whole(dtype: Any) -> bool:

@@ -90,7 +90,8 @@ def test_lora(shape: Shape, dtype: torch.dtype, compute: torch.dtype, p: float) 
         assert torch.equal(found, again), "not repeatable"
         assert found.dtype == wanted.dtype
         assert found.shape == exact.shape
-        last_place = torch.finfo(compute).eps / 2 * exact.norm()
+        # plain may be lucky on one row: 0.7 half places where two roundings in a row give 2.3
+        last_place = torch.finfo(compute).eps * exact.norm()
         error = (found.double() - exact).norm()
         assert error <= 2 * max((wanted.double() - exact).norm(), last_place), f"{error:.2e}"
         assert error < 0.1 * exact.norm(), "zeros would pass"
