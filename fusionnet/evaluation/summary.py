@@ -83,7 +83,10 @@ def _heading(run: TrainedRun, evaluation: Evaluation, num_epochs: int) -> list[s
 
 
 def _metric_rows(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Return one row of cells per metric of each target, below their head."""
+    """Return one row of cells per metric of each target, below their head.
+
+    Columns of which no metric has a cell, as the oracle's where there is none, are left out.
+    """
     rows: list[tuple[str, ...]] = [("target", "metric", "value", "goal", "", "oracle", "share")]
     for task in run.tasks:
         goals = {
@@ -103,7 +106,8 @@ def _metric_rows(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, ...
                     "" if share is None else f"{share:.1%}",
                 )
             )
-    return rows
+    filled = [column for column in range(len(rows[0])) if any(row[column] for row in rows[1:])]
+    return [tuple(row[column] for column in filled) for row in rows]
 
 
 def _beside(run: TrainedRun, evaluation: Evaluation) -> list[str]:

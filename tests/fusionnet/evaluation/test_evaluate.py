@@ -240,3 +240,16 @@ def test_baselines_are_shown_and_can_be_left_out(
     assert "baselines" not in plain.to_json(run)
     assert TRAIN_MEAN not in summary(run, plain, 2)
     assert plain.metrics == evaluation.metrics
+
+
+def test_the_summary_has_no_columns_that_nothing_stands_in(
+    run: TrainedRun, cache: Cache, evaluation: Evaluation
+) -> None:
+    with_oracle = summary(run, evaluation, 2).splitlines()
+    assert any(
+        line.split() == ["target", "metric", "value", "oracle", "share"] for line in with_oracle
+    )
+    plain = evaluate_run(run, cache, "test", progress=False, with_baselines=False)
+    lines = summary(run, plain, 2).splitlines()
+    assert any(line.split() == ["target", "metric", "value"] for line in lines)
+    assert "oracle" not in "".join(lines)
