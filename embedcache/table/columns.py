@@ -100,17 +100,17 @@ def canonical_columns(
     `reach` says between which values a trained model can compute with a feature. Missing and
     mistyped ones are noted as violations.
     """
-    table = Canonical(_looked_at(source, data))
+    table = Canonical(_noting_spellings(source, data))
     if source.row_cells is not None:
         table.violations.append(_other_header(source.num_cells, source.row_cells))
         return table
     if source.ragged:
-        row, cells = next(iter(source.ragged.items()))
+        rows, cells = list(source.ragged), list(source.ragged.values())
         table.check(
-            f"another number of cells than the header's {source.num_cells} (row {row} has {cells});"
-            " an unquoted separator, or a decimal comma",
-            pl.col(RECORD).is_in(list(source.ragged)),
-            pl.lit(None),
+            f"another number of cells than the header's {source.num_cells} (an unquoted separator,"
+            " or a decimal comma)",
+            pl.col(RECORD).is_in(rows),
+            pl.col(RECORD).replace_strict(rows, cells, default=None, return_dtype=pl.Int64),
         )
     for string in data.strings:
         _add_string(table, string)
@@ -150,7 +150,7 @@ def _other_header(num_cells: int, row_cells: int) -> str:
     )
 
 
-def _looked_at(source: Source, data: DataConfig) -> Source:
+def _noting_spellings(source: Source, data: DataConfig) -> Source:
     """Return the source knowing which of its columns are spelled as all formats spell them.
 
     One pass over their distinct values spares every later pass from spelling each row anew.

@@ -411,3 +411,28 @@ def test_a_text_files_columns_have_the_types_of_their_cells_in_parquet(
         "code": "String",
         "big": "String",
     }
+
+
+def test_records_with_other_cells_are_null_beside_their_own_rows(
+    call: Call, folder: Path, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    # blank lines are no rows, and a cell too many moves no other row's prediction
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    head, *lines = frame.head(6).write_csv().splitlines()
+    lines[2] = lines[2].replace(",", ",,", 1)
+    lines[4] = lines[4].rsplit(",", 1)[0]
+    source.write_text("\n".join([head, lines[0], "", *lines[1:], "", ""]))
+    words = ["--run", str(folder), "--input", str(source), "--output", str(target)]
+    code, _, err = call(main, *words)
+    assert code == 2
+    assert "another number of cells than the header's 12 " in err
+    assert "2 rows, e.g. 11, 13; rows 2, 4" in err
+    assert call(main, *words, "--on-invalid", "skip")[0] == 0
+    written = pl.read_csv(target)
+    assert [row for row, known in enumerate(written["known"]) if known is None] == [2, 4]
+    sound = [0, 1, 3, 5]
+    assert written["key"].gather(sound).to_list() == sound
+    wanted = RewardModel.load(folder).predict(frame.head(6))["predicted_outcome"]
+    np.testing.assert_allclose(
+        written["predicted_outcome"].gather(sound), wanted.gather(sound), rtol=1e-4
+    )

@@ -200,7 +200,7 @@ def test_cells_of_another_number_are_left_out_too(
     lines[11] = lines[11].replace(",", ",,", 1)
     lines[21] = lines[21].rsplit(",", 1)[0]
     file.write_text("\n".join(lines))
-    with pytest.raises(TableError, match=r"header's 12 \(row 10 has 13\).*rows 10, 20"):
+    with pytest.raises(TableError, match=r"header's 12 .*2 rows, e\.g\. 11, 13; rows 10, 20"):
         study.but(on_invalid="refuse").build()
     report = study.build()
     assert (report.num_rows, report.num_invalid) == (238, 2)

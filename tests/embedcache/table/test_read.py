@@ -265,7 +265,7 @@ def test_duplicate_parquet_names_are_found(make_study: Callable, tmp_path: Path)
         ("table.csv", b"", "cannot be read: empty CSV"),
         ("table.csv", b"patient,x\nP,1\nP\xff,1\n", "is not UTF-8, first in line 3"),
         ("table.csv", b"patient,\xe9\nP,1\n", "is not UTF-8, first in line 1"),
-        ("table.csv", b"patient,x\nP,1\nP,1,2,3\n", "than the header's 2 (row 1 has 4)"),
+        ("table.csv", b"patient,x\nP,1\nP,1,2,3\n", "decimal comma): 1 row, e.g. 4; row 1"),
         ("table.csv", b"patient,x\nP,1,2,3\n", "each row has 4 cells, the first line 2"),
         ("table.csv", b'patient,x\nP,1\n"P,2\nP,3\n', "never closed, in or behind row 1"),
         ("table.csv", b'patient,"x\nP,1\nP,2\n', "header cannot be read, line 3: unexpected end"),
