@@ -27,7 +27,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "config": {"schema", "values"},
         "launcher": {"errors"},
         "ranks": {"errors", "launcher"},
-        "scaling": {"config", "errors"},
+        "scaling": {"config"},
         "table": {"config", "errors", "scaling", "text", "values"},
         "split": {"config", "schema", "errors", "text", "table"},
         "kernels": set(),

@@ -18,6 +18,7 @@ from embedcache.build.attributes import provenance, report
 from embedcache.build.files import TableFiles, read_files
 from embedcache.build.remarks import RowRemarks
 from embedcache.build.request import BuildRequest
+from embedcache.build.statistics import ScalingFit
 from embedcache.build.strings import EncodedStrings, encode_strings, unreadable
 from embedcache.cache import manifest
 from embedcache.cache.folder import CacheFolder
@@ -28,7 +29,7 @@ from embedcache.cache.writer import StoreWriter
 from embedcache.config.split import SPLITS
 from embedcache.errors import TableError
 from embedcache.ranks import Ranks
-from embedcache.scaling import Scaling, ScalingFit
+from embedcache.scaling import Scaling
 from embedcache.table.kinds import parquet_files
 
 Stamp = tuple[tuple[int, int], ...]  # size and time of change of each part

@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import UInt64
 
+from embedcache.build.statistics import ScalingFit
 from embedcache.cache.layout import RowBlock
 from embedcache.config.split import SPLITS
 from embedcache.config.table import DataConfig
-from embedcache.scaling import ScalingFit
 from embedcache.table.checks import MISSING
 from embedcache.table.table import Table
 

@@ -10,17 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from embedcache.build.statistics import SPREAD_FLOOR, Moments, ScalingFit, vector_scaling
 from embedcache.config.table import NumericColumn, TargetColumn
-from embedcache.scaling import (
-    CELSIUS_ZERO_K,
-    SPREAD_FLOOR,
-    Moments,
-    Scaling,
-    ScalingFit,
-    transformed,
-    undone,
-    vector_scaling,
-)
+from embedcache.scaling import CELSIUS_ZERO_K, Scaling, transformed, undone
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 
@@ -137,7 +129,7 @@ def scaling() -> tuple[Scaling, np.ndarray]:
 
 
 def test_vectors_are_standardised_dimension_by_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedcache.scaling.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("embedcache.build.statistics.ROWS_AT_ONCE", 7)
     vectors = (
         5 + np.random.default_rng(0).normal(size=(40, 6)) * [1, 0.5, 0.1, 2, 1e-6, 0]
     ).astype(np.float32)

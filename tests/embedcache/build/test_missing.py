@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 import torch
 
+from embedcache.build.statistics import Moments, ScalingFit
 from embedcache.config.split import SPLITS
 from embedcache.config.table import TargetColumn
 from embedcache.errors import ConfigError, SplitError, TableError, TokenizerError
-from embedcache.scaling import Moments, ScalingFit
 
 BAD = {  # row -> its change, and what the report says
     3: ({"smiles": "not a string"}, "string column 'smiles'"),
