@@ -326,3 +326,26 @@ def test_strings_that_the_encoder_cannot_read_are_left_out_too(
     assert "is longer than its encoder's 512 positions; 1 row: row 3" in summary
     assert "has a '.' between fragments, which its encoder's tokenizer does not know" in summary
     assert all(len(text) < 100 for text in study.open().strings("polymer").text)
+
+
+@pytest.mark.parametrize("changed", ["x", "outcome", "kind", "smiles", None])
+def test_rows_that_differ_in_one_part_are_no_copies(
+    changed: str | None, make_study: Callable, frame_of: Callable, tmp_path: Path
+) -> None:
+    frame = frame_of(120, 12).with_columns(
+        outcome=pl.lit(1.0), kind=pl.lit("a"), smiles=pl.lit("[*]CC[*]")
+    )
+    others = {"x": pl.col("x") + 1, "outcome": pl.lit(2.0), "kind": pl.lit("b")}
+    others["smiles"] = pl.lit("[*]CCO[*]")
+    twin = frame if changed is None else frame.with_columns(others[changed].alias(changed))
+    both = pl.concat([frame, twin]).with_columns(
+        part=pl.when(pl.int_range(pl.len()) < 120)
+        .then(pl.lit("train"))
+        .otherwise(pl.Series(["validation", "test"] * 120))
+    )
+    study = make_study(tmp_path, both).but(
+        group=None,
+        stratum=None,
+        split={"strategy": "column", "column": "part", "stratify_by": None},
+    )
+    assert ("60 of 60 test rows" in study.build().summary()) == (changed is None)
