@@ -36,8 +36,8 @@ class Recipe:
 
     @property
     def mode(self) -> EncodingMode:
-        """How often strings are encoded; columns are all trained in one mode."""
-        return self.encoders[0].mode
+        """How often strings are encoded; columns are all trained in one mode, none in `frozen`."""
+        return self.encoders[0].mode if self.encoders else "frozen"
 
 
 def observed_tasks(tasks: Sequence[Task], layout: Layout) -> tuple[Task, ...]:

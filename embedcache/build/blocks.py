@@ -88,14 +88,16 @@ def _row_block(
     split: Int8[np.ndarray, " N"],
 ) -> RowBlock:
     spelling = _stacked(frame, [f"string:{column.name}" for column in data.strings], np.int32)
-    strings = list(enumerate(table.strings[column.name] for column in data.strings))
-    string_ids = [found.id_of_spelling[spelling[:, c]] for c, found in strings]
-    string_hashes = [found.hash_of_spelling[spelling[:, c]] for c, found in strings]
+    string_id, string_hash = np.empty_like(spelling), np.empty(spelling.shape, dtype=np.int64)
+    for c, column in enumerate(data.strings):
+        found = table.strings[column.name]
+        string_id[:, c] = found.id_of_spelling[spelling[:, c]]
+        string_hash[:, c] = found.hash_of_spelling[spelling[:, c]]
     absent = np.full(frame.height, -1, dtype=np.int32)
     weighted = data.row_weight is not None
     return RowBlock(
-        string_id=np.stack(string_ids, axis=1),
-        string_hash=np.stack(string_hashes, axis=1),
+        string_id=string_id,
+        string_hash=string_hash,
         numeric=_stacked(
             frame, [f"numeric:{column.column}" for column in data.features], np.float32
         ),

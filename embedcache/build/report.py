@@ -138,7 +138,13 @@ class BuildReport:
         total = sum(seconds for _, seconds in self.seconds)
         if self.status == UP_TO_DATE:
             return f"nothing to do: it was built on {self.built} in {total:.1f} s"
-        times = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds)
+        times = ", ".join(
+            f"{phase} {seconds:.1f} s"
+            for phase, seconds in self.seconds
+            if self.strings or phase != "strings"
+        )
+        if not self.strings:
+            return f"built in {total:.1f} s: {times}"
         rate = ""
         if self.num_encoded:
             ranks = f", {self.num_ranks} ranks" if self.num_ranks > 1 else ""

@@ -84,7 +84,7 @@ def encode_strings(
     return EncodedStrings(
         columns=tuple(encoded[column.name] for column in request.data.strings),
         num_encoded=sum(vectors.num_encoded for vectors in stores),
-        seconds=sum(vectors.seconds for vectors in stores),
+        seconds=sum((vectors.seconds for vectors in stores), start=0.0),
     )
 
 

@@ -282,7 +282,8 @@ class DataConfig(Config):
         ),
     )
     strings: tuple[StringColumn, ...] = Field(
-        min_length=1, description="text columns, which an encoder reads"
+        default=(),
+        description="text columns, which an encoder reads; none: the encoder is left aside",
     )
     numeric: tuple[NumericColumn, ...] = Field(
         default=(),
@@ -327,6 +328,15 @@ class DataConfig(Config):
     def title(self) -> str:
         """The names of the files, without their folders."""
         return ", ".join(PurePath(file).name for file in self.files)
+
+    @model_validator(mode="after")
+    def _there_are_features(self) -> "DataConfig":
+        if not (self.strings or self.numeric or self.categories):
+            raise ValueError(
+                "nothing would be read to predict from: name at least one column in strings,"
+                " numeric or categories"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "DataConfig":

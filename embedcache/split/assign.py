@@ -93,6 +93,11 @@ def labels_of(block: pl.DataFrame, targets: tuple[TargetColumn, ...]) -> Float32
 def left_out_column(data: DataConfig, split: SplitConfig) -> str:
     """Return the string column whose strings are left out."""
     names = [column.name for column in data.strings]
+    if not names:
+        raise ConfigError(
+            "split.strategy 'leave_strings_out' needs a column in data.strings, which has none;"
+            " choose another strategy"
+        )
     if split.string is not None and split.string not in names:
         raise ConfigError(
             f"split.string names '{split.string}', which is not among the string columns:"

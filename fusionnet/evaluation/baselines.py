@@ -44,6 +44,7 @@ PREDICTED_ROWS = 65_536  # whose features are in memory at a time
 TRAIN_MEAN = "mean of the train rows"
 STRING_MEAN = "mean of the string's train rows"
 BOOSTING = "boosting, strings one-hot"
+BOOSTING_NUMBERS = "boosting"  # of a table without strings
 
 Baseline = Callable[[Cache, int, int], Float[np.ndarray, " N"]]
 Features = Callable[[RowBlock], Float[np.ndarray, "N F"]]
@@ -91,7 +92,7 @@ def one_hot(train: RowBlock) -> Features:
     def features(rows: RowBlock) -> Float[np.ndarray, "N F"]:
         pairs = zip(rows.string_id.T, kept, strict=True)
         parts = [string_id[:, None] == strings for string_id, strings in pairs]
-        return np.concatenate(parts, axis=1).astype(np.float32)
+        return np.concatenate([_no_columns(rows), *parts], axis=1).astype(np.float32)
 
     return features
 
@@ -113,9 +114,15 @@ def fingerprints(cache: Cache) -> Features:
 
     def features(rows: RowBlock) -> Float[np.ndarray, "N F"]:
         pairs = zip(tables, rows.string_id.T, strict=True)
-        return np.concatenate([table[string_id] for table, string_id in pairs], axis=1)
+        parts = [table[string_id] for table, string_id in pairs]
+        return np.concatenate([_no_columns(rows), *parts], axis=1)
 
     return features
+
+
+def _no_columns(rows: RowBlock) -> Float[np.ndarray, "N 0"]:
+    """Return what a table without string columns has of them."""
+    return np.zeros((len(rows.split), 0), dtype=np.float32)
 
 
 def joined(*parts: Features) -> Features:
@@ -190,28 +197,27 @@ def beside_a_run(
 
     The two means read all train rows. Boosting reads at most `QUICK_ROWS` of them (drawn at random)
     and as many validation rows, and predicts the tasks of the largest weight alone. A target
-    without a labelled train row has no baselines.
+    without a labelled train row has no baselines, and a table without strings no mean by string.
     """
     main = {task.column for task, _ in main_metrics(tasks)}
-    found: dict[str, dict[int, Float[np.ndarray, " n"]]] = {
-        TRAIN_MEAN: {},
-        STRING_MEAN: {},
-        BOOSTING: {},
-    }
+    of_strings = [STRING_MEAN, BOOSTING] if layout.strings else [BOOSTING_NUMBERS]
+    names = [TRAIN_MEAN, *of_strings]
+    found: dict[str, dict[int, Float[np.ndarray, " n"]]] = {name: {} for name in names}
     rows = _as_learnt(rows, layout)
     bar = tqdm(layout.targets, desc="baselines", leave=False, disable=None if progress else True)
     for target, column in enumerate(bar):
         if not len(_labelled(rows, "train", target)):
             continue  # nothing to learn from
         found[TRAIN_MEAN][target] = _in_units(train_mean(rows, target)[chosen], column)
-        found[STRING_MEAN][target] = _in_units(string_mean(rows, target)[chosen], column)
+        if layout.strings:
+            found[STRING_MEAN][target] = _in_units(string_mean(rows, target)[chosen], column)
         if column.column in main:
             train = take(rows, _labelled(rows, "train", target, QUICK_ROWS))
             validation = take(rows, _labelled(rows, "validation", target, QUICK_ROWS))
             features = joined(numbers(layout), one_hot(train))
             binary = column.kind == "binary"
             fit = Fit(train, validation, features, target, binary, QUICK_TREES)
-            found[BOOSTING][target] = _in_units(boosting(fit, take(rows, chosen)), column)
+            found[names[-1]][target] = _in_units(boosting(fit, take(rows, chosen)), column)
     num_train = int((rows.split == SPLITS.index("train")).sum())
     remark = (
         f"Boosting learned from {min(num_train, QUICK_ROWS):,} of {num_train:,} train rows, in at"

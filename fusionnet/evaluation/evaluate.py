@@ -75,7 +75,7 @@ class Evaluation:
             "epoch": run.epoch,
             "num_rows": len(self.targets),
             "num_groups": self.num_groups,
-            "mode": run.recipe.mode,
+            "mode": run.recipe.mode if run.layout.strings else None,
             "split_strategy": run.config["split"]["strategy"],
             "standin": run.standin,
             "note": run.note,

@@ -90,21 +90,29 @@ def _facts(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, str]]:
     split = run.config["split"]["strategy"]
     if split == "group":
         split += f": no {run.data.group} is in more than one split"
-    encoders = {f"{spec.encoder.source}, {spec.pooling} pooling": None for spec in layout.strings}
     return [
         ("rows", rows),
         ("split", split),
-        (
-            "strings",
-            ", ".join(f"{spec.num_strings:,} distinct {spec.column}" for spec in layout.strings),
-        ),
-        ("encoder", f"{', '.join(encoders)}; trained in mode {run.recipe.mode}"),
+        *_string_facts(run),
         (
             "checkpoint",
             f"{run.moment}: epoch {run.epoch} of {train.epochs}, {train.precision} training,"
             " fp32 evaluation",
         ),
         ("certificate", run.certificate),
+    ]
+
+
+def _string_facts(run: TrainedRun) -> list[tuple[str, str]]:
+    """Return what the strings and their encoders are, nothing where there are none."""
+    specs = run.layout.strings
+    if not specs:
+        return []
+    distinct = ", ".join(f"{spec.num_strings:,} distinct {spec.column}" for spec in specs)
+    encoders = {f"{spec.encoder.source}, {spec.pooling} pooling": None for spec in specs}
+    return [
+        ("strings", distinct),
+        ("encoder", f"{', '.join(encoders)}; trained in mode {run.recipe.mode}"),
     ]
 
 

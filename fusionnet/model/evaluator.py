@@ -71,7 +71,8 @@ class RowEvaluator:
 
         There is one table [U, D] per string column, then one per category column; `vectors` has one
         matrix [U, E] per string column. For a single token they are to be summed, and the first of
-        them holds the bias; for modality tokens each has its own.
+        them holds the bias, which is left to the numbers where there is no table; for modality
+        tokens each has its own.
         """
         network, blocks = self._network, self._blocks
         dtype = network.projection.weight.dtype
@@ -84,6 +85,8 @@ class RowEvaluator:
             F.linear(embedding.weight.float(), block)
             for embedding, block in zip(network.categories, blocks.categories, strict=True)
         ]
+        if not tables:
+            return tables
         if not self._has_modality_tokens:
             return [tables[0] + self._bias, *tables[1:]]
         kinds = [*self._kinds.strings, *self._kinds.categories]
@@ -120,7 +123,7 @@ class RowEvaluator:
         if self._has_modality_tokens:
             x = self._modality_tokens(gathered, numbers)
         else:
-            x = _summed(gathered, numbers)
+            x = _summed(gathered, numbers, self._bias)
         for layer in self._layers:
             x = layer(x)
         x = x.squeeze(1) if x.dim() == 3 else x  # the last layer's only token
@@ -157,9 +160,16 @@ def _padded(rows: RowInputs) -> RowInputs:
 
 
 def _summed(
-    gathered: Sequence[Float[Tensor, "B D"]], numbers: Sequence[Float[Tensor, "B D"]]
+    gathered: Sequence[Float[Tensor, "B D"]],
+    numbers: Sequence[Float[Tensor, "B D"]],
+    bias: Float[Tensor, " D"],
 ) -> Float[Tensor, "B D"]:
-    """Return the single token; the gathered rows are fresh, so they are added to in place."""
+    """Return the single token, whose bias the first of the gathered rows hold, if there are any.
+
+    They are fresh, so they are added to in place.
+    """
+    if not gathered:
+        return sum(numbers, start=bias)
     x = gathered[0]
     for summand in (*gathered[1:], *numbers):
         x += summand

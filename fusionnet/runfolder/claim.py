@@ -92,8 +92,9 @@ def _inputs(experiment: Experiment) -> list[tuple[str, str]]:
     """Return what names them in the config, and the files and folders that a run reads."""
     inputs = [("data.path", path) for path in experiment.data.files]
     inputs += [("cache.path", experiment.cache.path)]
-    inputs += [("encoder.source", experiment.encoder.source)]
     for column in experiment.data.strings:
-        if column.encoder is not None:
+        if column.encoder is None:
+            inputs.append(("encoder.source", experiment.encoder.source))
+        else:
             inputs.append((f"the encoder of '{column.name}'", column.encoder.source))
     return [(key, path) for key, path in inputs if os.path.lexists(path)]

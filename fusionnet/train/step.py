@@ -141,7 +141,9 @@ def _micro_batch_loss(
         read = [source.read(batch.string_id[:, column]) for column, source in enumerate(sources)]
     if tally is not None:
         tally.note(batch, read)
-    index = torch.stack([each.vector_index for each in read], dim=1)
+    index = batch.string_id  # of no columns where there are none
+    if read:
+        index = torch.stack([each.vector_index for each in read], dim=1)
     parts = engine(
         vectors=[each.vectors for each in read],
         inputs=replace(batch.inputs, string_id=index),

@@ -42,7 +42,8 @@ def _facts(trainer: Trainer, asked: PrecisionName) -> list[str]:
     """Return one line each on the cache, the encoders, the tasks and the training."""
     layout, plan, train = trainer.cache.layout, trainer.plan, trainer.recipe.train
     distinct = ", ".join(f"{spec.num_strings:,} distinct {spec.name}" for spec in layout.strings)
-    lines = [f"cache      {trainer.cache.path}: {layout.num_rows:,} rows, {distinct}"]
+    rows = f"{layout.num_rows:,} rows, {distinct or 'no strings'}"
+    lines = [f"cache      {trainer.cache.path}: {rows}"]
     lines += [
         f"encoder    {spec.encoder.source} ({spec.name}) is a STAND-IN without published weights:"
         " results show the software, not the chemistry"
@@ -53,10 +54,11 @@ def _facts(trainer: Trainer, asked: PrecisionName) -> list[str]:
         absent = ", ".join(layout.absent_targets)
         lines.append(f"tasks      not in the table, hence not trained: {absent}")
     precision = f"{train.precision} (auto)" if asked == "auto" else train.precision
+    mode = f", mode {trainer.recipe.mode}" if layout.strings else ""
     lines.append(
         f"training   {plan.num_rows:,} rows, {train.epochs} epochs x {plan.steps_per_epoch} steps"
         f" of up to {plan.batch_rows:,} rows, {trainer.world.size} rank(s) x"
-        f" {plan.num_micro_batches} micro-batches, {precision}, mode {trainer.recipe.mode}, ZeRO"
+        f" {plan.num_micro_batches} micro-batches, {precision}{mode}, ZeRO"
         f" stage {train.zero_stage_of(trainer.world.size)}"
     )
     lines.append(f"rows       {trainer.train_rows.order}")
