@@ -11,7 +11,11 @@ from importlib import import_module
 from typing import Any
 
 # Imported when first asked for: a command's --help should not wait for transformers and PEFT.
-_HOMES = {"RewardModel": "trained.reward"}
+_HOMES = {
+    "RewardModel": "trained.reward",
+    "Callback": "train.callbacks",
+    "StopTraining": "train.callbacks",
+}
 __all__ = list(_HOMES)
 
 

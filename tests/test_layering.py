@@ -52,7 +52,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "recipe": {"config", "model"},
         "assemble": {"recipe", "model"},
         "train": {"config", "metrics", "recipe", "assemble", "model", "rows"}
-        | {"runfolder", "stopping", "yamlfile"},
+        | {"runfolder", "launchers", "stopping", "yamlfile"},
         "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"}
         | {"runfolder"},
         "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"},

@@ -18,7 +18,7 @@ from embedcache.text import number, visible
 from fusionnet.evaluation.evaluate import Evaluation
 from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.plots import draw_plots
-from fusionnet.evaluation.summary import beside_rows, unfinished, without_labels
+from fusionnet.evaluation.summary import beside_rows, ended_early, without_labels
 from fusionnet.metrics import METRICS, is_error, main_metrics, reaches, title, unit_of
 from fusionnet.runfolder.listing import write_listed
 from fusionnet.trained.run import TrainedRun
@@ -41,7 +41,7 @@ def write_report(
         run=run,
         evaluation=evaluation,
         records=records,
-        unfinished=unfinished(run, len(records)),
+        ended_early=ended_early(run, records),
         without_labels=without_labels(run, evaluation),
         facts=_facts(run, evaluation),
         goals=_goal_lines(run, evaluation),

@@ -1,5 +1,8 @@
 """An evaluation as plain text, for the terminal."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from embedcache.text import number, text_table, visible
@@ -11,13 +14,13 @@ MOST_NAMED = 12  # groups in one line
 VERDICTS = {True: "pass", False: "FAIL", None: "undefined"}
 
 
-def summary(run: TrainedRun, evaluation: Evaluation, num_epochs: int) -> str:
+def summary(run: TrainedRun, evaluation: Evaluation, records: Sequence[dict[str, Any]]) -> str:
     """Return every metric with goal, verdict and oracle, the baselines, and the spread by group.
 
-    `num_epochs` are those that the run has behind it.
+    `records` are those of the epochs that the run has behind it.
     """
     lines = [
-        *_heading(run, evaluation, num_epochs),
+        *_heading(run, evaluation, records),
         *text_table(_metric_rows(run, evaluation), num_left=2),
         *_beside(run, evaluation),
     ]
@@ -37,15 +40,15 @@ def beside_rows(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, list
     return rows + ([] if evaluation.oracle is None else [row("oracle", evaluation.oracle)])
 
 
-def unfinished(run: TrainedRun, num_epochs: int) -> str:
-    """Return what to know of a run whose training is not at its end, "" for others."""
+def ended_early(run: TrainedRun, records: Sequence[dict[str, Any]]) -> str:
+    """Return what to know of a run with fewer epochs than its config says, "" for others."""
     epochs = run.recipe.train.epochs
-    if num_epochs >= epochs:
+    if len(records) >= epochs:
         return ""
-    return (
-        f"The run has {num_epochs} of {epochs} epochs behind it: evaluate it again when its"
-        " training is finished."
-    )
+    behind = f"{len(records)} of {epochs} epochs behind it"
+    if "stopped" in records[-1]:
+        return f"The training ended with {behind}: {records[-1]['stopped']}."
+    return f"The run has {behind}: evaluate it again when its training is finished."
 
 
 def without_labels(run: TrainedRun, evaluation: Evaluation) -> str:
@@ -58,14 +61,16 @@ def without_labels(run: TrainedRun, evaluation: Evaluation) -> str:
     return f"No {evaluation.split} row has a label for {names}: there are no metrics of it."
 
 
-def _heading(run: TrainedRun, evaluation: Evaluation, num_epochs: int) -> list[str]:
+def _heading(
+    run: TrainedRun, evaluation: Evaluation, records: Sequence[dict[str, Any]]
+) -> list[str]:
     """Return what was evaluated, and what a reader must know of it."""
     groups = f" of {evaluation.num_groups:,} {run.data.group}" if evaluation.num_groups else ""
     lines = [
         f"{run.folder}: {len(evaluation.targets):,} {evaluation.split} rows{groups}, checkpoint"
         f" '{run.moment}' (epoch {run.epoch})"
     ]
-    if note := unfinished(run, num_epochs):
+    if note := ended_early(run, records):
         lines.append(f"NOTE  {note}")
     if note := without_labels(run, evaluation):
         lines.append(f"NOTE  {note}")

@@ -59,7 +59,7 @@ class Engine:
         Empty ones are left out, since ZeRO refuses them.
         """
         check_precision(train.precision, world.device.type)
-        _join_group()
+        _join_group(world)
         self.world = world
         self.model = model
         self._stage = train.zero_stage_of(world.size)
@@ -233,8 +233,9 @@ class Engine:
         }
 
 
-def _join_group() -> None:
+def _join_group(world: World) -> None:
     """Let DeepSpeed use the process group that is there, or make one of a single process."""
+    os.environ.update(world.environment)  # which DeepSpeed reads
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # On CPUs DeepSpeed would compile collectives that only its inference uses, under a lock in the
     # user's home: minutes at the first start, and a process that is killed meanwhile leaves the

@@ -22,29 +22,40 @@ from tqdm import tqdm
 
 from fusionnet.rows.resident import ResidentRows
 from fusionnet.stopping import at_checkpoints, is_asked, stopped
+from fusionnet.train.callbacks import NO_CALLBACKS, Callbacks, Record
 from fusionnet.train.proof.prover import Prover, due_steps, subject_of
 from fusionnet.train.proof.record import ProofFile, proof_path
 from fusionnet.train.resume import Position, checkpoint_content, own_totals, resumed
 from fusionnet.train.runfiles import RunFiles, best_epoch
-from fusionnet.train.runlog import Record, RunLog, peak_rss_bytes
+from fusionnet.train.runlog import RunLog, peak_rss_bytes
 from fusionnet.train.trainer import Trainer
 from fusionnet.train.validation import Validated, string_tables, validate
 
 
-def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
-    """Train to the last epoch and return the log's records."""
+def train_run(
+    trainer: Trainer, files: RunFiles, resume: bool, callbacks: Callbacks = NO_CALLBACKS
+) -> list[Record]:
+    """Train to the last epoch, or until a callback ends it, and return the log's records.
+
+    The last record of a run that a callback has ended says why, as `stopped`.
+    """
     found = resumed(trainer.engine, files, trainer.train_rows.order) if resume else None
     position = Position() if found is None else found[1]
     proofs = watched(trainer, position, files)
     log = None
     if trainer.world.is_main:
-        log = RunLog(files.folder, trainer.recipe.tasks)
+        log = RunLog(files.folder, trainer.recipe.tasks, trainer.verbose)
         if found is not None:
             files.go_on(found[0], position.records, position.step, log)
-        print("\n".join([log.header(), *(log.line(record) for record in position.records)]))
+        log.show_all(position.records)
+        callbacks.begin()
+    reason = None
     with files, at_checkpoints():
-        while position.epoch < trainer.recipe.train.epochs:
+        while position.epoch < trainer.recipe.train.epochs and reason is None:
             record = run_epoch(trainer, position, files)
+            reason = trainer.world.broadcast(callbacks.epoch_ended(record))
+            if reason is not None:
+                record["stopped"] = reason
             records = [*position.records, record]
             improved = best_epoch(records) == len(records)
             best = position.best if record["val_loss"] is None else record["val_loss"]
@@ -55,11 +66,14 @@ def train_run(trainer: Trainer, files: RunFiles, resume: bool) -> list[Record]:
             if log is not None:
                 files.publish_epoch(content, log, record, improved)
             trainer.world.barrier()
-            if position.epoch < trainer.recipe.train.epochs and trainer.world.any(is_asked()):
+            is_last = reason is not None or position.epoch == trainer.recipe.train.epochs
+            if not is_last and trainer.world.any(is_asked()):
                 leave(trainer, position, files)
     if log is not None:
-        print(proofs.line(sum(record["seconds"] for record in position.records)))
+        if trainer.verbose:
+            print(proofs.line(sum(record["seconds"] for record in position.records)))
         files.publish_end()
+        callbacks.end()
     trainer.world.barrier()
     return position.records
 
@@ -230,7 +244,7 @@ def _bar(trainer: Trainer, position: Position) -> tqdm:
         unit_scale=True,
         desc=f"epoch {position.epoch + 1}",
         leave=False,
-        disable=None if trainer.world.is_main else True,
+        disable=None if trainer.world.is_main and trainer.verbose else True,
     )
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from embedcache.cache.identity import Identity
 from embedcache.errors import RunError, StaleCacheError
 from fusionnet.runfolder.listing import read_listing
+from fusionnet.train.callbacks import Record
 from fusionnet.train.checkpoint import check_run_id
 from fusionnet.train.content import check_moments, check_weights, read_content
 from fusionnet.train.protocols import StepEngine
 from fusionnet.train.runfiles import MOMENTS, RunFiles
-from fusionnet.train.runlog import Record
 from fusionnet.train.world import World
 
 # What a resumed run may change: where things lie, who computes, and what is done with the result.

@@ -7,20 +7,18 @@ checkpoint is not there.
 """
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from embedcache.files import write_atomically
 from fusionnet.runfolder.listing import begin_listing, clean_up, list_files, new_id
+from fusionnet.train.callbacks import Record
 from fusionnet.train.checkpoint import link_checkpoint, load_checkpoint, save_checkpoint
 from fusionnet.train.proof.record import ProofFile, proof_path
-from fusionnet.train.runlog import LOG, Record, RunLog
+from fusionnet.train.runlog import LOG, RunLog
 from fusionnet.yamlfile import to_yaml
 
 MOMENTS = ("last", "step", "best", "final")
@@ -121,8 +119,7 @@ class RunFiles:
                 link_checkpoint(self.checkpoint("last"), self.checkpoint("best"))
             self.checkpoint("step").unlink(missing_ok=True)
             log.append(self.run_id, record)
-            tqdm.write(log.line(record))  # above the bar of the epoch that runs meanwhile
-            sys.stdout.flush()
+            log.show(record)
 
         self._writer.submit(work)
 

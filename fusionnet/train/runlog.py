@@ -9,16 +9,18 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from embedcache.files import write_atomically
 from embedcache.system import naming
 from embedcache.text import aligned, number
 from fusionnet.config.tasks import Task
 from fusionnet.metrics import main_metrics
 from fusionnet.runfolder.listing import list_files
+from fusionnet.train.callbacks import Record
 from fusionnet.train.events import append_events, next_file
 
 LOG = "training_log.json"
-Record = dict[str, Any]
 _NARROWEST = 9  # characters; a number of an epoch's line fits
 
 
@@ -44,8 +46,8 @@ class RunLog:
     JSON file is in both.
     """
 
-    def __init__(self, folder: Path, tasks: Sequence[Task]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, tasks: Sequence[Task], verbose: bool = True) -> None:
+        self._folder, self._verbose = folder, verbose
         shown = [f"{task.name}_{metric}" for task, metric in main_metrics(tasks)]
         self._columns = ("epoch", "train_loss", "val_loss", *shown, "seconds", "rows_per_s")
         self._widths = [max(_NARROWEST, len(key)) for key in self._columns]
@@ -74,12 +76,19 @@ class RunLog:
         self._records = [*self._records, record]
         write_json(self._folder / LOG, self._records)
 
-    def header(self) -> str:
-        """Return the head of the epoch table."""
-        return aligned(self._columns, self._widths)
+    def show_all(self, records: list[Record]) -> None:
+        """Begin the table on the screen, with these epochs in it."""
+        if self._verbose:
+            head = aligned(self._columns, self._widths)
+            print("\n".join([head, *map(self._line, records)]))
 
-    def line(self, record: Record) -> str:
-        """Return one line of the epoch table."""
+    def show(self, record: Record) -> None:
+        """Add an epoch to the table, above the bar of the one that runs meanwhile."""
+        if self._verbose:
+            tqdm.write(self._line(record))
+            sys.stdout.flush()
+
+    def _line(self, record: Record) -> str:
         return aligned([number(record.get(key)) for key in self._columns], self._widths)
 
 

@@ -48,12 +48,9 @@ def why_not_static(
     train: TrainConfig, world: World, rows: RowSource, sources: Sequence[VectorSource]
 ) -> str | None:
     """Return what forbids static steps to a run, or None."""
-    if world.size > 1:
-        return f"{world.size} ranks average gradients through DeepSpeed"
-    if train.precision == "fp16":
-        return "precision fp16 is DeepSpeed's, whose loss scale asks the host"
-    if train.zero_stage not in (None, 0) or train.offload != "none" or train.deepspeed_config:
-        return "zero_stage, offload or deepspeed_config ask for DeepSpeed's optimizer"
+    reason = why_deepspeed(train, world)
+    if reason is not None:
+        return reason
     if not isinstance(rows, ResidentRows):
         return "rows are streamed (train.rows)"
     for column, source in enumerate(sources):
@@ -70,6 +67,17 @@ def why_not_static(
                 f"the rows of a step have {share:.0%} of the tokens of all strings, and a graph"
                 " would encode all of them"
             )
+    return None
+
+
+def why_deepspeed(train: TrainConfig, world: World) -> str | None:
+    """Return what of a run only DeepSpeed's engine does, or None where torch's own does it too."""
+    if world.size > 1:
+        return f"{world.size} ranks average gradients through DeepSpeed"
+    if train.precision == "fp16":
+        return "precision fp16 is DeepSpeed's, whose loss scale asks the host"
+    if train.zero_stage not in (None, 0) or train.offload != "none" or train.deepspeed_config:
+        return "zero_stage, offload or deepspeed_config ask for DeepSpeed's optimizer"
     return None
 
 

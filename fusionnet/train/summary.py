@@ -7,6 +7,7 @@ from fusionnet.assemble import count_trainable
 from fusionnet.config.model import ModelConfig
 from fusionnet.config.train import PrecisionName
 from fusionnet.train.forecast import forecast
+from fusionnet.train.plain import PlainEngine
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.trainer import Trainer
 
@@ -58,8 +59,8 @@ def _facts(trainer: Trainer, asked: PrecisionName) -> list[str]:
     lines.append(
         f"training   {plan.num_rows:,} rows, {train.epochs} epochs x {plan.steps_per_epoch} steps"
         f" of up to {plan.batch_rows:,} rows, {trainer.world.size} rank(s) x"
-        f" {plan.num_micro_batches} micro-batches, {precision}{mode}, ZeRO"
-        f" stage {train.zero_stage_of(trainer.world.size)}"
+        f" {plan.num_micro_batches} micro-batches, {precision}{mode},"
+        f" {_optimizer(trainer)}"
     )
     lines.append(f"rows       {trainer.train_rows.order}")
     if note := _without_validation(trainer):
@@ -85,6 +86,13 @@ def _facts(trainer: Trainer, asked: PrecisionName) -> list[str]:
             " train.precision=auto or fp32 is faster here"
         )
     return lines
+
+
+def _optimizer(trainer: Trainer) -> str:
+    """Return who takes the optimizer's steps."""
+    if isinstance(trainer.engine, PlainEngine):
+        return "torch's AdamW"
+    return f"DeepSpeed, ZeRO stage {trainer.recipe.train.zero_stage_of(trainer.world.size)}"
 
 
 def _without_validation(trainer: Trainer) -> str:

@@ -20,7 +20,7 @@ from fusionnet.train.sizing import (
     set_threads,
     settled_precision,
 )
-from fusionnet.train.static import StaticSteps, why_no_graph
+from fusionnet.train.static import StaticSteps, why_deepspeed, why_no_graph
 from fusionnet.train.step import EngineSteps
 from fusionnet.train.tally import Tally
 from fusionnet.train.world import World
@@ -44,12 +44,22 @@ class Trainer:
     train_rows: RowSource
     validation_rows: RowSource
     tally: Tally
+    verbose: bool = True  # whether progress is shown
 
 
 def make_trainer(
-    recipe: Recipe, optim: OptimConfig, cache: Cache, world: World, pad_to: int | None = None
+    recipe: Recipe,
+    optim: OptimConfig,
+    cache: Cache,
+    world: World,
+    pad_to: int | None = None,
+    verbose: bool = True,
 ) -> Trainer:
-    """Return a trainer at step 0; its recipe says what `train.precision: auto` came to."""
+    """Return a trainer at step 0; its recipe says what `train.precision: auto` came to.
+
+    A process that no launcher started trains without DeepSpeed, which takes seconds to import and
+    says much, unless its config asks for what only DeepSpeed does.
+    """
     train = recipe.train.model_copy(
         update={"precision": settled_precision(recipe.train.precision, world)}
     )
@@ -77,10 +87,12 @@ def make_trainer(
         engine = PlainEngine(model, groups, world, optim, num_micro_batches)
         steps = StaticSteps(engine, sources, train_rows.table, plan, schedule, tally, captured=True)
     else:
-        # a lone GPU does not pay the seconds that deepspeed takes to import
-        from fusionnet.train.engine import Engine
+        if not world.is_launched and why_deepspeed(train, world) is None:
+            engine = PlainEngine(model, groups, world, optim, num_micro_batches)
+        else:
+            from fusionnet.train.engine import Engine
 
-        engine = Engine(model, groups, world, train, optim, num_micro_batches)
+            engine = Engine(model, groups, world, train, optim, num_micro_batches)
         steps = EngineSteps(engine, sources, train_rows, plan, schedule, tally)
     return Trainer(
         recipe=recipe,
@@ -97,4 +109,5 @@ def make_trainer(
         train_rows=train_rows,
         validation_rows=validation_rows,
         tally=tally,
+        verbose=verbose,
     )

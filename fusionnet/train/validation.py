@@ -91,10 +91,10 @@ def _own_part(trainer: Trainer) -> Part | None:
 def _parts(trainer: Trainer) -> Generator[Part, None, None]:
     """Yield outputs, targets and weight of this rank's rows, and their numbers, batch by batch."""
     world, batch_rows = trainer.world, trainer.recipe.train.eval_batch_rows
-    tables = string_tables(trainer)
+    tables, shown = string_tables(trainer), world.is_main and trainer.verbose
     for block in trainer.validation_rows.blocks(world.rank, world.size):
         start = 0
-        for outputs in forward_batches(trainer.model, tables, block, batch_rows, world.is_main):
+        for outputs in forward_batches(trainer.model, tables, block, batch_rows, shown):
             batch = slice(start, start + len(outputs))
             weight = block.weight[batch].unsqueeze(1)
             yield torch.cat([outputs, block.targets[batch], weight], dim=1), block.row[batch]

@@ -18,6 +18,7 @@ from embedcache.errors import RankError
 from embedcache.launcher import rank_environment
 from embedcache.ranks import join
 from embedcache.system import check_handles
+from fusionnet.launchers import is_launched
 
 # what gloo says of a rank that is gone, in the RuntimeError of whichever operation waited for it
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
@@ -41,18 +42,21 @@ def losses_named(rank: int) -> Iterator[None]:
 class World:
     """This process among the ranks, and its device.
 
-    Without a launcher it is alone. DS_ACCELERATOR=cpu keeps to the CPU, as it does in DeepSpeed.
+    Without a launcher it is alone, and the environment stays as it is. DS_ACCELERATOR=cpu keeps to
+    the CPU, as it does in DeepSpeed.
     """
 
     def __init__(self) -> None:
         """Join the process group that the launcher announced."""
         check_handles()
-        os.environ.update(rank_environment(os.environ))
-        self.rank = int(os.environ["RANK"])
-        self.size = int(os.environ["WORLD_SIZE"])
-        self.local_size = int(os.environ["LOCAL_WORLD_SIZE"])
-        self.device = _device(int(os.environ["LOCAL_RANK"]))
+        self.is_launched = is_launched(os.environ)
+        self.environment = rank_environment(os.environ)
+        self.rank = int(self.environment["RANK"])
+        self.size = int(self.environment["WORLD_SIZE"])
+        self.local_size = int(self.environment["LOCAL_WORLD_SIZE"])
+        self.device = _device(int(self.environment["LOCAL_RANK"]))
         if self.size > 1 and not dist.is_initialized():
+            os.environ.update(self.environment)
             backend = dist.get_default_backend_for_device(self.device)
             with losses_named(self.rank):
                 join(backend, self.rank, self.size)

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fusionnet.config.tasks import Task
 from fusionnet.metrics import title
+from fusionnet.train.runlog import LOG, read_records
 from fusionnet.trained.run import TrainedRun
 
 FEW_STRINGS = 1000  # of a column; a model that has seen fewer extrapolates
@@ -31,6 +32,7 @@ def model_card(run: TrainedRun) -> str:
         features=_features(run),
         split=run.config["split"]["strategy"],
         metrics=_metrics(run),
+        stopped=_why_stopped(run),
         few=[
             f"{spec.num_strings} distinct {spec.name} strings"
             for spec in run.layout.strings
@@ -79,6 +81,12 @@ def _metrics(run: TrainedRun) -> list[tuple[Task, str, float | None]]:
         for task in run.tasks
         for metric in task.metrics
     ]
+
+
+def _why_stopped(run: TrainedRun) -> str:
+    """Return why the training ended before its last epoch, "" where it did not."""
+    records = read_records(run.folder / LOG)
+    return str(records[-1].get("stopped", "")) if records else ""
 
 
 def _features(run: TrainedRun) -> list[str]:

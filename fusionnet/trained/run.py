@@ -163,7 +163,7 @@ def _check_moment(path: Path, content: dict[str, Any], moment: Moment) -> None:
     is_own = {
         # where there is no validation loss every epoch was the best when it ended
         "best": step == 0 and losses[-1:] in ([content["best_val_loss"]], [None]),
-        "final": step == 0 and epoch == epochs,
+        "final": step == 0 and (epoch == epochs or "stopped" in content["records"][-1]),
         "last": True,
     }
     if not is_own[moment]:

@@ -47,7 +47,7 @@ def evaluate_folder(
         metrics_file = evaluation_files(target, split).metrics
         write_listed(run.folder, run.run_id, metrics_file, f"{metrics}\n".encode())
         page = write_report(run, evaluation, records, target)
-    return metrics if as_json else f"{summary(run, evaluation, len(records))}\nreport: {page}"
+    return metrics if as_json else f"{summary(run, evaluation, records)}\nreport: {page}"
 
 
 def cache_of(run: TrainedRun, path: Path | None) -> Cache:

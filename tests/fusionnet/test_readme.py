@@ -32,13 +32,38 @@ def test_the_example_predicts_and_rewards(
     names: dict[str, Any] = {
         "frame": pl.read_parquet(tiny_experiment.parent / "table.parquet").head(9)
     }
-    code = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    assert len(code) == 1
-    exec(compile(code[0], "fusionnet/README.md", "exec"), names)
+    exec(compile(examples(page)[1], "fusionnet/README.md", "exec"), names)
     assert names["predictions"].columns[0] == "predicted_outcome"
     assert names["rewards"].shape == names["soft"].shape == (9,)
     assert torch.isfinite(names["soft"]).all()
     shutil.rmtree(tmp_path / "run")
+
+
+def test_the_example_trains_until_its_callback_ends_it(
+    page: str,
+    tiny_experiment: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = f"extends: {tiny_experiment}\nrun: {{dir: run}}\n"
+    (tmp_path / "mine.yaml").write_text(own)
+    code, names = examples(page)[0], dict[str, Any]()
+    assert code.count("< 0.1:") == 1
+    code = code.replace("< 0.1:", "< 100:")
+    exec(compile(code, "fusionnet/README.md", "exec"), names)
+    assert capfd.readouterr().out == ""
+    assert [record.get("stopped") for record in names["records"]] == [
+        "the validation loss is below 0.1"
+    ]
+
+
+def examples(page: str) -> list[str]:
+    """Return the page's programs: one that trains, one that predicts."""
+    code = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(code) == 2
+    return code
 
 
 def test_what_it_names_exists(page: str, repository: Path) -> None:

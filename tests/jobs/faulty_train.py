@@ -53,11 +53,11 @@ def told_batches(*arguments: Any) -> Iterator[Any]:
         yield outputs
 
 
-def failing_load(*arguments: Any) -> Any:
+def failing_load(*arguments: Any, **named: Any) -> Any:
     """Kill rank 1 when it has joined the others and is to make its model."""
     if HOW == "loading" and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
-    return make_trainer(*arguments)
+    return make_trainer(*arguments, **named)
 
 
 if __name__ == "__main__":

@@ -441,7 +441,7 @@ def test_a_tiny_table_can_be_overfitted(train: Command, tmp_path: Path) -> None:
     assert records[-1]["train_loss_aux"] < 0.1 * records[0]["train_loss_aux"]
 
 
-# with ZeRO, DeepSpeed finds out; without, Engine does
+# with ZeRO, DeepSpeed finds out; without, torch's own update is skipped
 @pytest.mark.parametrize("zero_stage", [0, 2])
 def test_a_non_finite_loss_stops_before_the_update(
     forks: Forks, tiny_experiment: Path, tmp_path: Path, zero_stage: int

@@ -135,7 +135,7 @@ def test_metrics_json_has_the_agreed_shape(run: TrainedRun, evaluation: Evaluati
 
 def test_the_summary_says_what_counts(run: TrainedRun, evaluation: Evaluation) -> None:
     goals = replace(with_goals(run, ef={"mae": 1e9, "rmse": 0.0}), note="Made up.")
-    text = summary(goals, evaluation, 2)
+    text = summary(goals, evaluation, goals.records)
     lines = {tuple(line.split()[:2]): line for line in reversed(text.splitlines())}
     assert "pass" in lines["outcome", "mae"]
     assert "FAIL" in lines["outcome", "rmse"]
@@ -143,7 +143,11 @@ def test_the_summary_says_what_counts(run: TrainedRun, evaluation: Evaluation) -
     for part in ("NOTE  Made up.", "STAND-IN", "mae by real: ", "test rows of"):
         assert part in text
     assert "epochs behind it" not in text
-    assert "NOTE  The run has 1 of 2 epochs behind it" in summary(run, evaluation, 1)
+    assert "NOTE  The run has 1 of 2 epochs behind it" in summary(run, evaluation, run.records[:1])
+    stopped = [{**run.records[0], "stopped": "callback Enough ended it"}]
+    assert "NOTE  The training ended with 1 of 2 epochs behind it: callback Enough ended it." in (
+        summary(run, evaluation, stopped)
+    )
 
 
 def test_a_goal_of_an_undefined_metric_is_not_passed(
@@ -155,7 +159,7 @@ def test_a_goal_of_an_undefined_metric_is_not_passed(
     )
     goals = with_goals(run, ef={"r2": 0.5})
     assert list(undefined.verdicts(goals, "outcome")) == [("r2", 0.5, None)]
-    assert "undefined" in summary(goals, undefined, 2)
+    assert "undefined" in summary(goals, undefined, goals.records)
 
 
 def test_what_does_not_belong_together_is_refused(
@@ -234,22 +238,22 @@ def test_baselines_are_shown_and_can_be_left_out(
     assert shown["baselines"][STRING_MEAN].keys() == shown["test"].keys()
     assert shown["baselines"][BOOSTING].keys() == {"outcome", "good"}  # of the largest weight
     assert "Boosting learned from" in shown["baselines_remark"]
-    text = summary(run, evaluation, 2)
+    text = summary(run, evaluation, run.records)
     assert all(name in text for name in ("this model", TRAIN_MEAN, STRING_MEAN, BOOSTING))
     plain = evaluate_run(run, cache, "test", progress=False, with_baselines=False)
     assert "baselines" not in plain.to_json(run)
-    assert TRAIN_MEAN not in summary(run, plain, 2)
+    assert TRAIN_MEAN not in summary(run, plain, run.records)
     assert plain.metrics == evaluation.metrics
 
 
 def test_the_summary_has_no_columns_that_nothing_stands_in(
     run: TrainedRun, cache: Cache, evaluation: Evaluation
 ) -> None:
-    with_oracle = summary(run, evaluation, 2).splitlines()
+    with_oracle = summary(run, evaluation, run.records).splitlines()
     assert any(
         line.split() == ["target", "metric", "value", "oracle", "share"] for line in with_oracle
     )
     plain = evaluate_run(run, cache, "test", progress=False, with_baselines=False)
-    lines = summary(run, plain, 2).splitlines()
+    lines = summary(run, plain, run.records).splitlines()
     assert any(line.split() == ["target", "metric", "value"] for line in lines)
     assert "oracle" not in "".join(lines)

@@ -83,7 +83,7 @@ def test_an_evaluation_without_labels_shows_dashes_and_says_why(
     evaluation = evaluate_run(run, cache, "validation", progress=False)
     assert {value for each in evaluation.metrics.values() for value in each.values()} == {None}
     said = "No validation row has a label for outcome, good: there are no metrics of it."
-    text = summary(run, evaluation, 2)
+    text = summary(run, evaluation, run.records)
     assert f"NOTE  {said}" in text
     assert re.search(rf"outcome +mae +{NONE}\n", text)
     page = write_report(run, evaluation, run.records, tmp_path).read_text()
