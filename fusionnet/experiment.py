@@ -35,7 +35,9 @@ class Experiment(Config):
 
     data: DataConfig
     tasks: tuple[Task, ...] = Field(
-        min_length=1, json_schema_extra=also_called("targets", "labels")
+        min_length=1,
+        description="what is learnt: one entry per target column",
+        json_schema_extra=also_called("targets", "labels"),
     )
     split: SplitConfig = SplitConfig()
     encoder: EncoderConfig = EncoderConfig()

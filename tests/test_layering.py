@@ -36,6 +36,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         | {"system"},
         "build": {"config", "errors", "files", "ranks", "scaling", "text"}
         | {"table", "split", "encoder", "cache"},
+        "guess": {"config", "errors", "schema", "table", "text", "build"},
         "live": {"config", "errors", "kernels", "encoder", "cache"},
     },
     "fusionnet": {
@@ -57,7 +58,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         | {"runfolder"},
         "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
-        | {"runfolder"},
+        | {"runfolder", "yamlfile"},
         "commands": {"experiment", "workflow", "trained", "runfolder", "stopping"},
     },
 }

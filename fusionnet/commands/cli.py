@@ -19,9 +19,11 @@ EMBEDCACHE = {
     "make-encoder": ("make_encoder", "write a stand-in encoder, or a pickled one as safetensors"),
 }
 FUSIONNET = {
+    "init": ("init_config", "write a config for a table: its columns' roles are guessed"),
     "train": ("train", "train a model from a cache"),
     "evaluate": ("evaluate_model", "metrics, plots and an HTML report of a trained run"),
     "predict": ("predict", "predictions, and the reward, for the rows of a table"),
+    "schema": ("schema", "print the JSON Schema of configs, for editors"),
     "examples": ("examples", "copy the example configs and launch scripts into a folder"),
 }
 

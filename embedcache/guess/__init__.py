@@ -1,0 +1,1 @@
+"""What a table's columns may be for, guessed with reasons, and tried on the table itself."""
