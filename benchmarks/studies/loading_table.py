@@ -148,5 +148,6 @@ def random_rows(
         group=np.full(num_rows, -1, dtype=np.int32),
         stratum=np.full(num_rows, -1, dtype=np.int32),
         split=(patient % 10 == 0).astype(np.int8),
+        fold=np.full(num_rows, -1, dtype=np.int16),
         facets=np.zeros((num_rows, 0), dtype=np.int32),
     )

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int8, Shaped
+from jaxtyping import Int8, Int16, Shaped
 
 from embedcache.cache.layout import RowBlock
 from embedcache.config.table import DataConfig, TargetColumn
@@ -29,7 +29,7 @@ def row_blocks(
         columns.append(splits.key)
     start = 0
     for frame in table.blocks(columns, num_rows):
-        yield _row_block(frame, table, data, targets, splits.of(frame, start))
+        yield _row_block(frame, table, data, targets, *splits.of(frame, start))
         start += frame.height
 
 
@@ -86,6 +86,7 @@ def _row_block(
     data: DataConfig,
     targets: tuple[TargetColumn, ...],
     split: Int8[np.ndarray, " N"],
+    fold: Int16[np.ndarray, " N"],
 ) -> RowBlock:
     spelling = _stacked(frame, [f"string:{column.name}" for column in data.strings], np.int32)
     string_id, string_hash = np.empty_like(spelling), np.empty(spelling.shape, dtype=np.int64)
@@ -107,6 +108,7 @@ def _row_block(
         group=frame["group"].to_numpy() if table.groups is not None else absent,
         stratum=frame["stratum"].to_numpy() if table.strata else absent,
         split=split,
+        fold=fold,
         facets=_stacked(frame, [f"facet:{name}" for name, _ in table.facets], np.int32),
     )
 

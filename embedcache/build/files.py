@@ -24,6 +24,7 @@ from embedcache.split.assign import (
     assign_splits,
     count_rows,
     left_out_column,
+    num_folds_of,
 )
 from embedcache.split.tally import SplitTally
 from embedcache.table.read import read_table
@@ -107,17 +108,23 @@ def read_files(
     unusable.
     """
     known = NO_VOCABULARIES if base is None else vocabularies_of(base)
-    tally = NO_ROWS if base is None else tally_of(base)
+    tally = NO_ROWS if base is None else tally_of(base, num_folds_of(split, base.layout.folds))
     files = []
     for file in data.files[0 if base is None else len(base.identity.files) :]:
         table = read_table(file, data, targets, split, known, judge)
         known = table.vocabularies
         num_strings = {name: len(texts) for name, texts in known.strings.items()}
-        tally = tally.grown(known.strata, len(known.groups), num_strings, table.targets)
+        tally = tally.grown(
+            known.strata,
+            len(known.groups),
+            num_strings,
+            table.targets,
+            num_folds_of(split, table.folds),
+        )
         splits = assign_splits(table, data, split, tally)
         count_rows(tally, table, splits)
         files.append(TableFile(table, splits))
-    leaves_out = split.strategy == "leave_strings_out"
+    leaves_out = split.strategy in ("leave_strings_out", "scaffold")
     left_out = left_out_column(data, split) if leaves_out else None
     tally.check(split.strategy, left_out, known.groups)
     return TableFiles(base, tuple(files), tally)
@@ -139,20 +146,21 @@ def vocabularies_of(cache: Cache) -> Vocabularies:
         strata=layout.strata,
         groups=layout.groups,
         group_stratum=tuple(stratum.tolist()),
+        folds=layout.folds,
     )
 
 
-def tally_of(cache: Cache) -> SplitTally:
-    """Return what the splits of a cache hold, counted row by row."""
+def tally_of(cache: Cache, num_folds: int) -> SplitTally:
+    """Return what the splits and folds of a cache hold, counted row by row."""
     layout = cache.layout
     num_strings = {spec.name: spec.num_strings for spec in layout.strings}
-    tally = NO_ROWS.grown(layout.strata, len(layout.groups), num_strings, layout.targets)
+    tally = NO_ROWS.grown(layout.strata, len(layout.groups), num_strings, layout.targets, num_folds)
     for block in _blocks_of(cache):
         stratum = np.maximum(block.stratum, 0)
         strings = {
             spec.name: block.string_id[:, column] for column, spec in enumerate(layout.strings)
         }
-        tally.add(block.split, stratum, block.group, strings, block.targets)
+        tally.add(block.split, block.fold, stratum, block.group, strings, block.targets)
     return tally
 
 

@@ -40,7 +40,7 @@ def wanted_identity(
         "table": ", ".join(digests),
         **_flat("data", data.model_dump(mode="json", exclude=not_content)),
         **_flat("targets", [target.model_dump(mode="json") for target in targets]),
-        **_flat("split", split.model_dump(mode="json")),
+        **_flat("split", split.settled().model_dump(mode="json")),
     }
     encoders = {f"data.strings[{column.name}].encoder": column.encoder for column in data.strings}
     if None in encoders.values():

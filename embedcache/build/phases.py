@@ -100,6 +100,7 @@ def _layout(request: BuildRequest, files: TableFiles, strings: EncodedStrings) -
         groups=table.vocabularies.groups,
         strata=table.strata,
         facets=table.facets,
+        folds=table.folds,
     )
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 ABSENT = "(none)"
 DIGEST = re.compile(r"\b[0-9a-f]{32,}\b")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int8, Int32, Int64
+from jaxtyping import Float, Float32, Int, Int8, Int16, Int32, Int64
 from pydantic import Field
 from torch import Tensor
 
@@ -45,6 +45,7 @@ class Layout(Config):
     groups: tuple[str, ...]
     strata: tuple[str, ...]
     facets: tuple[Vocabulary, ...]
+    folds: tuple[str, ...] = ()  # the table's own names of folds, where it has any
     splits: dict[str, int] = Field(
         default_factory=lambda: {name: code for code, name in enumerate(SPLITS)}
     )
@@ -82,7 +83,8 @@ class RowBlock:
 
     C string columns, F numeric features, K categories, T targets, R facets. Numeric features are
     raw, in their own units; a NaN target is unobserved; group and stratum are -1 where the table
-    has none.
+    has none, split where a rotation over time leaves the row out, fold where the table itself says
+    its splits.
     """
 
     string_id: Int32[np.ndarray, "N C"]
@@ -94,6 +96,7 @@ class RowBlock:
     group: Int32[np.ndarray, " N"]
     stratum: Int32[np.ndarray, " N"]
     split: Int8[np.ndarray, " N"]
+    fold: Int16[np.ndarray, " N"]
     facets: Int32[np.ndarray, "N R"]
 
     def with_targets(
@@ -125,6 +128,7 @@ ROW_ARRAYS = (
     RowArray("group", "int32", None),
     RowArray("stratum", "int32", None),
     RowArray("split", "int8", None),
+    RowArray("fold", "int16", None),
     RowArray("facets", "int32", "facet"),
 )
 

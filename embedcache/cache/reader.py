@@ -6,7 +6,8 @@
                       num_rows [S], prefix [P, E] (mode prefix); P tokens end to end,
                       text_hash [S], vector_hash [S], prefix_hash [S] (see `consistency`)
     /rows             string_id [N, C], string_hash [N, C], numeric [N, F], category [N, K],
-                      targets [N, T], weight [N], group [N], stratum [N], split [N], facets [N, R]
+                      targets [N, T], weight [N], group [N], stratum [N], split [N], fold [N],
+                      facets [N, R]
     /scaling          attributes: transforms, means and spreads of train rows and of their strings'
                       vectors
     /groups           name: the names of the groups, where the table has groups

@@ -1,27 +1,37 @@
 """Assigning rows to splits: from what values a table has to which of them go where.
 
-Whatever the strategy, the outcome is one small array of split codes over the values of one
-canonical column, or over the rows themselves; the split of a block of rows is a lookup. One pass
-over the few columns that matter counts what each split got, before anything expensive begins.
+Whatever the strategy, the outcome is one small array of folds over the values of one canonical
+column, or over the rows themselves; the fold of a block of rows is a lookup, and which split a fold
+is in depends on the rotation alone. One pass over the few columns that matter counts what each
+split got, before anything expensive begins.
 
 A file that is appended changes nothing for the rows before it: a group or left-out string that they
-have keeps its split. What is new is assigned as in a first file, among itself; or, where it is
-fewer than the folds, to the splits that are furthest below their share.
+have keeps its fold. What is new is assigned as in a first file, among itself; or, where it is fewer
+than the folds, to the splits that are furthest below their share. Times cannot be appended to.
 
 Axes: N rows, G groups, K classes of the stratifying label, Q strata.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float32, Int8, Int64
+from jaxtyping import Float32, Int8, Int16, Int64
 
-from embedcache.config.split import SPLITS, SplitConfig
+from embedcache.config.split import MOST_FOLDS, SPLITS, FoldPlan, SplitConfig
 from embedcache.config.table import DataConfig, TargetColumn
-from embedcache.errors import ConfigError
-from embedcache.split.folds import assign_few, assign_groups, assign_rows
-from embedcache.split.tally import SplitTally
+from embedcache.errors import ConfigError, SplitError
+from embedcache.split.folds import (
+    assign_few,
+    assign_groups,
+    assign_rows,
+    assign_times,
+    split_of_fold,
+)
+from embedcache.split.scaffold import scaffold_groups
+from embedcache.split.tally import NO_FOLD, SplitTally
+from embedcache.table.counting import count_times
 from embedcache.table.table import Table
 
 ROWS_PER_BLOCK = 1 << 19
@@ -29,16 +39,23 @@ ROWS_PER_BLOCK = 1 << 19
 
 @dataclass(frozen=True)
 class Assignment:
-    """The split of every row of a file, by the code of its value in one column, or row by row."""
+    """The fold of every row of a file, by the code of its value in one column, or row by row."""
 
-    key: str | None  # the canonical column; None: `codes` has an entry per row
-    codes: Int8[np.ndarray, " values"]
+    key: str | None  # the canonical column; None: `folds` has an entry per row
+    folds: Int16[np.ndarray, " values"]  # NO_FOLD: the value is the code of a split itself
+    split_of_fold: Int8[np.ndarray, " folds"]
 
-    def of(self, block: pl.DataFrame, start: int) -> Int8[np.ndarray, " N"]:
-        """Return the splits of a block of rows, of which the first is row `start` of the file."""
+    def of(
+        self, block: pl.DataFrame, start: int
+    ) -> tuple[Int8[np.ndarray, " N"], Int16[np.ndarray, " N"]]:
+        """Return the splits and folds of a block of rows, the first being row `start`."""
         if self.key is None:
-            return self.codes[start : start + block.height]
-        return self.codes[block[self.key].to_numpy()]
+            fold = self.folds[start : start + block.height]
+            return self.split_of_fold[fold], fold
+        codes = block[self.key].to_numpy()
+        fold = self.folds[codes]
+        split = codes.astype(np.int8) if self.key == "split" else self.split_of_fold[fold]
+        return split, fold
 
 
 def assign_splits(
@@ -47,29 +64,71 @@ def assign_splits(
     """Return the split of every row of a file, given what was counted in the files before it.
 
     The tally has room for the file's names; it is read here, and counted on by `count_rows`. Raises
-    SplitError where a first file has too little to assign.
+    SplitError where a first file has too little to assign, or where a further one cannot follow.
     """
+    plan = plan_of(split, table.folds)
+    key, folds = _folds(table, data, split, plan, tally)
+    return Assignment(key, folds, split_of_fold(np.arange(plan.folds), plan))
+
+
+def plan_of(split: SplitConfig, names: Sequence[str] = ()) -> FoldPlan:
+    """Return which folds are in which split; `names` are those of the table's own folds.
+
+    Raises SplitError where the config does not fit them.
+    """
+    if split.strategy == "folds":
+        found = f"column '{split.column}' has {len(names)} folds ({', '.join(names):.100})"
+        if not 3 <= len(names) <= MOST_FOLDS:
+            raise SplitError(
+                f"{found}; strategy folds needs at least 3 (to train, validate and test), and at"
+                f" most {MOST_FOLDS:,}: take another column, or strategy group with data.group:"
+                f" {split.column}"
+            )
+        if split.folds not in (None, len(names)):
+            raise SplitError(f"{found}, but split.folds = {split.folds}; leave split.folds out")
+    try:
+        return split.plan(len(names) or None)
+    except ValueError as error:
+        raise SplitError(f"split.strategy folds with {len(names)} folds: {error}") from None
+
+
+def num_folds_of(split: SplitConfig, names: Sequence[str] = ()) -> int:
+    """Return the number of folds; 0 where the table itself says its splits."""
+    return 0 if split.strategy == "column" else plan_of(split, names).folds
+
+
+def _folds(
+    table: Table, data: DataConfig, split: SplitConfig, plan: FoldPlan, tally: SplitTally
+) -> tuple[str | None, Int16[np.ndarray, " values"]]:
+    """Return the column that decides, and the fold of each of its values, or of each row."""
     match split.strategy:
         case "column":
-            return Assignment("split", np.arange(len(SPLITS), dtype=np.int8))
+            return "split", np.full(len(SPLITS), NO_FOLD, dtype=np.int16)
+        case "folds":
+            return "fold", np.arange(plan.folds, dtype=np.int16)
         case "random":
-            return _assigned_by_row(table, split, tally)
-        case "leave_strings_out":
-            return _assigned_by_string(table, split, tally, left_out_column(data, split))
+            return None, _by_row(table, split, plan, tally)
+        case "time":
+            return None, _by_time(table, plan)
+        case "leave_strings_out" | "scaffold":
+            column = left_out_column(data, split)
+            return f"string:{column}", _by_string(table, split, plan, tally, column)
         case "group":
-            return _assigned_by_group(table, split, tally)
+            return "group", _by_group(table, plan, tally)
 
 
 def count_rows(tally: SplitTally, table: Table, assignment: Assignment) -> None:
     """Count what the rows of one file bring to each split."""
     strings = [f"string:{name}" for name in table.strings]
     targets = [f"target:{target.name}" for target in table.targets]
-    columns = [*strings, *targets, "group", "stratum", "split"]
+    columns = [*strings, *targets, "group", "stratum", "split", "fold"]
     start = 0
     for block in table.blocks([name for name in columns if name in table.columns], ROWS_PER_BLOCK):
         none = np.zeros(block.height, dtype=np.int32)
+        split, fold = assignment.of(block, start)
         tally.add(
-            split=assignment.of(block, start),
+            split=split,
+            fold=fold,
             stratum=block["stratum"].to_numpy() if table.strata else none,
             group=block["group"].to_numpy() if table.groups else none,
             strings={
@@ -91,95 +150,133 @@ def labels_of(block: pl.DataFrame, targets: tuple[TargetColumn, ...]) -> Float32
 
 
 def left_out_column(data: DataConfig, split: SplitConfig) -> str:
-    """Return the string column whose strings are left out."""
-    names = [column.name for column in data.strings]
-    if not names:
-        raise ConfigError(
-            "split.strategy 'leave_strings_out' needs a column in data.strings, which has none;"
-            " choose another strategy"
-        )
-    if split.string is not None and split.string not in names:
+    """Return the string column whose strings, or scaffolds, are left out.
+
+    Raises ConfigError where there is none, or none that has scaffolds.
+    """
+    kinds = {column.name: column.kind for column in data.strings}
+    if split.string is not None and split.string not in kinds:
         raise ConfigError(
             f"split.string names '{split.string}', which is not among the string columns:"
-            f" {', '.join(names)}"
+            f" {', '.join(kinds)}"
         )
-    return split.string or names[0]
+    chemical = [name for name, kind in kinds.items() if kind != "text"]
+    if split.strategy == "scaffold":
+        if split.string is not None and split.string not in chemical:
+            raise ConfigError(
+                f"split.strategy scaffold reads molecules, but string column '{split.string}' is of"
+                " kind: text; name another as split.string, or take leave_strings_out"
+            )
+        kinds = {name: kinds[name] for name in chemical}
+    if not kinds:
+        raise ConfigError(
+            f"split.strategy '{split.strategy}' needs a string column in data.strings"
+            + (" of kind psmiles or smiles" if split.strategy == "scaffold" else "")
+            + "; choose another strategy"
+        )
+    return split.string or next(iter(kinds))
 
 
-def _assigned_by_row(table: Table, split: SplitConfig, tally: SplitTally) -> Assignment:
-    """Return the splits of rows that are assigned each for itself."""
-    if table.first_row and table.num_rows < split.folds:
+def _by_row(
+    table: Table, split: SplitConfig, plan: FoldPlan, tally: SplitTally
+) -> Int16[np.ndarray, " N"]:
+    """Return the folds of rows that are assigned each for itself."""
+    if table.first_row and table.num_rows < plan.folds:
         ones = np.ones(table.num_rows, dtype=np.int64)
-        return Assignment(None, assign_few(ones, tally.rows.sum(1), split))
-    return Assignment(None, assign_rows(_row_labels(table, split), split, table.first_row))
+        return assign_few(ones, tally.fold_rows.sum(1), plan)
+    return assign_rows(_row_labels(table, split), plan, table.first_row)
 
 
-def _assigned_by_string(
-    table: Table, split: SplitConfig, tally: SplitTally, column: str
-) -> Assignment:
-    """Return the splits of rows whose distinct strings of a column are the groups."""
+def _by_time(table: Table, plan: FoldPlan) -> Int16[np.ndarray, " N"]:
+    """Return the folds of rows by when they are from; rows of one time are in one fold."""
+    if table.first_row:
+        raise SplitError(
+            f"{table.path} cannot follow other files: split.strategy 'time' divides one table, and"
+            " rows that come later could be older than the test rows. Join the files into one"
+            " table, name that as data.path, and build with --overwrite"
+        )
+    times = count_times(table.frame)
+    distinct, folds = times["time"].to_numpy(), assign_times(times["rows"].to_numpy(), plan)
+    found = np.empty(table.num_rows, dtype=np.int16)
+    start = 0
+    for block in table.blocks(["time"], ROWS_PER_BLOCK):
+        places = np.searchsorted(distinct, block["time"].to_numpy())
+        found[start : start + block.height] = folds[places]
+        start += block.height
+    return found
+
+
+def _by_string(
+    table: Table, split: SplitConfig, plan: FoldPlan, tally: SplitTally, column: str
+) -> Int16[np.ndarray, " spellings"]:
+    """Return the folds of spellings, whose distinct strings, or their scaffolds, are the groups."""
     strings, spellings = table.strings[column], table.spellings[column]
-    counts = np.zeros((len(strings.text), spellings.counts.shape[1]), dtype=np.int64)  # [S, K]
-    np.add.at(counts, strings.id_of_spelling, spellings.counts)
-    codes = _with_new(
+    what, group = f"distinct {column} string", np.arange(len(strings.text))
+    if split.strategy == "scaffold":
+        what, group = f"{column} scaffold", scaffold_groups(strings.text)
+    num_groups = int(group.max(initial=-1)) + 1
+    counts = np.zeros((num_groups, spellings.counts.shape[1]), dtype=np.int64)  # [G, K]
+    np.add.at(counts, group[strings.id_of_spelling], spellings.counts)
+    seen = np.full(num_groups, NO_FOLD, dtype=np.int16)
+    np.maximum.at(seen, group, tally.string_fold[column])
+    folds = _with_new(
         counts,
-        stratum=np.zeros(len(counts), dtype=np.int64),
-        seen=tally.string_in[column],
-        rows=tally.rows.sum(1, keepdims=True),
-        split=split,
-        what=f"distinct {column} string",
+        stratum=np.zeros(num_groups, dtype=np.int64),
+        seen=seen,
+        rows=tally.fold_rows.sum(1, keepdims=True),
+        plan=plan,
+        what=what,
         strata=(),
     )
-    return Assignment(f"string:{column}", codes[strings.id_of_spelling])
+    return folds[group][strings.id_of_spelling]
 
 
-def _assigned_by_group(table: Table, split: SplitConfig, tally: SplitTally) -> Assignment:
-    """Return the splits of rows whose groups must not straddle."""
+def _by_group(table: Table, plan: FoldPlan, tally: SplitTally) -> Int16[np.ndarray, " G"]:
+    """Return the folds of groups, which must not straddle."""
     if table.groups is None:
         raise ConfigError(
             "split.strategy 'group' needs data.group, the column whose values must not straddle"
             " splits"
         )
-    codes = _with_new(
+    return _with_new(
         table.groups.counts,
         stratum=table.groups.stratum,
-        seen=tally.group_in,
-        rows=tally.rows,
-        split=split,
+        seen=tally.group_fold,
+        rows=tally.fold_rows,
+        plan=plan,
         what="group",
         strata=table.strata,
     )
-    return Assignment("group", codes)
 
 
 def _with_new(
     counts: Int64[np.ndarray, "G K"],
     stratum: Int64[np.ndarray, " G"],
-    seen: Bool[np.ndarray, "3 G"],
-    rows: Int64[np.ndarray, "3 Q"],
-    split: SplitConfig,
+    seen: Int16[np.ndarray, " G"],
+    rows: Int64[np.ndarray, "folds Q"],
+    plan: FoldPlan,
     what: str,
     strata: tuple[str, ...],
-) -> Int8[np.ndarray, " G"]:
-    """Return the split of each group: that in which it was `seen` before, or a new one.
+) -> Int16[np.ndarray, " G"]:
+    """Return the fold of each group: that in which it was `seen` before, or a new one.
 
-    `counts` are the groups' rows in this file by class, `rows` those that each split holds of the
+    `counts` are the groups' rows in this file by class, `rows` those that each fold holds of the
     files before, by stratum.
     """
-    codes, known = seen.argmax(0).astype(np.int8), seen.any(0)
+    folds, known = seen.copy(), seen != NO_FOLD
     if not known.any():
-        return assign_groups(counts, stratum, split, what, strata)
+        return assign_groups(counts, stratum, plan, what, strata)
     for value in np.unique(stratum[~known]):
         inside = stratum == value
         new = np.flatnonzero(~known & inside)
-        if len(new) >= split.folds:
-            codes[new] = assign_groups(counts[new], stratum[new], split, what, strata)
+        if len(new) >= plan.folds:
+            folds[new] = assign_groups(counts[new], stratum[new], plan, what, strata)
             continue
         held, old = rows[:, value].copy(), np.flatnonzero(known & inside)
         # the rows that this very file brings to known groups
-        np.add.at(held, codes[old], counts[old].sum(1))
-        codes[new] = assign_few(counts[new].sum(1), held, split)
-    return codes
+        np.add.at(held, folds[old], counts[old].sum(1))
+        folds[new] = assign_few(counts[new].sum(1), held, plan)
+    return folds
 
 
 def _row_labels(table: Table, split: SplitConfig) -> Int8[np.ndarray, " N"]:

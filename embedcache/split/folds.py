@@ -2,7 +2,8 @@
 
 Whatever decides is assigned to `folds` folds of equal share; a range of folds is a split. What
 decides is a group (a patient never straddles two splits), a distinct string (does the model predict
-a polymer that it never saw?), the row itself, or a column of the table.
+a polymer that it never saw?), a scaffold, a time, the row itself, or a column of the table. A
+rotation changes which folds are which split, and no fold: so one table serves cross-validation.
 
 Groups are assigned by scikit-learn's StratifiedGroupKFold, separately inside each stratum: it
 balances row counts and class rate. It wants one entry per row, though all it uses is a count per
@@ -14,117 +15,139 @@ Axes: N rows, G groups, K classes of the stratifying label (one where there is n
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Int8, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int8, Int16, Int64
 from sklearn.model_selection import StratifiedGroupKFold
 
-from embedcache.config.split import SPLITS, SplitConfig
+from embedcache.config.split import NO_SPLIT, SPLITS, FoldPlan
 from embedcache.errors import SplitError
 
 NUM_ORDERS = 100  # random orders of the folds, of which the best is taken
 MOST_ROWS = 500_000  # given to scikit-learn, which loops over them in Python
 
 
-def split_of_fold(fold: Int[np.ndarray, " ids"], config: SplitConfig) -> Int8[np.ndarray, " ids"]:
+def split_of_fold(fold: Int[np.ndarray, " ids"], plan: FoldPlan) -> Int8[np.ndarray, " ids"]:
     """Return the split code of each fold number.
 
-    After `rotation`, the first folds train, the next validate, the rest test.
+    After `rotation`, the first folds train, the next validate, the rest test; of folds ordered in
+    time, the latest `rotation` ones are in no split.
     """
-    edges = np.cumsum([config.train_folds, config.validation_folds])
-    rotated = (fold - config.rotation) % config.folds
-    return np.searchsorted(edges, rotated, side="right").astype(np.int8)
+    edges = np.cumsum([plan.train_folds, plan.validation_folds])
+    moved = fold + plan.rotation if plan.ordered else (fold - plan.rotation) % plan.folds
+    split = np.searchsorted(edges, moved, side="right").astype(np.int8)
+    split[moved >= plan.folds] = NO_SPLIT
+    return split
 
 
-def shares(config: SplitConfig) -> Float[np.ndarray, "3"]:
+def shares(plan: FoldPlan) -> Float[np.ndarray, "3"]:
     """Return the share of each split as configured."""
-    test_folds = config.folds - config.train_folds - config.validation_folds
-    return np.array([config.train_folds, config.validation_folds, test_folds]) / config.folds
+    return np.array([plan.train_folds, plan.validation_folds, plan.test_folds]) / plan.folds
 
 
 def assign_rows(
-    label: Int8[np.ndarray, " N"], config: SplitConfig, first_row: int = 0
-) -> Int8[np.ndarray, " N"]:
-    """Return the split of each row, drawn at random inside each value of `label`.
+    label: Int8[np.ndarray, " N"], plan: FoldPlan, first_row: int = 0
+) -> Int16[np.ndarray, " N"]:
+    """Return the fold of each row, drawn at random inside each value of `label`.
 
     Fold sizes differ by one row at most, overall and per label value.
 
-    `first_row` is the number of rows in the files before this one, which have their splits already:
+    `first_row` is the number of rows in the files before this one, which have their folds already:
     were all files assigned alike, the splits of tables that are alike row by row (one per day, say)
-    would be too. Only bytes are shuffled, never row numbers: a table of 100 million rows costs 100
-    MB here.
+    would be too. Only small numbers are shuffled, never row numbers: a table of 100 million rows
+    costs 200 MB here.
     """
-    generator = np.random.default_rng([config.seed, first_row] if first_row else config.seed)
-    split_in_turn = split_of_fold(np.arange(config.folds), config)
-    split = np.empty(len(label), dtype=np.int8)
+    generator = np.random.default_rng([plan.seed, first_row] if first_row else plan.seed)
+    in_turn = np.arange(plan.folds, dtype=np.int16)
+    fold = np.empty(len(label), dtype=np.int16)
     num_assigned = 0
     for value in np.unique(label):
         rows = label == value
         # goes on at the fold where the last value ended, to keep the totals level
-        codes = np.resize(np.roll(split_in_turn, -num_assigned), int(rows.sum()))
-        generator.shuffle(codes)
-        split[rows] = codes
-        num_assigned += len(codes)
-    return split
+        folds = np.resize(np.roll(in_turn, -num_assigned), int(rows.sum()))
+        generator.shuffle(folds)
+        fold[rows] = folds
+        num_assigned += len(folds)
+    return fold
 
 
 def assign_groups(
     counts: Int64[np.ndarray, "G K"],
     stratum: Int[np.ndarray, " G"],
-    config: SplitConfig,
+    plan: FoldPlan,
     what: str,
     strata: Sequence[str],
-) -> Int8[np.ndarray, " G"]:
-    """Return the split of each group, given its number of rows in each class.
+) -> Int16[np.ndarray, " G"]:
+    """Return the fold of each group, given its number of rows in each class.
 
     `counts` has one column per class (one only: balance row counts alone). `what` names a group in
     messages, `strata` the values of `stratum`. Raises SplitError where a stratum has fewer groups
     than there are folds.
     """
-    fold = np.empty(len(counts), dtype=np.int64)
+    fold = np.empty(len(counts), dtype=np.int16)
     for value in np.unique(stratum):
         members = np.flatnonzero(stratum == value)
-        if len(members) < config.folds:
+        if len(members) < plan.folds:
             inside = f" with {strata[value]}" if len(strata) > 1 else ""
-            raise SplitError(
-                f"there are {len(members)} {what}s{inside}, but split.folds = {config.folds} needs"
-                " at least that many; lower split.folds (with split.train_folds and"
-                f" split.validation_folds) or take a table with more {what}s"
-            )
-        unordered = _stratified_folds(counts[members], config)
-        fold[members] = _best_order(counts[members], unordered, config)[unordered]
-    return split_of_fold(fold, config)
+            raise too_few(len(members), f"{what}s{inside}", plan)
+        unordered = _stratified_folds(counts[members], plan)
+        fold[members] = _best_order(counts[members], unordered, plan)[unordered]
+    return fold
 
 
 def assign_few(
-    num_rows: Int[np.ndarray, " G"], held: Int[np.ndarray, "3"], config: SplitConfig
-) -> Int8[np.ndarray, " G"]:
-    """Return the split of each of a few groups, for those that come later and are fewer than folds.
+    num_rows: Int[np.ndarray, " G"], held: Int[np.ndarray, " folds"], plan: FoldPlan
+) -> Int16[np.ndarray, " G"]:
+    """Return the fold of each of a few groups, for those that come later and are fewer than folds.
 
-    The largest comes first, each to the split whose rows are then furthest below its share; `held`
-    are the rows that the splits hold already.
+    The largest comes first, each to the split whose rows are then furthest below its share, and in
+    that to its smallest fold; `held` are the rows that the folds hold already.
     """
-    rows, split = held.astype(np.int64), np.empty(len(num_rows), dtype=np.int8)
+    rows, fold = held.astype(np.int64), np.empty(len(num_rows), dtype=np.int16)
+    split = split_of_fold(np.arange(plan.folds), plan)
     for group in np.argsort(-num_rows, kind="stable"):
-        split[group] = (shares(config) * (rows.sum() + num_rows[group]) - rows).argmax()
-        rows[split[group]] += num_rows[group]
-    return split
+        in_split = np.array([rows[split == code].sum() for code in range(len(SPLITS))])
+        chosen = (shares(plan) * (rows.sum() + num_rows[group]) - in_split).argmax()
+        members = np.flatnonzero(split == chosen)
+        fold[group] = members[rows[members].argmin()]
+        rows[fold[group]] += num_rows[group]
+    return fold
 
 
-def _stratified_folds(
-    counts: Int64[np.ndarray, "G K"], config: SplitConfig
-) -> Int64[np.ndarray, " G"]:
+def assign_times(num_rows: Int64[np.ndarray, " V"], plan: FoldPlan) -> Int16[np.ndarray, " V"]:
+    """Return the fold of each of V distinct times, oldest first, given the rows of each.
+
+    Folds are stretches of time with equal numbers of rows, as nearly as times that are not cut
+    allow: a time belongs to the fold in which the middle of its rows lies.
+    """
+    if len(num_rows) < plan.folds:
+        raise too_few(len(num_rows), "distinct times", plan)
+    middle = num_rows.cumsum() - num_rows / 2
+    return (middle * plan.folds / num_rows.sum()).astype(np.int16)
+
+
+def too_few(count: int, what: str, plan: FoldPlan) -> SplitError:
+    """Return the error that says that there are fewer of what decides than folds."""
+    return SplitError(
+        f"there are {count} {what}, but split.folds = {plan.folds} needs"
+        " at least that many; lower split.folds (with split.train_folds and split.validation_folds)"
+        f" or take a table with more {what.split(' with ')[0]}"
+    )
+
+
+def _stratified_folds(counts: Int64[np.ndarray, "G K"], plan: FoldPlan) -> Int64[np.ndarray, " G"]:
     """Return the fold of each group by StratifiedGroupKFold."""
     counts = counts[:, counts.sum(0) > 0]
     entries = compressed(counts, MOST_ROWS)
-    if entries.sum(0).max() < config.folds:
+    if entries.sum(0).max() < plan.folds:
         # scikit-learn refuses classes smaller than the number of folds; only ratios matter
-        entries = entries * config.folds
+        entries = entries * plan.folds
     num_groups, num_classes = entries.shape
     group = np.repeat(np.repeat(np.arange(num_groups), num_classes), entries.ravel())
     label = np.repeat(np.tile(np.arange(num_classes), num_groups), entries.ravel())
     fold = np.empty(num_groups, dtype=np.int64)
-    splitter = StratifiedGroupKFold(n_splits=config.folds, shuffle=True, random_state=config.seed)
+    splitter = StratifiedGroupKFold(n_splits=plan.folds, shuffle=True, random_state=plan.seed)
     with warnings.catch_warnings():
         # the report shows the rates, SplitTally.check refuses one class
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
@@ -134,7 +157,7 @@ def _stratified_folds(
 
 
 def _best_order(
-    counts: Int64[np.ndarray, "G K"], fold: Int64[np.ndarray, " G"], config: SplitConfig
+    counts: Int64[np.ndarray, "G K"], fold: Int64[np.ndarray, " G"], plan: FoldPlan
 ) -> Int64[np.ndarray, " folds"]:
     """Return a new number for each fold, so that the splits come nearest to their shares.
 
@@ -144,18 +167,16 @@ def _best_order(
     no closer than those of random splits. Which folds form a split is still free, and this is where
     the seed comes in.
     """
-    generator = np.random.default_rng(config.seed)
+    generator = np.random.default_rng(plan.seed)
     in_class = counts.sum(0)  # [K]
-    in_fold = np.zeros((config.folds, counts.shape[1]))
+    in_fold = np.zeros((plan.folds, counts.shape[1]))
     np.add.at(in_fold, fold, counts)
     share = in_fold / np.maximum(1, in_class)  # [folds, K]
     # rotations share one order: they are cross-validation
-    split_of_number = split_of_fold(
-        np.arange(config.folds), config.model_copy(update={"rotation": 0})
-    )
-    orders = [generator.permutation(config.folds) for _ in range(NUM_ORDERS)]
+    split_of_number = split_of_fold(np.arange(plan.folds), replace(plan, rotation=0))
+    orders = [generator.permutation(plan.folds) for _ in range(NUM_ORDERS)]
     imbalances = [
-        _imbalance(share, split_of_number[order], shares(config), in_class > 0) for order in orders
+        _imbalance(share, split_of_number[order], shares(plan), in_class > 0) for order in orders
     ]
     return orders[int(np.argmin(imbalances))]
 

@@ -29,6 +29,7 @@ class SplitCounts(Config):
     straddling_groups: int  # that have rows in more than one split
     # distinct ones that train lacks, by string column and split
     unseen_strings: dict[str, dict[str, int]]
+    num_unused: int = 0  # rows in no split, which are later than the test rows
 
     @model_validator(mode="after")
     def _names_agree(self) -> "SplitCounts":
@@ -100,6 +101,8 @@ def _labels(whole: Sequence[SplitLine]) -> Iterator[str]:
 
 def _remarks(counts: SplitCounts) -> Iterator[str]:
     """Yield what a reader of the scores should know."""
+    if counts.num_unused:
+        yield f"{counts.num_unused:,} rows are later than the test rows, and in no split"
     if counts.straddling_groups:
         yield (
             f"{counts.straddling_groups:,} of {counts.num_groups:,} groups have rows in more than"

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int8, Int64
+from jaxtyping import Bool, Float, Int, Int8, Int16, Int64
 
-from embedcache.config.split import SPLITS
+from embedcache.config.split import NO_SPLIT, SPLITS
 from embedcache.config.table import TargetColumn
 from embedcache.errors import SplitError
 from embedcache.split.report import SplitCounts, SplitLine, split_table
 from embedcache.text import NUM_EXAMPLES
+
+NO_FOLD = -1  # of rows whose split the table says itself
 
 
 @dataclass
@@ -26,9 +28,14 @@ class SplitTally:
     num_strings: dict[str, int]  # by string column
     targets: tuple[str, ...]
     binary: tuple[bool, ...]
+    num_folds: int = 0  # 0: the table itself says its splits
     rows: Int64[np.ndarray, "3 Q"] = field(init=False)
     labelled: Int64[np.ndarray, "3 Q T"] = field(init=False)
     positive: Int64[np.ndarray, "3 Q T"] = field(init=False)
+    num_unused: int = field(init=False, default=0)  # rows in no split
+    fold_rows: Int64[np.ndarray, "folds Q"] = field(init=False)
+    group_fold: Int16[np.ndarray, " G"] = field(init=False)
+    string_fold: dict[str, Int16[np.ndarray, " S"]] = field(init=False)  # of several the last
     group_stratum: Int64[np.ndarray, " G"] = field(init=False)
     group_in: Bool[np.ndarray, "3 G"] = field(init=False)
     string_in: dict[str, Bool[np.ndarray, "3 S"]] = field(init=False)
@@ -39,6 +46,12 @@ class SplitTally:
         self.rows = np.zeros((3, num_strata), dtype=np.int64)
         self.labelled = np.zeros((3, num_strata, num_targets), dtype=np.int64)
         self.positive = np.zeros((3, num_strata, num_targets), dtype=np.int64)
+        self.fold_rows = np.zeros((self.num_folds, num_strata), dtype=np.int64)
+        self.group_fold = np.full(self.num_groups, NO_FOLD, dtype=np.int16)
+        self.string_fold = {
+            name: np.full(count, NO_FOLD, dtype=np.int16)
+            for name, count in self.num_strings.items()
+        }
         self.group_stratum = np.zeros(self.num_groups, dtype=np.int64)
         self.group_in = np.zeros((3, self.num_groups), dtype=bool)
         self.string_in = {
@@ -51,6 +64,7 @@ class SplitTally:
         num_groups: int,
         num_strings: dict[str, int],
         targets: Sequence[TargetColumn],
+        num_folds: int,
     ) -> "SplitTally":
         """Return the same counts with room for what one more file brings.
 
@@ -58,11 +72,16 @@ class SplitTally:
         """
         names = tuple(target.name for target in targets)
         binary = tuple(target.kind == "binary" for target in targets)
-        grown = SplitTally(strata, num_groups, num_strings, names, binary)
+        grown = SplitTally(strata, num_groups, num_strings, names, binary, num_folds)
         known = [names.index(name) for name in self.targets]
         grown.rows[:, : self.rows.shape[1]] = self.rows
         grown.labelled[:, : self.rows.shape[1], known] = self.labelled
         grown.positive[:, : self.rows.shape[1], known] = self.positive
+        grown.num_unused = self.num_unused
+        grown.fold_rows[: self.num_folds, : self.rows.shape[1]] = self.fold_rows
+        grown.group_fold[: self.num_groups] = self.group_fold
+        for name, fold in self.string_fold.items():
+            grown.string_fold[name][: len(fold)] = fold
         grown.group_stratum[: self.num_groups] = self.group_stratum
         grown.group_in[:, : self.num_groups] = self.group_in
         for name, seen in self.string_in.items():
@@ -72,6 +91,7 @@ class SplitTally:
     def add(
         self,
         split: Int8[np.ndarray, " N"],
+        fold: Int16[np.ndarray, " N"],
         stratum: Int[np.ndarray, " N"],
         group: Int[np.ndarray, " N"],
         strings: dict[str, Int[np.ndarray, " N"]],
@@ -80,8 +100,32 @@ class SplitTally:
         """Count one block of rows.
 
         `targets` is NaN where unobserved, `stratum` all zero and `group` ignored where the table
-        has none.
+        has none, `fold` NO_FOLD where the table says its splits itself.
         """
+        if self.num_groups:
+            self.group_stratum[group] = stratum
+        if self.num_folds:
+            np.add.at(self.fold_rows, (fold, stratum), 1)
+            if self.num_groups:
+                self.group_fold[group] = fold
+            for name, string_id in strings.items():
+                self.string_fold[name][string_id] = fold
+        used = split != NO_SPLIT
+        if not used.all():
+            self.num_unused += int((~used).sum())
+            split, stratum, group, targets = split[used], stratum[used], group[used], targets[used]
+            strings = {name: string_id[used] for name, string_id in strings.items()}
+        self._count_used(split, stratum, group, strings, targets)
+
+    def _count_used(
+        self,
+        split: Int8[np.ndarray, " N"],
+        stratum: Int[np.ndarray, " N"],
+        group: Int[np.ndarray, " N"],
+        strings: dict[str, Int[np.ndarray, " N"]],
+        targets: Float[np.ndarray, "N T"],
+    ) -> None:
+        """Count rows that are in a split."""
         shape = self.rows.shape
         cell = split.astype(np.int64) * shape[1] + stratum  # [N]
 
@@ -95,7 +139,6 @@ class SplitTally:
             self.positive[:, :, t] += per_cell(cell[targets[:, t] == 1])
         if self.num_groups:
             self.group_in[split, group] = True
-            self.group_stratum[group] = stratum
         for name, string_id in strings.items():
             self.string_in[name][split, string_id] = True
 
@@ -114,6 +157,7 @@ class SplitTally:
             num_groups=self.num_groups,
             straddling_groups=self._num_straddling,
             unseen_strings=unseen,
+            num_unused=self.num_unused,
         )
 
     @property
@@ -152,7 +196,7 @@ class SplitTally:
             for name, rows in zip(SPLITS, self.rows.sum(1).tolist(), strict=True)
             if not rows
         ]
-        straddles = strategy in ("group", "column") and self._num_straddling > 0
+        straddles = strategy in ("group", "column", "folds") and self._num_straddling > 0
         if straddles:
             found = np.flatnonzero(self.group_in.sum(0) > 1)[:NUM_EXAMPLES]
             more = ", ..." if self._num_straddling > len(found) else ""
@@ -191,14 +235,21 @@ class SplitTally:
 
 def _advice(strategy: str, straddles: bool) -> str:
     """Return what to change where a split is unusable."""
-    if strategy != "column":
-        return "Try another split.seed or split.rotation, fewer folds, or another strategy."
     groups = (
         "; or take data.group away, if rows of one group may well be in several splits"
         if straddles
         else ""
     )
-    return (
-        "The table itself says which rows are in which split: correct the column that split.column"
-        f" names{groups}."
-    )
+    if strategy == "column":
+        return (
+            "The table itself says which rows are in which split: correct the column that"
+            f" split.column names{groups}."
+        )
+    if strategy == "folds":
+        return (
+            "The table itself says which rows are in which fold: try another split.rotation, or"
+            f" correct the column that split.column names{groups}."
+        )
+    if strategy == "time":
+        return "Try another split.rotation, fewer folds, or another strategy."
+    return "Try another split.seed or split.rotation, fewer folds, or another strategy."

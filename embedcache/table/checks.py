@@ -72,8 +72,8 @@ def _explain(frame: pl.LazyFrame, check: Check, count: int) -> str:
     else:
         values = sorted({_show(value) for value in first["value"].drop_nulls().to_list()})
         shown = f", e.g. {', '.join(values[:3])}" if values else ""
-        if check.advice is not None:
-            shown += check.advice(first["value"].drop_nulls().to_list())
+    if check.advice is not None:
+        shown += check.advice(first["value"].drop_nulls().to_list())
     return f"{check.what}: {count_of(count, 'row')}{shown}; {rows}"
 
 

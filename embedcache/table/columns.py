@@ -12,7 +12,6 @@ from types import MappingProxyType
 import numpy as np
 import polars as pl
 
-from embedcache.config.split import SPLITS, SplitConfig
 from embedcache.config.table import (
     DataConfig,
     NumericColumn,
@@ -92,7 +91,6 @@ def canonical_columns(
     source: Source,
     data: DataConfig,
     targets: tuple[TargetColumn, ...],
-    split: SplitConfig,
     reach: Reach = NO_REACH,
 ) -> Canonical:
     """Return all canonical columns that the configuration asks for, with their checks.
@@ -129,8 +127,6 @@ def canonical_columns(
         _add_weight(table, data.row_weight)
     for column in data.report_by:
         _add_facet(table, column)
-    if split.strategy == "column" and split.column is not None:
-        _add_split(table, split.column)
     _refuse_leaks(table, data, targets)
     return table
 
@@ -307,16 +303,6 @@ def _add_weight(table: Canonical, rule: RowWeight) -> None:
     weight, one = pl.lit(rule.weight, dtype=pl.Float32), pl.lit(1.0, dtype=pl.Float32)
     table.columns["weight"] = pl.when(chosen).then(weight).otherwise(one)
     table.columns["weighted"] = chosen
-
-
-def _add_split(table: Canonical, column: str) -> None:
-    what = f"split column '{column}'"
-    text = table.require(column, what, TEXT)
-    if text is not None:
-        is_known = text.is_in(SPLITS).fill_null(False)
-        wrong = f"{what}: must be one of {', '.join(SPLITS)}"
-        table.checks.append(Check(wrong, ~is_known, text, known=SPLITS))
-        table.columns["split"] = text
 
 
 def _refuse_leaks(table: Canonical, data: DataConfig, targets: tuple[TargetColumn, ...]) -> None:

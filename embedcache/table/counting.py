@@ -75,6 +75,12 @@ def count_groups(frame: pl.LazyFrame, label: str | None, strata: tuple[str, ...]
     return Groups(tuple(found["group"].to_list()), _matrix(found.select(*rows)), stratum_of)
 
 
+def count_times(frame: pl.LazyFrame) -> pl.DataFrame:
+    """Return the distinct numbers of the column `time`, sorted, and the `rows` of each."""
+    counted = frame.group_by("time").agg(rows=pl.len().cast(pl.Int64))
+    return counted.collect(engine="streaming").sort("time")
+
+
 def known_first(found: Groups, known: Vocabularies) -> tuple[Groups, list[str]]:
     """Return all groups, the known ones first, and the names of those that changed their stratum.
 

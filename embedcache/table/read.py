@@ -23,6 +23,7 @@ from embedcache.table.exclude import without_excluded
 from embedcache.table.invalid import find_invalid
 from embedcache.table.reader import open_source
 from embedcache.table.source import Source
+from embedcache.table.splitcolumn import add_split_column
 from embedcache.table.survey import Judge, Survey
 from embedcache.table.table import Table
 from embedcache.table.vocabulary import NO_VOCABULARIES, Vocabularies, Vocabulary
@@ -57,7 +58,9 @@ def read_table(
     source, num_excluded = without_excluded(open_source(file, data), data, targets)
     wanted = _Wanted(data, targets, _stratifying_label(targets, split), known, judge, False)
     with _readable(source):
-        table = _checked(canonical_columns(source, data, targets, split), wanted)
+        canonical = canonical_columns(source, data, targets)
+        add_split_column(canonical, split)
+        table = _checked(canonical, wanted)
     return replace(table, num_excluded=num_excluded)
 
 
@@ -70,9 +73,8 @@ def read_features(
     null, and the column REASON of `invalid` says what is wrong with them.
     """
     wanted = _Wanted(data, (), None, NO_VOCABULARIES, judge, True)
-    no_split = SplitConfig(strategy="random")
     with _readable(source):
-        return _checked(canonical_columns(source, data, (), no_split, reach), wanted)
+        return _checked(canonical_columns(source, data, (), reach), wanted)
 
 
 @contextmanager
@@ -133,6 +135,7 @@ def _surveyed(canonical: Canonical, wanted: _Wanted, violations: list[str], num_
     groups = survey.groups(strata)
     strings = [column for column in data.strings if f"string:{column.name}" in columns]
     categories = [column for column in data.categories if f"category:{column.column}" in columns]
+    folds = survey.folds()
     facets = [column for column in data.report_by if f"facet:{column}" in columns]
     spellings = {column.name: survey.spellings(column) for column in strings}
     table = Table(
@@ -150,6 +153,7 @@ def _surveyed(canonical: Canonical, wanted: _Wanted, violations: list[str], num_
         facets=tuple(Vocabulary(column, survey.facet(column)) for column in facets),
         strata=strata,
         groups=groups,
+        folds=folds,
         others={c.column: c.other for c in categories if c.other is not None},
         num_blank=source.num_blank,
         copy=source.copy,

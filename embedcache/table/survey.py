@@ -27,7 +27,7 @@ from embedcache.table.counting import (
 )
 from embedcache.table.repeatunit import NUMBER, each_kind_first, reasons_text
 from embedcache.table.strings import DistinctStrings, distinct_strings
-from embedcache.table.vocabulary import Vocabularies, followed_by
+from embedcache.table.vocabulary import Vocabularies, followed_by, in_order
 from embedcache.text import count_of, nearest, rows_text
 
 # the strings of a column that whatever reads them cannot read, with the reason
@@ -117,6 +117,22 @@ class Survey:
         if "stratum" not in self.columns:
             return ()
         return followed_by(self.known.strata, values_of(self.frame, "stratum"))
+
+    def folds(self) -> tuple[str, ...]:
+        """Return the table's own names of folds, numbers in their order; note new ones."""
+        if "fold" not in self.columns:
+            return ()
+        found = values_of(self.frame, "fold")
+        if not self.known.num_rows:
+            return in_order(found)
+        new = [name for name in found if name not in self.known.folds]
+        if new:
+            self.violations.append(
+                f"fold column: {', '.join(map(repr, new[:MOST_NAMES])):.200} is no fold of the"
+                f" files before, whose folds are {', '.join(self.known.folds):.200}; join the files"
+                " into one table, or give their rows these folds"
+            )
+        return self.known.folds
 
     def groups(self, strata: tuple[str, ...]) -> Groups | None:
         """Return the groups, known ones first; note those whose stratum is not one value."""

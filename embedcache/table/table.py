@@ -40,6 +40,7 @@ class Table:
     facets: tuple[Vocabulary, ...]
     strata: tuple[str, ...]
     groups: Groups | None
+    folds: tuple[str, ...] = ()  # the table's own names of folds, in their order
     # by category column: the category of values that are not among its own
     others: Mapping[str, str] = field(default_factory=dict)
     # rows left out by data.exclude_rows; other row numbers count the rows that remain
@@ -61,6 +62,7 @@ class Table:
             strata=self.strata,
             groups=() if self.groups is None else self.groups.values,
             group_stratum=() if self.groups is None else tuple(self.groups.stratum.tolist()),
+            folds=self.folds,
         )
 
     def blocks(self, columns: Sequence[str], num_rows: int) -> Iterator[pl.DataFrame]:
@@ -104,6 +106,7 @@ class Table:
             **{f"facet:{column}": values for column, values in self.facets},
             "stratum": self.strata,
             "split": SPLITS,
+            "fold": self.folds,
             "group": () if self.groups is None else self.groups.values,
         }
 

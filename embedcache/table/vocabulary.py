@@ -28,6 +28,7 @@ class Vocabularies:
     strata: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     group_stratum: tuple[int, ...] = ()
+    folds: tuple[str, ...] = ()
 
 
 NO_VOCABULARIES = Vocabularies()
@@ -39,3 +40,12 @@ def followed_by(known: tuple[str, ...], values: Iterable[str]) -> tuple[str, ...
     This is how anything that has a code grows when a file is appended.
     """
     return (*known, *sorted({*values}.difference(known)))
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names sorted, as numbers where all of them are: 2 before 10."""
+    texts = sorted(names)
+    try:
+        return tuple(sorted(texts, key=float))
+    except ValueError:
+        return tuple(texts)

@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from embedcache.cache.reader import Cache
-from embedcache.config.split import SPLITS
+from embedcache.config.split import NO_SPLIT, SPLITS
 from embedcache.errors import ConfigError, CorruptCacheError
 from fusionnet.config.train import TrainConfig
 from fusionnet.rows.plan import StepPlan
@@ -244,7 +244,8 @@ def count_chunks(cache: Cache) -> dict[str, list[Chunk]]:
     ) as bar:
         for start in range(0, total, length):
             stop = min(start + length, total)
-            counts = np.bincount(cache.rows(start, stop).split, minlength=len(SPLITS))
+            codes = cache.rows(start, stop).split
+            counts = np.bincount(codes[codes != NO_SPLIT], minlength=len(SPLITS))
             for split, num_rows in zip(SPLITS, counts.tolist(), strict=True):
                 if num_rows > 0:
                     chunks[split].append(Chunk(start, stop, num_rows))

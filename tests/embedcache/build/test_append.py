@@ -25,7 +25,7 @@ from embedcache.config.split import SplitConfig
 from embedcache.config.table import DataConfig
 from embedcache.errors import ConfigError, StaleCacheError, TableError
 from embedcache.schema import parse_config
-from embedcache.split.folds import assign_few, assign_rows, shares
+from embedcache.split.folds import assign_few, assign_rows, shares, split_of_fold
 from fusionnet.commands import build_cache, inspect_cache
 from fusionnet.commands.command import run_job
 from fusionnet.experiment import load_experiment
@@ -39,7 +39,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "group": {"strategy": "group"},
     "random": {"strategy": "random"},
     "strings": {"strategy": "leave_strings_out", "folds": 5, "train_folds": 3, "stratify_by": None},
+    "scaffold": {"strategy": "scaffold", "folds": 4, "stratify_by": None},
     "column": {"strategy": "column", "column": "fold"},
+    "folds": {"strategy": "folds", "column": "fold", "folds": None, "train_folds": 1},
 }
 
 
@@ -240,8 +242,9 @@ def test_groups_keep_their_split_and_few_new_ones_fill_the_split_that_lacks_rows
     placed=st.lists(st.integers(0, 300), min_size=3, max_size=3),
 )
 def test_the_last_of_a_few_goes_where_most_is_missing(rows: list[int], placed: list[int]) -> None:
-    config = SplitConfig(folds=4, train_folds=2, validation_folds=1)
-    split = assign_few(np.array(rows), np.array(placed), config)
+    config = SplitConfig(folds=4, train_folds=2, validation_folds=1).plan()
+    held = np.array([placed[0], 0, *placed[1:]])  # by fold
+    split = split_of_fold(assign_few(np.array(rows), held, config), config)
     smallest = len(rows) - 1 - int(np.argmin(rows[::-1]))  # dealt last
     others = np.array(placed)
     for place, count in enumerate(rows):
@@ -251,7 +254,7 @@ def test_the_last_of_a_few_goes_where_most_is_missing(rows: list[int], placed: l
 
 
 def test_files_that_are_alike_are_not_dealt_alike() -> None:
-    label, config = np.zeros(500, dtype=np.int8), SplitConfig()
+    label, config = np.zeros(500, dtype=np.int8), SplitConfig().plan()
     assert (assign_rows(label, config) != assign_rows(label, config, first_row=500)).any()
     assert (
         assign_rows(label, config, first_row=500) == assign_rows(label, config, first_row=500)

@@ -8,20 +8,26 @@ from budgets import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedcache.config.split import SplitConfig
+from embedcache.config.split import FoldPlan, SplitConfig
 from embedcache.errors import SplitError
-from embedcache.split.folds import (
-    NUM_ORDERS,
-    _best_order,
-    assign_groups,
-    assign_rows,
-    compressed,
-    split_of_fold,
-)
+from embedcache.split import folds as folds_module
+from embedcache.split.folds import NUM_ORDERS, _best_order, compressed, split_of_fold
 from embedcache.split.report import split_table, unlabelled
 from embedcache.split.tally import SplitTally
 
-TEN = SplitConfig()  # 7 + 2 + 1 of 10
+TEN = SplitConfig().plan()  # 7 + 2 + 1 of 10
+
+
+def assign_groups(
+    counts: np.ndarray, stratum: np.ndarray, plan: FoldPlan, what: str, strata: tuple[str, ...]
+) -> np.ndarray:
+    """Return the split of each group."""
+    return split_of_fold(folds_module.assign_groups(counts, stratum, plan, what, strata), plan)
+
+
+def assign_rows(label: np.ndarray, plan: FoldPlan) -> np.ndarray:
+    """Return the split of each row."""
+    return split_of_fold(folds_module.assign_rows(label, plan), plan)
 
 
 def cohort(num_groups: int, rows: int, seed: int) -> np.ndarray:
@@ -37,7 +43,9 @@ def cohort(num_groups: int, rows: int, seed: int) -> np.ndarray:
 def test_sixty_patients_are_assigned_as_specified(seed: int) -> None:
     counts = np.concatenate([cohort(10, 7458, seed), cohort(50, 7458, seed + 100)])
     stratum = np.repeat([1, 0], [10, 50])
-    split = assign_groups(counts, stratum, SplitConfig(seed=seed), "group", ("synthetic", "real"))
+    split = assign_groups(
+        counts, stratum, SplitConfig(seed=seed).plan(), "group", ("synthetic", "real")
+    )
     assert np.bincount(split[:10]).tolist() == [7, 2, 1]
     assert np.bincount(split[10:]).tolist() == [35, 10, 5]
 
@@ -63,7 +71,7 @@ def test_class_rates_are_closer_than_chance_gives() -> None:
 )
 def test_every_stratum_reaches_every_split(sizes: list[int], seed: int, num_strata: int) -> None:
     rng = np.random.default_rng(seed)
-    config = SplitConfig(folds=3, train_folds=1, validation_folds=1, seed=seed)
+    config = SplitConfig(folds=3, train_folds=1, validation_folds=1, seed=seed).plan()
     stratum = np.arange(len(sizes)) % num_strata
     counts = np.stack([rng.binomial(sizes, 0.7), np.zeros(len(sizes), dtype=int)], axis=1)
     counts[:, 1] = np.array(sizes) - counts[:, 0]
@@ -80,7 +88,11 @@ def test_folds_are_level_though_groups_are_not() -> None:
     shares = []
     for rotation in range(10):
         split = assign_groups(
-            sizes[:, None], np.zeros(120, dtype=int), SplitConfig(rotation=rotation), "group", ()
+            sizes[:, None],
+            np.zeros(120, dtype=int),
+            SplitConfig(rotation=rotation).plan(),
+            "group",
+            (),
         )
         shares.append(sizes[split == 2].sum() / sizes.sum())
     assert max(shares) - min(shares) < 0.03, "every fold holds about a tenth of the rows"
@@ -90,7 +102,9 @@ def test_another_seed_assigns_otherwise() -> None:
     # groups of distinct spread: scikit-learn's own seed would change nothing
     counts = cohort(50, 746, 0)
     splits = [
-        assign_groups(counts, np.zeros(50, dtype=int), SplitConfig(seed=seed), "group", ()).tolist()
+        assign_groups(
+            counts, np.zeros(50, dtype=int), SplitConfig(seed=seed).plan(), "group", ()
+        ).tolist()
         for seed in range(4)
     ]
     assert len({tuple(split) for split in splits}) == 4
@@ -99,7 +113,7 @@ def test_another_seed_assigns_otherwise() -> None:
 def test_rotating_over_all_folds_tests_every_group_once() -> None:
     counts = cohort(30, 50, 0)
     splits = [
-        assign_groups(counts, np.zeros(30, dtype=int), SplitConfig(rotation=r), "group", ())
+        assign_groups(counts, np.zeros(30, dtype=int), SplitConfig(rotation=r).plan(), "group", ())
         for r in range(10)
     ]
     assert (sum(split == 2 for split in splits) == 1).all()
@@ -108,7 +122,7 @@ def test_rotating_over_all_folds_tests_every_group_once() -> None:
 
 def test_rotating_over_all_folds_tests_every_row_once() -> None:
     label = (np.arange(997) % 4 == 0).astype(np.int8)
-    splits = [assign_rows(label, SplitConfig(rotation=r, seed=3)) for r in range(10)]
+    splits = [assign_rows(label, SplitConfig(rotation=r, seed=3).plan()) for r in range(10)]
     assert (sum(split == 2 for split in splits) == 1).all()
 
 
@@ -116,7 +130,7 @@ def test_rotating_over_all_folds_tests_every_row_once() -> None:
 @given(num_rows=st.integers(10, 3000), seed=st.integers(0, 5), rate=st.floats(0, 1))
 def test_rows_are_assigned_in_exact_proportions(num_rows: int, seed: int, rate: float) -> None:
     label = (np.random.default_rng(seed).random(num_rows) < rate).astype(np.int8)
-    split = assign_rows(label, SplitConfig(seed=seed))
+    split = assign_rows(label, SplitConfig(seed=seed).plan())
     for value, folds in enumerate((7, 2, 1)):
         assert abs((split == value).sum() - folds * num_rows / 10) <= folds
         for kind in (0, 1):
@@ -129,7 +143,7 @@ def test_rows_are_assigned_in_exact_proportions(num_rows: int, seed: int, rate: 
 def test_rows_are_not_assigned_in_order() -> None:
     split = assign_rows(np.zeros(1000, dtype=np.int8), TEN)
     assert len(set(split[:100].tolist())) == 3
-    assert (split != assign_rows(np.zeros(1000, dtype=np.int8), SplitConfig(seed=1))).any()
+    assert (split != assign_rows(np.zeros(1000, dtype=np.int8), SplitConfig(seed=1).plan())).any()
 
 
 def test_counts_divided_by_a_common_factor_assign_the_same() -> None:
@@ -153,7 +167,10 @@ def test_compression_keeps_every_group_and_bounds_the_sum() -> None:
 
 def test_folds_become_splits_in_order() -> None:
     assert split_of_fold(np.arange(10), TEN).tolist() == [0] * 7 + [1] * 2 + [2]
-    assert split_of_fold(np.arange(10), SplitConfig(rotation=1)).tolist() == [2] + [0] * 7 + [1] * 2
+    assert (
+        split_of_fold(np.arange(10), SplitConfig(rotation=1).plan()).tolist()
+        == [2] + [0] * 7 + [1] * 2
+    )
 
 
 @given(folds=st.integers(3, 12), train=st.integers(1, 10), data=st.data())
@@ -165,7 +182,7 @@ def test_splits_of_folds_are_the_plain_comparison(
     validation = data.draw(st.integers(1, folds - train - 1))
     config = SplitConfig(
         folds=folds, train_folds=train, validation_folds=validation, rotation=rotation
-    )
+    ).plan()
     for fold, split in enumerate(split_of_fold(np.arange(folds), config).tolist()):
         rank = (fold - rotation) % folds
         assert split == (0 if rank < train else 1 if rank < train + validation else 2)
@@ -177,7 +194,7 @@ def test_the_order_of_folds_is_the_best_of_random_ones(
     num_groups: int, num_classes: int, seed: int
 ) -> None:
     """The plain search: of the same orders, the first with the least squared relative distance."""
-    config = SplitConfig(folds=3, train_folds=1, validation_folds=1, seed=seed)
+    config = SplitConfig(folds=3, train_folds=1, validation_folds=1, seed=seed).plan()
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, 40, (num_groups, num_classes))
     fold = rng.permutation(np.arange(num_groups) % config.folds)
@@ -216,6 +233,7 @@ def tally(
     for rows in np.array_split(np.arange(len(split)), 2):
         result.add(
             codes[rows],
+            np.full(len(rows), -1, dtype=np.int16),
             np.zeros(len(rows), dtype=int),
             np.array(group)[rows],
             {"polymer": np.array(string)[rows]},
@@ -320,6 +338,7 @@ def test_the_report_breaks_down_by_stratum() -> None:
     counted = SplitTally(("no", "yes"), 0, {}, ("ef",), (False,))
     counted.add(
         np.array([0, 0, 1, 2], dtype=np.int8),
+        np.full(4, -1, dtype=np.int16),
         np.array([0, 1, 1, 0]),
         np.zeros(4, dtype=int),
         {},
@@ -349,8 +368,9 @@ def test_labels_that_a_split_lacks_are_remarked() -> None:
     }
     counted = SplitTally((), 0, {}, ("ef", "opt"), (False, True))
     for split, labels in targets.items():
-        none = np.zeros(2, dtype=np.int64)
-        counted.add(np.full(2, split, dtype=np.int8), none, none, {}, np.array(labels))
+        none, no_fold = np.zeros(2, dtype=np.int64), np.full(2, -1, dtype=np.int16)
+        codes = np.full(2, split, dtype=np.int8)
+        counted.add(codes, no_fold, none, none, {}, np.array(labels))
     counted.check("random", None)
     remarks = split_table(counted.counts()).splitlines()[4:]
     assert remarks == [

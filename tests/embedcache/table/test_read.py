@@ -417,10 +417,11 @@ def test_the_tables_own_split_is_checked(study_of: Callable, frame_of: Callable)
     frame = frame_of().with_columns(pl.Series("fold", ["train", "validation", "test"] * 80))
     split = {"strategy": "column", "column": "fold"}
     assert read(study_of(frame).but(split=split)).num_rows == 240
-    spelled = {8: "val", 9: None, 10: "Train", 11: "val", 12: "holdout"}
+    spelled = {8: "vali", 9: None, 10: "Tra", 11: "vali", 12: "unseen"}
     assert (
-        "must be one of train, validation, test: 5 rows; 2 rows 'val', did you mean 'validation'?;"
-        " 1 row without a value; 1 row 'Train', did you mean 'train'?; 1 row 'holdout'; rows 8, 9,"
+        "must be one of train, validation, test: 5 rows; 2 rows 'vali', did you mean 'validation'?;"
+        " 1 row without a value; 1 row 'Tra', did you mean 'train'?; 1 row 'unseen'; say what they"
+        " stand for, split.values: {train: [...], validation: [...], test: [...]}; rows 8, 9,"
     ) in report_of(study_of(with_cells(frame, "fold", spelled)).but(split=split))
 
 
