@@ -12,6 +12,7 @@ from embedcache.build.identity import has_states, wanted_identity
 from embedcache.build.phases import write_store
 from embedcache.build.report import UP_TO_DATE, BuildReport
 from embedcache.build.request import BuildRequest
+from embedcache.build.rotation import differs_in_rotation
 from embedcache.cache.folder import CacheFolder
 from embedcache.cache.identity import Identity
 from embedcache.cache.reader import Cache, open_cache
@@ -115,6 +116,13 @@ def _appended_to(
             " (all is built anew)"
         )
     lines = "\n".join(f"  - {line}" for line in found.identity.difference(wanted))
+    if differs_in_rotation(found, wanted):
+        raise StaleCacheError(
+            f"{folder.path} holds the same rows and folds with another rotation:\n{lines}\n"
+            "Training and evaluation take it as it is, in any rotation (in Python:"
+            " embedcache.build.rotation.rotated). Run the same command with --overwrite to write"
+            " this rotation, or set another cache.path"
+        )
     only_files = "Only files can be appended, behind those that it was built from. "
     raise StaleCacheError(
         f"{folder.path} was built from something else ({found.identity.short}) than this config"

@@ -124,8 +124,7 @@ def read_files(
         splits = assign_splits(table, data, split, tally)
         count_rows(tally, table, splits)
         files.append(TableFile(table, splits))
-    leaves_out = split.strategy in ("leave_strings_out", "scaffold")
-    left_out = left_out_column(data, split) if leaves_out else None
+    left_out = left_out_column({column.name: column.kind for column in data.strings}, split)
     tally.check(split.strategy, left_out, known.groups)
     return TableFiles(base, tuple(files), tally)
 

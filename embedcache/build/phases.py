@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from embedcache.build.attributes import provenance, report
 from embedcache.build.files import TableFiles, read_files
 from embedcache.build.remarks import RowRemarks
 from embedcache.build.request import BuildRequest
-from embedcache.build.statistics import ScalingFit
+from embedcache.build.statistics import TrainStatistics
 from embedcache.build.strings import EncodedStrings, encode_strings, unreadable
 from embedcache.cache import manifest
 from embedcache.cache.folder import CacheFolder
@@ -26,7 +25,6 @@ from embedcache.cache.identity import FORMAT_VERSION, Identity
 from embedcache.cache.layout import Layout
 from embedcache.cache.reader import Cache
 from embedcache.cache.writer import StoreWriter
-from embedcache.config.split import SPLITS
 from embedcache.errors import TableError
 from embedcache.ranks import Ranks
 from embedcache.scaling import Scaling
@@ -83,7 +81,7 @@ def write_rows(
     writer = StoreWriter(store, layout, cache)
     for column in strings.columns:
         writer.add_strings(column.spec.name, column.table)
-    scaling, remarks = _stream_rows(request, files, strings, writer)
+    scaling, remarks = _stream_rows(request, files, strings, layout, writer)
     writer.finish(scaling)
     return layout, remarks
 
@@ -105,29 +103,24 @@ def _layout(request: BuildRequest, files: TableFiles, strings: EncodedStrings) -
 
 
 def _stream_rows(
-    request: BuildRequest, files: TableFiles, strings: EncodedStrings, writer: StoreWriter
+    request: BuildRequest,
+    files: TableFiles,
+    strings: EncodedStrings,
+    layout: Layout,
+    writer: StoreWriter,
 ) -> tuple[Scaling, list[str]]:
-    """Write all rows; return the statistics of those that train, and remarks on all.
-
-    Statistics of vectors count each string of a train row once.
-    """
+    """Write all rows; return the statistics of those that train, and remarks on all."""
     remarks = RowRemarks(request.data, files.last, files.num_rows)
-    fit = ScalingFit(request.data.features, files.last.targets)
-    trained = [np.zeros(column.spec.num_strings, dtype=bool) for column in strings.columns]
+    train_rows = TrainStatistics(layout)
     bar = tqdm(total=files.num_rows, desc="writing rows", unit="row", unit_scale=True, disable=None)
     with bar:
         for block in files.rows(request.data, writer.rows_per_block):
             writer.add_rows(block)
             remarks.add(block)
-            is_train = block.split == SPLITS.index("train")
-            fit.add(block.numeric[is_train], block.targets[is_train])
-            for index, is_trained in enumerate(trained):
-                is_trained[block.string_id[is_train, index]] = True
+            train_rows.add(block)
             bar.update(len(block.weight))
-    vectors = {}
-    for column, is_trained in zip(strings.columns, trained, strict=True):
-        vectors[column.spec.name] = column.table.embeddings.numpy()[is_trained]
-    return fit.result(vectors), remarks.lines(fit)
+    vectors = {column.spec.name: column.table.embeddings.numpy() for column in strings.columns}
+    return train_rows.scaling(vectors), remarks.lines(train_rows.fit)
 
 
 @contextmanager

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from embedcache.cache.layout import Layout, RowBlock
+from embedcache.config.split import SPLITS
 from embedcache.config.table import NumericColumn, TargetColumn
 from embedcache.errors import SplitError
 from embedcache.scaling import Scaling, VectorScaling, transformed
@@ -234,4 +236,31 @@ class ScalingFit:
                 target.name: float(mean) for target, mean, _ in labels if target.kind == "binary"
             },
             vectors={name: vector_scaling(values) for name, values in (vectors or {}).items()},
+        )
+
+
+class TrainStatistics:
+    """Gathers the Scaling of a cache from its blocks of rows, of which only train rows count.
+
+    Statistics of vectors count each string of a train row once.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        """Start with no rows."""
+        self.fit = ScalingFit(layout.numeric, layout.targets)
+        self._trained = {
+            spec.name: np.zeros(spec.num_strings, dtype=bool) for spec in layout.strings
+        }
+
+    def add(self, block: RowBlock) -> None:
+        """Merge the train rows of one block."""
+        is_train = block.split == SPLITS.index("train")
+        self.fit.add(block.numeric[is_train], block.targets[is_train])
+        for column, is_trained in enumerate(self._trained.values()):
+            is_trained[block.string_id[is_train, column]] = True
+
+    def scaling(self, vectors: Mapping[str, Float[np.ndarray, "S E"]]) -> Scaling:
+        """Return the statistics of all train rows; `vectors` are all strings', by column."""
+        return self.fit.result(
+            {name: vectors[name][is_trained] for name, is_trained in self._trained.items()}
         )

@@ -30,13 +30,15 @@ need nothing of ours:
     frame = pd.DataFrame(numeric[:], columns=numeric.attrs["columns"])
 """
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int32, Int64, Shaped
+from jaxtyping import Int8, Int32, Int64, Shaped
 
 from embedcache.cache import manifest
 from embedcache.cache.arrays import CheckedArrays
@@ -83,6 +85,8 @@ class Cache:
         self._files: dict[str, dict[str, Any]] = attributes["files"]
         self._unreplaced = Unreplaced(path, self._files, self.identity.short)
         await_thread_at_exit()
+        # None: the splits are those that were written
+        self._split_of_fold: Int8[np.ndarray, " folds"] | None = None
         self._hashes: dict[str, Int64[np.ndarray, " S"]] = {}
         self._arrays = arrays = CheckedArrays(path, self._files)
         groups = [str(name) for name in arrays.read("groups/name")] if "groups" in arrays else []
@@ -105,9 +109,24 @@ class Cache:
         return len(self._files)
 
     @property
+    def rows_per_block(self) -> int:
+        """Rows that one file holds; blocks of as many are read without decoding anything twice."""
+        array = self._arrays.array("rows/weight")
+        return (array.shards or array.chunks)[0]
+
+    @property
     def codec(self) -> CodecName:
         """The codec that the cache was built with."""
         return codec_of(self._arrays.array("rows/weight"))
+
+    def resplit(self, split_of_fold: Int8[np.ndarray, " folds"], identity: Identity) -> "Cache":
+        """Return the same cache with other folds in its splits, under its identity as such.
+
+        Its `scaling` and `report` are still those of the old splits (see `build.rotation`).
+        """
+        view = copy.copy(self)
+        view.identity, view._split_of_fold = identity, split_of_fold
+        return view
 
     def strings(self, name: str, with_states: bool = False) -> StringTable:
         """Return the strings of the column with this short name.
@@ -152,6 +171,8 @@ class Cache:
                 for array in ROW_ARRAYS
             }
             block = RowBlock(**arrays)
+            if self._split_of_fold is not None:
+                block = replace(block, split=self._split_of_fold[block.fold])
             self._check_rows(block.string_id, block.string_hash, start)
             self._check_codes(block, start)
         return block

@@ -44,6 +44,21 @@ class FoldPlan:
         return self.folds - self.train_folds - self.validation_folds
 
     @property
+    def rotations(self) -> range:
+        """The rotations of cross-validation, which test no row twice.
+
+        Raises ValueError where there are none.
+        """
+        if self.ordered:
+            return range(0, self.train_folds, self.test_folds)
+        if self.folds % self.test_folds:
+            raise ValueError(
+                f"{self.test_folds} test folds do not divide {self.folds} folds: set train_folds"
+                " and validation_folds so that they leave 1"
+            )
+        return range(0, self.folds, self.test_folds)
+
+    @property
     def last_rotation(self) -> int:
         """The greatest rotation; over time it leaves one fold to train on."""
         return (self.train_folds if self.ordered else self.folds) - 1

@@ -12,7 +12,7 @@ than the folds, to the splits that are furthest below their share. Times cannot 
 Axes: N rows, G groups, K classes of the stratifying label, Q strata.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,7 +111,8 @@ def _folds(
         case "time":
             return None, _by_time(table, plan)
         case "leave_strings_out" | "scaffold":
-            column = left_out_column(data, split)
+            column = left_out_column({each.name: each.kind for each in data.strings}, split)
+            assert column is not None
             return f"string:{column}", _by_string(table, split, plan, tally, column)
         case "group":
             return "group", _by_group(table, plan, tally)
@@ -149,12 +150,14 @@ def labels_of(block: pl.DataFrame, targets: tuple[TargetColumn, ...]) -> Float32
     return labels
 
 
-def left_out_column(data: DataConfig, split: SplitConfig) -> str:
-    """Return the string column whose strings, or scaffolds, are left out.
+def left_out_column(kinds: Mapping[str, str], split: SplitConfig) -> str | None:
+    """Return the string column whose strings, or scaffolds, are left out; None for other splits.
 
-    Raises ConfigError where there is none, or none that has scaffolds.
+    `kinds` are those of the string columns by their names. Raises ConfigError where there is none,
+    or none that has scaffolds.
     """
-    kinds = {column.name: column.kind for column in data.strings}
+    if split.strategy not in ("leave_strings_out", "scaffold"):
+        return None
     if split.string is not None and split.string not in kinds:
         raise ConfigError(
             f"split.string names '{split.string}', which is not among the string columns:"

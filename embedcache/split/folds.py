@@ -102,8 +102,10 @@ def assign_few(
     """Return the fold of each of a few groups, for those that come later and are fewer than folds.
 
     The largest comes first, each to the split whose rows are then furthest below its share, and in
-    that to its smallest fold; `held` are the rows that the folds hold already.
+    that to its smallest fold; `held` are the rows that the folds hold already. Splits are those of
+    rotation 0, so that folds are the same in all rotations.
     """
+    plan = replace(plan, rotation=0)
     rows, fold = held.astype(np.int64), np.empty(len(num_rows), dtype=np.int16)
     split = split_of_fold(np.arange(plan.folds), plan)
     for group in np.argsort(-num_rows, kind="stable"):

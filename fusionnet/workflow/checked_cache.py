@@ -1,6 +1,7 @@
 """The cache of an experiment, checked to be the one that its config describes."""
 
 from embedcache.build.identity import has_states, wanted_identity
+from embedcache.build.rotation import differs_in_rotation, rotated
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import StaleCacheError
 from fusionnet.experiment import Experiment
@@ -8,6 +9,8 @@ from fusionnet.experiment import Experiment
 
 def open_checked_cache(experiment: Experiment, config_path: str) -> Cache:
     """Return the experiment's cache, refusing one that was built from something else.
+
+    A cache that was built with another rotation serves as well.
 
     The table may be absent, as on a cluster that was sent the cache alone; then only the table's
     digest goes unchecked.
@@ -21,7 +24,9 @@ def open_checked_cache(experiment: Experiment, config_path: str) -> Cache:
         known_files=cache.identity.files,
     )
     different = wanted.difference(cache.identity)
-    if different:
+    if differs_in_rotation(cache, wanted):
+        cache = rotated(cache, experiment.split)
+    elif different:
         listed = "\n".join(f"  - {line}" for line in different)
         raise StaleCacheError(
             f"{experiment.cache.path} was not built from what this run asks for (run ->"
