@@ -12,6 +12,7 @@ from typing import Any
 
 # Imported when first asked for: a command's --help should not wait for transformers and PEFT.
 _HOMES = {
+    "FusionModel": "estimators.fusion_model",
     "RewardModel": "trained.reward",
     "Callback": "train.callbacks",
     "StopTraining": "train.callbacks",

@@ -124,12 +124,15 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     Raises ConfigError naming every problem.
     """
     return parse_config(
-        Experiment, apply_overrides(_read_chain(Path(path)), overrides or []), shown(path)
+        Experiment, apply_overrides(read_chain(Path(path)), overrides or []), shown(path)
     )
 
 
-def _read_chain(file: Path) -> dict[str, Any]:
-    """Return a YAML file's mapping, merged into that of the file it extends, and so on."""
+def read_chain(file: Path) -> dict[str, Any]:
+    """Return a YAML file's mapping, merged into that of the file it extends, and so on.
+
+    Raises ConfigError for a file that cannot be read or is none.
+    """
     chain: list[Path] = []
     layers: list[dict[str, Any]] = []
     while True:

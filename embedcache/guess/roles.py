@@ -30,6 +30,7 @@ _SPLITS = ("split", "set", "subset", "partition", "fold", "part")
 _SPLIT_VALUES = {"train", "training", "validation", "valid", "val", "dev", "test", "testing"}
 MOST_CATEGORIES = 200
 FEW = 10  # values of a category column, however few the rows; groups that can be folds
+AS_NAMED = "as named"
 _NOT_NAMED = "not among the named"
 WORDS_LENGTH = 25  # characters from which on a text is a sentence, and no name
 
@@ -124,7 +125,7 @@ def _as_named(profile: Profile, role: Role) -> Guess:
     """Return the guess on a column whose role is known: its entry, and what else is seen."""
     name = profile.name
     if role in (Role.GROUP, Role.IGNORED):
-        return Guess(name, role, "as named")
+        return Guess(name, role, AS_NAMED)
     if profile.kind in (Kind.NOTHING, Kind.OTHER, Kind.DATE):
         raise ConfigError(
             f"column '{name}' was named as {role.value}, and has {profile.kind.value}"

@@ -6,9 +6,10 @@ told, a split that cannot be made falls back to the next. The encoder alone is n
 `judge` says what it can read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -19,7 +20,7 @@ from embedcache.config.table import CsvConfig, DataConfig, TargetColumn
 from embedcache.errors import SplitError, TableError
 from embedcache.guess.entries import Entry, Guess, Role
 from embedcache.guess.profile import Profile, decimal_of, profiles
-from embedcache.guess.roles import FEW, Named, guess_roles
+from embedcache.guess.roles import AS_NAMED, FEW, Named, guess_roles
 from embedcache.schema import parse_config
 from embedcache.table.reader import open_source
 from embedcache.table.source import Source
@@ -75,9 +76,14 @@ class TableGuess:
 
 
 def guess_table(
-    path: str | Path, named: Named | None = None, judge: Judge | None = None
+    path: str | Path,
+    named: Named | None = None,
+    judge: Judge | None = None,
+    split: Mapping[str, Any] | None = None,
 ) -> TableGuess:
     """Return the guess on the file at `path`, of which all rows were read.
+
+    `split` are the keys of SplitConfig that are known.
 
     Raises TableError where the file cannot be read or used, ConfigError where a named column is
     missing or cannot be what it was named for, or where there is nothing to predict, SplitError
@@ -86,7 +92,6 @@ def guess_table(
     source, csv, remarks = _opened(Path(path))
     seen = list(profiles(source, csv.get("decimal", ".")))
     columns = guess_roles(seen, named or Named())
-    named_group = named is not None and named.group is not None
     draft = TableGuess(
         path=Path(path),
         num_rows=0,
@@ -105,9 +110,9 @@ def guess_table(
     )
     distinct = {profile.name: profile.num_distinct for profile in seen}
     failure: SplitError | None = None
-    for split, why in _splits(columns, distinct, named_group):
+    for tried, why in _splits(columns, distinct, dict(split or {})):
         try:
-            return _tried(replace(draft, split=split, why_split=why), judge)
+            return _tried(replace(draft, split=tried, why_split=why), judge)
         except SplitError as error:
             failure = failure or error
     assert failure is not None, "the last split is tried too"
@@ -158,27 +163,29 @@ def _has_faults(profile: Profile, guess: Guess) -> bool:
 
 
 def _splits(
-    columns: Sequence[Guess], distinct: dict[str, int], group_is_named: bool
+    columns: Sequence[Guess], distinct: dict[str, int], known: Entry
 ) -> list[tuple[Entry, str]]:
     """Return the splits to try, the best first, each with its reason."""
+    if "strategy" in known:
+        return [(known, f"{known['strategy']}, as named")]
     found: list[tuple[Entry, str]] = []
     for guess in columns:
         if guess.role is Role.SPLIT:
             own = {"strategy": "column", "column": guess.column}
             found.append((own, f"the table says so itself, in '{guess.column}'"))
+    is_named = False
     for guess in columns:
         if guess.role is Role.GROUP:
             number = distinct[guess.column]
-            why = f"by '{guess.column}', of which rows are repeated"
-            split: Entry = {"strategy": "group"}
-            if number < FEW:
-                split |= {"folds": number, "train_folds": number - 2, "validation_folds": 1}
-            found.append((split, why))
-    if not group_is_named:
-        found.append(
-            ({"strategy": "random"}, "rows at random: no column says what belongs together")
-        )
-    return found
+            by_group: Entry = {"strategy": "group"}
+            if 3 <= number < FEW:
+                by_group |= {"folds": number, "train_folds": number - 2, "validation_folds": 1}
+            found.append((by_group, f"by '{guess.column}', of which rows are repeated"))
+            is_named = guess.reason == AS_NAMED
+    if not is_named:
+        why = "rows at random: no column says what belongs together"
+        found.append(({"strategy": "random"}, why))
+    return [({**each, **known}, why) for each, why in found]
 
 
 def _tried(draft: TableGuess, judge: Judge | None) -> TableGuess:

@@ -254,12 +254,14 @@ def _from_pandas(frame: Any, features: DataConfig) -> pl.DataFrame:
     nothing = pl.Series([None], dtype=pl.Null).new_from_index(0, len(frame))
     read: dict[str, pl.Series] = {}  # of columns with one name the first; the check reports them
     for number, name in enumerate(map(str, frame.columns)):
-        series = _series(name, frame.iloc[:, number]) if name in needed else nothing.alias(name)
+        series = (
+            polars_series(name, frame.iloc[:, number]) if name in needed else nothing.alias(name)
+        )
         read.setdefault(name, series)
     return pl.DataFrame(list(read.values()))
 
 
-def _series(name: str, column: Any) -> pl.Series:
+def polars_series(name: str, column: Any) -> pl.Series:
     """Return a pandas column with missing values as nulls; raises TableError if it mixes types."""
     values = column.to_numpy()
     try:
@@ -275,7 +277,9 @@ def _series(name: str, column: Any) -> pl.Series:
         return pl.Series(name, objects, strict=True)
     except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
         why = str(error).splitlines()[0]
-        raise TableError(f"column '{name}' of the frame mixes types: {why:.200}") from None
+        raise TableError(
+            f"column '{name}' of the frame mixes types: {why:.200}; give it one, or drop it"
+        ) from None
 
 
 def _stacked(block: pl.DataFrame, columns: list[str]) -> Int[np.ndarray, "B _"]:

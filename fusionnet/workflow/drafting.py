@@ -72,14 +72,19 @@ class Draft:
 
 
 def draft_config(
-    table: str | Path, named: Named | None = None, tokens: "Tokens | None" = None
+    table: str | Path,
+    named: Named | None = None,
+    tokens: "Tokens | None" = None,
+    split: Mapping[str, Any] | None = None,
 ) -> Draft:
     """Return a config for the table at a path, of which all rows are read.
 
-    `tokens` are those of the encoder that is to read its strings, which says what it cannot read;
-    unset, polyBERT is taken unasked. Raises TableError, ConfigError or SplitError.
+    `split` is what is known of how it is split. `tokens` are those of the encoder that is to read
+    its strings, which says what it cannot read; unset, polyBERT is taken unasked. Raises
+    TableError, ConfigError or SplitError.
     """
-    guess = guess_table(table, named, None if tokens is None else tokens.unreadable)
+    judge = None if tokens is None else tokens.unreadable
+    guess = guess_table(table, named, judge, split)
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", _stem(Path(table))).strip("_")[:64] or "table"
     values: Entry = {"data": {"path": str(table), **guess.data}, "tasks": guess.tasks}
     values["split"] = guess.split

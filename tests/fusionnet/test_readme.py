@@ -32,7 +32,7 @@ def test_the_example_predicts_and_rewards(
     names: dict[str, Any] = {
         "frame": pl.read_parquet(tiny_experiment.parent / "table.parquet").head(9)
     }
-    exec(compile(examples(page)[1], "fusionnet/README.md", "exec"), names)
+    exec(compile(examples(page)[2], "fusionnet/README.md", "exec"), names)
     assert names["predictions"].columns[0] == "predicted_outcome"
     assert names["rewards"].shape == names["soft"].shape == (9,)
     assert torch.isfinite(names["soft"]).all()
@@ -59,10 +59,33 @@ def test_the_example_trains_until_its_callback_ends_it(
     ]
 
 
+@pytest.mark.slow
+def test_the_example_fits_a_frame(
+    page: str,
+    tiny_experiment: Path,
+    tiny_encoder_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tiny_encoder_folder.parent)
+    code = examples(page)[1]
+    given = 'encoder={"source": "encoder"}'
+    assert code.count(given) == 1
+    small = (
+        f'encoder={{"source": "{tiny_encoder_folder.name}"}}, verbose=False,'
+        ' train={"epochs": 1, "prove": 0}, model={"num_layers": 1, "feedforward": 32}'
+    )
+    names: dict[str, Any] = {"frame": pl.read_parquet(tiny_experiment.parent / "table.parquet")}
+    exec(compile(code.replace(given, small), "fusionnet/README.md", "exec"), names)
+    assert names["predictions"].columns[0] == "predicted_outcome"
+    assert names["model"].experiment.data.group == "patient"
+
+
 def examples(page: str) -> list[str]:
-    """Return the page's programs: one that trains, one that predicts."""
+    """Return the page's programs: one that trains, one that fits a frame, one that
+    predicts.
+    """
     code = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    assert len(code) == 2
+    assert len(code) == 3
     return code
 
 
