@@ -13,7 +13,8 @@ from embedcache.text import nearest
 from fusionnet.experiment import Experiment, read_chain
 from fusionnet.workflow.drafting import Draft, draft_config
 
-Columns = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
+# a column's name, its entry in a config, or a list of these; anything else is refused in words
+Columns = Any
 _FEATURES = ("strings", "numeric", "categories")
 
 
@@ -64,7 +65,7 @@ class Description:
         )
 
 
-def read_config(config: Mapping[str, Any] | str | Path | None, keys: Mapping[str, Any]) -> Entry:
+def read_config(config: object, keys: Mapping[str, Any]) -> Entry:
     """Return a config's mapping, or that of a YAML file, with keys laid over it.
 
     Raises ConfigError for a file that cannot be read, or a key that no config has.

@@ -11,7 +11,7 @@ with `deepspeed jobs/train.py --config FOLDER/config.yaml --resume`. Without it 
 and vanish with the model; `save` keeps the run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class FusionModel:
         categories: Columns | None = None,
         group: str | None = None,
         ignore: Columns = (),
-        config: Mapping[str, Any] | str | Path | None = None,
+        config: Any = None,
         folder: str | Path | None = None,
         device: str = "cpu",
         verbose: bool = True,
