@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from embedcache.cache.layout import Layout
+from embedcache.cache.layout import Layout, StringTable
 from embedcache.cache.reader import Cache
 from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.loading import load_encoder
@@ -17,6 +17,7 @@ from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokens import TokenTable
 from embedcache.errors import ConfigError
+from embedcache.live.shared import shared_columns, shared_strings
 from embedcache.live.sources import CachedVectors, PerMicrobatch, PerRow, VectorSource
 from embedcache.live.step import LiveEncoder
 from embedcache.scaling import Scaling
@@ -58,26 +59,46 @@ def make_sources(
 ) -> list[VectorSource]:
     """Return one source of vectors per string column, as the encoding mode says.
 
-    `pad_to` concerns `naive` alone.
+    Columns of one encoder share what it encodes in a step. `pad_to` concerns `naive` alone.
     """
     names = [spec.name for spec in cache.layout.strings]
     keys = encoder_of_column(recipe, names)
-    sources: list[VectorSource] = []
-    for name, key, config in zip(names, keys, recipe.encoders, strict=True):
-        table = cache.strings(name, with_states=recipe.mode == "prefix")
-        if recipe.mode == "frozen":
-            sources.append(CachedVectors(table.embeddings.to(device)))
-            continue
-        encoder, tokens = model.encoders[key], table.tokens.to(device)
+    tables = [cache.strings(name, with_states=recipe.mode == "prefix") for name in names]
+    if recipe.mode == "frozen":
+        return [CachedVectors(table.embeddings.to(device)) for table in tables]
+    found: dict[str, VectorSource] = {}
+    for key in dict.fromkeys(keys):
+        encoder, config = model.encoders[key], recipe.encoders[names.index(key)]
         assert isinstance(encoder, StringEncoder)
-        match recipe.mode:
-            case "naive":
-                sources.append(PerRow(encoder, tokens, pad_to))
-            case "per_microbatch":
-                sources.append(PerMicrobatch(encoder, tokens))
-            case "per_step" | "prefix":
-                sources.append(_live_encoder(encoder, tokens, config))
-    return sources
+        own = {
+            name: table
+            for name, of_column, table in zip(names, keys, tables, strict=True)
+            if of_column == key
+        }
+        if recipe.mode in ("per_step", "prefix"):
+            live = _live_sources(encoder, list(own.values()), config, device)
+            found |= dict(zip(own, live, strict=True))
+            continue
+        for name, table in own.items():
+            tokens, per_row = table.tokens.to(device), recipe.mode == "naive"
+            found[name] = (
+                PerRow(encoder, tokens, pad_to) if per_row else PerMicrobatch(encoder, tokens)
+            )
+    return [found[name] for name in names]
+
+
+def _live_sources(
+    encoder: StringEncoder,
+    tables: Sequence[StringTable],
+    config: EncoderConfig,
+    device: torch.device | str,
+) -> Sequence[VectorSource]:
+    """Return the sources of the columns that an encoder reads, which encode once per step."""
+    if len(tables) == 1:
+        return [_live_encoder(encoder, tables[0].tokens.to(device), config)]
+    texts, tokens = [table.text for table in tables], [table.tokens for table in tables]
+    shared, ids = shared_strings(texts, tokens)
+    return shared_columns(_live_encoder(encoder, shared.to(device), config), ids)
 
 
 def _live_encoder(encoder: StringEncoder, tokens: TokenTable, config: EncoderConfig) -> LiveEncoder:

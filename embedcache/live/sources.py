@@ -88,6 +88,11 @@ class EncoderSource:
         """Tokens per string, on the CPU."""
         return self._tokens.lengths
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tokens are, and the vectors will be."""
+        return self._tokens.values.device
+
     def begin_step(self, string_id: Int[Tensor, " B"], num_micro_batches: int) -> None:
         """Nothing to prepare."""
 

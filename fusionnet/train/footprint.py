@@ -88,7 +88,7 @@ def memory_parts(recipe: Recipe, cache: Cache, world: World) -> dict[str, int]:
         # weight, gradient and two moments, and two checkpoints of three of them on their way
         "network": int((4 + half + 6) * parameters),
         "micro-batch": rows * activation_bytes(recipe.model, recipe.tasks, layout),
-        "strings": sum(string_bytes(*pair, rows) for pair in pairs) if live else 0,
+        "strings": sum(step_bytes(pairs, config, rows) for config in distinct),
         "proof": proof_bytes(pairs if live else [], parameters) if train.prove else 0,
     }
 
@@ -106,16 +106,25 @@ def weight_bytes(config: EncoderConfig) -> int:
     return sum(file.stat().st_size for file in weight_files(config))
 
 
-def string_bytes(config: EncoderConfig, spec: StringSpec, rows: int) -> int:
-    """Return about what autograd keeps of the strings that are encoded at a time."""
-    length = spec.num_tokens / spec.num_strings
-    num_strings = rows if config.mode == "naive" else min(spec.num_strings, rows)
-    if config.mode in ("per_step", "prefix"):
-        num_strings = spec.num_strings
-    kept = int(token_bytes(config, spec) * length * num_strings)
+def step_bytes(
+    pairs: Sequence[tuple[EncoderConfig, StringSpec]], config: EncoderConfig, rows: int
+) -> int:
+    """Return about what autograd keeps of the strings that one encoder reads at a time.
+
+    Columns that share it share its memory budget too; strings that they share are counted twice.
+    """
+    kept = sum(string_bytes(config, spec, rows) for own, spec in pairs if own == config)
     if config.mode in ("per_step", "prefix"):
         return min(config.memory_budget_bytes or DEFAULT_CPU_BYTES, kept)
     return kept
+
+
+def string_bytes(config: EncoderConfig, spec: StringSpec, rows: int) -> int:
+    """Return about what autograd would keep of a column's strings that are encoded at a time."""
+    num_strings = rows if config.mode == "naive" else min(spec.num_strings, rows)
+    if config.mode in ("per_step", "prefix"):
+        num_strings = spec.num_strings
+    return int(token_bytes(config, spec) * spec.num_tokens / spec.num_strings * num_strings)
 
 
 def token_bytes(config: EncoderConfig, spec: StringSpec) -> float:

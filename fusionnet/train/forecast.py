@@ -7,11 +7,12 @@ take milliseconds and are not forecast.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
-from embedcache.live.sources import EncoderSource
+from embedcache.live.shared import SharedColumn
+from embedcache.live.sources import EncoderSource, VectorSource
 from fusionnet.rows.tensors import empty_rows
 from fusionnet.train.trainer import Trainer
 
@@ -41,9 +42,8 @@ def forecast_s(trainer: Trainer) -> float:
     with torch.random.fork_rng(devices=[]), trainer.model.autocast():
         micro_batch = micro_batch_s(trainer, max(1, round(own)))
         encoding = sum(
-            encoding_s(trainer, source, round(own))
-            for source in trainer.sources
-            if isinstance(source, EncoderSource)
+            encoding_s(trainer, source, num_columns, round(own))
+            for source, num_columns in _encoders(trainer.sources)
         )
     step = plan.num_micro_batches * micro_batch + encoding
     validation = EVALUATION * micro_batch * trainer.validation_rows.num_rows / (own * world.size)
@@ -77,7 +77,19 @@ def micro_batch_s(trainer: Trainer, num_rows: int) -> float:
     return _seconds(once)
 
 
-def encoding_s(trainer: Trainer, source: EncoderSource, micro_batch_rows: int) -> float:
+def _encoders(sources: Sequence[VectorSource]) -> list[tuple[EncoderSource, int]]:
+    """Return what encodes strings, and of how many columns each; one that columns share once."""
+    found = [each.live if isinstance(each, SharedColumn) else each for each in sources]
+    return [
+        (each, found.count(each))
+        for each in dict.fromkeys(found)
+        if isinstance(each, EncoderSource)
+    ]
+
+
+def encoding_s(
+    trainer: Trainer, source: EncoderSource, num_columns: int, micro_batch_rows: int
+) -> float:
     """Return the seconds in which one rank encodes all that it does for one step, both ways."""
     plan, mode, lengths = trainer.plan, trainer.recipe.mode, source.lengths
     ids = torch.arange(min(len(lengths), MOST_STRINGS))
@@ -93,7 +105,8 @@ def encoding_s(trainer: Trainer, source: EncoderSource, micro_batch_rows: int) -
         distinct = min(len(lengths), micro_batch_rows)
         tokens = int(lengths.sum()) * distinct / len(lengths) * plan.num_micro_batches
     else:
-        tokens = int(lengths.sum()) * min(len(lengths), max(plan.step_sizes)) / len(lengths)
+        distinct = min(len(lengths), num_columns * max(plan.step_sizes))
+        tokens = int(lengths.sum()) * distinct / len(lengths)
     return _seconds(once) * tokens / int(lengths[ids].sum())
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from embedcache.errors import ConfigError, NonFiniteLossError, RunError
 from embedcache.kernels.seeds import seeds_drawn_at_once
+from embedcache.live.shared import SharedColumn, live_encoders
 from embedcache.live.sources import CachedVectors, VectorSource
 from embedcache.live.step import LiveEncoder
 from fusionnet.config.train import TrainConfig
@@ -53,15 +54,13 @@ def why_not_static(
         return reason
     if not isinstance(rows, ResidentRows):
         return "rows are streamed (train.rows)"
-    for column, source in enumerate(sources):
-        if isinstance(source, CachedVectors):
-            continue
-        if not isinstance(source, LiveEncoder):
-            return "this encoding mode looks at the strings of each micro-batch"
-        reason = source.why_not_fixed(_strings(rows.table, column))
+    if not all(isinstance(each, CachedVectors | LiveEncoder | SharedColumn) for each in sources):
+        return "this encoding mode looks at the strings of each micro-batch"
+    for live, string_id in live_encoders(sources, rows.table.string_id):
+        reason = live.why_not_fixed(string_id.unique().cpu())
         if reason is not None:
             return reason
-        share = share_of_tokens(rows.table.string_id[:, column], source.lengths, train.batch_rows)
+        share = share_of_tokens(string_id, live.lengths, train.batch_rows)
         if share < LEAST_SHARE:
             return (
                 f"the rows of a step have {share:.0%} of the tokens of all strings, and a graph"
@@ -82,15 +81,18 @@ def why_deepspeed(train: TrainConfig, world: World) -> str | None:
 
 
 def share_of_tokens(
-    string_id: Int[Tensor, " N"], lengths: Int[Tensor, " S"], batch_rows: int
+    string_id: Int[Tensor, "N C"], lengths: Int[Tensor, " S"], batch_rows: int
 ) -> float:
     """Return the share of all rows' strings' tokens that a step of so many rows is to have.
 
-    A string of n of the N rows is absent from a random step of B with probability (1 - n / N)^B.
+    A string of n of the N C cells is absent from a random step of B rows with probability
+    (1 - n / (N C))^(B C), as if cells were drawn one by one.
     """
-    num_rows_of = torch.bincount(string_id.cpu(), minlength=len(lengths)).double()
-    present = 1 - (1 - num_rows_of / len(string_id)).pow(min(batch_rows, len(string_id)))
-    tokens = lengths * (num_rows_of > 0)
+    num_rows, num_columns = string_id.shape
+    num_cells = min(batch_rows, num_rows) * num_columns
+    num_cells_of = torch.bincount(string_id.cpu().flatten(), minlength=len(lengths)).double()
+    present = 1 - (1 - num_cells_of / string_id.numel()).pow(num_cells)
+    tokens = lengths * (num_cells_of > 0)
     return float((present * tokens).sum() / tokens.sum())
 
 
@@ -140,7 +142,7 @@ class StaticSteps:
         self._num_taken = 0
         with trainable(engine).autocast():
             for column, source in enumerate(sources):
-                if isinstance(source, LiveEncoder):
+                if isinstance(source, LiveEncoder | SharedColumn):
                     source.fix_strings(_strings(table, column))
 
     def of_epoch(self, epoch: int, first: int = 0) -> Iterator[Float[Tensor, " losses"]]:

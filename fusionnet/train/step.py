@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from embedcache.errors import NonFiniteLossError
+from embedcache.live.shared import vectors_of_all_columns
 from embedcache.live.sources import VectorSource
 from fusionnet.model.loss import LossParts
 from fusionnet.model.trainable import TrainableModel
@@ -158,7 +159,7 @@ def _micro_batch_loss(
 def blame(engine: StepEngine, sources: Sequence[VectorSource], rows: RowTable, step: int) -> str:
     """Return a message naming the rows whose outputs are not finite, where they can be told."""
     with torch.no_grad():
-        vectors = [source.vectors_of_all_strings() for source in sources]
+        vectors = vectors_of_all_columns(sources)
         outputs = trainable(engine).outputs(vectors, rows.inputs)
     bad = rows.row[~outputs.isfinite().all(dim=1)]
     found = (

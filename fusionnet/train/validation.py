@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from embedcache.live.shared import vectors_of_all_columns
 from embedcache.scaling import undone
 from fusionnet.metrics import Metrics, task_metrics
 from fusionnet.model.forward import forward_batches, refuse_non_finite, to_units
@@ -63,7 +64,7 @@ def validate(trainer: Trainer) -> Validated | None:
 def string_tables(trainer: Trainer) -> list[Float[Tensor, "_S _E"]]:
     """Return the present vectors of all strings, one table per string column."""
     with trainer.model.autocast():
-        return [source.vectors_of_all_strings() for source in trainer.sources]
+        return vectors_of_all_columns(trainer.sources)
 
 
 def _own_part(trainer: Trainer) -> Part | None:

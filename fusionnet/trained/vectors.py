@@ -1,7 +1,7 @@
 """Vectors of strings from a trained run: those it was trained on, and new ones by its encoder.
 
 A new string is encoded once, with the run's LoRA weights, and remembered for the life of the run
-object.
+object; one that another column of the same encoder knows is not encoded at all.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fusionnet.recipe import encoder_of_column
 from fusionnet.trained.run import TrainedRun
 
 MOST_REMEMBERED = 65_536  # vectors of new strings per column, about 160 MB at polyBERT's width
@@ -35,6 +36,8 @@ def _vectors_of_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float
     """Return the vectors of distinct new strings, encoding those that are not remembered."""
     remembered = run.memory.vectors.setdefault(column, {})
     missing = [text for text in texts if text not in remembered]
+    remembered |= _vectors_of_other_columns(run, column, missing)
+    missing = [text for text in missing if text not in remembered]
     if missing:
         # not at the top: known strings need no encoder, whose packages take seconds to import
         from fusionnet.trained.encoder import encode_new
@@ -44,4 +47,23 @@ def _vectors_of_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float
     found = torch.stack([remembered[text] for text in texts])
     for text in list(remembered)[: max(0, len(remembered) - MOST_REMEMBERED)]:
         del remembered[text]
+    return found
+
+
+def _vectors_of_other_columns(
+    run: TrainedRun, column: str, texts: Sequence[str]
+) -> dict[str, Float[Tensor, " E"]]:
+    """Return what other columns of the column's encoder know of these texts."""
+    names = [spec.name for spec in run.layout.strings]
+    keys = dict(zip(names, encoder_of_column(run.recipe, names), strict=True))
+    found: dict[str, Float[Tensor, " E"]] = {}
+    for name in names:
+        if keys[name] != keys[column] or name == column:
+            continue
+        row_of, remembered = run.strings[name], run.memory.vectors.get(name, {})
+        for text in texts:
+            if text in row_of:
+                found[text] = run.vectors[name][row_of[text]]
+            elif text in remembered:
+                found[text] = remembered[text]
     return found

@@ -16,6 +16,7 @@ from embedcache.encoder.deberta import attention, packed, projection
 from embedcache.encoder.tokens import TokenTable
 from embedcache.live import arrival
 from embedcache.live import step as live_step
+from embedcache.live.shared import SharedColumn
 from fusionnet.model import loss as model_loss
 from fusionnet.model.adapters import NumericGroups, StringAdapter
 from fusionnet.model.network import FusionNetwork
@@ -38,7 +39,7 @@ def swapped_ids(patch: Patch, _: Training) -> None:
         found = read(*words)
         return found._replace(vector_index=found.vector_index.roll(1))
 
-    wrap(patch, live_step.LiveEncoder, "read", change)
+    wrap(patch, SharedColumn, "read", change)
 
 
 def one_string_has_anothers_vector(patch: Patch, _: Training) -> None:
@@ -46,7 +47,7 @@ def one_string_has_anothers_vector(patch: Patch, _: Training) -> None:
         found = read(*words)
         return found._replace(vectors=torch.cat([found.vectors[:1], found.vectors[:-1]]))
 
-    wrap(patch, live_step.LiveEncoder, "read", change)
+    wrap(patch, SharedColumn, "read", change)
 
 
 def stale_vectors(patch: Patch, training: Training) -> None:

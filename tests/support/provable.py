@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from embedcache.cache.reader import open_cache
-from embedcache.live import step as live_step
+from embedcache.live.shared import SharedColumn
+from embedcache.live.step import LiveEncoder
 from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import load_experiment
 from fusionnet.rows.plan import StepPlan
@@ -80,7 +81,7 @@ class Training:
     def reset(self) -> None:
         """Forget what a fault has left."""
         for source in self.sources:
-            if isinstance(source, live_step.LiveEncoder):
+            if isinstance(source, LiveEncoder | SharedColumn):
                 source.abandon_step()
         self.engine._num_read = 0
         self.engine.hold_updates(False)

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from embedcache.cache.reader import Cache
 from embedcache.errors import ProofError
+from embedcache.live.shared import SharedColumn
 from embedcache.live.sources import VectorSource
 from embedcache.live.step import LiveEncoder
 from fusionnet.config.train import OptimConfig
@@ -134,7 +135,7 @@ class Prover:
         """Let encoders measure what fits into memory as the run's steps would, not as these."""
         with self._subject.model.autocast():
             for source in self._sources:
-                if isinstance(source, LiveEncoder):
+                if isinstance(source, LiveEncoder | SharedColumn):
                     source.measure()
 
     def _chosen(self, rows: RowTable) -> RowTable:

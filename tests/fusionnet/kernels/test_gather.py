@@ -99,6 +99,19 @@ def test_gather_add_of_one_table_two_parts_and_of_none() -> None:
     torch.testing.assert_close(kernels.gather_add([], [rows], bias), rows + bias)
 
 
+def test_gather_add_of_dozens_of_tables() -> None:
+    vectors, index, rows, gradient = case(17, 3, 8)
+    bias = torch.randn(8).to(DEVICE)
+    places = [(index + shift) % 3 for shift in range(24)]
+
+    def call(add: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda v, r, b: add(
+            [((1 + k) * v / 24, place) for k, place in enumerate(places)], [r], b
+        )
+
+    check(call(kernels.gather_add), call(reference.gather_add), [vectors, rows, bias], gradient)
+
+
 def test_wide_bias_and_narrow_rows_give_wide_rows_as_plain_pytorch_does() -> None:
     vectors, index, rows, gradient = case(33, 3, 16)
     bias = torch.randn(16).to(DEVICE)

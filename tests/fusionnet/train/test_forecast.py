@@ -54,10 +54,11 @@ def test_time_is_counted_as_often_as_it_is_spent(
     tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forecast, "_seconds", lambda once: 1.0)
-    # 3 steps of 2 micro-batches; two columns, each encoded once per step; 24 rows of validation
+    # 3 steps of 2 micro-batches; two columns of one encoder, whose strings are encoded together,
+    # once per step; 24 rows of validation
     tried = trainer(tiny_experiment, "train.epochs=5")
     assert forecast.forecast_s(tried) == pytest.approx(
-        5 * (3 * (2 + 2) + forecast.EVALUATION * 24 / 16)
+        5 * (3 * (2 + 1) + forecast.EVALUATION * 24 / 16)
     )
     # each trial encodes all strings once, so every other number of tokens counts in proportion
     naive = trainer(tiny_experiment, "train.epochs=5", "encoder.mode=naive")

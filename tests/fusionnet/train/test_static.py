@@ -322,12 +322,13 @@ def test_what_forbids_static_steps_is_said(
     assert found is None if reason is None else reason in (found or "")
 
 
-def test_the_share_of_tokens_is_that_of_random_steps() -> None:
+@pytest.mark.parametrize("num_columns", [1, 3])
+def test_the_share_of_tokens_is_that_of_random_steps(num_columns: int) -> None:
     generator = torch.Generator().manual_seed(3)
     lengths = torch.tensor([3, 10, 40, 7, 5])
     string_id = torch.multinomial(
-        torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0]), 2000, True, generator=generator
-    )
+        torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0]), 2000 * num_columns, True, generator=generator
+    ).unflatten(0, (2000, num_columns))
     found = []
     for _ in range(400):
         step = string_id[torch.randperm(2000, generator=generator)[:8]].unique()
