@@ -14,6 +14,7 @@ from typing import Any
 _HOMES = {
     "FusionModel": "estimators.fusion_model",
     "RewardModel": "trained.reward",
+    "cross_validate": "workflow.cross_validating",
     "Callback": "train.callbacks",
     "StopTraining": "train.callbacks",
 }

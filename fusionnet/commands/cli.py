@@ -21,6 +21,7 @@ EMBEDCACHE = {
 FUSIONNET = {
     "init": ("init_config", "write a config for a table: its columns' roles are guessed"),
     "train": ("train", "train a model from a cache"),
+    "cross-validate": ("cross_validate", "train and evaluate one model per fold of one cache"),
     "evaluate": ("evaluate_model", "metrics, plots and an HTML report of a trained run"),
     "predict": ("predict", "predictions, and the reward, for the rows of a table"),
     "schema": ("schema", "print the JSON Schema of configs, for editors"),

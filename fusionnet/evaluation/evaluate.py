@@ -41,6 +41,7 @@ class Evaluation:
     oracle: dict[str, Metrics] | None
     by: dict[str, Breakdown]  # by facet column
     num_groups: int
+    rows: Int[np.ndarray, " N"]  # their numbers in the table
     targets: Float[np.ndarray, "N T"]
     predictions: Float[np.ndarray, "N T"]  # probabilities for binary tasks
 
@@ -148,6 +149,7 @@ def evaluate_run(
             for number, (column, _) in enumerate(layout.facets)
         },
         num_groups=len(np.unique(arrays.group)) if layout.groups else 0,
+        rows=chosen,
         targets=targets,
         predictions=predictions,
     )

@@ -35,21 +35,23 @@ def train_experiment(
     overwrite: bool = False,
     callbacks: Sequence[object] = (),
     verbose: bool = True,
+    cache: Cache | None = None,
 ) -> list[Record]:
     """Check everything that can be wrong, train, export, and return the log's record of each epoch.
 
-    `config_path` is named in messages. Callbacks (`fusionnet.Callback`) are called by rank 0 and
-    may end the training; what they are is not kept with the run. Not `verbose`: nothing is
-    printed. A process of no launcher trains without DeepSpeed where it can; its random numbers and
-    threads are afterwards what they were. Raises RunError where the run folder holds an earlier run
-    and neither `resume` nor `overwrite` says what becomes of it, or where another process trains
-    there. An earlier run is deleted when the first step of the new one is done.
+    `config_path` is named in messages, `cache` is the experiment's own if it is open and checked.
+    Callbacks (`fusionnet.Callback`) are called by rank 0 and may end the training; what they are is
+    not kept with the run. Not `verbose`: nothing is printed. A process of no launcher trains
+    without DeepSpeed where it can; its random numbers and threads are afterwards what they were.
+    Raises RunError where the run folder holds an earlier run and neither `resume` nor `overwrite`
+    says what becomes of it, or where another process trains there. An earlier run is deleted when
+    the first step of the new one is done.
     """
     called = Callbacks(callbacks)
     folder = Path(experiment.run.dir)
     if resume:
         experiment = _in_the_runs_precision(experiment, folder)
-    cache = open_checked_cache(experiment, config_path)
+    cache = cache or open_checked_cache(experiment, config_path)
     world, recipe = World(), recipe_of(experiment, cache)
     with (
         losses_named(world.rank),
