@@ -164,7 +164,7 @@ def _baselines(cache: Cache, experiment: Experiment, seed: int) -> dict[str, dic
     for name, baseline in BASELINES.items():
         started = time.perf_counter()
         predictions = {
-            column: baseline(cache, target_index(cache, column), seed) for column in COLUMNS
+            column: baseline(cache, target_index(cache, column), seed)[:, 0] for column in COLUMNS
         }
         scores = score(cache, experiment, predictions)
         found[name] = {**scores, "seconds": time.perf_counter() - started}

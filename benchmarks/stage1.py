@@ -105,7 +105,7 @@ def baselines(
         for index, target in enumerate(cache.layout.targets):
             if target.column in columns:
                 metrics = binary_metrics if target.kind == "binary" else regression_metrics
-                predicted = baseline(cache, index, 0)[test]
+                predicted = baseline(cache, index, 0)[test, 0]
                 true = rows.targets[test, index]
                 found.setdefault(name, {})[target.column] = metrics(true, predicted)
                 tell(f"{name}: {target.column}")

@@ -46,7 +46,7 @@ _HOMES = {
     "LoraConfig": "config.encoder",
     "open_cache": "cache.reader",
     "SplitConfig": "config.split",
-    "TargetColumn": "config.table",
+    "TargetColumn": "config.targets",
 }
 __all__ = list(_HOMES)
 

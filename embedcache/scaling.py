@@ -7,24 +7,25 @@ cache can be inspected in the units of its table and a checkpoint carries what i
 from raw values. Validation and test rows never enter a statistic, hence changing them changes
 nothing here.
 
-Axes: B or N rows, F numeric features, T targets, W columns of whatever kind.
+Axes: B or N rows, F numeric features, T targets, M knots, W columns of whatever kind.
 """
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from embedcache.config.table import TargetTransform, Transform
+from embedcache.config.table import Transform
+from embedcache.config.targets import TargetColumn, TargetTransform
 
 CELSIUS_ZERO_K = 273.15
 # values must lie above, not on
-DOMAIN_LOW: dict[Transform, float] = {
+DOMAIN_LOW: dict[str, float] = {
     "log10": 0.0,
     "log1p": -1.0,
     "inverse_kelvin": -CELSIUS_ZERO_K,
@@ -34,21 +35,19 @@ DOMAIN_LOW: dict[Transform, float] = {
 # weights in front, and float32 ends at 3e38. Far outside of the train rows begins long before.
 LARGEST_STANDARDISED = 1e15
 
-_FUNCTIONS: dict[Transform, Callable[[Tensor], Tensor]] = {
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "log10": torch.log10,
     "log1p": torch.log1p,
     "inverse_kelvin": lambda celsius: 1000.0 / (celsius + CELSIUS_ZERO_K),
 }
 # rounding does not take a value out of the domain, where its transform would be infinite
-_INVERSES: dict[Transform, Callable[[Tensor], Tensor]] = {
+_INVERSES: dict[str, Callable[[Tensor], Tensor]] = {
     "log10": lambda x: torch.pow(10.0, x).clamp_min(torch.finfo(x.dtype).tiny),
     "log1p": lambda x: torch.expm1(x).clamp_min(torch.finfo(x.dtype).eps / 2 - 1),
 }
 
 
-def transformed(
-    numeric: Float[Tensor, "B F"], transforms: Sequence[Transform]
-) -> Float[Tensor, "B F"]:
+def transformed(numeric: Float[Tensor, "B F"], transforms: Sequence[str]) -> Float[Tensor, "B F"]:
     """Return the features, or targets, with their transforms applied.
 
     `inverse_kelvin` is 1000 / T, for T given in degrees Celsius.
@@ -56,9 +55,7 @@ def transformed(
     return _by_column(numeric, transforms, _FUNCTIONS)
 
 
-def undone(
-    targets: Float[Tensor, "B T"], transforms: Sequence[TargetTransform]
-) -> Float[Tensor, "B T"]:
+def undone(targets: Float[Tensor, "B T"], transforms: Sequence[str]) -> Float[Tensor, "B T"]:
     """Return transformed targets in their own units, always inside of the transform's domain.
 
     What is too large for the type becomes infinite.
@@ -66,10 +63,33 @@ def undone(
     return _by_column(targets, transforms, _INVERSES)
 
 
+def normal_scores(num_knots: int) -> Float64[Tensor, " M"]:
+    """Return the normal scores of M values in order, those of the middles of M equal shares.
+
+    Van der Waerden's, with Hazen's plotting positions.
+    """
+    return torch.special.ndtri((torch.arange(num_knots, dtype=torch.float64) + 0.5) / num_knots)
+
+
+def interpolated(
+    x: Float[Tensor, "*B"], knots: Float[Tensor, " M"], values: Float[Tensor, " M"]
+) -> Float[Tensor, "*B"]:
+    """Return the function that is linear between ascending knots, and constant beyond them.
+
+    NaN stays; differentiable with respect to x.
+    """
+    if len(knots) == 1:
+        return 0 * x + values[0]
+    above = torch.searchsorted(knots, x.detach().contiguous()).clamp(1, len(knots) - 1)
+    low, high = knots[above - 1], knots[above]
+    share = ((x - low) / (high - low)).clamp(0, 1)
+    return values[above - 1] + share * (values[above] - values[above - 1])
+
+
 def _by_column(
     values: Float[Tensor, "B W"],
-    transforms: Sequence[Transform],
-    functions: Mapping[Transform, Callable[[Tensor], Tensor]],
+    transforms: Sequence[str],
+    functions: Mapping[str, Callable[[Tensor], Tensor]],
 ) -> Float[Tensor, "B W"]:
     """Return the values with the function of its transform applied to each column."""
     result = values.clone()
@@ -106,10 +126,15 @@ class Scaling:
     low: tuple[float, ...]
     high: tuple[float, ...]
     fill: tuple[float | None, ...]  # the raw value that a missing one stands for; None: none is
-    # per target of the cache, of the transformed observed train labels; binary: 0
+    # per target of the cache, of the transformed observed train labels; of classes: 0
     target_mean: tuple[float, ...]
-    target_std: tuple[float, ...]  # binary: 1
+    target_std: tuple[float, ...]  # of classes: 1
     positive_rate: dict[str, float]  # by name of each binary target, over observed train labels
+    target_transforms: tuple[TargetTransform, ...] = ()
+    # by place of a target with transform quantile: labels at the middles of equal shares of rows
+    quantiles: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    # by name of each target of several classes: their shares of the observed train labels
+    class_rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
     # by string column, of the vectors that the cache holds
     vectors: dict[str, VectorScaling] = field(default_factory=dict)
 
@@ -126,6 +151,51 @@ class Scaling:
         )
         known = self._filled(numeric.to(wide))
         return ((transformed(known, self.transforms) - mean) / std).float()
+
+    @staticmethod
+    def of_targets(targets: Sequence[TargetColumn]) -> "Scaling":
+        """Return what knows the targets' transforms, and no statistics yet."""
+        nothing = (0.0,) * len(targets)
+        transforms = tuple(target.transform for target in targets)
+        none: dict[str, float] = {}
+        return Scaling((), (), (), (), (), (), (), nothing, nothing, none, transforms)
+
+    def as_learnt(self, targets: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """Return raw labels with their transforms applied; NaN, for none, stays."""
+        result = transformed(targets, self.target_transforms)
+        for place in self.quantiles:
+            result[:, place] = interpolated(targets[:, place], *self._knots(place, targets))
+        return result
+
+    def in_units(self, targets: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """Return transformed labels in the targets' own units; see `undone`."""
+        result = undone(targets, self.target_transforms)
+        for place in self.quantiles:
+            labels, scores = self._knots(place, targets)
+            result[:, place] = interpolated(targets[:, place], scores, labels)
+        return result
+
+    def of_target(self, place: int) -> "Scaling":
+        """Return what `as_learnt` and `in_units` need for one target alone."""
+        quantiles = {0: self.quantiles[place]} if place in self.quantiles else {}
+        return replace(
+            self, target_transforms=(self.target_transforms[place],), quantiles=quantiles
+        )
+
+    def _knots(
+        self, place: int, like: Float[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
+        """Return the M distinct labels between which a quantile transform is linear, and their
+        normal scores; equal labels share the mean of theirs.
+        """
+        raw = torch.tensor(self.quantiles[place], dtype=torch.float64)
+        labels, same = raw.unique(return_inverse=True)
+        scores = torch.zeros_like(labels).index_add(0, same, normal_scores(len(raw)))
+        scores /= torch.bincount(same)
+        # float32 may not tell neighbours apart, and a step between equal knots has no slope
+        kept = torch.ones(len(labels), dtype=torch.bool)
+        kept[1:] = labels.to(like.dtype).diff() > 0
+        return labels[kept].to(like), scores[kept].to(like)
 
     def _filled(self, numeric: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """Return raw features with what stands for the missing ones (NaN)."""
@@ -183,6 +253,15 @@ def _refuse_impossible(scaling: Scaling) -> None:
         raise ValueError("means and spreads have different lengths")
     numbers = [*(value for pair in pairs for part in pair for value in part), *known]
     numbers += [*scaling.low, *scaling.high]
+    numbers += [value for values in scaling.quantiles.values() for value in values]
+    numbers += [rate for rates in scaling.class_rates.values() for rate in rates]
+    if len(scaling.target_transforms) != len(scaling.target_mean):
+        raise ValueError("targets have another number of transforms than of means")
+    are_quantiles = [k for k, each in enumerate(scaling.target_transforms) if each == "quantile"]
+    if are_quantiles != sorted(scaling.quantiles) or not all(scaling.quantiles.values()):
+        raise ValueError("quantiles are not those of the targets with that transform")
+    if any(not 0 <= rate <= 1 for rates in scaling.class_rates.values() for rate in rates):
+        raise ValueError("a class has a share of the labels that is not between 0 and 1")
     if not all(map(math.isfinite, [*numbers, *scaling.positive_rate.values()])):
         raise ValueError("statistics hold NaN or infinity")
     if any(value <= 0 for _, std in pairs for value in std):

@@ -17,7 +17,8 @@ from pydantic import Field, model_validator
 from embedcache.config.cache import CacheConfig
 from embedcache.config.encoder import EncoderConfig
 from embedcache.config.split import SplitConfig
-from embedcache.config.table import DataConfig, TargetColumn
+from embedcache.config.table import DataConfig
+from embedcache.config.targets import TargetColumn
 from embedcache.errors import ConfigError
 from embedcache.schema import Config, also_called, merged, parse_config
 from embedcache.values import expanded_path
@@ -61,7 +62,8 @@ class Experiment(Config):
         for task in self.reward.tasks:
             if task not in names:
                 raise ValueError(
-                    f"reward reads task '{task}', which is not among the tasks: {', '.join(names)}"
+                    f"reward reads task '{task:.80}', which is not among the tasks:"
+                    f" {', '.join(names)}"
                 )
         binary = {task.column for task in self.tasks if task.kind == "binary"}
         if self.split.stratify_by is not None and self.split.stratify_by not in binary:

@@ -1,7 +1,11 @@
-"""Metrics of the specification's 7.1 and 7.2 in the targets' own units.
+"""Metrics of the specification's 7.1 and 7.2 in the targets' own units, and those of classes.
 
 A target with a transform also has those of its transformed labels, named log10_mae and so on: where
 labels span decades, the largest alone decide what the others are.
+
+Of several classes, f1, auroc and auprc are means over the classes that the rows have, each against
+all others (macro averages); mae and kappa are of an ordinal target's class numbers, the latter with
+quadratic weights (Cohen 1968). AUPRC is the average precision.
 
 What is undefined is None, never a number. The formulas are scikit-learn's, and the tests hold the
 numbers against its own. It is not called itself: every validation of a training computes these, and
@@ -10,14 +14,22 @@ of every start.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64
 
 from embedcache.scaling import DOMAIN_LOW, transformed
-from fusionnet.config.tasks import BINARY_METRICS, REGRESSION_METRICS, Task
+from fusionnet.config.tasks import (
+    BINARY_METRICS,
+    LOGARITHMS,
+    MULTICLASS_METRICS,
+    ORDINAL_METRICS,
+    REGRESSION_METRICS,
+    Task,
+    prediction_columns,
+)
 from fusionnet.config.tasks import METRICS as METRICS
 
 Metrics = dict[str, float | None]
@@ -30,31 +42,44 @@ TITLES = {
     "f1": "F1",
     "recall": "recall",
     "precision": "precision",
+    "auprc": "AUPRC",
+    "balanced_accuracy": "balanced accuracy",
+    "spearman": "Spearman correlation",
+    "kappa": "quadratic kappa",
 }
-MAIN_METRICS = {"regression": ("mae", "r2"), "binary": ("auroc", "f1")}  # where two have room
+MAIN_METRICS = {  # where two have room
+    "regression": ("mae", "r2"),
+    "binary": ("auroc", "f1"),
+    "multiclass": ("accuracy", "f1"),
+    "ordinal": ("mae", "kappa"),
+}
 ERRORS = ("mae", "rmse")  # less is better
 
 
 def title(metric: str) -> str:
     """Return what a metric is called beside a number: MAE, or MAE of log10."""
-    transform, _, name = metric.rpartition("_")
-    return f"{TITLES[name]} of {transform}" if transform else TITLES[name]
+    if metric in TITLES:
+        return TITLES[metric]
+    transform, _, name = metric.partition("_")
+    return f"{TITLES[name]} of {transform}"
 
 
 def unit_of(task: Task, metric: str) -> str:
     """Return the unit of one of a task's metrics, "" where it has none."""
+    if task.kind == "ordinal" and metric in ERRORS:
+        return "classes"
     return task.unit if metric in ERRORS else ""
 
 
 def is_error(metric: str) -> bool:
     """Return whether less of a metric is better."""
-    return metric.rpartition("_")[2] in ERRORS
+    return metric in ERRORS or metric.rpartition("_")[2] in ERRORS
 
 
 def regression_metrics(
     target: Float[np.ndarray, " N"], prediction: Float[np.ndarray, " N"]
 ) -> Metrics:
-    """Return mae and rmse (in the target's unit) and r2 over observed (not NaN) targets.
+    """Return mae and rmse (in the target's unit), r2 and Spearman's correlation of observed labels.
 
     Raises ValueError for a prediction that is not finite.
     """
@@ -69,11 +94,12 @@ def regression_metrics(
         "mae": float(np.abs(error).mean()),
         "rmse": math.sqrt(squares),
         "r2": float(1 - squares / spread) if np.ptp(target) > 0 else None,
+        "spearman": _spearman(target, prediction),
     }
 
 
 def binary_metrics(target: Float[np.ndarray, " N"], score: Float[np.ndarray, " N"]) -> Metrics:
-    """Return accuracy, AUROC, F1, recall and precision at 0.5 over observed targets (0 or 1).
+    """Return what `BINARY_METRICS` names over observed targets (0 or 1), classes told at 0.5.
 
     Raises ValueError for a score that is not finite.
     """
@@ -82,18 +108,70 @@ def binary_metrics(target: Float[np.ndarray, " N"], score: Float[np.ndarray, " N
     if len(label) == 0:
         return dict.fromkeys(BINARY_METRICS)
     positive, selected, hits = int(label.sum()), int(chosen.sum()), int((label & chosen).sum())
+    negative, num_rows = len(label) - positive, len(label)
+    rejected = num_rows - positive - selected + hits  # negative ones that were not chosen
+    both = positive > 0 and negative > 0
     return {
         "accuracy": float((label == chosen).mean()),
-        "auroc": _auroc(label, score) if 0 < positive < len(label) else None,
+        "auroc": _auroc(label, score) if both else None,
         "f1": 2 * hits / (positive + selected) if positive + selected else None,
         "recall": hits / positive if positive else None,
         "precision": hits / selected if selected else None,
+        "auprc": _average_precision(label, score) if positive else None,
+        "balanced_accuracy": (hits / positive + rejected / negative) / 2 if both else None,
+    }
+
+
+def multiclass_metrics(
+    target: Float[np.ndarray, " N"], chance: Float[np.ndarray, "N K"]
+) -> Metrics:
+    """Return what `MULTICLASS_METRICS` names over observed targets (class numbers).
+
+    The predicted class is the one of the largest chance. Raises ValueError for a chance that is not
+    finite.
+    """
+    observed, chance = _observed(target, chance)
+    if len(observed) == 0:
+        return dict.fromkeys(MULTICLASS_METRICS)
+    label, chosen = observed.astype(np.int64), chance.argmax(1)
+    num_classes = chance.shape[1]
+    confusion = np.bincount(label * num_classes + chosen, minlength=num_classes**2)
+    confusion = confusion.reshape(num_classes, num_classes)
+    hits, of_label, of_chosen = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    present = np.flatnonzero(of_label)
+    ranked: Metrics = {"auroc": None, "auprc": None}
+    if len(present) > 1:
+        each = [(label == k, chance[:, k]) for k in present.tolist()]
+        ranked["auroc"] = float(np.mean([_auroc(*pair) for pair in each]))
+        ranked["auprc"] = float(np.mean([_average_precision(*pair) for pair in each]))
+    either = np.flatnonzero(of_label + of_chosen)
+    return {
+        "accuracy": float(hits.sum() / len(label)),
+        "balanced_accuracy": float((hits[present] / of_label[present]).mean()),
+        "f1": float((2 * hits[either] / (of_label + of_chosen)[either]).mean()),
+        **ranked,
+    }
+
+
+def ordinal_metrics(target: Float[np.ndarray, " N"], chance: Float[np.ndarray, "N K"]) -> Metrics:
+    """Return what `ORDINAL_METRICS` names: those of classes, and those of class numbers."""
+    observed, known = _observed(target, chance)
+    if len(observed) == 0:
+        return dict.fromkeys(ORDINAL_METRICS)
+    chosen = known.argmax(1).astype(np.float64)
+    disagreement = np.square(chosen - observed).mean()
+    # by chance: the mean square of the difference of independent draws
+    by_chance = chosen.var() + observed.var() + (chosen.mean() - observed.mean()) ** 2
+    return multiclass_metrics(target, chance) | {
+        "mae": float(np.abs(chosen - observed).mean()),
+        "kappa": float(1 - disagreement / by_chance) if by_chance > 0 else None,
+        "spearman": _spearman(observed, known @ np.arange(known.shape[1])),
     }
 
 
 def _observed(
-    target: Float[np.ndarray, " N"], prediction: Float[np.ndarray, " N"]
-) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    target: Float[np.ndarray, " N"], prediction: Float[np.ndarray, "N ..."]
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, "n ..."]]:
     """Return the n rows whose target is not NaN."""
     observed = ~np.isnan(target)
     prediction = prediction[observed].astype(np.float64)
@@ -113,21 +191,60 @@ def _auroc(label: Bool[np.ndarray, " N"], score: Float64[np.ndarray, " N"]) -> f
     return float(below + not_above) / (2 * len(positive) * len(negative))
 
 
+def _average_precision(label: Bool[np.ndarray, " N"], score: Float64[np.ndarray, " N"]) -> float:
+    """Return the mean over the positives of the precision among the rows with no less a score."""
+    order = np.argsort(-score, kind="stable")
+    last_of_ties = np.append(np.diff(score[order]) != 0, True)
+    hits = np.cumsum(label[order])[last_of_ties]
+    selected = np.flatnonzero(last_of_ties) + 1
+    return float((np.diff(hits, prepend=0) * hits / selected).sum() / hits[-1])
+
+
+def _spearman(x: Float64[np.ndarray, " N"], y: Float64[np.ndarray, " N"]) -> float | None:
+    """Return the correlation of ranks, ties sharing their mean; None where one is constant."""
+    ranks = []
+    for values in (x, y):
+        _, same, counts = np.unique(values, return_inverse=True, return_counts=True)
+        rank = np.cumsum(counts) - (counts - 1) / 2
+        ranks.append(rank[same] - rank[same].mean())
+    size = math.sqrt(float((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
+    return float((ranks[0] * ranks[1]).sum() / size) if size > 0 else None
+
+
 def task_metrics(
-    tasks: Sequence[Task], targets: Float[np.ndarray, "N T"], predictions: Float[np.ndarray, "N T"]
+    tasks: Sequence[Task], targets: Float[np.ndarray, "N T"], predictions: Float[np.ndarray, "N P"]
 ) -> dict[str, Metrics]:
     """Return each task's metrics by its column.
 
-    Labels and predictions are in raw units, and scores for binary tasks.
+    Labels and predictions are in raw units, scores for classes (`model.forward.to_units`).
     """
-    of_kind = {"regression": regression_metrics, "binary": binary_metrics}
     found: dict[str, Metrics] = {}
-    for number, task in enumerate(tasks):
-        target, prediction = targets[:, number], predictions[:, number]
-        found[task.column] = of_kind[task.kind](target, prediction)
-        if task.transform != "identity":
-            found[task.column] |= _transformed_metrics(task, target, prediction)
+    for number, (task, columns) in enumerate(zip(tasks, prediction_columns(tasks), strict=True)):
+        target, prediction = targets[:, number], predictions[:, columns]
+        if task.kind == "multiclass":
+            found[task.column] = multiclass_metrics(target, prediction)
+        elif task.kind == "ordinal":
+            found[task.column] = ordinal_metrics(target, prediction)
+        elif task.kind == "binary":
+            found[task.column] = binary_metrics(target, prediction[:, 0])
+        else:
+            found[task.column] = regression_metrics(target, prediction[:, 0])
+        if task.transform in LOGARITHMS:
+            found[task.column] |= _transformed_metrics(task, target, prediction[:, 0])
     return found
+
+
+def macro_metrics(tasks: Sequence[Task], found: Mapping[str, Metrics]) -> Metrics:
+    """Return the means of the binary tasks' metrics over those that have them (multi-label).
+
+    Nothing where there are fewer than two such tasks.
+    """
+    binary = [found[task.column] for task in tasks if task.kind == "binary"]
+    if len(binary) < 2:
+        return {}
+    defined = {name: [each[name] for each in binary] for name in BINARY_METRICS}
+    known = {name: [x for x in values if x is not None] for name, values in defined.items()}
+    return {name: math.fsum(each) / len(each) if each else None for name, each in known.items()}
 
 
 def _transformed_metrics(
@@ -169,8 +286,8 @@ def main_metrics_of(task: Task) -> tuple[str, ...]:
 
 def spread_metric(task: Task) -> str:
     """Return the metric that is compared between the values of a column."""
-    return _as_learnt(task, "mae") if task.kind == "regression" else "accuracy"
+    return "accuracy" if task.kind in ("binary", "multiclass") else _as_learnt(task, "mae")
 
 
 def _as_learnt(task: Task, metric: str) -> str:
-    return metric if task.transform == "identity" else f"{task.transform}_{metric}"
+    return f"{task.transform}_{metric}" if task.transform in LOGARITHMS else metric

@@ -41,9 +41,15 @@ class Recipe:
 
 
 def observed_tasks(tasks: Sequence[Task], layout: Layout) -> tuple[Task, ...]:
-    """Return the tasks for which the cache has labels, in the cache's order of targets."""
+    """Return the tasks for which the cache has labels, in the cache's order of targets.
+
+    Those with several classes have the table's, in the order of their codes.
+    """
     by_column = {task.column: task for task in tasks}
-    return tuple(by_column[target.column] for target in layout.targets)
+    return tuple(
+        by_column[target.column].model_copy(update={"classes": target.classes})
+        for target in layout.targets
+    )
 
 
 def encoder_of_column(recipe: Recipe, names: Sequence[str]) -> list[str]:

@@ -102,7 +102,7 @@ def _split(config: Path, arguments: argparse.Namespace, folder: Path, seed: int)
     }
     for name, baseline in BASELINES.items():
         started = time.perf_counter()
-        metrics = score(cache, baseline(cache, 0, seed))
+        metrics = score(cache, baseline(cache, 0, seed)[:, 0])
         models[name] = {**metrics, "seconds": time.perf_counter() - started}
     num_rows = np.bincount(cache.rows().split, minlength=len(SPLITS)).tolist()
     return {

@@ -8,7 +8,8 @@ import polars as pl
 from jaxtyping import Int8, Int16, Shaped
 
 from embedcache.cache.layout import RowBlock
-from embedcache.config.table import DataConfig, TargetColumn
+from embedcache.config.table import DataConfig
+from embedcache.config.targets import TargetColumn
 from embedcache.split.assign import Assignment, labels_of
 from embedcache.table.table import Table
 

@@ -19,7 +19,8 @@ from embedcache.cache.reader import Cache, open_cache
 from embedcache.config.cache import CacheConfig
 from embedcache.config.encoder import EncoderConfig
 from embedcache.config.split import SplitConfig
-from embedcache.config.table import DataConfig, TargetColumn
+from embedcache.config.table import DataConfig
+from embedcache.config.targets import TargetColumn
 from embedcache.errors import CacheError, CorruptCacheError, MissingCacheError, StaleCacheError
 from embedcache.ranks import ALONE, Ranks
 

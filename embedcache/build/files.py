@@ -17,7 +17,8 @@ from embedcache.build.blocks import reblocked, row_blocks
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SplitConfig
-from embedcache.config.table import DataConfig, TargetColumn
+from embedcache.config.table import DataConfig
+from embedcache.config.targets import TargetColumn
 from embedcache.split.assign import (
     ROWS_PER_BLOCK,
     Assignment,
@@ -139,6 +140,7 @@ def vocabularies_of(cache: Cache) -> Vocabularies:
     return Vocabularies(
         num_rows=layout.num_rows,
         targets=frozenset(target.name for target in layout.targets),
+        classes={t.name: t.classes for t in layout.targets if t.has_codes and t.classes},
         strings={spec.name: tuple(cache.strings(spec.name).text) for spec in layout.strings},
         categories=dict(layout.categories),
         facets=dict(layout.facets),

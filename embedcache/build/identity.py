@@ -9,7 +9,8 @@ from embedcache.cache.identity import FORMAT_VERSION, Identity
 from embedcache.cache.reader import Cache
 from embedcache.config.encoder import EncoderConfig
 from embedcache.config.split import SplitConfig
-from embedcache.config.table import DataConfig, TargetColumn
+from embedcache.config.table import DataConfig
+from embedcache.config.targets import TargetColumn
 from embedcache.encoder.loading import DTYPE, encoder_entries
 from embedcache.errors import TableError
 from embedcache.files import file_digest

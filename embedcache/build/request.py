@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from embedcache.config.cache import CacheConfig
 from embedcache.config.encoder import EncoderConfig
 from embedcache.config.split import SplitConfig
-from embedcache.config.table import DataConfig, StringColumn, TargetColumn
+from embedcache.config.table import DataConfig, StringColumn
+from embedcache.config.targets import TargetColumn
 
 
 @dataclass(frozen=True)

@@ -1,125 +1,64 @@
 """The statistics of train rows, gathered while the rows stream by, and what is odd about them.
 
-Sums are float64 and merged block by block (Chan, Golub, LeVeque 1979): the textbook sum of squares
-loses all digits when a feature's mean is large beside its spread (a year, a temperature in kelvin),
-and two passes would read the table twice.
-
 Axes: N rows, F numeric features, T targets, S distinct strings, E width of their vectors, W columns
 of whatever kind.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from embedcache.build.moments import ROWS_AT_ONCE, Moments, floats, vector_scaling
 from embedcache.cache.layout import Layout, RowBlock
 from embedcache.config.split import SPLITS
-from embedcache.config.table import NumericColumn, TargetColumn
+from embedcache.config.table import NumericColumn
+from embedcache.config.targets import TargetColumn
 from embedcache.errors import SplitError
-from embedcache.scaling import Scaling, VectorScaling, transformed
-
-# of the mean spread over dimensions: a dimension in which strings hardly differ is not blown up to
-# the size of the others
-SPREAD_FLOOR = 0.01
-
-# when a few values of a feature flatten all others, in spreads (see `Moments.is_flattened`)
-FAR_OFF, FLATTENED_BY, FEWEST_FLATTENED = 100, 10, 20
+from embedcache.scaling import Scaling, transformed
 
 # by which data loggers and old programs mark what was not measured
 MARKS_OF_MISSING = {-99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, 999999.0}
 
-ROWS_AT_ONCE = 1 << 15  # in float64, with some temporaries
+MOST_NAMED = 3  # classes in one line
+MOST_KNOTS = 1001  # of a quantile transform
 
 
-class Moments:
-    """Count, mean, spread and extremes of W columns, merged over blocks of rows without NaN.
-
-    scikit-learn's StandardScaler.partial_fit is no substitute, though as fast: a column without a
-    value in the first block (a target that an appended file brings) stays NaN for ever; blocks
-    without rows or columns are refused; and its import would cost whoever reads a table or a cache
-    more than a second of CPU.
-    """
-
-    def __init__(self, width: int) -> None:
-        """Start with no rows."""
-        self.count: Int[np.ndarray, " W"] = np.zeros(width, dtype=np.int64)
-        self.mean: Float[np.ndarray, " W"] = np.zeros(width)
-        self._squares: Float[np.ndarray, " W"] = np.zeros(width)
-        self.low: Float[np.ndarray, " W"] = np.full(width, np.inf)
-        self.high: Float[np.ndarray, " W"] = np.full(width, -np.inf)
-
-    def add(self, values: Float[np.ndarray, "N W"]) -> None:
-        """Merge one block of rows."""
-        if not values.size:
-            return
-        values = values.astype(np.float64)
-        observed = ~np.isnan(values)
-        count = observed.sum(0)
-        mean = np.where(observed, values, 0.0).sum(0) / np.maximum(count, 1)
-        squares = np.where(observed, values - mean, 0.0)
-        total = self.count + count
-        share = count / np.maximum(total, 1)
-        shift = mean - self.mean
-        self._squares += (squares * squares).sum(0) + shift * shift * self.count * share
-        self.mean += shift * share
-        self.count = total
-        self.low = np.minimum(self.low, np.where(observed, values, np.inf).min(0))
-        self.high = np.maximum(self.high, np.where(observed, values, -np.inf).max(0))
-
-    def is_flattened(self, column: int) -> bool:
-        """Return whether a few values are so far away that all others are nearly one value.
-
-        That is: one lies FAR_OFF spreads from the mean; or without the one that is farthest the
-        spread would be a small part of what it is.
-        """
-        count, spread = int(self.count[column]), float(self.spread[column])
-        if count < FEWEST_FLATTENED or spread == 0:
-            return False
-        mean = self.mean[column]
-        farthest = max(self.high[column] - mean, mean - self.low[column])
-        without = (count * spread**2 - count / (count - 1) * farthest**2) / (count - 1)
-        return bool(farthest > FAR_OFF * spread or without < (spread / FLATTENED_BY) ** 2)
-
-    def is_zero_or_one(self, column: int) -> bool:
-        """Return whether all values are 0 or 1, some of each: no others have that spread between
-        these bounds.
-        """
-        mean, low, high = self.mean[column], self.low[column], self.high[column]
-        is_widest = abs(self.spread[column] ** 2 - mean * (1 - mean)) < 1e-9
-        return bool(low == 0 and high == 1 and is_widest)
-
-    @property
-    def std(self) -> Float[np.ndarray, " W"]:
-        """Population standard deviation; 1 where all observed values are equal."""
-        return np.where(self.spread > 0, self.spread, 1.0)
-
-    @property
-    def spread(self) -> Float[np.ndarray, " W"]:
-        """Population standard deviation; 0 where all observed values are equal.
-
-        What is computed there is rounding.
-        """
-        computed = np.sqrt(self._squares / np.maximum(self.count, 1))
-        return np.where(self.high > self.low, computed, 0.0)
+def _quantiles(labels: list[Float[np.ndarray, " _"]]) -> tuple[float, ...]:
+    """Return the labels at the middles of equal shares of rows, of few rows each of them."""
+    held = np.concatenate(labels).astype(np.float64)
+    if not len(held):  # the split's check refuses such a target
+        return (0.0,)
+    num_knots = min(MOST_KNOTS, len(held))
+    shares = (np.arange(num_knots) + 0.5) / num_knots
+    knots = np.quantile(held, shares, method="hazen")  # of few rows each label itself
+    knots[[0, -1]] = held.min(), held.max()  # all train labels have a score of their own
+    return floats(knots)
 
 
-def vector_scaling(vectors: Float[np.ndarray, "S E"]) -> VectorScaling:
-    """Return mean and spread of vectors by dimension.
+def _moments_of_scores(
+    scaling: Scaling, labels: list[Float[np.ndarray, " _"]]
+) -> tuple[float, float]:
+    """Return the mean and the spread of one target's normal scores."""
+    moments = Moments(1)
+    for block in labels:
+        for first in range(0, len(block), ROWS_AT_ONCE):
+            raw = torch.from_numpy(block[first : first + ROWS_AT_ONCE]).double()
+            moments.add(scaling.as_learnt(raw.unsqueeze(1)).numpy())
+    return float(moments.mean[0]), float(moments.std[0])
 
-    Each spread is at least SPREAD_FLOOR of their root mean square; 1 where all vectors are equal.
-    """
-    moments = Moments(vectors.shape[1])
-    for first in range(0, len(vectors), ROWS_AT_ONCE):
-        moments.add(vectors[first : first + ROWS_AT_ONCE])
-    floor = SPREAD_FLOOR * float(np.sqrt(np.mean(moments.spread**2)))
-    std = np.maximum(moments.spread, floor) if floor > 0 else np.ones_like(moments.spread)
-    return VectorScaling(_floats(moments.mean), _floats(std))
 
-
-def _floats(values: Float[np.ndarray, " W"]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
+def _classes_without_rows(target: TargetColumn, counts: Int[np.ndarray, " K"]) -> list[str]:
+    """Return a line on the classes that no train row has."""
+    pairs = zip(target.classes or (), counts, strict=True)
+    missing = [name for name, count in pairs if not count]
+    if not missing:
+        return []
+    more = ", ..." if len(missing) > MOST_NAMED else ""
+    named = ", ".join(map(repr, missing[:MOST_NAMED])) + more
+    return [f"target column '{target.column}': no train row has class {named}"]
 
 
 def _marks_of_missing(what: str, low: float, high: float) -> list[str]:
@@ -135,7 +74,8 @@ def _marks_of_missing(what: str, low: float, high: float) -> list[str]:
 class ScalingFit:
     """Gathers a Scaling from blocks of train rows.
 
-    Medians are exact, so the values of features that a median fills are held: 4 bytes a row each.
+    Medians and quantiles are exact, so the values of features that a median fills, and the labels
+    of targets with transform quantile, are held: 4 bytes a row each.
     """
 
     def __init__(self, numeric: Sequence[NumericColumn], targets: Sequence[TargetColumn]) -> None:
@@ -143,13 +83,21 @@ class ScalingFit:
         self._numeric = tuple(numeric)
         self._transforms = tuple(column.transform for column in numeric)
         self._targets = tuple(targets)
-        self._target_transforms = tuple(target.transform for target in self._targets)
         self._low = np.full(len(self._numeric), np.inf)  # of raw values
         self._high = np.full(len(self._numeric), -np.inf)
         self._averaged = [f for f, column in enumerate(numeric) if column.fill == "mean"]
         self._raw = Moments(len(self._averaged))  # of those that a mean fills
         self._features = Moments(len(self._numeric))
+        self._plain = Scaling.of_targets(self._targets)
         self._labels = Moments(len(self._targets))
+        self._ranked: dict[int, list[Float[np.ndarray, " N"]]] = {
+            t: [] for t, target in enumerate(targets) if target.transform == "quantile"
+        }
+        self._per_class = {
+            t: np.zeros(len(target.classes or ()), dtype=np.int64)
+            for t, target in enumerate(targets)
+            if target.has_codes
+        }
         self._held: dict[int, list[Float[np.ndarray, " N"]]] = {
             f: [] for f, column in enumerate(numeric) if column.fill in ("median", "indicator")
         }
@@ -161,13 +109,18 @@ class ScalingFit:
             self._high = np.fmax(self._high, np.fmax.reduce(numeric, axis=0))
         for f, values in self._held.items():
             values.append(numeric[~np.isnan(numeric[:, f]), f])
+        for t, values in self._ranked.items():
+            values.append(targets[~np.isnan(targets[:, t]), t])
+        for t, counts in self._per_class.items():
+            codes = targets[~np.isnan(targets[:, t]), t].astype(np.int64)
+            counts += np.bincount(codes, minlength=len(counts))
         for first in range(0, len(numeric), ROWS_AT_ONCE):
             rows = slice(first, first + ROWS_AT_ONCE)
             features = torch.from_numpy(numeric[rows]).double()
             self._raw.add(numeric[rows][:, self._averaged])
             self._features.add(transformed(features, self._transforms).numpy())
             labels = torch.from_numpy(targets[rows]).double()
-            self._labels.add(transformed(labels, self._target_transforms).numpy())
+            self._labels.add(self._plain.as_learnt(labels).numpy())
 
     def remarks(self) -> list[str]:
         """Return what a reader should know of the features' and labels' values in train rows."""
@@ -184,7 +137,9 @@ class ScalingFit:
                 )
             lines += _marks_of_missing(what, self._low[f], self._high[f])
         for t, target in enumerate(self._targets):
-            if target.transform != "identity" or target.kind == "binary":
+            if t in self._per_class:
+                lines += _classes_without_rows(target, self._per_class[t])
+            if target.transform != "standardize" or target.kind != "regression":
                 continue
             what, labels = f"target column '{target.column}'", self._labels
             if labels.is_zero_or_one(t):
@@ -217,14 +172,25 @@ class ScalingFit:
 
         `vectors` are those of the distinct strings that train, by string column.
         """
-        labels = list(zip(self._targets, self._labels.mean, self._labels.std, strict=True))
+        for t, counts in self._per_class.items():
+            if (counts > 0).sum() < 2:
+                raise SplitError(
+                    f"the train rows hold only one class of '{self._targets[t].name}'; try another"
+                    " split.seed or split.rotation, or another strategy"
+                )
+        quantiles = {t: _quantiles(held) for t, held in self._ranked.items()}
+        means, stds = self._labels.mean.copy(), self._labels.std.copy()
+        plain = replace(self._plain, quantiles=quantiles)
+        for t in quantiles:
+            means[t], stds[t] = _moments_of_scores(plain.of_target(t), self._ranked[t])
+        labels = list(zip(self._targets, means, stds, strict=True))
         return Scaling(
             columns=tuple(column.column for column in self._numeric),
             transforms=self._transforms,
-            mean=_floats(self._features.mean),
-            std=_floats(self._features.std),
-            low=_floats(np.where(self._features.count > 0, self._low, 0.0)),
-            high=_floats(np.where(self._features.count > 0, self._high, 0.0)),
+            mean=floats(self._features.mean),
+            std=floats(self._features.std),
+            low=floats(np.where(self._features.count > 0, self._low, 0.0)),
+            high=floats(np.where(self._features.count > 0, self._high, 0.0)),
             fill=tuple(self._fill(f) for f in range(len(self._numeric))),
             target_mean=tuple(
                 float(mean) if target.kind == "regression" else 0.0 for target, mean, _ in labels
@@ -234,6 +200,12 @@ class ScalingFit:
             ),
             positive_rate={
                 target.name: float(mean) for target, mean, _ in labels if target.kind == "binary"
+            },
+            target_transforms=self._plain.target_transforms,
+            quantiles=quantiles,
+            class_rates={
+                self._targets[t].name: floats(counts / max(1, counts.sum()))
+                for t, counts in self._per_class.items()
             },
             vectors={name: vector_scaling(values) for name, values in (vectors or {}).items()},
         )

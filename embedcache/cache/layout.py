@@ -9,7 +9,8 @@ from torch import Tensor
 
 from embedcache.config.encoder import EncoderConfig
 from embedcache.config.split import SPLITS
-from embedcache.config.table import NumericColumn, TargetColumn
+from embedcache.config.table import NumericColumn
+from embedcache.config.targets import TargetColumn
 from embedcache.encoder.tokens import TokenTable
 from embedcache.scaling import Scaling
 from embedcache.schema import Config

@@ -20,7 +20,6 @@ from embedcache.values import (
 )
 
 Transform = Literal["identity", "log10", "log1p", "inverse_kelvin"]
-TargetTransform = Literal["identity", "log10", "log1p"]
 OnInvalid = Literal["refuse", "skip"]
 Fill = Literal["mean", "median", "indicator"]  # of a missing number, from the train rows
 
@@ -166,55 +165,28 @@ class CategoryColumn(Config):
         return self
 
 
-class TargetColumn(Config):
-    """A label column. Null means unobserved: the row does not count for that target."""
+class RowWeight(Config):
+    """How much each row counts in the loss: a column's own numbers, or one weight for some rows."""
 
-    name: Name = Field(description="short name, used in the cache and in reports")
-    column: str = Field(description="the table's column, of numbers or booleans")
-    kind: Literal["regression", "binary"] = Field(
-        default="regression", description="binary: 0 or 1, of which the model predicts the chance"
+    column: str = Field(
+        description="the table's column; where `weight` is unset, of weights: numbers, 0 or more"
     )
-    unit: str = Field(default="", description="its unit, for messages and reports")
-    low: Amount | None = Field(
-        default=None, description="the least admissible label; unset: there is none"
+    equals: str | bool | int = Field(
+        default=True, description="with `weight`: the value of the weighted rows"
     )
-    high: Amount | None = Field(
-        default=None, description="the greatest admissible label; unset: there is none"
-    )
-    transform: TargetTransform = Field(
-        default="identity",
-        description=(
-            "of a regression target, applied before it is learnt and undone in predictions: log10"
-            " where labels span decades"
-        ),
-    )
-    optional: bool = Field(
-        default=False,
-        description="a table without this column is accepted; the task is then not trained",
+    weight: Annotated[float, Field(ge=1e-6, le=1e6)] | None = Field(
+        default=None,
+        description="the weight of rows whose column is `equals`; that of all others is 1",
     )
 
     @model_validator(mode="after")
-    def _bounds_are_in_order(self) -> "TargetColumn":
-        check_order(self.low, self.high)
-        return self
-
-    @model_validator(mode="after")
-    def _transform_fits_the_kind(self) -> "TargetColumn":
-        if self.kind == "binary" and self.transform != "identity":
+    def _has_one_meaning(self) -> "RowWeight":
+        if self.weight is None and "equals" in self.model_fields_set and self.equals is not True:
             raise ValueError(
-                f"'{self.name}' is binary, so its transform must be identity, not {self.transform}"
+                f"`equals` says which rows of '{self.column}' weigh `weight`, which is unset; give"
+                " it, or leave `equals` out, and the column's numbers are the weights"
             )
         return self
-
-
-class RowWeight(Config):
-    """Rows whose `column` equals `equals` weigh `weight` in the loss, all others 1."""
-
-    column: str = Field(description="the table's column")
-    equals: str | bool | int = Field(default=True, description="the value of the weighted rows")
-    weight: float = Field(
-        ge=1e-6, le=1e6, description="their weight in the loss; that of all others is 1"
-    )
 
 
 class CsvConfig(Config):
@@ -304,7 +276,7 @@ class DataConfig(Config):
         description="groups are assigned to the splits separately inside each value of this column",
     )
     row_weight: RowWeight | None = Field(
-        default=None, description="which rows weigh more or less in the loss; unset: all alike"
+        default=None, description="how much each row counts in the loss; unset: all alike"
     )
     report_by: tuple[str, ...] = Field(
         default=(), description="columns by whose values the evaluation is broken down"

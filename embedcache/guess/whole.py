@@ -16,7 +16,8 @@ from jaxtyping import Int64
 
 from embedcache.build.files import TableFiles, read_files
 from embedcache.config.split import SplitConfig
-from embedcache.config.table import CsvConfig, DataConfig, TargetColumn
+from embedcache.config.table import CsvConfig, DataConfig
+from embedcache.config.targets import TargetColumn
 from embedcache.errors import SplitError, TableError
 from embedcache.guess.entries import Entry, Guess, Role
 from embedcache.guess.profile import Profile, decimal_of, profiles

@@ -20,7 +20,8 @@ import polars as pl
 from jaxtyping import Float32, Int8, Int16, Int64
 
 from embedcache.config.split import MOST_FOLDS, SPLITS, FoldPlan, SplitConfig
-from embedcache.config.table import DataConfig, TargetColumn
+from embedcache.config.table import DataConfig
+from embedcache.config.targets import TargetColumn
 from embedcache.errors import ConfigError, SplitError
 from embedcache.split.folds import (
     assign_few,

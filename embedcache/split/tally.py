@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int8, Int16, Int64
 
 from embedcache.config.split import NO_SPLIT, SPLITS
-from embedcache.config.table import TargetColumn
+from embedcache.config.targets import TargetColumn
 from embedcache.errors import SplitError
 from embedcache.split.report import SplitCounts, SplitLine, split_table
 from embedcache.text import NUM_EXAMPLES

@@ -115,7 +115,9 @@ def advice_on_text(texts: Sequence[str]) -> str:
 
 def advice_on_classes(texts: Sequence[str]) -> str:
     """Return what texts that are no truths suggest: two classes in words."""
-    return advice_on_text(texts) or "; write the classes as 0 and 1, or false and true"
+    return advice_on_text(texts) or (
+        "; name the negative and the positive one in the task's `classes`, or set kind: multiclass"
+    )
 
 
 def first_rows(frame: pl.LazyFrame, key: pl.Expr, values: Iterable[str]) -> dict[str, list[int]]:

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import polars as pl
 
-from embedcache.config.table import DataConfig, TargetColumn
+from embedcache.config.table import DataConfig
+from embedcache.config.targets import TargetColumn
 from embedcache.errors import ConfigError
 from embedcache.table.cellkinds import CellKind, kinds_of_cells
 from embedcache.table.source import PARSED, Source

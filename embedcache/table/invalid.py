@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
+from embedcache.table.canonical import Canonical
 from embedcache.table.checks import run_checks
-from embedcache.table.columns import Canonical
 from embedcache.table.survey import Survey
 
 INVALID, REASON = "invalid:", "reason"  # columns that no table's canonical columns are called

@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from embedcache.config.split import SplitConfig
-from embedcache.config.table import DataConfig, TargetColumn
+from embedcache.config.table import DataConfig
+from embedcache.config.targets import TargetColumn
 from embedcache.errors import ConfigError, TableError
+from embedcache.table.canonical import Canonical
 from embedcache.table.checks import run_checks
-from embedcache.table.columns import NO_REACH, Canonical, Reach, canonical_columns
+from embedcache.table.columns import NO_REACH, Reach, canonical_columns
 from embedcache.table.exclude import without_excluded
 from embedcache.table.invalid import find_invalid
 from embedcache.table.reader import open_source

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import polars as pl
 
 from embedcache.config.split import SPLITS, SplitConfig
+from embedcache.table.canonical import Canonical
 from embedcache.table.checks import Check
-from embedcache.table.columns import Canonical
 from embedcache.table.source import KEY, ColumnType, Source
 
 MOST_SHOWN = 12  # admissible spellings in a message

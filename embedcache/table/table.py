@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from embedcache.config.split import SPLITS
-from embedcache.config.table import TargetColumn
+from embedcache.config.targets import TargetColumn
 from embedcache.errors import TableError
 from embedcache.table.counting import Groups, ValueCounts
 from embedcache.table.strings import DistinctStrings
@@ -56,6 +56,7 @@ class Table:
         return Vocabularies(
             num_rows=self.first_row + self.num_rows,
             targets=frozenset(target.name for target in self.targets),
+            classes={t.name: t.classes for t in self.targets if t.has_codes and t.classes},
             strings={name: found.text for name, found in self.strings.items()},
             categories=dict(self.categories),
             facets=dict(self.facets),
@@ -104,6 +105,7 @@ class Table:
             **{f"string:{name}": found.values for name, found in self.spellings.items()},
             **{f"category:{column}": values for column, values in self.categories},
             **{f"facet:{column}": values for column, values in self.facets},
+            **{f"target:{t.name}": t.classes for t in self.targets if t.has_codes and t.classes},
             "stratum": self.strata,
             "split": SPLITS,
             "fold": self.folds,

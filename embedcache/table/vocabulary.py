@@ -23,6 +23,7 @@ class Vocabularies:
     num_rows: int = 0
     targets: frozenset[str] = frozenset()  # that have labels
     strings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by string column
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by target, in codes
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by source column
     facets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by source column
     strata: tuple[str, ...] = ()

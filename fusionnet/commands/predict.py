@@ -20,6 +20,7 @@ def main() -> None:
     find_checkpoint(arguments.run, arguments.checkpoint)
     check_file(arguments.output, arguments.input, tables_of(arguments.run))
     with importing():
+        from fusionnet.trained.named import prediction_names
         from fusionnet.trained.reward import RewardModel
         from fusionnet.workflow.predicting import write_scores
 
@@ -27,7 +28,7 @@ def main() -> None:
     model = RewardModel.load(
         arguments.run, arguments.device, arguments.checkpoint, arguments.precision
     )
-    added = [f"predicted_{task.column}" for task in model.run.tasks] + ["reward"] * arguments.reward
+    added = prediction_names(model.run.tasks) + ["reward"] * arguments.reward
     written = write_scores(
         model,
         arguments.input,

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from embedcache.schema import Config
-from embedcache.values import Amount, Spread
+from embedcache.values import Amount, Spelled, Spread
 
 BinaryUnit = Literal["probability", "score"]
 
@@ -14,6 +14,13 @@ class RewardTerm(Config):
     """`weight` times a task's prediction (raw units; for a binary task as `binary` says)."""
 
     task: str = Field(description="name of the task")
+    label: Spelled | None = Field(
+        default=None,
+        description=(
+            "the class whose chance is read, of a task with several; unset: of an ordinal task the"
+            " mean of the class numbers 0, 1, ... by their chances"
+        ),
+    )
     weight: Amount = Field(description="factor on its prediction")
 
 
@@ -21,6 +28,9 @@ class RewardPenalty(Config):
     """`penalty` is subtracted where a task's prediction is above or below a threshold."""
 
     task: str = Field(description="name of the task")
+    label: Spelled | None = Field(
+        default=None, description="the class whose chance is read, as for a term"
+    )
     above: Amount | None = Field(default=None, description="threshold; or give `below`")
     below: Amount | None = Field(default=None, description="threshold; or give `above`")
     penalty: float = Field(ge=0, le=1e30, description="subtracted beyond the threshold")

@@ -1,28 +1,49 @@
 """What is learnt: target columns, their losses, metrics and goals."""
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from embedcache.config.table import TargetColumn
+from embedcache.config.targets import TargetColumn
 from embedcache.schema import Config
-from embedcache.values import Share, Spread, Weight, Width
+from embedcache.values import Share, Spelled, Spread, Weight, Width
 
-LossName = Literal["smooth_l1", "mse", "bce", "focal"]
+LossName = Literal["smooth_l1", "mse", "bce", "focal", "cross_entropy", "ordered_logit"]
 _LOSSES_OF: dict[str, tuple[LossName, ...]] = {
     "regression": ("smooth_l1", "mse"),
     "binary": ("focal", "bce"),
+    "multiclass": ("cross_entropy",),
+    "ordinal": ("ordered_logit", "cross_entropy"),
 }
-REGRESSION_METRICS = ("mae", "rmse", "r2")
-BINARY_METRICS = ("accuracy", "auroc", "f1", "recall", "precision")
-METRICS = {"regression": REGRESSION_METRICS, "binary": BINARY_METRICS}
+REGRESSION_METRICS = ("mae", "rmse", "r2", "spearman")
+BINARY_METRICS = (
+    *("accuracy", "auroc", "f1", "recall", "precision"),
+    *("auprc", "balanced_accuracy"),
+)
+MULTICLASS_METRICS = ("accuracy", "balanced_accuracy", "f1", "auroc", "auprc")
+ORDINAL_METRICS = (*MULTICLASS_METRICS, "mae", "kappa", "spearman")
+METRICS = {
+    "regression": REGRESSION_METRICS,
+    "binary": BINARY_METRICS,
+    "multiclass": MULTICLASS_METRICS,
+    "ordinal": ORDINAL_METRICS,
+}
+LOGARITHMS = ("log10", "log1p")  # transforms of which metrics are reported as well
+ClassWeight = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class Task(TargetColumn):
     """One target column, its loss and its head."""
 
     loss: LossName | None = Field(
-        default=None, description="unset: smooth_l1 for regression, focal for binary"
+        default=None,
+        description=(
+            "unset: smooth_l1 for regression, focal for binary, cross_entropy for multiclass,"
+            " ordered_logit for ordinal: K - 1 cumulative logits, whose order is kept (McCullagh"
+            " 1980)"
+        ),
     )
     weight: Weight = Field(
         default=1.0,
@@ -42,7 +63,15 @@ class Task(TargetColumn):
         ),
     )
     gamma: float = Field(default=2.0, ge=0, le=100, description="focal: exponent of 1 - p_t")
-    pos_weight: Annotated[float, Field(ge=1e-6, le=1e6)] | Literal["auto"] = Field(
+    class_weights: dict[Spelled, ClassWeight] | Literal["auto"] | None = Field(
+        default=None,
+        description=(
+            "multiclass, ordinal: weight of each class in the loss, those not named 1; undone in"
+            " probabilities, not in which class is predicted. auto: so that all classes weigh"
+            " alike; unset: 1"
+        ),
+    )
+    pos_weight: ClassWeight | Literal["auto"] = Field(
         default="auto",
         description=(
             "class weight of positives, undone in probabilities; auto: negatives / positives of the"
@@ -71,6 +100,24 @@ class Task(TargetColumn):
         return self
 
     @model_validator(mode="after")
+    def _class_weights_fit(self) -> "Task":
+        if self.class_weights is None:
+            return self
+        if not self.has_codes:
+            raise ValueError(
+                f"task '{self.name}' is {self.kind}: class_weights are of multiclass and ordinal"
+                " tasks" + ("; set pos_weight" if self.kind == "binary" else "")
+            )
+        if isinstance(self.class_weights, dict) and self.classes is not None:
+            for name in self.class_weights:
+                if name not in self.classes:
+                    raise ValueError(
+                        f"class_weights of task '{self.name}' names '{name:.80}', which is not"
+                        f" among its classes: {', '.join(self.classes)}"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _goals_are_metrics(self) -> "Task":
         unknown = [metric for metric in self.goals if metric not in self.metrics]
         if unknown:
@@ -84,19 +131,52 @@ class Task(TargetColumn):
     def metrics(self) -> tuple[str, ...]:
         """The names of its metrics in raw units, then those of transformed labels: log10_mae."""
         own = METRICS[self.kind]
-        if self.transform == "identity":
+        if self.transform not in LOGARITHMS:
             return own
         return (*own, *(f"{self.transform}_{metric}" for metric in own))
 
     @property
+    def num_classes(self) -> int:
+        """K, the number of classes of a task with codes; 1 for others, which have one number.
+
+        The table's classes are known once a cache is built from it (`recipe.observed_tasks`).
+        """
+        if not self.has_codes:
+            return 1
+        assert self.classes is not None, "the cache has named them"
+        return len(self.classes)
+
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers the task's head puts out: a logit for each class or threshold."""
+        return self.num_classes - 1 if self.loss_name == "ordered_logit" else self.num_classes
+
+    @property
     def has_probability(self) -> bool:
-        """Whether a binary task's logits say how probable a positive label is, for any row."""
-        return self.loss_name == "bce" or (self.loss_name == "focal" and self.reduction == "row")
+        """Whether the logits say how probable a class is, for any row."""
+        if self.loss_name == "focal":
+            return self.reduction == "row"
+        return self.kind != "regression"
 
     @property
     def loss_name(self) -> LossName:
         """The loss, with the default of the task's kind filled in."""
         return self.loss or _LOSSES_OF[self.kind][0]
+
+
+def output_columns(tasks: Sequence[Task]) -> list[slice]:
+    """Return which of the O columns of the heads' outputs are each task's."""
+    return _columns([task.num_outputs for task in tasks])
+
+
+def prediction_columns(tasks: Sequence[Task]) -> list[slice]:
+    """Return which of the P columns of predictions are each task's: a number, or K chances."""
+    return _columns([task.num_classes for task in tasks])
+
+
+def _columns(widths: Sequence[int]) -> list[slice]:
+    ends = list(accumulate(widths))
+    return [slice(end - width, end) for width, end in zip(widths, ends, strict=True)]
 
 
 class LossConfig(Config):

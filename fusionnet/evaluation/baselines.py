@@ -28,8 +28,8 @@ from tqdm import tqdm
 from embedcache.cache.layout import Layout, RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
-from embedcache.config.table import TargetColumn
-from embedcache.scaling import transformed, undone
+from embedcache.config.targets import TargetColumn, TargetKind
+from embedcache.scaling import Scaling
 from fusionnet.config.tasks import Task
 from fusionnet.metrics import main_metrics
 
@@ -46,27 +46,37 @@ STRING_MEAN = "mean of the string's train rows"
 BOOSTING = "boosting, strings one-hot"
 BOOSTING_NUMBERS = "boosting"  # of a table without strings
 
-Baseline = Callable[[Cache, int, int], Float[np.ndarray, " N"]]
+Baseline = Callable[[Cache, int, int], Float[np.ndarray, "N K"]]
 Features = Callable[[RowBlock], Float[np.ndarray, "N F"]]
 
 
-def train_mean(rows: RowBlock, target: int) -> Float[np.ndarray, " N"]:
-    """Return the mean of the train rows' labels for every row."""
-    labels = rows.targets[_labelled(rows, "train", target), target]
-    return np.full(len(rows.split), labels.mean(), dtype=np.float64)
+def train_mean(rows: RowBlock, target: int, num_classes: int = 1) -> Float[np.ndarray, "N K"]:
+    """Return the mean of the train rows' labels for every row; of K classes their shares."""
+    means = _values(rows, _labelled(rows, "train", target), target, num_classes).mean(0)
+    return np.tile(means, (len(rows.split), 1))
 
 
-def string_mean(rows: RowBlock, target: int) -> Float[np.ndarray, " N"]:
-    """Return for every row the mean of the train rows with the same strings.
+def string_mean(rows: RowBlock, target: int, num_classes: int = 1) -> Float[np.ndarray, "N K"]:
+    """Return for every row the mean of the train rows with the same strings, as `train_mean` does.
 
     Rows with strings that no labelled train row has get the mean of all train rows.
     """
     train = _labelled(rows, "train", target)
+    values = _values(rows, train, target, num_classes)
     _, same = np.unique(rows.string_id, axis=0, return_inverse=True)
     same = same.reshape(-1)
-    sums = np.bincount(same[train], rows.targets[train, target], minlength=same.max() + 1)
-    counts = np.bincount(same[train], minlength=same.max() + 1)
-    return np.where(counts > 0, sums / np.maximum(1, counts), sums.sum() / counts.sum())[same]
+    counts = np.bincount(same[train], minlength=same.max() + 1)[:, None]
+    columns = [np.bincount(same[train], each, minlength=len(counts)) for each in values.T]
+    sums = np.stack(columns, axis=1)
+    return np.where(counts > 0, sums / np.maximum(1, counts), values.mean(0))[same]
+
+
+def _values(
+    rows: RowBlock, chosen: Int[np.ndarray, " n"], target: int, num_classes: int
+) -> Float[np.ndarray, "n K"]:
+    """Return what means are taken of: labels, or 1 for a row's class and 0 for others."""
+    labels = rows.targets[chosen, target].astype(np.float64)
+    return labels[:, None] if num_classes == 1 else np.eye(num_classes)[labels.astype(np.int64)]
 
 
 def numbers(layout: Layout) -> Features:
@@ -137,20 +147,24 @@ class Fit(NamedTuple):
     validation: RowBlock
     features: Features
     target: int
-    binary: bool
+    kind: TargetKind
+    num_classes: int = 1
     most_trees: int = MOST_TREES
     seed: int = 0
 
 
-def boosting(fit: Fit, rows: RowBlock) -> Float[np.ndarray, " N"]:
-    """Return gradient boosting's prediction for every row, a probability where it is binary.
+def boosting(fit: Fit, rows: RowBlock) -> Float[np.ndarray, "N K"]:
+    """Return gradient boosting's prediction for every row, of classes with codes their K chances.
 
-    Trees are added until the validation rows gain no more; all of them where none is labelled.
+    Of two classes it is the chance of the positive one. Trees are added until the validation rows
+    gain no more; all of them where none is labelled.
     """
     label = fit.train.targets[:, fit.target].astype(np.float64)
-    if len(np.unique(label)) == 1:
-        return np.full(len(rows.split), label[0])
-    maker = HistGradientBoostingClassifier if fit.binary else HistGradientBoostingRegressor
+    classes = np.unique(label)
+    if len(classes) == 1:
+        return train_mean(fit.train, fit.target, fit.num_classes)[:1].repeat(len(rows.split), 0)
+    has_classes = fit.kind != "regression"
+    maker = HistGradientBoostingClassifier if has_classes else HistGradientBoostingRegressor
     model = maker(
         max_iter=fit.most_trees,
         learning_rate=LEARNING_RATE,
@@ -158,14 +172,18 @@ def boosting(fit: Fit, rows: RowBlock) -> Float[np.ndarray, " N"]:
         random_state=fit.seed,
     ).fit(fit.features(fit.train), label)
 
-    def stages(rows: RowBlock) -> Iterator[Float[np.ndarray, " N"]]:
+    def stages(rows: RowBlock) -> Iterator[Float[np.ndarray, "N K"]]:
         """Yield the prediction of the first tree, of the first two, ..."""
-        if fit.binary:
-            yield from (each[:, 1] for each in model.staged_predict_proba(fit.features(rows)))
-        else:
-            yield from model.staged_predict(fit.features(rows))
+        if not has_classes:
+            yield from (each[:, None] for each in model.staged_predict(fit.features(rows)))
+            return
+        for each in model.staged_predict_proba(fit.features(rows)):
+            chances = np.zeros((len(each), max(2, fit.num_classes)))
+            chances[:, classes.astype(np.int64)] = each
+            yield chances if fit.num_classes > 1 else chances[:, 1:]
 
-    error = partial(log_loss, labels=[0, 1]) if fit.binary else mean_absolute_error
+    num_labels = max(2, fit.num_classes)
+    error = partial(log_loss, labels=range(num_labels)) if has_classes else mean_absolute_error
     observed = fit.validation.targets[:, fit.target].astype(np.float64)
     # scikit-learn predicts no empty table
     staged = stages(fit.validation) if len(observed) else ()
@@ -175,20 +193,21 @@ def boosting(fit: Fit, rows: RowBlock) -> Float[np.ndarray, " N"]:
         next(islice(stages(take(rows, part)), best, None))
         for part in _blocks(np.arange(len(rows.split)))
     ]
-    return np.concatenate([np.zeros(0), *predictions])
+    return np.concatenate([np.zeros((0, fit.num_classes)), *predictions])
 
 
 class BesideRun(NamedTuple):
     """Predictions of the quick baselines, and what their reader must know."""
 
     # by name and number of the target, in raw units
-    predictions: dict[str, dict[int, Float[np.ndarray, " n"]]]
+    predictions: dict[str, dict[int, Float[np.ndarray, "n K"]]]
     remark: str
 
 
 def beside_a_run(
     rows: RowBlock,
     layout: Layout,
+    scaling: Scaling,
     tasks: Sequence[Task],
     chosen: Int[np.ndarray, " n"],
     progress: bool = True,
@@ -202,46 +221,49 @@ def beside_a_run(
     main = {task.column for task, _ in main_metrics(tasks)}
     of_strings = [STRING_MEAN, BOOSTING] if layout.strings else [BOOSTING_NUMBERS]
     names = [TRAIN_MEAN, *of_strings]
-    found: dict[str, dict[int, Float[np.ndarray, " n"]]] = {name: {} for name in names}
-    rows = _as_learnt(rows, layout)
+    found: dict[str, dict[int, Float[np.ndarray, "n K"]]] = {name: {} for name in names}
+    rows = _as_learnt(rows, scaling)
     bar = tqdm(layout.targets, desc="baselines", leave=False, disable=None if progress else True)
     for target, column in enumerate(bar):
         if not len(_labelled(rows, "train", target)):
             continue  # nothing to learn from
-        found[TRAIN_MEAN][target] = _in_units(train_mean(rows, target)[chosen], column)
-        if layout.strings:
-            found[STRING_MEAN][target] = _in_units(string_mean(rows, target)[chosen], column)
+        num_classes = num_classes_of(column)
+        for name, mean in ((TRAIN_MEAN, train_mean), (STRING_MEAN, string_mean)):
+            if name in found:
+                means = mean(rows, target, num_classes)[chosen]
+                found[name][target] = _in_units(means, scaling, target)
         if column.column in main:
             train = take(rows, _labelled(rows, "train", target, QUICK_ROWS))
             validation = take(rows, _labelled(rows, "validation", target, QUICK_ROWS))
             features = joined(numbers(layout), one_hot(train))
-            binary = column.kind == "binary"
-            fit = Fit(train, validation, features, target, binary, QUICK_TREES)
-            found[names[-1]][target] = _in_units(boosting(fit, take(rows, chosen)), column)
+            fit = Fit(train, validation, features, target, column.kind, num_classes, QUICK_TREES)
+            boosted = boosting(fit, take(rows, chosen))
+            found[names[-1]][target] = _in_units(boosted, scaling, target)
     num_train = int((rows.split == SPLITS.index("train")).sum())
     remark = (
         f"Boosting learned from {min(num_train, QUICK_ROWS):,} of {num_train:,} train rows, in at"
         f" most {QUICK_TREES} trees."
     )
     for column in layout.targets:
-        if column.transform != "identity":
+        if column.transform != "standardize":
             remark += f" Means and trees are of {column.transform} of {column.column}."
     return BesideRun(found, remark)
 
 
-def _as_learnt(rows: RowBlock, layout: Layout) -> RowBlock:
+def _as_learnt(rows: RowBlock, scaling: Scaling) -> RowBlock:
     """Return rows whose targets have their transforms applied."""
-    transforms = [column.transform for column in layout.targets]
-    targets = transformed(torch.from_numpy(rows.targets).double(), transforms)
+    targets = scaling.as_learnt(torch.from_numpy(rows.targets).double())
     return replace(rows, targets=targets.float().numpy())
 
 
 def _in_units(
-    predictions: Float[np.ndarray, " N"], column: TargetColumn
-) -> Float[np.ndarray, " N"]:
-    """Return predictions of transformed labels in the target's own unit."""
-    wide = torch.from_numpy(predictions.astype(np.float64)).unsqueeze(1)
-    return undone(wide, [column.transform]).squeeze(1).numpy()
+    predictions: Float[np.ndarray, "N K"], scaling: Scaling, target: int
+) -> Float[np.ndarray, "N K"]:
+    """Return predictions of transformed labels in the target's own unit; chances as they are."""
+    if scaling.target_transforms[target] == "standardize":
+        return predictions
+    wide = torch.from_numpy(predictions.astype(np.float64))
+    return scaling.of_target(target).in_units(wide).numpy()
 
 
 def take(rows: RowBlock, chosen: Int[np.ndarray, " n"]) -> RowBlock:
@@ -269,23 +291,30 @@ def _boosted(features: Callable[[Cache, RowBlock], Features]) -> Baseline:
     """Return boosting as a baseline on whole caches, given the features of a cache's rows."""
 
     def baseline(cache: Cache, target: int, seed: int) -> Float[np.ndarray, " N"]:
-        rows = _as_learnt(cache.rows(), cache.layout)
+        rows = _as_learnt(cache.rows(), cache.scaling)
         train = take(rows, _labelled(rows, "train", target))
         validation = take(rows, _labelled(rows, "validation", target))
         column = cache.layout.targets[target]
-        binary = column.kind == "binary"
-        fit = Fit(train, validation, features(cache, train), target, binary, MOST_TREES, seed=seed)
-        return _in_units(boosting(fit, rows), column)
+        made = features(cache, train)
+        num_classes = num_classes_of(column)
+        fit = Fit(train, validation, made, target, column.kind, num_classes, MOST_TREES, seed)
+        return _in_units(boosting(fit, rows), cache.scaling, target)
 
     return baseline
 
 
-def _mean(learn: Callable[[RowBlock, int], Float[np.ndarray, " N"]]) -> Baseline:
+def num_classes_of(column: TargetColumn) -> int:
+    """Return K, the number of classes of a target with codes; 1 for others."""
+    return len(column.classes or ()) if column.has_codes else 1
+
+
+def _mean(learn: Callable[[RowBlock, int, int], Float[np.ndarray, "N K"]]) -> Baseline:
     """Return a mean as a baseline on whole caches."""
 
     def baseline(cache: Cache, target: int, seed: int) -> Float[np.ndarray, " N"]:
-        rows = _as_learnt(cache.rows(), cache.layout)
-        return _in_units(learn(rows, target), cache.layout.targets[target])
+        rows = _as_learnt(cache.rows(), cache.scaling)
+        learned = learn(rows, target, num_classes_of(cache.layout.targets[target]))
+        return _in_units(learned, cache.scaling, target)
 
     return baseline
 

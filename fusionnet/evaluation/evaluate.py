@@ -19,7 +19,7 @@ from embedcache.cache.reader import Cache
 from embedcache.errors import RunError, StaleCacheError
 from embedcache.text import visible
 from fusionnet.evaluation.oracle import oracle_metrics, read_oracle
-from fusionnet.metrics import Metrics, reaches, task_metrics
+from fusionnet.metrics import Metrics, macro_metrics, reaches, task_metrics
 from fusionnet.model.forward import forward_rows, refuse_non_finite, to_units
 from fusionnet.rows.tensors import load_rows
 from fusionnet.trained.run import TrainedRun
@@ -43,7 +43,8 @@ class Evaluation:
     num_groups: int
     rows: Int[np.ndarray, " N"]  # their numbers in the table
     targets: Float[np.ndarray, "N T"]
-    predictions: Float[np.ndarray, "N T"]  # probabilities for binary tasks
+    predictions: Float[np.ndarray, "N P"]  # probabilities of classes
+    scores: Float[np.ndarray, "N P"]  # as metrics read them
 
     def to_json(self, run: TrainedRun) -> dict[str, Any]:
         """Return what metrics.json holds.
@@ -52,6 +53,8 @@ class Evaluation:
         break-downs, and what was evaluated.
         """
         content: dict[str, Any] = {self.split: self.metrics}
+        if macro := macro_metrics(run.tasks, self.metrics):
+            content["macro"] = macro
         if self.baselines:
             content["baselines"] = self.baselines
             content["baselines_remark"] = self.baselines_remark
@@ -136,7 +139,7 @@ def evaluate_run(
         # not at the top: scikit-learn's boosting takes a second to import
         from fusionnet.evaluation.baselines import beside_a_run
 
-        beside = beside_a_run(table, layout, run.tasks, chosen, progress)
+        beside = beside_a_run(table, layout, cache.scaling, run.tasks, chosen, progress)
         baselines, remark = _baseline_metrics(run, targets, beside.predictions), beside.remark
     return Evaluation(
         split=split,
@@ -152,6 +155,7 @@ def evaluate_run(
         rows=chosen,
         targets=targets,
         predictions=predictions,
+        scores=scores,
     )
 
 
@@ -165,7 +169,7 @@ def rows_of_each(codes: Int[np.ndarray, " N"]) -> dict[int, Int[np.ndarray, " n"
 def _baseline_metrics(
     run: TrainedRun,
     targets: Float[np.ndarray, "N T"],
-    of_baselines: Mapping[str, Mapping[int, Float[np.ndarray, " N"]]],
+    of_baselines: Mapping[str, Mapping[int, Float[np.ndarray, "N _"]]],
 ) -> dict[str, dict[str, Metrics]]:
     """Return each baseline's metrics by target column."""
     found: dict[str, dict[str, Metrics]] = {}
@@ -173,7 +177,7 @@ def _baseline_metrics(
         found[name] = {}
         for number, prediction in predictions.items():
             tasks, column = [run.tasks[number]], [number]
-            found[name] |= task_metrics(tasks, targets[:, column], prediction[:, None])
+            found[name] |= task_metrics(tasks, targets[:, column], prediction)
     return found
 
 
@@ -185,7 +189,7 @@ class _Arrays(NamedTuple):
     group: Int[np.ndarray, " N"]
     facets: Int[np.ndarray, "N R"]
     targets: Float[np.ndarray, "N T"]
-    scores: Float[np.ndarray, "N T"]
+    scores: Float[np.ndarray, "N P"]
     best: Float[np.ndarray, "N T"] | None
 
 

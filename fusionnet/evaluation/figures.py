@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -19,6 +19,7 @@ from fusionnet.metrics import main_metrics_of, title, unit_of
 
 Record = dict[str, Any]  # of one epoch, as training logs it
 DARK, ACCENT, LIGHT = "#1b3a5c", "#c8641e", "#9aa9b8"  # told apart by lightness alone
+MOST_CLASSES = 20  # in a table of confusions
 MOST_VALUES = 30  # of a column, in one plot
 MOST_POINTS = 2000  # drawn one by one; more are counted per cell
 # a cell of one row is still to be seen
@@ -89,6 +90,29 @@ def calibration(
     axes.set(ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1.02))
     counts.bar((edges[:-1] + edges[1:]) / 2, num_rows, width=0.09, color=LIGHT)
     counts.set(xlabel=what, ylabel="rows")
+    return figure
+
+
+def confusion(label: Int[np.ndarray, " N"], chosen: Int[np.ndarray, " N"], task: Task) -> Figure:
+    """Return how many rows of each observed class were predicted as each class."""
+    names = task.classes or ()
+    num_rows = np.bincount(label, minlength=len(names))
+    shown = np.sort(np.argsort(-num_rows, kind="stable")[:MOST_CLASSES])
+    counts = np.bincount(label * len(names) + chosen, minlength=len(names) ** 2)
+    counts = counts.reshape(len(names), len(names))[np.ix_(shown, shown)]
+    shares = counts / np.maximum(1, num_rows[shown])[:, None]
+    size = 2.6 + 0.3 * len(shown)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Greys", vmin=0, vmax=1)
+    for row, column in np.argwhere(counts):
+        color = "white" if shares[row, column] > 0.5 else DARK
+        text = f"{counts[row, column]:,}"
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
+    labels = [visible(names[k], 24) for k in shown]
+    axes.set_xticks(range(len(shown)), labels, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(shown)), labels)
+    axes.set(xlabel="predicted", ylabel="observed")
     return figure
 
 

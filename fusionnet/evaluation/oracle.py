@@ -34,7 +34,11 @@ def read_oracle(
             f"the oracle {path} has {len(frame):,} rows, the cache {num_rows:,}: it belongs to"
             " another table"
         )
-    known = [number for number, task in enumerate(tasks) if task.column in frame.columns]
+    known = [
+        number
+        for number, task in enumerate(tasks)
+        if task.column in frame.columns and not task.has_codes  # its chances are not in a column
+    ]
     if not known:
         raise RunError(
             f"the oracle {path} has none of the columns {', '.join(task.column for task in tasks)}"

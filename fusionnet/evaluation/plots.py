@@ -13,13 +13,16 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from fusionnet.config.tasks import prediction_columns
 from fusionnet.evaluation.evaluate import Evaluation
 from fusionnet.evaluation.figures import (
+    MOST_CLASSES,
     MOST_VALUES,
     STYLE,
     Record,
     by_value,
     calibration,
+    confusion,
     history,
     losses,
     parity,
@@ -102,13 +105,26 @@ def _delete_old(folder: Path, drawn: Collection[str]) -> None:
 
 def _of_targets(run: TrainedRun, evaluation: Evaluation) -> Iterator[Drawing]:
     """Yield one drawing per target that has labels: predictions against what was observed."""
-    for number, task in enumerate(run.tasks):
+    for number, (task, columns) in enumerate(
+        zip(run.tasks, prediction_columns(run.tasks), strict=True)
+    ):
         observed = np.isfinite(evaluation.targets[:, number])
         target = evaluation.targets[observed, number]
-        prediction = evaluation.predictions[observed, number]
+        prediction = evaluation.predictions[observed, columns.start]
         if not len(target):
             continue
-        if task.kind == "regression":
+        if task.has_codes:
+            chosen = evaluation.scores[observed, columns].argmax(1)
+            remark = "Rows: observed; columns: predicted. Shades: shares of a row; numbers: rows."
+            if (num_classes := task.num_classes) > MOST_CLASSES:
+                remark += f" The {MOST_CLASSES} of {num_classes:,} classes with the most rows."
+            yield Drawing(
+                f"confusion_{task.name}",
+                f"{task.column}: predicted against observed classes",
+                remark,
+                confusion(target.astype(np.int64), chosen, task),
+            )
+        elif task.kind == "regression":
             yield Drawing(
                 f"parity_{task.name}",
                 f"{task.column}: predicted against observed",

@@ -24,7 +24,7 @@ class TaskTerm(NamedTuple):
     L is in standardised units of the target.
     """
 
-    loss: Literal["smooth_l1", "mse", "focal", "batch_focal"]
+    loss: Literal["smooth_l1", "mse", "focal", "batch_focal", "cross_entropy", "ordered_logit"]
     mean: float = 0.0
     std: float = 1.0
     beta: float = 1.0  # smooth_l1, in standardised units
@@ -32,6 +32,13 @@ class TaskTerm(NamedTuple):
     pos_weight: float = 1.0
     factor: float = 1.0
     regulariser: float = 1.0
+    class_weights: tuple[float, ...] = ()  # of cross_entropy and ordered_logit, K of them
+
+    @property
+    def num_outputs(self) -> int:
+        """How many columns of the outputs are the task's."""
+        num_classes = len(self.class_weights)
+        return num_classes - (self.loss == "ordered_logit") if num_classes else 1
 
 
 def drop_heads(
@@ -131,7 +138,7 @@ def segment_sum(
 
 
 def multitask_loss(
-    outputs: Float[Tensor, "B T"],
+    outputs: Float[Tensor, "B O"],
     targets: Float[Tensor, "B T"],
     weight: Float[Tensor, " B"],
     denominators: Float[Tensor, " T"],
@@ -141,16 +148,18 @@ def multitask_loss(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " T"]]:
     """Return this micro-batch's share of the loss, and the tasks' weighted sums.
 
-    A task with denominator 0 (no labels in the step) adds nothing.
+    A task with denominator 0 (no labels in the step) adds nothing. The O outputs are those of the T
+    tasks side by side.
     """
     dtype = torch.promote_types(outputs.dtype, torch.float32)  # fp32 whatever the model computes in
     outputs, targets, weight = outputs.to(dtype), targets.to(dtype), weight.to(dtype)
     observed = ~targets.isnan()
+    columns = outputs.split([term.num_outputs for term in terms], dim=1)
     sums = torch.stack(
         [
             _task_sum(
                 term,
-                outputs[:, t],
+                columns[t],
                 torch.where(observed[:, t], (targets[:, t] - term.mean) / term.std, 0.0),
                 weight * observed[:, t],
             )
@@ -168,11 +177,17 @@ def multitask_loss(
 
 def _task_sum(
     term: TaskTerm,
-    output: Float[Tensor, " B"],
+    outputs: Float[Tensor, "B _"],
     target: Float[Tensor, " B"],
     weight: Float[Tensor, " B"],
 ) -> Float[Tensor, ""]:
-    """Return the weighted sum of one task's row losses; `target` is standardised, binary 0 or 1."""
+    """Return the weighted sum of one task's row losses.
+
+    `target` is standardised, 0 or 1 where there are two classes, else the class's number.
+    """
+    if term.class_weights:
+        return (weight * class_losses(term, outputs, target)).sum()
+    output = outputs.squeeze(1)
     match term.loss:
         case "smooth_l1":
             losses = F.smooth_l1_loss(output, target, reduction="none", beta=term.beta)
@@ -183,6 +198,35 @@ def _task_sum(
             return (weight * focal(output, target, term.gamma, term.pos_weight)).sum()
         case "batch_focal":
             return batch_focal(output, target, weight, term.gamma, term.pos_weight)
+        case "cross_entropy" | "ordered_logit":
+            raise AssertionError("a loss of several classes needs their weights")
+
+
+def class_losses(
+    term: TaskTerm, outputs: Float[Tensor, "B _"], target: Float[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """Return per row -class weight * log probability of the class that the target numbers."""
+    label = target.long()
+    log_p = log_probabilities(outputs, ordered=term.loss == "ordered_logit")
+    class_weight = log_p.new_tensor(term.class_weights)[label]
+    return -class_weight * log_p.gather(1, label.unsqueeze(1)).squeeze(1)
+
+
+def log_probabilities(outputs: Float[Tensor, "B _"], ordered: bool) -> Float[Tensor, "B K"]:
+    """Return the log probabilities of K classes, from K logits or from K - 1 ordered ones.
+
+    The latter are a_1 and gaps g_2, ..., with cumulative logits a_k = a_(k-1) - softplus(g_k) of
+    P(class >= k) (McCullagh 1980): they are in order whatever the network puts out. With s the
+    logistic function, s(a) - s(a - softplus(g)) = s(a) s(softplus(g) - a) s(g): a sum of
+    logsigmoids, which no difference of near numbers enters.
+    """
+    if not ordered:
+        return outputs.log_softmax(1)
+    gaps = outputs[:, 1:]
+    cumulative = torch.cat([outputs[:, :1], -F.softplus(gaps)], dim=1).cumsum(1)  # a_k
+    above, below = F.logsigmoid(cumulative), F.logsigmoid(-cumulative)
+    between = above[:, :-1] + below[:, 1:] + F.logsigmoid(gaps)
+    return torch.cat([below[:, :1], between, above[:, -1:]], dim=1)
 
 
 def focal(

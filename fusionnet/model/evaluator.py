@@ -16,7 +16,7 @@ another order:
 Nothing here waits for the device: sizes, never values, decide what runs. `torch.no_grad`, not
 inference mode: rewards are to enter a policy's loss.
 
-Axes: B rows, U distinct strings, E encoder width, D fusion width, M tokens of a row, T tasks.
+Axes: B rows, U distinct strings, E encoder width, D fusion width, M tokens of a row, O outputs.
 """
 
 from collections.abc import Sequence
@@ -95,10 +95,10 @@ class RowEvaluator:
     @torch.no_grad()
     def __call__(
         self, tables: Sequence[Float[Tensor, "_ D"]], inputs: RowInputs
-    ) -> Float[Tensor, "B T"]:
+    ) -> Float[Tensor, "B O"]:
         """Return the heads' outputs in fp32; `tables` are those of the vectors."""
         num_rows, device = inputs.num_rows, inputs.numeric.device
-        outputs = torch.empty(num_rows, len(self._head_ends), device=device)
+        outputs = torch.empty(num_rows, self._network.heads.num_outputs, device=device)
         on_cpu = device.type == "cpu"
         block_rows = CPU_BLOCK_ROWS if on_cpu else max(1, num_rows)
         for start in range(0, num_rows, block_rows):
@@ -110,7 +110,7 @@ class RowEvaluator:
 
     def _block(
         self, tables: Sequence[Float[Tensor, "_ D"]], inputs: RowInputs
-    ) -> Float[Tensor, "B T"]:
+    ) -> Float[Tensor, "B O"]:
         """Return the outputs of rows that are computed together."""
         columns = [*inputs.string_id.unbind(1), *inputs.category.unbind(1)]
         gathered = [

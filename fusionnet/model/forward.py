@@ -9,12 +9,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from embedcache.errors import NonFinitePredictionError
-from embedcache.scaling import Scaling, undone
+from embedcache.scaling import Scaling
 from embedcache.text import NUM_EXAMPLES, count_of, rows_text
 from fusionnet.config.reward import BinaryUnit
-from fusionnet.config.tasks import Task
+from fusionnet.config.tasks import Task, output_columns, prediction_columns
 from fusionnet.model.evaluator import RowEvaluator
-from fusionnet.model.probability import probability_of_task
+from fusionnet.model.probability import class_probabilities, probability_of_task
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable
 
@@ -30,9 +30,9 @@ def forward_rows(
     rows: RowTable,
     batch_rows: int | None,
     progress: bool = False,
-) -> Float[Tensor, "N T"]:
+) -> Float[Tensor, "N O"]:
     """Return the heads' outputs for all rows, as `forward_batches` gives them."""
-    outputs = rows.weight.new_empty(rows.num_rows, len(model.network.heads))
+    outputs = rows.weight.new_empty(rows.num_rows, model.network.heads.num_outputs)
     start = 0
     for batch in forward_batches(model, tables, rows, batch_rows, progress):
         outputs[start : start + len(batch)] = batch
@@ -47,7 +47,7 @@ def forward_batches(
     rows: RowTable,
     batch_rows: int | None,
     progress: bool,
-) -> Iterator[Float[Tensor, "B T"]]:
+) -> Iterator[Float[Tensor, "B O"]]:
     """Yield the heads' outputs of the rows, dropout off, by batches in their order.
 
     `tables` hold the vectors of all strings, one table [S, E] per string column. The strings' and
@@ -72,14 +72,14 @@ def forward_batches(
 
 
 def refuse_non_finite(
-    predictions: Float[Tensor, "N T"],
+    predictions: Float[Tensor, "N _"],
     tasks: Sequence[Task],
     numeric: Float[Tensor, "N F"],
     columns: Sequence[str],
     row: Int[Tensor, " N"],
     where: str,
 ) -> None:
-    """Raise NonFinitePredictionError for rows with a prediction that is NaN or infinite.
+    """Raise NonFinitePredictionError for rows with a prediction or output that is not finite.
 
     `numeric` are their standardised features, `row` their numbers in the table, counted from 0.
     """
@@ -87,7 +87,12 @@ def refuse_non_finite(
         return
     finite, numeric = predictions.isfinite().cpu(), numeric.cpu()
     broken = (~finite.all(1)).nonzero().squeeze(1)
-    named = [task.column for t, task in enumerate(tasks) if not finite[:, t].all()]
+    widths = {
+        sum(task.num_outputs for task in tasks): output_columns(tasks),
+        sum(task.num_classes for task in tasks): prediction_columns(tasks),
+    }
+    parts = zip(tasks, widths[finite.shape[1]], strict=True)
+    named = [task.column for task, columns in parts if not finite[:, columns].all()]
     first, because = int(broken[0]), ""
     if columns:
         column = int(numeric[first].abs().nan_to_num(nan=torch.inf).argmax())
@@ -104,25 +109,33 @@ def refuse_non_finite(
 
 
 def to_units(
-    outputs: Float[Tensor, "N T"],
+    outputs: Float[Tensor, "N O"],
     tasks: Sequence[Task],
     scaling: Scaling,
     binary_unit: BinaryUnit = "probability",
-) -> Float[Tensor, "N T"]:
-    """Return predictions in the targets' own units, and what `binary_unit` says for binary tasks.
+) -> Float[Tensor, "N P"]:
+    """Return predictions in the targets' own units, and what `binary_unit` says for classes.
 
-    A score is the sigmoid of the logit, above 0.5 where the loss decides for positive; metrics are
-    of scores. Transforms are undone; what is then beyond the type is infinite.
+    A score is the sigmoid of the logit, above 0.5 where the loss decides for positive, of several
+    classes the chances as their weights have moved them; metrics are of scores. Transforms are
+    undone; what is then beyond the type is infinite. See `prediction_columns` for the P columns.
     """
-    binary = torch.tensor([task.kind == "binary" for task in tasks], device=outputs.device)
+    first = [outputs[:, columns.start] for columns in output_columns(tasks)]
     mean = torch.as_tensor(scaling.target_mean, dtype=outputs.dtype, device=outputs.device)
     std = torch.as_tensor(scaling.target_std, dtype=outputs.dtype, device=outputs.device)
-    numbers = undone(outputs * std + mean, [task.transform for task in tasks])
-    predictions = torch.where(binary, outputs.sigmoid(), numbers)
-    for number, task in enumerate(tasks):
-        if task.kind == "binary" and binary_unit == "probability":
-            predictions[:, number] = probability_of_task(outputs[:, number], task, scaling)
-    return predictions
+    numbers = scaling.in_units(torch.stack(first, dim=1) * std + mean)
+    predictions = []
+    for number, (task, columns) in enumerate(zip(tasks, output_columns(tasks), strict=True)):
+        if task.has_codes:
+            is_score = binary_unit == "score"
+            predictions.append(class_probabilities(outputs[:, columns], task, scaling, is_score))
+        elif task.kind == "regression":
+            predictions.append(numbers[:, number : number + 1])
+        elif binary_unit == "score":
+            predictions.append(outputs[:, columns].sigmoid())
+        else:
+            predictions.append(probability_of_task(outputs[:, columns], task, scaling))
+    return torch.cat(predictions, dim=1)
 
 
 def prediction_bar(num_rows: int, shown: bool) -> "tqdm[NoReturn]":

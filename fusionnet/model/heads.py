@@ -1,10 +1,10 @@
 """Prediction heads: one small perceptron per task (specification, 4.2.6).
 
 In training steps on a GPU the first layers of all heads are one product of the fused rows, and one
-kernel takes their ReLU and dropout, and the last layers of the heads with one hidden layer. Else
-they are computed head by head.
+kernel takes their ReLU and dropout, and the last layers of the heads with one hidden layer and one
+output. Else they are computed head by head.
 
-Axes: B rows, D fusion width, T tasks.
+Axes: B rows, D fusion width, O outputs of all tasks.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,10 @@ from fusionnet.kernels.reference import Segment
 from fusionnet.model.linear import Linear, in_mixed_training, side_by_side
 
 
-def make_head(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
-    """Return Linear and ReLU for each hidden width, and a last Linear to one number.
+def make_head(
+    width: int, hidden: Sequence[int], dropout: float, num_outputs: int = 1
+) -> nn.Sequential:
+    """Return Linear and ReLU for each hidden width, and a last Linear to the task's outputs.
 
     Dropout follows the first.
     """
@@ -31,7 +33,7 @@ def make_head(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequentia
         layers += [Linear(wide, narrow), nn.ReLU()]
         if number == 0 and dropout > 0:
             layers.append(Dropout(dropout))
-    return nn.Sequential(*layers, Linear(hidden[-1], 1))
+    return nn.Sequential(*layers, Linear(hidden[-1], num_outputs))
 
 
 class Heads(nn.ModuleDict):
@@ -39,18 +41,23 @@ class Heads(nn.ModuleDict):
 
     def __init__(self, width: int, tasks: Sequence[Task]) -> None:
         super().__init__(
-            {task.name: make_head(width, task.head, task.head_dropout) for task in tasks}
+            {
+                task.name: make_head(width, task.head, task.head_dropout, task.num_outputs)
+                for task in tasks
+            }
         )
 
-    def forward(self, fused: Float[Tensor, "B D"]) -> Float[Tensor, "B T"]:
-        """Return one number per row and task: standardised for regression, else a logit."""
+        self.num_outputs = sum(task.num_outputs for task in tasks)
+
+    def forward(self, fused: Float[Tensor, "B D"]) -> Float[Tensor, "B O"]:
+        """Return the outputs of all tasks side by side: standardised numbers, or logits."""
         heads = list(self.values())
         if in_mixed_training(fused) and any(_ends(head) for head in heads):
             return _together(heads, fused)
         return torch.cat([head(fused) for head in heads], dim=1)
 
 
-def _together(heads: Sequence[nn.Sequential], fused: Float[Tensor, "B D"]) -> Float[Tensor, "B T"]:
+def _together(heads: Sequence[nn.Sequential], fused: Float[Tensor, "B D"]) -> Float[Tensor, "B O"]:
     """Return the heads' outputs in fp32; at least one has a single hidden layer."""
     ending, deeper = ([head for head in heads if _ends(head) == ends] for ends in (True, False))
     hidden = side_by_side(fused, [_first(head) for head in (*ending, *deeper)])
@@ -79,14 +86,20 @@ def _cut(x: Float[Tensor, "B _"], widths: Sequence[int]) -> Sequence[Float[Tenso
 
 
 def _ends(head: nn.Sequential) -> bool:
-    """Return whether the head has one hidden layer: its last comes next."""
-    return sum(isinstance(layer, Linear) for layer in head) == 2
+    """Return whether the head has one hidden layer and one output: its last comes next."""
+    return sum(isinstance(layer, Linear) for layer in head) == 2 and _last(head).out_features == 1
 
 
 def _segment(head: nn.Sequential) -> Segment:
     dropout = head[2] if isinstance(head[2], Dropout) else None
     p = dropout.p if dropout is not None and dropout.training else 0.0
     return Segment(_first(head).out_features, p, _ends(head))
+
+
+def _last(head: nn.Sequential) -> Linear:
+    layer = head[-1]
+    assert isinstance(layer, Linear)
+    return layer
 
 
 def _first(head: nn.Sequential) -> Linear:

@@ -17,6 +17,9 @@ Focal loss. Per row (Lin et al. 2017): (1 - p_t)^gamma times cross-entropy, p_t 
 logit, class weight outside. The specification computes the focal weight once from the mean of the
 weighted cross-entropy; that form, which depends on the micro-batch, is `reduction: batch`.
 
+Several classes. The loss is the cross-entropy of the label's class, times the class's weight;
+ordinal classes have cumulative logits in order (`kernels.reference.log_probabilities`).
+
 The arithmetic is in `fusionnet.kernels`; here it is decided what a task's constants are.
 """
 
@@ -27,8 +30,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from embedcache.errors import ConfigError
 from embedcache.scaling import Scaling
-from fusionnet.config.tasks import LossConfig, Task
+from fusionnet.config.tasks import LossConfig, LossName, Task
 from fusionnet.kernels import multitask_loss
 from fusionnet.kernels.reference import TaskTerm
 
@@ -54,13 +58,13 @@ class MultiTaskLoss(nn.Module):
         # Plain numbers, not buffers: fp16 training rounds a module's buffers, and a target's mean
         # may not fit.
         self._terms = tuple(
-            _term(task, float(mean), float(std), scaling.positive_rate.get(task.name), config)
+            _term(task, float(mean), float(std), scaling, config)
             for task, (mean, std) in zip(tasks, statistics, strict=True)
         )
 
     def forward(
         self,
-        outputs: Float[Tensor, "B T"],
+        outputs: Float[Tensor, "B O"],
         targets: Float[Tensor, "B T"],
         weight: Float[Tensor, " B"],
         denominators: Float[Tensor, " T"],
@@ -79,21 +83,19 @@ class MultiTaskLoss(nn.Module):
         return LossParts(total, sums.detach())
 
 
-def _term(
-    task: Task, mean: float, std: float, positive_rate: float | None, config: LossConfig
-) -> TaskTerm:
+def _term(task: Task, mean: float, std: float, scaling: Scaling, config: LossConfig) -> TaskTerm:
     """Return one task's constants.
 
     With uncertainty none, s is held at 0, where exp(-s) L is L and nothing regularises.
     """
-    name: Literal["smooth_l1", "mse", "bce", "focal", "batch_focal"] = task.loss_name
+    name: LossName | Literal["batch_focal"] = task.loss_name
     gamma = task.gamma
     if name == "focal" and task.reduction == "batch":
         name = "batch_focal"
     elif name == "bce":
         name, gamma = "focal", 0.0
     kendall = config.uncertainty == "kendall"
-    half = 0.5 if kendall and task.kind != "binary" else 1.0
+    half = 0.5 if kendall and task.kind == "regression" else 1.0
     regulariser = {"specification": 1.0, "kendall": 0.5, "none": 0.0}[config.uncertainty]
     return TaskTerm(
         loss=name,
@@ -101,9 +103,10 @@ def _term(
         std=std,
         beta=task.beta / std,
         gamma=gamma,
-        pos_weight=class_weight(task, positive_rate),
+        pos_weight=class_weight(task, scaling.positive_rate.get(task.name)),
         factor=half * task.weight,
         regulariser=regulariser * task.weight,
+        class_weights=class_weights(task, scaling),
     )
 
 
@@ -115,3 +118,25 @@ def class_weight(task: Task, positive_rate: float | None) -> float:
         return 1.0
     assert 0 < positive_rate < 1, "the table check refuses a binary target of one class"
     return (1 - positive_rate) / positive_rate
+
+
+def class_weights(task: Task, scaling: Scaling) -> tuple[float, ...]:
+    """Return the weights of a task's K classes, none where it has no codes.
+
+    "auto" gives all classes that train rows have the same share of the loss, 1 on average over
+    rows. Raises ConfigError for a weight of a class that there is not.
+    """
+    if not task.has_codes:
+        return ()
+    classes, given = task.classes or (), task.class_weights
+    if given == "auto":
+        rates = scaling.class_rates[task.name]
+        present = sum(rate > 0 for rate in rates)
+        return tuple(1 / (present * rate) if rate > 0 else 1.0 for rate in rates)
+    weights = given or {}
+    if unknown := [name for name in weights if name not in classes]:
+        raise ConfigError(
+            f"class_weights of task '{task.name}' names {', '.join(map(repr, unknown)):.80}, which"
+            f" is not among the table's classes: {', '.join(classes):.400}"
+        )
+    return tuple(weights.get(name, 1.0) for name in classes)

@@ -1,4 +1,4 @@
-"""The fusion network: strings' vectors, numbers and categories in, one output per task out.
+"""The fusion network: strings' vectors, numbers and categories in, the outputs of all tasks out.
 
 The input projection W [v; p; c] (specification, 4.1) is a sum W_v v + W_p p + W_c c. Its string
 summands are computed once per distinct string where no dropout is drawn per row (evaluation), its
@@ -6,7 +6,7 @@ category summands always once per category; rows gather them as late as that. On
 holds the blocks of all summands, as specified. The single token is the sum of the summands;
 modality tokens are the summands themselves, and their numbers are encoded group by group.
 
-Axes: B rows, U distinct strings, E encoder width, F numeric features, D fusion width, T tasks,
+Axes: B rows, U distinct strings, E encoder width, F numeric features, D fusion width, O outputs,
 W the width of one summand before its projection.
 """
 
@@ -97,13 +97,17 @@ class FusionNetwork(nn.Module):
         )
         self.fusion = _fusion(config, len(self.summand_widths))
         self.heads = Heads(config.fusion_width, tasks)
+        num_outputs = sum(task.num_outputs for task in tasks)
         has_skip = config.linear_skip and num_numeric > 0
-        self.linear_skip = LinearSkip(num_numeric, len(tasks)) if has_skip else None
+        self.linear_skip = LinearSkip(num_numeric, num_outputs) if has_skip else None
 
     def forward(
         self, vectors: Sequence[Float[Tensor, "_ _"]], inputs: RowInputs
-    ) -> Float[Tensor, "B T"]:
-        """Return one output per row and task; `vectors` has one matrix [U, E] per string column."""
+    ) -> Float[Tensor, "B O"]:
+        """Return the outputs of each row (see `Heads`).
+
+        `vectors` has one matrix [U, E] per string column.
+        """
         summands = self.summands(vectors, inputs)
         if isinstance(self.fusion, ModalityFusion):
             fused = self.fusion([summand.on_rows() for summand in summands])

@@ -31,7 +31,8 @@ from torch.nn import functional as F
 
 from embedcache.scaling import Scaling
 from fusionnet.config.tasks import Task
-from fusionnet.model.loss import class_weight
+from fusionnet.kernels.reference import log_probabilities
+from fusionnet.model.loss import class_weight, class_weights
 
 _FLAT = 30.0  # from here on f is 1 in float32 and e^z, which it is computed by, may overflow
 
@@ -60,15 +61,37 @@ def probability_of_task(
     return probability(logit, gamma, class_weight(task, scaling.positive_rate.get(task.name)))
 
 
+def class_probabilities(
+    outputs: Float[Tensor, "B _"], task: Task, scaling: Scaling, weighted: bool
+) -> Float[Tensor, "B K"]:
+    """Return the chances of a task's K classes; `weighted`: as class weights have moved them.
+
+    A loss with class weights w is least at chances that are proportional to w times the true ones.
+    Where they are `weighted`, the largest is the class that the loss decides for.
+    """
+    log_p = log_probabilities(outputs, ordered=task.loss_name == "ordered_logit")
+    if not weighted:
+        weights = log_p.new_tensor(class_weights(task, scaling))
+        log_p = (log_p - weights.log()).log_softmax(1)
+    return log_p.exp()
+
+
 def meaning_of(task: Task, scaling: Scaling) -> str:
-    """Return what the predictions of a binary task are, in words for who reads them."""
+    """Return what the predictions of a task with classes are, in words for who reads them."""
+    if task.has_codes:
+        decided = "" if task.class_weights is None else ", weighted by its class weight,"
+        return (
+            f"{task.column}: the class whose chance{decided} is the largest, beside the chances of"
+            " all classes"
+        )
     if not task.has_probability:
         return (
             f"{task.column}: a score between 0 and 1, not a probability (reduction: batch); above"
             " 0.5 it counts as positive"
         )
     weight = class_weight(task, scaling.positive_rate.get(task.name))
+    what = "a positive label" if task.classes is None else task.classes[1]
     return (
-        f"{task.column}: the probability of a positive label; above {1 / (1 + weight):.3g} (a score"
+        f"{task.column}: the probability of {what}; above {1 / (1 + weight):.3g} (a score"
         " of 0.5) it counts as positive"
     )

@@ -57,8 +57,8 @@ class TrainableModel(nn.Module):
 
     def outputs(
         self, vectors: Sequence[Float[Tensor, "_ _"]], inputs: RowInputs
-    ) -> Float[Tensor, "B T"]:
-        """Return the heads' outputs in fp32: standardised for regression, logits for binary."""
+    ) -> Float[Tensor, "B O"]:
+        """Return the heads' outputs in fp32: standardised numbers, or logits of classes."""
         with self.autocast():
             return self.network(vectors, inputs).float()
 

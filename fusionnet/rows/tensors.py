@@ -22,7 +22,6 @@ from torch import Tensor
 from embedcache.cache.layout import Layout, RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
-from embedcache.scaling import transformed
 
 _CHUNKS_PER_READ = 4
 
@@ -146,7 +145,7 @@ def rows_of(cache: Cache, block: RowBlock, split: str, start: int = 0) -> RowTab
         string_id=torch.from_numpy(block.string_id[chosen]).long(),
         numeric=cache.scaling.apply(torch.from_numpy(block.numeric[chosen])),
         category=torch.from_numpy(block.category[chosen]).long(),
-        targets=transformed(labels, [each.transform for each in cache.layout.targets]).float(),
+        targets=cache.scaling.as_learnt(labels).float(),
         weight=torch.from_numpy(block.weight[chosen]),
         row=torch.from_numpy(chosen + start),
     )

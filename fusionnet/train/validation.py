@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from embedcache.live.shared import vectors_of_all_columns
-from embedcache.scaling import undone
 from fusionnet.metrics import Metrics, task_metrics
 from fusionnet.model.forward import forward_batches, refuse_non_finite, to_units
 from fusionnet.stopping import is_asked
@@ -42,20 +41,22 @@ def validate(trainer: Trainer) -> Validated | None:
         return None
     rows, world, recipe = trainer.validation_rows, trainer.world, trainer.recipe
     num_tasks, shares = len(recipe.tasks), rows.shares(world.size)
-    everyone = world.gather_rows(own[0], shares)  # [N, 2 T + 1]
-    if not everyone[:, :num_tasks].isfinite().all():  # on every rank
+    num_outputs = sum(task.num_outputs for task in recipe.tasks)
+    everyone = world.gather_rows(own[0], shares)  # [N, O + T + 1]
+    if not everyone[:, :num_outputs].isfinite().all():  # on every rank
         number = world.gather_rows(own[1], shares)
         what = "the validation rows (counted over all files, from 0)"
-        refuse_non_finite(everyone[:, :num_tasks], recipe.tasks, everyone[:, :0], (), number, what)
+        outputs, nothing = everyone[:, :num_outputs], everyone[:, :0]
+        refuse_non_finite(outputs, recipe.tasks, nothing, (), number, what)
     result: Validated | None = None
     if world.is_main:
-        outputs, targets, weight = everyone.split([num_tasks, num_tasks, 1], dim=1)
+        outputs, targets, weight = everyone.split([num_outputs, num_tasks, 1], dim=1)
         denominators = (weight * targets.isfinite()).sum(0)  # [T]
         with torch.no_grad():
             loss = trainer.model.loss(outputs, targets, weight.squeeze(1), denominators, 1.0).total
-        predictions = to_units(outputs, recipe.tasks, trainer.cache.scaling, "score")
-        transforms = [task.transform for task in recipe.tasks]
-        raw = undone(targets.cpu().double(), transforms).numpy()
+        scaling = trainer.cache.scaling
+        predictions = to_units(outputs, recipe.tasks, scaling, "score")
+        raw = scaling.in_units(targets.cpu().double()).numpy()
         metrics = task_metrics(recipe.tasks, raw, predictions.cpu().numpy())
         result = Validated(float(loss) if denominators.any() else None, metrics)
     return world.broadcast(result)
@@ -72,7 +73,8 @@ def _own_part(trainer: Trainer) -> Part | None:
 
     None on every rank where one of them was told to stop.
     """
-    world, width = trainer.world, 2 * len(trainer.recipe.tasks) + 1
+    world, tasks = trainer.world, trainer.recipe.tasks
+    width = sum(task.num_outputs for task in tasks) + len(tasks) + 1
     values = [torch.zeros(0, width, device=world.device)]
     numbers = [torch.zeros(0, dtype=torch.int64, device=world.device)]
     with closing(_parts(trainer)) as parts:

@@ -17,7 +17,7 @@ from fusionnet.trained.run import TrainedRun
 
 FEW_STRINGS = 1000  # of a column; a model that has seen fewer extrapolates
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_TASKS = {"regression": "tabular-regression", "binary": "tabular-classification"}
+_REGRESSION, _CLASSIFICATION = "tabular-regression", "tabular-classification"
 
 
 def model_card(run: TrainedRun) -> str:
@@ -48,10 +48,10 @@ def metadata(run: TrainedRun) -> ModelCardData:
     on_hub = [
         source for source in sources if _HUB_ID.fullmatch(source) and not Path(source).exists()
     ]
-    kinds = list(dict.fromkeys(_HUB_TASKS[task.kind] for task in run.tasks))
+    kinds = list(dict.fromkeys(_hub_task(task) for task in run.tasks))
     results = [
         EvalResult(
-            task_type=_HUB_TASKS[task.kind],
+            task_type=_hub_task(task),
             dataset_type="table",
             dataset_name=run.data.title,
             dataset_split="validation",
@@ -72,6 +72,10 @@ def metadata(run: TrainedRun) -> ModelCardData:
         model_name=run.name,
         eval_results=results or None,
     )
+
+
+def _hub_task(task: Task) -> str:
+    return _REGRESSION if task.kind == "regression" else _CLASSIFICATION
 
 
 def _metrics(run: TrainedRun) -> list[tuple[Task, str, float | None]]:

@@ -30,12 +30,14 @@ from torch import Tensor
 from embedcache.config.table import OnInvalid
 from embedcache.errors import ConfigError, NonFinitePredictionError, UnobservedTaskError
 from embedcache.table.table import Table
-from fusionnet.config.reward import BinaryUnit
+from fusionnet.config.reward import BinaryUnit, RewardPenalty, RewardTerm
+from fusionnet.config.tasks import prediction_columns
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.model.forward import prediction_bar, refuse_non_finite, to_units
 from fusionnet.rows.tensors import RowInputs, joined
 from fusionnet.trained.folder import Moment
 from fusionnet.trained.frames import FrameBlock, frame_blocks, is_pandas, open_frame
+from fusionnet.trained.named import prediction_frame
 from fusionnet.trained.run import Precision, TrainedRun, load_run
 from fusionnet.trained.vectors import vectors_of_all_strings
 
@@ -45,8 +47,8 @@ BATCH_ROWS = 8192
 class _Batch(NamedTuple):
     """Consecutive rows of a frame, of which U can be used."""
 
-    outputs: Float[Tensor, "U T"]
-    predictions: Float[Tensor, "U T"]  # in the units that were asked for
+    outputs: Float[Tensor, "U O"]
+    predictions: Float[Tensor, "U P"]  # in the units that were asked for
     block: FrameBlock
 
 
@@ -75,9 +77,10 @@ class RewardModel:
         """Return predictions in raw units, and what is to be known of each.
 
         One column `predicted_<column>` per task (binary tasks have probabilities, see
-        `fusionnet.model.probability`), then `known`: training saw the row's strings and categories;
-        `outside`: a number of it lies outside of the train rows'; `reason`: in words why it is not
-        known, is outside, or cannot be used.
+        `fusionnet.model.probability`; of several classes the class, then the probability of each,
+        `probability_<column>_<class>`), then `known`: training saw the row's strings and
+        categories; `outside`: a number of it lies outside of the train rows'; `reason`: in words
+        why it is not known, is outside, or cannot be used.
 
         `frame` is a polars or pandas frame, or a path, with the columns that the run's config
         names, in their units; a pandas frame comes back as one, with its index. Raises TableError
@@ -117,13 +120,11 @@ class RewardModel:
         """
         if reward:
             self.check_reward()
-        columns = [f"predicted_{task.column}" for task in self.run.tasks]
         table = open_frame(self.run, frame, on_invalid)
         with prediction_bar(table.num_rows, progress) as bar:
             for found in self._batches(table, "probability", keep, with_marks=True):
                 block = found.block
-                predictions = block.spread(found.predictions).cpu().numpy()
-                batch = pl.DataFrame(predictions, schema=columns)
+                batch = self._named(found)
                 if reward:
                     rewards = self.reward_of(self._as_rewarded(found.outputs))
                     spread = block.spread(rewards.unsqueeze(1)).squeeze(1)
@@ -165,10 +166,10 @@ class RewardModel:
         ]
         return self._total(self._as_rewarded(outputs), widths)
 
-    def reward_of(self, predictions: Float[Tensor, "B T"]) -> Float[Tensor, " B"]:
+    def reward_of(self, predictions: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         """Return the reward of predictions in raw units, with hard thresholds.
 
-        Columns are in the order of the run's tasks; those of binary tasks are what `reward.binary`
+        Columns are those of `prediction_columns`; of binary tasks they hold what `reward.binary`
         says.
         """
         return self._total(predictions, [None] * len(self.run.reward.penalties))
@@ -184,19 +185,22 @@ class RewardModel:
                 f"{self.run.folder / self.run.name}_config.yaml has no reward.terms, so there is no"
                 " reward; see configs/stage1.yaml for an example"
             )
-        for task in reward.tasks:
-            self._index_of(task)
+        nothing = torch.zeros(0, sum(task.num_classes for task in self.run.tasks))
+        for term in reward.terms:
+            self._value_of(term, nothing)
+        for penalty in reward.penalties:
+            self._value_of(penalty, nothing)
 
     def _total(
-        self, predictions: Float[Tensor, "B T"], widths: Sequence[float | None]
+        self, predictions: Float[Tensor, "B P"], widths: Sequence[float | None]
     ) -> Float[Tensor, " B"]:
         """Return the reward, with a sigmoid for each penalty that has a width."""
         config = self.run.reward
         total = predictions.new_zeros(len(predictions))
         for term in config.terms:
-            total = total + term.weight * predictions[:, self._index_of(term.task)]
+            total = total + term.weight * self._value_of(term, predictions)
         for penalty, width in zip(config.penalties, widths, strict=True):
-            value = predictions[:, self._index_of(penalty.task)]
+            value = self._value_of(penalty, predictions)
             if penalty.above is not None:
                 beyond = value - penalty.above
             else:
@@ -212,6 +216,37 @@ class RewardModel:
                 " fp32, or a feature of these rows is far beyond the train rows"
             )
         return total
+
+    def _named(self, found: _Batch) -> pl.DataFrame:
+        """Return the predictions of all rows of a batch, with their names."""
+        run, spread = self.run, found.block.spread
+        predictions = scores = spread(found.predictions)
+        if any(task.has_codes for task in run.tasks):
+            scores = spread(to_units(found.outputs, run.tasks, run.scaling, "score"))
+        return prediction_frame(run.tasks, predictions.cpu().numpy(), scores.cpu().numpy())
+
+    def _value_of(
+        self, read: RewardTerm | RewardPenalty, predictions: Float[Tensor, "B P"]
+    ) -> Float[Tensor, " B"]:
+        """Return what a term or penalty reads of the predictions."""
+        number = self._index_of(read.task)
+        task = self.run.tasks[number]
+        chances = predictions[:, prediction_columns(self.run.tasks)[number]]
+        if read.label is not None and read.label not in (task.classes or ()):
+            raise ConfigError(
+                f"reward reads the chance of class '{read.label:.80}' of task '{task.name}', whose"
+                f" classes are {', '.join(task.classes or ('none',)):.400}"
+            )
+        if task.kind == "multiclass" and read.label is None:
+            raise ConfigError(
+                f"reward reads task '{task.name}', which has several classes: say in `label` which"
+                f" one's chance is meant: {', '.join(task.classes or ()):.400}"
+            )
+        if not task.has_codes:
+            return chances[:, 0]
+        if read.label is None:
+            return chances @ torch.arange(chances.shape[1]).to(chances)
+        return chances[:, (task.classes or ()).index(read.label)]
 
     def _index_of(self, task: str) -> int:
         """Return a task's index among the outputs; raise UnobservedTaskError if it is untrained."""
@@ -230,7 +265,7 @@ class RewardModel:
             " with these labels, or take the task out of reward in the run's config"
         )
 
-    def _as_rewarded(self, outputs: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    def _as_rewarded(self, outputs: Float[Tensor, "B O"]) -> Float[Tensor, "B P"]:
         """Return outputs in the units that the reward reads."""
         return to_units(outputs, self.run.tasks, self.run.scaling, self.run.reward.binary)
 
@@ -252,8 +287,8 @@ class RewardModel:
             where = f"rows {start:,} to {start + len(block.usable) - 1:,}"
             start += len(block.usable)
             if tables is None or not rows.num_rows:
-                nothing = torch.empty(0, len(run.tasks), device=run.device)
-                yield _Batch(nothing, nothing, block)
+                nothing = torch.empty(0, run.model.network.heads.num_outputs, device=run.device)
+                yield _Batch(nothing, to_units(nothing, run.tasks, run.scaling), block)
                 continue
             # they move to the device while it still works on the batch before
             outputs = self._evaluate(tables, rows.to(run.device, non_blocking=True))

@@ -80,8 +80,8 @@ class TrainedRun:
 
     @property
     def meanings(self) -> list[str]:
-        """What the predictions of the binary tasks are, in words."""
-        return [meaning_of(task, self.scaling) for task in self.tasks if task.kind == "binary"]
+        """What the predictions of the tasks with classes are, in words."""
+        return [meaning_of(task, self.scaling) for task in self.tasks if task.kind != "regression"]
 
     @property
     def standin(self) -> bool:

@@ -8,7 +8,6 @@ a cache built for it would give, but no string is encoded again and no row writt
 import io
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -32,6 +31,7 @@ from fusionnet.runfolder.listing import write_listed
 from fusionnet.runfolder.lock import locked
 from fusionnet.train.callbacks import Record
 from fusionnet.train.runlog import write_json
+from fusionnet.trained.named import labels_in_words, prediction_frame
 from fusionnet.trained.run import TrainedRun, load_run
 from fusionnet.workflow.checked_cache import open_checked_cache
 from fusionnet.workflow.folds_folder import METRICS, PREDICTIONS, FoldsFolder, open_folder
@@ -158,18 +158,13 @@ def _evaluated(folder: Path, cache: Cache, rotation: int, with_baselines: bool) 
 
 def _predictions(run: TrainedRun, evaluation: Evaluation, rotation: int) -> pl.DataFrame:
     """Return the predictions of a fold's test rows beside their labels, null where unobserved."""
-    columns: Mapping[str, pl.Series] = {
-        f"{what}_{task.column}": pl.Series(values[:, t]).fill_nan(None)
+    observed = {
+        f"observed_{task.column}": labels_in_words(task, evaluation.targets[:, t])
         for t, task in enumerate(run.tasks)
-        for what, values in (
-            ("observed", evaluation.targets),
-            ("predicted", evaluation.predictions),
-        )
     }
     fold = pl.lit(rotation, dtype=pl.Int32)
-    return pl.DataFrame({"row": evaluation.rows, **columns}).select(
-        "row", fold.alias("fold"), pl.exclude("row")
-    )
+    rows = pl.DataFrame({"row": evaluation.rows}).with_columns(fold=fold, **observed)
+    return rows.hstack(prediction_frame(run.tasks, evaluation.predictions, evaluation.scores))
 
 
 def _write_predictions(place: FoldsFolder, rotations: range, num_rows: int) -> None:

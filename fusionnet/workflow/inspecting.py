@@ -1,11 +1,15 @@
 """What a cache holds, for people and for scripts."""
 
 import json
+from collections.abc import Sequence
 
 from embedcache.build.report import BuildReport
 from embedcache.cache.reader import Cache
-from embedcache.config.table import NumericColumn, TargetColumn
+from embedcache.config.table import NumericColumn
+from embedcache.config.targets import TargetColumn
 from embedcache.text import text_table
+
+MOST_SHARES = 8  # classes of a target in one line
 
 
 def as_json(cache: Cache) -> dict[str, object]:
@@ -68,21 +72,31 @@ def _features(cache: Cache) -> list[tuple[str, ...]]:
 
 def _targets(cache: Cache) -> list[tuple[str, ...]]:
     """Return a row of cells per target, below their head."""
-    rows: list[tuple[str, ...]] = [("target", "transform", "mean", "spread", "positive")]
+    rows: list[tuple[str, ...]] = [
+        (("target", "transform", "mean", "spread", "positive, or shares of classes"))
+    ]
     scaling = cache.scaling
     for number, target in enumerate(cache.layout.targets):
         rate = scaling.positive_rate.get(target.name)
-        is_binary = target.kind == "binary"
+        is_class = target.kind != "regression"
+        shares = scaling.class_rates.get(target.name)
         statistics = (scaling.target_mean, scaling.target_std)
         rows.append(
             (
                 _with_unit(target),
-                "-" if is_binary else target.transform,
-                *("-" if is_binary else f"{values[number]:.5g}" for values in statistics),
-                "-" if rate is None else f"{rate:.4f}",
+                target.kind if is_class else target.transform,
+                *("-" if is_class else f"{values[number]:.5g}" for values in statistics),
+                _shares(target, shares) if shares else "-" if rate is None else f"{rate:.4f}",
             )
         )
     return rows
+
+
+def _shares(target: TargetColumn, shares: Sequence[float]) -> str:
+    """Return the classes with their shares of the train labels, the first few of many."""
+    pairs = list(zip(target.classes or (), shares, strict=True))
+    more = ", ..." if len(pairs) > MOST_SHARES else ""
+    return ", ".join(f"{name} {share:.3f}" for name, share in pairs[:MOST_SHARES]) + more
 
 
 def _with_unit(column: NumericColumn | TargetColumn) -> str:

@@ -57,7 +57,8 @@ def write_scores(
         keep = _source_rows(source, [*added, *MARKS], as_csv)
         batches = model.batches(source, reward, keep, progress=True, on_invalid=on_invalid)
         first = next(batches)  # the whole input is checked before anything is written
-    written, sums = Written(), dict.fromkeys(added, 0.0)
+    written = Written()
+    sums = {name: 0.0 for name in added if first.schema[name].is_numeric()}  # not of classes
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -67,7 +68,7 @@ def write_scores(
             for batch in chain([first], batches):
                 write(batch)
                 _count(written, batch)
-                for name in added:
+                for name in sums:
                     sums[name] += float(batch[name].cast(pl.Float64).sum())
     except OSError as error:
         raise OutputError(explained(error)) from None

@@ -15,7 +15,8 @@ from embedcache.cache.reader import Cache, open_cache
 from embedcache.config.cache import CacheConfig
 from embedcache.config.encoder import EncoderConfig
 from embedcache.config.split import SplitConfig
-from embedcache.config.table import DataConfig, TargetColumn
+from embedcache.config.table import DataConfig
+from embedcache.config.targets import TargetColumn
 from embedcache.schema import parse_config
 
 # the first two are one string

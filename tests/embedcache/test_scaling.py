@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from embedcache.build.statistics import SPREAD_FLOOR, Moments, ScalingFit, vector_scaling
-from embedcache.config.table import NumericColumn, TargetColumn
+from embedcache.build.moments import SPREAD_FLOOR, Moments, vector_scaling
+from embedcache.build.statistics import ScalingFit
+from embedcache.config.table import NumericColumn
+from embedcache.config.targets import TargetColumn
 from embedcache.scaling import CELSIUS_ZERO_K, Scaling, transformed, undone
 
 FINITE = st.floats(-1e6, 1e6, width=32)
@@ -193,3 +195,62 @@ def test_a_scaling_without_features_works() -> None:
     fit.add(np.empty((4, 0), dtype=np.float32), np.ones((4, 1), dtype=np.float32))
     assert fit.result().apply(torch.empty(4, 0)).shape == (4, 0)
     assert fit.result().target_mean == (1.0,)
+
+
+def ranked(*blocks: list[float], transform: str = "quantile") -> Scaling:
+    """Return what is fitted to the labels of one target, block by block."""
+    fit = ScalingFit((), [TargetColumn(name="y", column="y", transform=transform)])
+    for block in blocks:
+        labels = np.array(block, dtype=np.float32).reshape(-1, 1)
+        fit.add(np.zeros((len(block), 0), dtype=np.float32), labels)
+    return fit.result()
+
+
+def labels_of(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64).unsqueeze(1)
+
+
+def test_a_quantile_transform_is_the_normal_score_of_a_rank() -> None:
+    scaling = ranked([3.0, np.nan, 1000.0], [1.0, 2.0])
+    scores = torch.special.ndtri(labels_of([1 / 8, 3 / 8, 5 / 8, 7 / 8]))
+    torch.testing.assert_close(scaling.as_learnt(labels_of([1.0, 2.0, 3.0, 1000.0])), scores)
+    between = scaling.as_learnt(labels_of([1.5, 501.5]))
+    torch.testing.assert_close(between, (scores[[0, 2]] + scores[[1, 3]]) / 2)
+    # beyond the train labels there are no ranks
+    torch.testing.assert_close(scaling.as_learnt(labels_of([-9.0, 9e9])), scores[[0, 3]])
+    assert scaling.in_units(labels_of([-50.0, 50.0])).flatten().tolist() == [1.0, 1000.0]
+    assert scaling.as_learnt(labels_of([np.nan])).isnan().all()
+    assert scaling.target_std[0] == pytest.approx(float(scores.std(correction=0)))
+
+
+@examples(cost=2)
+@given(
+    labels=st.lists(st.one_of(FINITE, st.sampled_from([0.0, 1.0])), min_size=1, max_size=1500),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_a_quantile_transform_keeps_the_order_and_is_undone(
+    labels: list[float], dtype: torch.dtype
+) -> None:
+    scaling = ranked(labels)
+    assert Scaling.from_json(scaling.to_json()) == scaling
+    raw = torch.tensor(sorted(np.float32(labels).tolist()), dtype=dtype).unsqueeze(1)
+    learnt = scaling.as_learnt(raw)
+    assert learnt.isfinite().all()
+    assert (learnt.diff(dim=0) >= 0).all()
+    back = scaling.in_units(learnt)
+    spread = float(raw.max() - raw.min())
+    knots = torch.tensor(scaling.quantiles[0]).to(dtype)
+    inside = ((raw >= knots.min()) & (raw <= knots.max())).squeeze(1)
+    torch.testing.assert_close(back[inside], raw[inside], rtol=1e-4, atol=1e-4 * spread + 1e-6)
+
+
+def test_classes_have_their_shares_of_the_train_labels() -> None:
+    target = TargetColumn(name="c", column="c", kind="multiclass", classes=("a", "b", "d"))
+    fit = ScalingFit((), [target])
+    fit.add(
+        np.zeros((5, 0), dtype=np.float32), np.array([[0], [2], [2], [np.nan], [2]], np.float32)
+    )
+    scaling = fit.result()
+    assert scaling.class_rates == {"c": (0.25, 0.0, 0.75)}
+    assert (scaling.target_mean, scaling.target_std) == ((0.0,), (1.0,))
+    assert "no train row has class 'b'" in " ".join(fit.remarks())

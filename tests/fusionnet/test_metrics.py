@@ -2,10 +2,19 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics
 
-from fusionnet.config.tasks import Task
-from fusionnet.metrics import binary_metrics, reaches, regression_metrics, task_metrics
+from fusionnet.config.tasks import MULTICLASS_METRICS, Task
+from fusionnet.metrics import (
+    binary_metrics,
+    macro_metrics,
+    multiclass_metrics,
+    ordinal_metrics,
+    reaches,
+    regression_metrics,
+    task_metrics,
+)
 
 
 def test_regression_by_hand_and_gaps_are_left_out() -> None:
@@ -18,7 +27,9 @@ def test_regression_by_hand_and_gaps_are_left_out() -> None:
 
 def test_binary_by_hand() -> None:
     found = binary_metrics(np.array([1.0, 0, 1, 0, np.nan]), np.array([0.9, 0.6, 0.4, 0.1, 0.9]))
-    assert found == {"accuracy": 0.5, "auroc": 0.75, "f1": 0.5, "recall": 0.5, "precision": 0.5}
+    halves = dict.fromkeys(("accuracy", "f1", "recall", "precision", "balanced_accuracy"), 0.5)
+    # of the two positives one is first, the other third
+    assert found == {**halves, "auroc": 0.75, "auprc": (1 + 2 / 3) / 2}
 
 
 @pytest.mark.parametrize("num_rows", [2, 7, 257, 20_000])
@@ -36,6 +47,7 @@ def test_the_numbers_are_those_of_scikit_learn(
             "mae": metrics.mean_absolute_error(*wide),
             "rmse": metrics.root_mean_squared_error(*wide),
             "r2": metrics.r2_score(*wide),
+            "spearman": stats.spearmanr(*wide).statistic,
         },
         rel=1e-12,
     )
@@ -50,9 +62,58 @@ def test_the_numbers_are_those_of_scikit_learn(
             "f1": metrics.f1_score(label, chosen, zero_division=0),
             "recall": metrics.recall_score(label, chosen),
             "precision": metrics.precision_score(label, chosen) if chosen.any() else None,
+            "auprc": metrics.average_precision_score(label, probability),
+            "balanced_accuracy": metrics.balanced_accuracy_score(label, chosen),
         },
         rel=1e-12,
     )
+
+
+@pytest.mark.parametrize("num_rows", [7, 257, 5000])
+@pytest.mark.parametrize("decimals", [1, 16])  # with ties, and without
+def test_the_numbers_of_classes_are_those_of_scikit_learn(num_rows: int, decimals: int) -> None:
+    generator = np.random.default_rng(num_rows)
+    num_classes = 4
+    label = generator.integers(0, num_classes, num_rows)
+    label[:num_classes] = range(num_classes)
+    logit = 2 * np.eye(num_classes)[label] + generator.normal(size=(num_rows, num_classes))
+    chance = (np.exp(logit) / np.exp(logit).sum(1, keepdims=True)).round(decimals)
+    chosen, target = chance.argmax(1), label.astype(np.float32)
+    each = [(label == k, chance[:, k]) for k in range(num_classes)]
+    expected = {
+        "accuracy": metrics.accuracy_score(label, chosen),
+        "balanced_accuracy": metrics.balanced_accuracy_score(label, chosen),
+        "f1": metrics.f1_score(label, chosen, average="macro"),
+        "auroc": np.mean([metrics.roc_auc_score(*pair) for pair in each]),
+        "auprc": np.mean([metrics.average_precision_score(*pair) for pair in each]),
+    }
+    assert multiclass_metrics(target, chance) == pytest.approx(expected, rel=1e-12)
+    mean = chance @ np.arange(num_classes)
+    expected |= {
+        "mae": metrics.mean_absolute_error(label, chosen),
+        "kappa": metrics.cohen_kappa_score(label, chosen, weights="quadratic"),
+        "spearman": stats.spearmanr(label, mean).statistic,
+    }
+    assert ordinal_metrics(target, chance) == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_class_that_no_row_has_does_not_count() -> None:
+    chance = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1]])
+    found = multiclass_metrics(np.array([0.0, 1.0, np.nan]), chance)
+    assert found == dict.fromkeys(MULTICLASS_METRICS, 1.0)
+    one = multiclass_metrics(np.array([0.0, 0.0, np.nan]), chance)
+    assert (one["auroc"], one["auprc"], one["accuracy"]) == (None, None, 0.5)
+    assert ordinal_metrics(np.zeros(3), np.eye(3)[[0, 0, 0]])["kappa"] is None
+
+
+def test_several_binary_tasks_have_means_over_them() -> None:
+    tasks = [Task(name=name, column=name, kind="binary") for name in ("a", "b", "c")]
+    target = np.array([[1.0, 0, np.nan], [0.0, 1, np.nan]])
+    found = task_metrics(tasks, target, np.array([[0.9, 0.8, 0.1], [0.2, 0.7, 0.1]]))
+    macro = macro_metrics(tasks, found)
+    assert macro["auprc"] == pytest.approx((1 + 0.5) / 2)  # c has no label
+    assert macro["auroc"] == pytest.approx((1 + 0) / 2)
+    assert macro_metrics(tasks[:1], found) == {}
 
 
 def test_what_is_not_finite_has_no_metrics() -> None:

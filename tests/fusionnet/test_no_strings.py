@@ -153,5 +153,5 @@ def test_a_table_of_nothing_is_refused(make_config: Maker) -> None:
 def test_strings_cannot_be_left_out_where_there_are_none(make_config: Maker) -> None:
     experiment = load_experiment(make_config("strings"), ["split.strategy=leave_strings_out"])
     parts = (experiment.data, experiment.targets, experiment.split, experiment.encoder)
-    with pytest.raises(ConfigError, match="needs a column in data"):
+    with pytest.raises(ConfigError, match="needs a string column in data"):
         build_cache(*parts, experiment.cache)

@@ -197,7 +197,8 @@ def test_one_mistake_has_no_follow_up(tmp_path: Path) -> None:
         load_experiment(tmp_path / "c.yaml")
     lines = str(error.value).splitlines()[1:]
     assert lines == [
-        "  - tasks.0.column: is required; the table's column, of numbers or booleans",
+        "  - tasks.0.column: is required; the table's column, of numbers or booleans; of classes"
+        " also text",
         "  - tasks.0.columm: unknown key; did you mean 'column'?",
     ]
 

@@ -221,13 +221,15 @@ def make_run(tiny_experiment: Path) -> RunMaker:
 
 def made_record(epoch: int) -> dict[str, Any]:
     """Return a log record of an epoch with the keys that training writes."""
-    scores = {"mae": 1.0 / epoch, "rmse": 1.5 / epoch, "r2": 1 - 0.5 / epoch}
+    scores = {"mae": 1.0 / epoch, "rmse": 1.5 / epoch, "r2": 1 - 0.5 / epoch, "spearman": 0.5}
     binary = {
         "accuracy": 0.9,
         "auroc": 1 - 0.2 / epoch,
         "f1": None,
         "recall": 0.5,
         "precision": None,
+        "auprc": 0.5,
+        "balanced_accuracy": 0.5,
     }
     named = {
         f"{task}_{metric}": value

@@ -3,16 +3,16 @@
 Rows' losses are in standardised units of the target (see `fusionnet.model.loss`). Nothing here is
 shared with what trains: constants come from the config and the train rows' statistics.
 
-Axes: B rows, T tasks.
+Axes: B rows, O outputs, T tasks.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from embedcache.scaling import Scaling
-from fusionnet.config.tasks import Task
+from fusionnet.config.tasks import Task, output_columns
 from fusionnet.recipe import Recipe
 from fusionnet.rows.tensors import RowTable
 
@@ -23,21 +23,24 @@ def rows_loss(
     recipe: Recipe,
     scaling: Scaling,
     log_variance: Float[Tensor, " T"],
-    outputs: Float[Tensor, "B T"],
+    outputs: Float[Tensor, "B O"],
     rows: RowTable,
     denominators: Float[Tensor, " T"],
 ) -> Float[Tensor, ""]:
     """Return sum over tasks of exp(-s) times the weighted losses of rows over the denominator."""
-    total = outputs.new_zeros(())
+    total, columns = outputs.new_zeros(()), output_columns(recipe.tasks)
     for number, task in enumerate(recipe.tasks):
         seen = rows.targets[:, number].isfinite()
         if denominators[number] == 0 or not seen.any():
             continue
-        output, weight = outputs[seen, number], rows.weight[seen].to(outputs.dtype)
+        output, weight = outputs[seen, columns[number]], rows.weight[seen].to(outputs.dtype)
         label = rows.targets[seen, number].double()  # its transform is applied
         mean, std = scaling.target_mean[number], scaling.target_std[number]
         target = ((label - mean) / std).to(outputs.dtype)
-        summed = _weighted_losses(task, scaling, std, output, target, weight)
+        if task.has_codes:
+            summed = (weight * _class_losses(task, scaling, output, label.long())).sum()
+        else:
+            summed = _weighted_losses(task, scaling, std, output.squeeze(1), target, weight)
         half = recipe.loss.uncertainty == "kendall" and task.kind == "regression"
         factor = task.weight * (0.5 if half else 1.0)
         total = total + factor * torch.exp(-_s(recipe, log_variance)[number]) * (
@@ -85,6 +88,31 @@ def _weighted_losses(
         mean = (weight * cross_entropy).sum() / weight.sum()
         return weight.sum() * (-torch.expm1(-mean)) ** task.gamma * mean
     return (weight * (-torch.expm1(log_p)) ** task.gamma * cross_entropy).sum()
+
+
+def _class_losses(
+    task: Task, scaling: Scaling, output: Float[Tensor, "B _"], label: Int[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """Return minus the weighted log of the chance of the label's class."""
+    wide = output.double()
+    chances = wide.softmax(1)
+    if task.loss_name == "ordered_logit":  # of being at or above each class but the first
+        logits = torch.cat([wide[:, :1], -F.softplus(wide[:, 1:])], dim=1).cumsum(1)
+        edges = [torch.ones_like(wide[:, :1]), logits.sigmoid(), torch.zeros_like(wide[:, :1])]
+        chances = -torch.cat(edges, dim=1).diff(dim=1)
+    weights = _class_weights(task, scaling)
+    losses = [-weights[k] * row[k].log() for row, k in zip(chances, label.tolist(), strict=True)]
+    return torch.stack(losses).to(output.dtype)
+
+
+def _class_weights(task: Task, scaling: Scaling) -> list[float]:
+    classes = list(task.classes or ())
+    if task.class_weights == "auto":
+        rates = scaling.class_rates[task.name]
+        num_present = len([rate for rate in rates if rate])
+        return [1 / (rate * num_present) if rate else 1.0 for rate in rates]
+    given = task.class_weights or {}
+    return [given.get(name, 1.0) for name in classes]
 
 
 def _positive_weight(task: Task, scaling: Scaling) -> float:

@@ -1,6 +1,7 @@
 """Rows as training has them, held to the same rows of the cache, read and scaled once more."""
 
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
-from embedcache.config.table import TargetColumn
+from embedcache.config.targets import TargetColumn
 from embedcache.scaling import CELSIUS_ZERO_K, Scaling
 from fusionnet.rows.tensors import RowTable
 
@@ -30,7 +31,7 @@ def _is_row(row: RowTable, block: RowBlock, cache: Cache) -> bool:
         block.split.tolist() == [SPLITS.index("train")]
         and row.string_id.tolist() == block.string_id.tolist()
         and row.category.tolist() == block.category.tolist()
-        and _same_targets(row.targets.numpy(), block.targets, cache.layout.targets)
+        and _same_targets(row.targets.numpy(), block.targets, cache.layout.targets, cache.scaling)
         and np.array_equal(row.weight.numpy(), block.weight)
         and np.allclose(row.numeric.numpy(), features, rtol=_TOLERANCE, atol=_TOLERANCE)
     )
@@ -40,13 +41,16 @@ def _same_targets(
     found: Float[np.ndarray, "1 T"],
     raw: Float[np.ndarray, "1 T"],
     columns: Sequence[TargetColumn],
+    scaling: Scaling,
 ) -> bool:
     """Return whether targets are the cache's, bitwise where no transform rounds them."""
     for number, column in enumerate(columns):
         x = raw[:, number].astype(np.float64)
         match column.transform:
-            case "identity":
+            case "standardize":
                 tolerance = 0.0
+            case "quantile":
+                x, tolerance = _normal_scores(x, scaling.quantiles[number]), _TOLERANCE
             case "log10":
                 x, tolerance = np.log10(x), _TOLERANCE
             case "log1p":
@@ -54,6 +58,17 @@ def _same_targets(
         if not np.allclose(found[:, number], x, rtol=tolerance, atol=tolerance, equal_nan=True):
             return False
     return True
+
+
+def _normal_scores(
+    labels: Float[np.ndarray, " _"], quantiles: Sequence[float]
+) -> Float[np.ndarray, " _"]:
+    """Return labels' normal scores, linear between those of the quantiles."""
+    num_knots = len(quantiles)
+    scores = np.array([NormalDist().inv_cdf((k + 0.5) / num_knots) for k in range(num_knots)])
+    knots = np.unique(quantiles)
+    means = [scores[np.equal(quantiles, knot)].mean() for knot in knots]
+    return np.where(np.isnan(labels), labels, np.interp(labels, knots, means))
 
 
 def _standardised(raw: Float[np.ndarray, "1 F"], scaling: Scaling) -> Float[np.ndarray, "1 F"]:

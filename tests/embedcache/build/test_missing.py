@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 import torch
 
-from embedcache.build.statistics import Moments, ScalingFit
+from embedcache.build.moments import Moments
+from embedcache.build.statistics import ScalingFit
 from embedcache.config.split import SPLITS
-from embedcache.config.table import TargetColumn
+from embedcache.config.targets import TargetColumn
 from embedcache.errors import ConfigError, SplitError, TableError, TokenizerError
 
 BAD = {  # row -> its change, and what the report says

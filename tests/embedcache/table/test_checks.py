@@ -41,5 +41,5 @@ def test_of_other_texts_nothing_is_said(text: str) -> None:
 
 
 def test_classes_in_words_are_told_what_to_be() -> None:
-    assert "0 and 1" in advice_on_classes(["female", "male"])
+    assert "`classes`" in advice_on_classes(["female", "male"])
     assert "data.null_values" in advice_on_classes(["NA"])

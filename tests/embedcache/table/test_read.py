@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 from embedcache.config.split import SplitConfig
-from embedcache.config.table import DataConfig, StringColumn, TargetColumn
+from embedcache.config.table import DataConfig, StringColumn
+from embedcache.config.targets import TargetColumn
 from embedcache.errors import ConfigError, TableError
 from embedcache.table.columns import NO_VALUE
 from embedcache.table.read import read_table
@@ -209,7 +210,7 @@ def test_text_among_csv_numbers_is_found_and_shown(
         f"{line}; if that stands for a missing value, list it in data.null_values; rows" in report
     )
     assert (
-        "target column 'good': not a number: 1 row, e.g. 'yes'; write the classes as 0 and 1, or"
+        "target column 'good': not a number: 1 row, e.g. 'yes'; name the negative and the positive"
         in report
     )
     assert "binary, but neither 0, 1, true nor false: 1 row, e.g. 2; row 4" in report

@@ -82,7 +82,7 @@ def test_boosting_finds_what_the_strings_say(cache: Cache) -> None:
     blind = BASELINES["boosting, no strings"](cache, 0, 0)
     knowing = BASELINES[BOOSTING](cache, 0, 0)
     errors = [
-        np.abs(predicted[test] - target[test]).mean()
+        np.abs(predicted[test, 0] - target[test]).mean()
         for predicted in (train_mean(rows, 0), blind, knowing)
     ]
     assert errors[2] < 0.8 * errors[1] < errors[0]
@@ -94,7 +94,7 @@ def test_a_binary_target_gets_probabilities(cache: Cache) -> None:
     predicted = BASELINES[BOOSTING](cache, 1, 0)
     assert ((predicted > 0) & (predicted < 1)).all()
     test = rows.split == 2
-    assert ((predicted[test] > 0.5) == (rows.targets[test, 1] > 0.5)).mean() > 0.75
+    assert ((predicted[test, 0] > 0.5) == (rows.targets[test, 1] > 0.5)).mean() > 0.75
 
 
 def test_no_baseline_reads_a_test_label(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,13 +114,13 @@ def test_beside_a_run_the_means_are_those_of_all_rows_and_boosting_is_bounded(
     rows, chosen = cache.rows(), np.arange(7, 300, 3)
     tasks = load_experiment(tiny_experiment).tasks
     monkeypatch.setattr(baselines, "PREDICTED_ROWS", 37)
-    whole = beside_a_run(rows, cache.layout, tasks, chosen, progress=False)
+    whole = beside_a_run(rows, cache.layout, cache.scaling, tasks, chosen, progress=False)
     monkeypatch.setattr(baselines, "QUICK_ROWS", 60)
-    part = beside_a_run(rows, cache.layout, tasks, chosen, progress=False)
+    part = beside_a_run(rows, cache.layout, cache.scaling, tasks, chosen, progress=False)
     for found in (whole, part):
         assert found.predictions[BOOSTING].keys() == {0, 1}
         assert all(
-            guesses.shape == chosen.shape for guesses in found.predictions[BOOSTING].values()
+            guesses.shape == (len(chosen), 1) for guesses in found.predictions[BOOSTING].values()
         )
         for target in range(3):
             for name, all_rows in ((TRAIN_MEAN, train_mean), (STRING_MEAN, string_mean)):
@@ -135,7 +135,7 @@ def test_without_validation_labels_all_trees_are_taken(cache: Cache, tiny_experi
     targets[rows.split == 1] = np.nan
     chosen = np.flatnonzero(rows.split == 2)
     found = beside_a_run(
-        replace(rows, targets=targets), cache.layout, tasks, chosen, progress=False
+        replace(rows, targets=targets), cache.layout, cache.scaling, tasks, chosen, progress=False
     )
     assert np.isfinite(found.predictions[BOOSTING][0]).all()
 
@@ -147,7 +147,9 @@ def test_a_target_without_train_labels_has_no_baselines(
     targets = rows.targets.copy()
     targets[rows.split == 0, 0] = np.nan
     unlabelled = replace(rows, targets=targets)
-    found = beside_a_run(unlabelled, cache.layout, tasks, np.arange(50), progress=False).predictions
+    found = beside_a_run(
+        unlabelled, cache.layout, cache.scaling, tasks, np.arange(50), progress=False
+    ).predictions
     assert {name: sorted(guesses) for name, guesses in found.items()} == {
         TRAIN_MEAN: [1, 2],
         STRING_MEAN: [1, 2],

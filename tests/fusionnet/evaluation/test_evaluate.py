@@ -13,6 +13,7 @@ import pytest
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import RunError, StaleCacheError
 from fusionnet import RewardModel
+from fusionnet.config.tasks import BINARY_METRICS, REGRESSION_METRICS
 from fusionnet.evaluation.baselines import BOOSTING, STRING_MEAN, TRAIN_MEAN, take
 from fusionnet.evaluation.evaluate import Evaluation, evaluate_run, rows_of_each
 from fusionnet.evaluation.outputs import evaluation_files
@@ -84,9 +85,7 @@ def test_the_oracle_is_measured_on_the_same_rows(evaluation: Evaluation) -> None
     assert evaluation.oracle is not None
     assert evaluation.oracle.keys() == {"outcome", "good"}
     assert evaluation.oracle["outcome"]["r2"] == pytest.approx(1.0)
-    assert evaluation.oracle["good"] == dict.fromkeys(
-        ("accuracy", "auroc", "f1", "recall", "precision"), 1.0
-    )
+    assert evaluation.oracle["good"] == dict.fromkeys(BINARY_METRICS, 1.0)
     assert evaluation.oracle_share("outcome") == pytest.approx(
         evaluation.metrics["outcome"]["r2"], rel=1e-5
     )
@@ -117,9 +116,9 @@ def test_metrics_json_has_the_agreed_shape(run: TrainedRun, evaluation: Evaluati
     found = evaluation.to_json(goals)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["test"].keys() == {"outcome", "good", "gappy"}
-    assert found["test"]["outcome"].keys() == found["test"]["gappy"].keys() == {"mae", "rmse", "r2"}
-    assert found["test"]["good"].keys() == {"accuracy", "auroc", "f1", "recall", "precision"}
-    assert found["oracle"]["outcome"].keys() == {"mae", "rmse", "r2"}
+    assert found["test"]["outcome"].keys() == found["test"]["gappy"].keys() == {*REGRESSION_METRICS}
+    assert found["test"]["good"].keys() == {*BINARY_METRICS}
+    assert found["oracle"]["outcome"].keys() == {*REGRESSION_METRICS}
     assert found["oracle_share"].keys() == {"outcome"}
     assert found["goals"]["outcome"] == {
         "mae": {"goal": 1e9, "reached": True},

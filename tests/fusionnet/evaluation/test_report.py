@@ -18,6 +18,7 @@ from matplotlib.text import Text
 
 from embedcache.cache.reader import open_cache
 from embedcache.text import NONE, number
+from fusionnet.config.tasks import REGRESSION_METRICS
 from fusionnet.evaluation.evaluate import Evaluation, evaluate_run
 from fusionnet.evaluation.figures import LONGEST_NAME, STYLE, by_value, history, parity
 from fusionnet.evaluation.plots import AUTHOR, file_stem
@@ -235,8 +236,8 @@ def test_what_cannot_be_drawn_or_computed_is_left_out(
     targets[:, 0] = 1.0
     metrics = {
         **evaluation.metrics,
-        "gappy": dict.fromkeys(("mae", "rmse", "r2")),
-        "outcome": {"mae": 0.5, "rmse": 0.5, "r2": None},
+        "gappy": dict.fromkeys(REGRESSION_METRICS),
+        "outcome": {"mae": 0.5, "rmse": 0.5, "r2": None, "spearman": None},
     }
     pictures = run.folder / "plots"
     pictures.mkdir()

@@ -27,6 +27,7 @@ SCALING = Scaling(
     target_mean=(7.0, 0.0, 10.0),
     target_std=(4.0, 1.0, 5.0),
     positive_rate={"opt": 0.24},
+    target_transforms=("standardize",) * 3,
 )
 
 

@@ -23,8 +23,8 @@ class Log(RunLog):
         epoch = load_checkpoint(self.files.checkpoint("last"))["epoch"]
         self.seen.append((record["epoch"], epoch, self.files.checkpoint("step").exists()))
 
-    def line(self, record: dict[str, Any]) -> str:
-        return str(record["epoch"])
+    def show(self, record: dict[str, Any]) -> None:
+        pass
 
 
 def test_work_is_done_in_order_beside_its_caller_and_one_piece_ahead() -> None:

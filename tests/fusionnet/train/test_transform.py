@@ -16,6 +16,7 @@ from shared_fixtures import TINY_STRINGS, tiny_config
 from embedcache.build.decide import build_cache
 from embedcache.cache.reader import open_cache
 from embedcache.errors import NonFinitePredictionError, ProofError
+from embedcache.scaling import Scaling
 from fusionnet import RewardModel
 from fusionnet.evaluation.baselines import BASELINES, STRING_MEAN, TRAIN_MEAN
 from fusionnet.evaluation.evaluate import Evaluation, evaluate_run
@@ -23,7 +24,6 @@ from fusionnet.evaluation.figures import MOST_POINTS, parity
 from fusionnet.evaluation.plots import draw_plots
 from fusionnet.experiment import load_experiment
 from fusionnet.metrics import regression_metrics
-from fusionnet.rows import tensors
 from fusionnet.rows.tensors import load_rows
 from fusionnet.trained.run import load_run
 
@@ -51,7 +51,7 @@ def decades(tiny_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory)
         }
     )
     configs = {}
-    for transform in ("identity", "log10"):
+    for transform in ("standardize", "log10"):
         folder = tmp_path_factory.mktemp(transform)
         frame.write_parquet(folder / "table.parquet")
         tiny = tiny_config(folder, tiny_encoder_folder)
@@ -115,13 +115,13 @@ def test_what_is_learnt_in_decades_is_right_in_decades(
         prediction = evaluation.predictions[observed, 0].clip(1e-12)
         in_decades[name] = regression_metrics(np.log10(target), np.log10(prediction))
     assert in_decades["log10"]["r2"] > 0.9
-    assert in_decades["identity"]["r2"] < 0.5
+    assert in_decades["standardize"]["r2"] < 0.5
     # the metrics are of raw units, the others named for what they are
     found = own.metrics["rate"]
     wanted = regression_metrics(own.targets[:, 0], own.predictions[:, 0])
     wanted |= {f"log10_{name}": value for name, value in in_decades["log10"].items()}
     assert found == pytest.approx(wanted, rel=1e-6)
-    assert set(evaluations["identity"].metrics["rate"]) == {"mae", "rmse", "r2"}
+    assert set(evaluations["standardize"].metrics["rate"]) == {"mae", "rmse", "r2", "spearman"}
 
 
 @pytest.mark.slow
@@ -207,6 +207,6 @@ def test_the_certificate_knows_the_transform(
     decades: Decades, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, static: bool
 ) -> None:
     assert Training(decades.configs["log10"], tmp_path, static=static).prove().passed
-    monkeypatch.setattr(tensors, "transformed", lambda labels, transforms: labels)
+    monkeypatch.setattr(Scaling, "as_learnt", lambda scaling, labels: labels)
     with pytest.raises(ProofError, match="rows are not those of the cache"):
         Training(decades.configs["log10"], tmp_path, static=static).prove()
