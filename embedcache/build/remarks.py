@@ -92,6 +92,11 @@ def _missing_in_words(data: DataConfig, table: Table) -> Iterator[str]:
         for column in data.strings
         if column.kind == "text"
     ]
+    named += [
+        (f"target column '{target.column}'", target.classes)
+        for target in table.targets
+        if target.classes is not None
+    ]
     wanted = {c.if_null for c in data.categories} | {c.if_null for c in data.strings}
     wanted |= {column.other for column in data.categories}
     for what, values in named:

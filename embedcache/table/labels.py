@@ -32,7 +32,8 @@ def add_target(table: Canonical, target: TargetColumn) -> None:
     check_numbers(table, what, target, number)
     if is_binary:
         table.check(
-            f"{what}: binary, but neither 0, 1, true nor false",
+            f"{what}: binary, but neither 0, 1, true nor false (name others in `classes`: negative,"
+            " positive)",
             number.is_finite() & ~number.is_in([0.0, 1.0]),
             number,
         )

@@ -159,3 +159,12 @@ def test_what_is_no_weight_is_refused(
     study = make_study(tmp_path, frame, row_weight={"column": "weight"})
     with pytest.raises(TableError, match=said):
         study.build()
+
+
+def test_a_class_that_may_stand_for_a_missing_label_is_remarked(
+    make_study: Callable, frame_of: Callable, tmp_path: Path
+) -> None:
+    frame = labelled(frame_of()).with_columns(phase=pl.col("phase").replace("glass", "N/A"))
+    targets = [{"name": "phase", "column": "phase", "kind": "multiclass"}]
+    remarks = make(make_study, tmp_path, frame, targets).build().remarks
+    assert any("target column 'phase' has the value 'N/A'" in line for line in remarks)

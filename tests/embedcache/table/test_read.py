@@ -213,7 +213,7 @@ def test_text_among_csv_numbers_is_found_and_shown(
         "target column 'good': not a number: 1 row, e.g. 'yes'; name the negative and the positive"
         in report
     )
-    assert "binary, but neither 0, 1, true nor false: 1 row, e.g. 2; row 4" in report
+    assert "`classes`: negative, positive): 1 row, e.g. 2; row 4" in report
 
 
 def test_a_binary_target_reads_numbers_booleans_and_words_alike(
