@@ -208,7 +208,7 @@ MISTAKES = (
     Mistake(
         "classes in words",
         "scikit-learn-contrib/imbalanced-learn#705",
-        refused("in 1 way", "good", "not a number", "'female'", "0 and 1"),
+        refused("in 1 way", "good", "not a number", "'female'", "`classes`"),
         cells("good", lambda row, value: "male" if value == "true" else "female"),
         CSV,
     ),
