@@ -65,11 +65,11 @@ class Experiment(Config):
                     f"reward reads task '{task:.80}', which is not among the tasks:"
                     f" {', '.join(names)}"
                 )
-        binary = {task.column for task in self.tasks if task.kind == "binary"}
-        if self.split.stratify_by is not None and self.split.stratify_by not in binary:
+        of_classes = {task.column for task in self.tasks if task.kind != "regression"}
+        if self.split.stratify_by is not None and self.split.stratify_by not in of_classes:
             raise ValueError(
                 f"split.stratify_by names '{self.split.stratify_by}', which is not the column of a"
-                " binary task"
+                " task of classes"
             )
         return self
 

@@ -107,7 +107,7 @@ class SplitConfig(Config):
         description="how many of the folds validate, the rest test; unset: a fifth of the folds",
     )
     stratify_by: str | None = Field(
-        default=None, description="a binary target column whose rate the splits should share"
+        default=None, description="a target column of classes, whose shares all splits should have"
     )
     string: str | None = Field(
         default=None,

@@ -283,18 +283,19 @@ def _with_new(
     return folds
 
 
-def _row_labels(table: Table, split: SplitConfig) -> Int8[np.ndarray, " N"]:
-    """Return the stratifying label of every row: 0, 1, or 2 where unobserved.
+def _row_labels(table: Table, split: SplitConfig) -> Int16[np.ndarray, " N"]:
+    """Return the stratifying label of every row: its class, or their number where unobserved.
 
     All are zero without `stratify_by`.
     """
-    labels = np.zeros(table.num_rows, dtype=np.int8)
-    targets = [target.name for target in table.targets if target.column == split.stratify_by]
-    if not targets or f"target:{targets[0]}" not in table.columns:
+    labels = np.zeros(table.num_rows, dtype=np.int16)
+    targets = [target for target in table.targets if target.column == split.stratify_by]
+    if not targets or f"target:{targets[0].name}" not in table.columns:
         return labels
-    column, start = f"target:{targets[0]}", 0
+    column, start = f"target:{targets[0].name}", 0
+    num_classes = len(targets[0].classes or (0, 1))
     for block in table.blocks([column], ROWS_PER_BLOCK):
-        found = block[column].fill_null(2).to_numpy().astype(np.int8)
+        found = block[column].fill_null(num_classes).to_numpy().astype(np.int16)
         labels[start : start + block.height] = found
         start += block.height
     return labels

@@ -47,7 +47,7 @@ def shares(plan: FoldPlan) -> Float[np.ndarray, "3"]:
 
 
 def assign_rows(
-    label: Int8[np.ndarray, " N"], plan: FoldPlan, first_row: int = 0
+    label: Int16[np.ndarray, " N"], plan: FoldPlan, first_row: int = 0
 ) -> Int16[np.ndarray, " N"]:
     """Return the fold of each row, drawn at random inside each value of `label`.
 

@@ -4,6 +4,7 @@ Axes: V values of a column (of groups: G), K classes of the stratifying label, o
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ class ValueCounts:
     """The distinct values of a text column in the order of their codes, with one file's rows."""
 
     values: tuple[str, ...]
-    # rows; or with a stratifying label those that are negative, positive, unlabelled
+    # rows; or with a stratifying label those of each class, then those without a label
     counts: Int64[np.ndarray, "V K"]
 
     @property
@@ -44,7 +45,14 @@ def values_of(frame: pl.LazyFrame, column: str) -> tuple[str, ...]:
     return tuple(distinct[column].sort().to_list())
 
 
-def count_values(frame: pl.LazyFrame, column: str, label: str | None = None) -> ValueCounts:
+class Label(NamedTuple):
+    """The canonical column of a label whose shares the splits should have in common."""
+
+    column: str
+    classes: tuple[str, ...] = ()  # of a text column; none: it is 0 or 1
+
+
+def count_values(frame: pl.LazyFrame, column: str, label: Label | None = None) -> ValueCounts:
     """Return the distinct non-null values of a text column, sorted, with their rows."""
     rows = _rows_by_class(label)
     found = (
@@ -57,7 +65,7 @@ def count_values(frame: pl.LazyFrame, column: str, label: str | None = None) -> 
     return ValueCounts(tuple(found["value"].to_list()), _matrix(found.select(*rows)))
 
 
-def count_groups(frame: pl.LazyFrame, label: str | None, strata: tuple[str, ...]) -> Groups:
+def count_groups(frame: pl.LazyFrame, label: Label | None, strata: tuple[str, ...]) -> Groups:
     """Return the groups, sorted, with their rows and their stratum, of several the least."""
     rows = _rows_by_class(label)
     stratum = {"stratum": pl.col("stratum").min()} if strata else {}
@@ -98,16 +106,14 @@ def known_first(found: Groups, known: Vocabularies) -> tuple[Groups, list[str]]:
     return Groups(values, counts, stratum), [values[k] for k in changed.tolist()]
 
 
-def _rows_by_class(label: str | None) -> dict[str, pl.Expr]:
-    """Return what counts rows, in all or by class of a binary label."""
+def _rows_by_class(label: Label | None) -> dict[str, pl.Expr]:
+    """Return what counts rows, in all or by class of a label."""
     if label is None:
         return {"rows": pl.len()}
-    value = pl.col(label)
-    return {
-        "negative": (value == 0).sum(),
-        "positive": (value == 1).sum(),
-        "unlabelled": value.is_null().sum(),
-    }
+    value = pl.col(label.column)
+    classes: tuple[Any, ...] = label.classes or (0, 1)
+    counts = {f"class {k}": (value == each).sum() for k, each in enumerate(classes)}
+    return {**counts, "unlabelled": value.is_null().sum()}
 
 
 def _matrix(counts: pl.DataFrame) -> Int64[np.ndarray, "V K"]:

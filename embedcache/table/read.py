@@ -21,6 +21,7 @@ from embedcache.errors import ConfigError, TableError
 from embedcache.table.canonical import Canonical
 from embedcache.table.checks import run_checks
 from embedcache.table.columns import NO_REACH, Reach, canonical_columns
+from embedcache.table.counting import Label
 from embedcache.table.exclude import without_excluded
 from embedcache.table.invalid import find_invalid
 from embedcache.table.reader import open_source
@@ -37,7 +38,7 @@ class _Wanted:
 
     data: DataConfig
     targets: tuple[TargetColumn, ...]
-    label: str | None  # canonical column of the label whose rate the splits share
+    label: Label | None  # the one whose shares the splits have in common
     known: Vocabularies
     judge: Judge | None
     for_prediction: bool
@@ -131,7 +132,7 @@ def _surveyed(canonical: Canonical, wanted: _Wanted, violations: list[str], num_
     source, frame, columns = canonical.source, canonical.frame(), frozenset(canonical.columns)
     survey = Survey(frame, columns, known, wanted.label, violations)
     observed, absent = survey.targets(wanted.targets, canonical.absent_targets)
-    survey.check_label(absent)
+    survey.check_label(observed, absent)
     survey.check_weight(data.row_weight)
     strata = survey.strata()
     groups = survey.groups(strata)
@@ -174,15 +175,16 @@ def _num_rows(source: Source) -> int:
     return int(source.frame.select(rows).collect(engine="streaming").item())
 
 
-def _stratifying_label(targets: tuple[TargetColumn, ...], split: SplitConfig) -> str | None:
-    """Return the canonical column of the label whose rate the splits should share."""
+def _stratifying_label(targets: tuple[TargetColumn, ...], split: SplitConfig) -> Label | None:
+    """Return the label whose shares the splits should have in common."""
     if split.stratify_by is None:
         return None
     for target in targets:
-        if target.column == split.stratify_by and target.kind == "binary":
-            return f"target:{target.name}"
+        if target.column == split.stratify_by and target.kind != "regression":
+            return Label(f"target:{target.name}")
     raise ConfigError(
-        f"split.stratify_by names '{split.stratify_by}', which is not the column of a binary target"
+        f"split.stratify_by names '{split.stratify_by}', which is not the column of a target of"
+        " classes"
     )
 
 

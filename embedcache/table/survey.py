@@ -14,6 +14,7 @@ from embedcache.config.targets import MOST_CLASSES, TargetColumn
 from embedcache.table.checks import first_rows
 from embedcache.table.counting import (
     Groups,
+    Label,
     ValueCounts,
     count_groups,
     count_values,
@@ -39,7 +40,7 @@ class Survey:
     frame: pl.LazyFrame  # canonical columns
     columns: frozenset[str]  # their names
     known: Vocabularies
-    label: str | None  # canonical column of the label whose rate the splits share
+    label: Label | None  # the one whose shares the splits have in common
     violations: list[str]
     judge: Judge | None = None  # of strings, beside what each column's kind asks
     # by canonical column: the values that are refused, with the reason
@@ -133,15 +134,25 @@ class Survey:
             )
         return tuple(classes)
 
-    def check_label(self, absent: Sequence[str]) -> None:
-        """Note a stratifying label that has none here; forget one whose column is missing."""
-        if self.label is not None and self.label.removeprefix("target:") in absent:
+    def check_label(self, observed: Sequence[TargetColumn], absent: Sequence[str]) -> None:
+        """Note a stratifying label that has none here; forget one whose column is missing.
+
+        Of one that is there, its classes are known now.
+        """
+        if self.label is None:
+            return
+        name = self.label.column.removeprefix("target:")
+        if name in absent:
             self.violations.append(
                 "the optional target that split.stratify_by names has no labels in this table;"
                 " unset split.stratify_by"
             )
-        if self.label not in self.columns:
+        if self.label.column not in self.columns:
             self.label = None
+            return
+        for target in observed:
+            if target.name == name and target.has_codes:
+                self.label = Label(self.label.column, target.classes or ())
 
     def check_weight(self, rule: RowWeight | None) -> None:
         """Note a rule that fits no row of a first file."""

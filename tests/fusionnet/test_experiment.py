@@ -85,7 +85,7 @@ def test_stage1_is_as_specified(repository: Path) -> None:
             {"reward": {"terms": [{"task": "safety", "weight": 1}]}},
             "reward reads task 'safety', which is not among the tasks: ef",
         ),
-        ({"split": {"stratify_by": "y"}}, "not the column of a binary task"),
+        ({"split": {"stratify_by": "y"}}, "not the column of a task of classes"),
         (
             {"model": {"feature_noise": {"patient": 0.3}}},
             "model.feature_noise names 'patient', which is no feature_group of data.numeric",

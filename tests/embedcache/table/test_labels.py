@@ -168,3 +168,29 @@ def test_a_class_that_may_stand_for_a_missing_label_is_remarked(
     targets = [{"name": "phase", "column": "phase", "kind": "multiclass"}]
     remarks = make(make_study, tmp_path, frame, targets).build().remarks
     assert any("target column 'phase' has the value 'N/A'" in line for line in remarks)
+
+
+@pytest.mark.parametrize("strategy", ["random", "group"])
+def test_splits_have_the_same_shares_of_several_classes(
+    strategy: str, make_study: Callable, frame_of: Callable, tmp_path: Path
+) -> None:
+    frame = frame_of(num_rows=1200, num_groups=120)
+    patient = pl.col("patient").rank("dense").cast(pl.Int64)
+    of_string = pl.col("smiles").rank("dense").cast(pl.Int64)
+    key = of_string if strategy == "leave_strings_out" else patient
+    phase = (
+        pl.when(key % 10 == 0)
+        .then(pl.lit("rare"))
+        .otherwise(pl.lit("usual") + (key % 2).cast(pl.String))
+    )
+    phase = pl.when(key % 7 != 6).then(phase)
+    targets = [{"name": "phase", "column": "phase", "kind": "multiclass"}]
+    study = make(make_study, tmp_path, frame.with_columns(phase=phase), targets)
+    cache = built(study.but(split={"strategy": strategy, "stratify_by": "phase"}, stratum=None))
+    rows = cache.rows()
+    labels = np.nan_to_num(rows.targets[:, 0], nan=3).astype(int)
+    counts = np.array([np.bincount(labels[rows.split == s], minlength=4) for s in range(3)])
+    shares = counts / counts.sum(0)
+    wanted = np.array([0.5, 0.25, 0.25])[:, None]  # 2, 1 and 1 of 4 folds
+    allowed = {"random": 0.02, "group": 0.12}[strategy]
+    assert np.abs(shares - wanted)[:, counts.sum(0) > 0].max() <= allowed
