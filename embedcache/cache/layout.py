@@ -1,6 +1,6 @@
 """What a cache holds: its columns, arrays and their shapes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int8, Int16, Int32, Int64
@@ -99,6 +99,10 @@ class RowBlock:
     split: Int8[np.ndarray, " N"]
     fold: Int16[np.ndarray, " N"]
     facets: Int32[np.ndarray, "N R"]
+
+    def take(self, rows: Int[np.ndarray, " n"]) -> "RowBlock":
+        """Return the rows at these positions."""
+        return RowBlock(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def with_targets(
         self, wanted: tuple[TargetColumn, ...], found: tuple[TargetColumn, ...]

@@ -35,6 +35,7 @@ def main() -> None:
             arguments.device,
             arguments.json,
             not arguments.no_baselines,
+            arguments.table,
         )
     )
 
@@ -56,11 +57,23 @@ def parse_arguments() -> argparse.Namespace:
         help="where metrics, plots and report are written (unset: the run folder)",
     )
     parser.add_argument("--checkpoint", choices=["best", "final", "last"], default="best")
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
         "--cache",
         type=Path,
         metavar="PATH",
         help="where the run's cache lies now (unset: where it lay in training)",
+    )
+    source.add_argument(
+        "--table",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help=(
+            "evaluate the rows of a labelled table instead: of the run's own (its splits are those"
+            " of training), or of another (all its rows but those that trained the run)"
+        ),
     )
     parser.add_argument(
         "--oracle",

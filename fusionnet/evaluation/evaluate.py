@@ -5,23 +5,25 @@ the table's own groups (specification, 7 and 8).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from embedcache.cache.identity import Identity
 from embedcache.cache.layout import Layout
 from embedcache.cache.reader import Cache
-from embedcache.errors import RunError, StaleCacheError
+from embedcache.config.split import SPLITS
+from embedcache.errors import RunError
 from embedcache.text import visible
 from fusionnet.evaluation.oracle import oracle_metrics, read_oracle
+from fusionnet.evaluation.rows import WHOLE, RunRows, rows_of_cache
 from fusionnet.metrics import Metrics, macro_metrics, reaches, task_metrics
 from fusionnet.model.forward import forward_rows, refuse_non_finite, to_units
-from fusionnet.rows.tensors import load_rows
+from fusionnet.rows.tensors import row_table
 from fusionnet.trained.run import TrainedRun
 from fusionnet.trained.vectors import vectors_of_all_strings
 
@@ -45,6 +47,7 @@ class Evaluation:
     targets: Float[np.ndarray, "N T"]
     predictions: Float[np.ndarray, "N P"]  # probabilities of classes
     scores: Float[np.ndarray, "N P"]  # as metrics read them
+    remark: str = ""  # what a reader must know of the rows
 
     def to_json(self, run: TrainedRun) -> dict[str, Any]:
         """Return what metrics.json holds.
@@ -83,6 +86,7 @@ class Evaluation:
             "split_strategy": run.config["split"]["strategy"],
             "standin": run.standin,
             "note": run.note,
+            "rows": self.remark or f"the run's own {self.split} rows",
             "not_trained": list(run.layout.absent_targets),
         }
 
@@ -110,36 +114,51 @@ def evaluate_run(
     progress: bool = True,
     with_baselines: bool = True,
 ) -> Evaluation:
-    """Return the run's evaluation on "train", "validation" or "test" rows.
+    """Return the run's evaluation on "train", "validation" or "test" rows of its cache.
 
-    `oracle` is a file of noise-free outcomes. Raises StaleCacheError for a cache that the run was
-    not trained on, RunError for goals or an oracle that do not fit the run.
+    The cache may have grown, or be in another rotation. Raises StaleCacheError for one that the run
+    was not trained on, and what `evaluate_rows` raises.
     """
-    _check_cache(run, cache)
-    rows = load_rows(cache, split, run.device)
-    if rows.num_rows == 0:
-        raise RunError(f"{cache.path} has no {split} rows")
-    tables = [
-        vectors_of_all_strings(run, spec.name, cache.strings(spec.name).text)
-        for spec in cache.layout.strings
-    ]
+    return evaluate_rows(run, rows_of_cache(run, cache), split, oracle, progress, with_baselines)
+
+
+def evaluate_rows(
+    run: TrainedRun,
+    given: RunRows,
+    split: str,
+    oracle: Path | None = None,
+    progress: bool = True,
+    with_baselines: bool = True,
+) -> Evaluation:
+    """Return the run's evaluation on the rows of a split, or on all rows where it is WHOLE.
+
+    `oracle` is a file of noise-free outcomes. Raises RunError for a split without rows, and for
+    goals or an oracle that do not fit the run.
+    """
+    layout, table = given.layout, given.block
+    chosen = np.arange(len(table.split))
+    if split != WHOLE:
+        chosen = np.flatnonzero(table.split == SPLITS.index(split))
+    if not len(chosen):
+        raise RunError(f"{given.where} has no {split} rows")
+    rows = row_table(table, chosen, run.scaling)
+    rows = replace(rows, row=torch.from_numpy(given.row[chosen])).to(run.device)
+    tables = [vectors_of_all_strings(run, name, given.texts[name]) for name in given.texts]
     outputs = forward_rows(run.model, tables, rows, run.recipe.train.eval_batch_rows, progress)
     in_units = to_units(outputs, run.tasks, run.scaling)
-    where, columns = f"the {split} rows of {cache.path}", run.scaling.columns
+    where, columns = f"the {split} rows of {given.where}", run.scaling.columns
     refuse_non_finite(in_units, run.tasks, rows.numeric, columns, rows.row, where)
     scored = to_units(outputs, run.tasks, run.scaling, "score")
     predictions, scores = (x.cpu().numpy().astype(np.float64) for x in (in_units, scored))
-    chosen = rows.row.cpu().numpy()
-    layout, table = cache.layout, cache.rows()
     targets = table.targets[chosen].astype(np.float64)
     best = None if oracle is None else read_oracle(run.tasks, oracle, chosen, layout.num_rows)
     arrays = _Arrays(table.group[chosen], table.facets[chosen], targets, scores, best)
     baselines, remark = {}, ""
-    if with_baselines:
+    if with_baselines and split != WHOLE:  # of another table there are no train rows
         # not at the top: scikit-learn's boosting takes a second to import
         from fusionnet.evaluation.baselines import beside_a_run
 
-        beside = beside_a_run(table, layout, cache.scaling, run.tasks, chosen, progress)
+        beside = beside_a_run(table, layout, run.scaling, run.tasks, chosen, progress)
         baselines, remark = _baseline_metrics(run, targets, beside.predictions), beside.remark
     return Evaluation(
         split=split,
@@ -152,7 +171,8 @@ def evaluate_run(
             for number, (column, _) in enumerate(layout.facets)
         },
         num_groups=len(np.unique(arrays.group)) if layout.groups else 0,
-        rows=chosen,
+        rows=given.row[chosen],
+        remark=given.remark,
         targets=targets,
         predictions=predictions,
         scores=scores,
@@ -219,13 +239,3 @@ def _entry(
     if arrays.best is not None:
         entry["oracle"] = oracle_metrics(run.tasks, targets, arrays.best[rows])
     return entry
-
-
-def _check_cache(run: TrainedRun, cache: Cache) -> None:
-    """Raise StaleCacheError unless the run was trained on this cache."""
-    different = Identity(run.identity).difference(cache.identity)
-    if different:
-        raise StaleCacheError(
-            f"{cache.path} is not the cache that {run.folder} was trained on (run -> cache):\n"
-            + "\n".join(f"  - {line}" for line in different)
-        )

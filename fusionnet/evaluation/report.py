@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from embedcache.config.split import SPLITS
 from embedcache.text import number, visible
 from fusionnet.evaluation.evaluate import Evaluation
 from fusionnet.evaluation.outputs import evaluation_files
@@ -83,10 +84,9 @@ def _facts(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, str]]:
     """Return what was evaluated, as (what, text)."""
     layout, train = run.layout, run.recipe.train
     groups = f" of {evaluation.num_groups:,} {run.data.group}" if evaluation.num_groups else ""
-    rows = (
-        f"{len(evaluation.targets):,} {evaluation.split} rows{groups}, out of"
-        f" {layout.num_rows:,} in {run.data.title}"
-    )
+    rows = f"{len(evaluation.targets):,} {evaluation.split} rows{groups}"
+    if evaluation.split in SPLITS:
+        rows += f", out of {layout.num_rows:,} in {run.data.title}"
     split = run.config["split"]["strategy"]
     if split == "group":
         split += f": no {run.data.group} is in more than one split"

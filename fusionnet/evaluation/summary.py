@@ -74,6 +74,8 @@ def _heading(
         lines.append(f"NOTE  {note}")
     if note := without_labels(run, evaluation):
         lines.append(f"NOTE  {note}")
+    if evaluation.remark:
+        lines.append(f"NOTE  {evaluation.remark}.")
     if run.note:
         lines.append(f"NOTE  {run.note}")
     if run.standin:

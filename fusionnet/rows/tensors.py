@@ -22,6 +22,7 @@ from torch import Tensor
 from embedcache.cache.layout import Layout, RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
+from embedcache.scaling import Scaling
 
 _CHUNKS_PER_READ = 4
 
@@ -140,12 +141,22 @@ def rows_per_chunk(cache: Cache) -> int:
 def rows_of(cache: Cache, block: RowBlock, split: str, start: int = 0) -> RowTable:
     """Return a block's rows of one split; the block begins at row `start` of the table."""
     chosen = np.flatnonzero(block.split == SPLITS.index(split))
+    return row_table(block, chosen, cache.scaling, start)
+
+
+def row_table(
+    block: RowBlock,
+    chosen: Int[np.ndarray, " n"],
+    scaling: Scaling,
+    start: int = 0,
+) -> RowTable:
+    """Return n chosen rows of a block, which begins at row `start` of the table."""
     labels = torch.from_numpy(block.targets[chosen]).double()
     return RowTable(
         string_id=torch.from_numpy(block.string_id[chosen]).long(),
-        numeric=cache.scaling.apply(torch.from_numpy(block.numeric[chosen])),
+        numeric=scaling.apply(torch.from_numpy(block.numeric[chosen])),
         category=torch.from_numpy(block.category[chosen]).long(),
-        targets=cache.scaling.as_learnt(labels).float(),
+        targets=scaling.as_learnt(labels).float(),
         weight=torch.from_numpy(block.weight[chosen]),
         row=torch.from_numpy(chosen + start),
     )

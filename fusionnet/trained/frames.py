@@ -53,12 +53,12 @@ def open_frame(run: TrainedRun, frame: Any, on_invalid: OnInvalid | None = None)
     says) only for those that are no matter of rows. Labels, groups and weights are not needed and
     not read. NaN is a missing value.
     """
-    features = _features_only(run, on_invalid or run.data.on_invalid)
-    judge = partial(_unreadable, run)
+    features = features_only(run, on_invalid or run.data.on_invalid)
+    judge = partial(unreadable, run)
     return read_features(source_of(run, frame), features, run.scaling.reach(), judge)
 
 
-def _unreadable(run: TrainedRun, column: StringColumn, texts: Sequence[str]) -> dict[str, str]:
+def unreadable(run: TrainedRun, column: StringColumn, texts: Sequence[str]) -> dict[str, str]:
     """Return the strings that the run's encoder cannot read, with the reason."""
     new = [text for text in texts if text not in run.strings[column.name]]
     if not new:
@@ -196,7 +196,7 @@ def _categories(run: TrainedRun) -> list[str]:
     return [f"category:{column}" for column, _ in run.layout.categories]
 
 
-def _features_only(run: TrainedRun, on_invalid: OnInvalid) -> DataConfig:
+def features_only(run: TrainedRun, on_invalid: OnInvalid) -> DataConfig:
     """Return the run's columns that the network reads, with the categories that it knows."""
     values = dict(run.layout.categories)
     categories = tuple(

@@ -1,16 +1,27 @@
 """Evaluate a run and write what it shows: metrics.json, plots and report.html."""
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
 
-from embedcache.cache.reader import Cache, open_cache
-from embedcache.errors import MissingCacheError
-from fusionnet.evaluation.evaluate import evaluate_run
+from embedcache.cache.reader import open_cache
+from embedcache.config.split import NO_SPLIT
+from embedcache.errors import MissingCacheError, RunError, StaleCacheError, UserError
+from fusionnet.evaluation.evaluate import evaluate_rows
 from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.report import write_report
+from fusionnet.evaluation.rows import (
+    WHOLE,
+    RunRows,
+    is_own_table,
+    rows_of_cache,
+    rows_of_own_table,
+    rows_of_table,
+)
 from fusionnet.evaluation.summary import summary
 from fusionnet.runfolder.listing import EVALUATION_LOCK, write_listed
 from fusionnet.trained.folder import Moment
@@ -27,17 +38,20 @@ def evaluate_folder(
     device: str = "cpu",
     as_json: bool = False,
     with_baselines: bool = True,
+    table: Sequence[Path] = (),
 ) -> str:
     """Write the evaluation of a run folder; return its summary, or metrics.json's text.
 
     `out` is the folder to write to (None: the run's own), which is made where it is missing.
     `cache` says where the run's cache lies now (None: where it lay in training), `oracle` names the
-    noise-free outcomes of the table's rows. Raises RunError, CacheError or TableError.
+    noise-free outcomes of the table's rows. `table` are the files of the run's own table, or a
+    labelled table of other rows, all of which are evaluated. Raises RunError, CacheError or
+    TableError.
     """
     run = load_run(folder, checkpoint, device)
-    evaluation = evaluate_run(
-        run, cache_of(run, cache), split, oracle, with_baselines=with_baselines
-    )
+    rows = rows_for(run, cache, table)
+    split = WHOLE if (rows.block.split == NO_SPLIT).all() else split
+    evaluation = evaluate_rows(run, rows, split, oracle, with_baselines=with_baselines)
     metrics = json.dumps(evaluation.to_json(run), indent=1, allow_nan=False)
     records = all_records(run)
     target = out or folder
@@ -50,17 +64,41 @@ def evaluate_folder(
     return metrics if as_json else f"{summary(run, evaluation, records)}\nreport: {page}"
 
 
-def cache_of(run: TrainedRun, path: Path | None) -> Cache:
-    """Return the run's cache; evaluation checks that it is the one that the run was trained on."""
-    try:
-        return open_cache(path or run.config["cache"]["path"])
-    except MissingCacheError as error:
-        hint = (
-            ""
-            if path
-            else (
-                "; the run's config names it relative to where training was started: go there, or"
-                " say where it lies now with --cache PATH"
+def rows_for(run: TrainedRun, cache: Path | None, table: Sequence[Path]) -> RunRows:
+    """Return the rows to evaluate: the run's own, or those of another table.
+
+    Without `cache` and `table` they are those of the run's cache, or where that is gone or of
+    something else now, of the run's table as it was. Raises CacheError where neither is there.
+    """
+    if table:
+        if is_own_table(run, table):
+            return rows_of_own_table(run, table)
+        if len(table) > 1:
+            raise RunError(
+                f"{', '.join(map(str, table))} are not the files that {run.folder} was trained on"
+                " (other bytes, number or order); evaluate other tables one by one"
             )
-        )
-        raise MissingCacheError(f"{error}{hint}") from None
+        return rows_of_table(run, table[0], _own_rows_if_any(run))
+    try:
+        return rows_of_cache(run, open_cache(cache or run.config["cache"]["path"]))
+    except (MissingCacheError, StaleCacheError) as error:
+        if cache is None and is_own_table(run, run.data.files):
+            own = rows_of_own_table(run, run.data.files)
+            remark = f"{error}\nRows and splits are those of the run's own table, {own.where}"
+            return replace(own, remark=remark)
+        hint = "evaluate the rows of a table, whatever its cache is, with --table FILE"
+        if cache is None:
+            hint = (
+                "the run's config names the cache relative to where training was started, and its"
+                f" table is not there as it was: say where the cache lies now with --cache PATH, or"
+                f" {hint}"
+            )
+        raise type(error)(f"{error}\n{hint}") from None
+
+
+def _own_rows_if_any(run: TrainedRun) -> RunRows | None:
+    """Return the run's own rows, None where they cannot be had."""
+    try:
+        return rows_for(run, None, ())
+    except UserError:
+        return None
