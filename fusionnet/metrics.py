@@ -111,13 +111,14 @@ def binary_metrics(target: Float[np.ndarray, " N"], score: Float[np.ndarray, " N
     negative, num_rows = len(label) - positive, len(label)
     rejected = num_rows - positive - selected + hits  # negative ones that were not chosen
     both = positive > 0 and negative > 0
+    auroc, auprc = _ranking(label, score)
     return {
         "accuracy": float((label == chosen).mean()),
-        "auroc": _auroc(label, score) if both else None,
+        "auroc": auroc,
         "f1": 2 * hits / (positive + selected) if positive + selected else None,
         "recall": hits / positive if positive else None,
         "precision": hits / selected if selected else None,
-        "auprc": _average_precision(label, score) if positive else None,
+        "auprc": auprc,
         "balanced_accuracy": (hits / positive + rejected / negative) / 2 if both else None,
     }
 
@@ -141,9 +142,9 @@ def multiclass_metrics(
     present = np.flatnonzero(of_label)
     ranked: Metrics = {"auroc": None, "auprc": None}
     if len(present) > 1:
-        each = [(label == k, chance[:, k]) for k in present.tolist()]
-        ranked["auroc"] = float(np.mean([_auroc(*pair) for pair in each]))
-        ranked["auprc"] = float(np.mean([_average_precision(*pair) for pair in each]))
+        each = [_ranking(label == k, chance[:, k]) for k in present.tolist()]
+        means = np.array(each, dtype=np.float64).mean(0)
+        ranked = {"auroc": float(means[0]), "auprc": float(means[1])}
     either = np.flatnonzero(of_label + of_chosen)
     return {
         "accuracy": float(hits.sum() / len(label)),
@@ -180,35 +181,46 @@ def _observed(
     return target[observed].astype(np.float64), prediction
 
 
-def _auroc(label: Bool[np.ndarray, " N"], score: Float64[np.ndarray, " N"]) -> float:
-    """Return the share of pairs of a positive and a negative in which the positive has more.
+def _ranking(
+    label: Bool[np.ndarray, " N"], score: Float64[np.ndarray, " N"]
+) -> tuple[float | None, float | None]:
+    """Return AUROC and average precision; None where a class, or the positive one, is not there.
 
-    A tie is half a pair. Both classes must occur.
+    AUROC is the share of pairs of a positive and a negative in which the positive has more, a tie
+    being half a pair; average precision the mean over the positives of the precision among the rows
+    with no less a score.
     """
-    positive, negative = np.sort(score[label]), np.sort(score[~label])
-    below = np.searchsorted(negative, positive, side="left").sum()
-    not_above = np.searchsorted(negative, positive, side="right").sum()
-    return float(below + not_above) / (2 * len(positive) * len(negative))
-
-
-def _average_precision(label: Bool[np.ndarray, " N"], score: Float64[np.ndarray, " N"]) -> float:
-    """Return the mean over the positives of the precision among the rows with no less a score."""
-    order = np.argsort(-score, kind="stable")
-    last_of_ties = np.append(np.diff(score[order]) != 0, True)
-    hits = np.cumsum(label[order])[last_of_ties]
-    selected = np.flatnonzero(last_of_ties) + 1
-    return float((np.diff(hits, prepend=0) * hits / selected).sum() / hits[-1])
+    order = np.argsort(-score)
+    is_last_of_ties = np.append(np.diff(score[order]) != 0, True)
+    selected = np.flatnonzero(is_last_of_ties) + 1
+    hits = np.cumsum(label[order])[is_last_of_ties]
+    num_positive, num_negative = int(hits[-1]), len(label) - int(hits[-1])
+    if not num_positive:
+        return None, None
+    gained = np.diff(hits, prepend=0)
+    precision = float((gained * hits / selected).sum() / num_positive)
+    if not num_negative:
+        return None, precision
+    misses = selected - hits
+    below = num_negative - misses + np.diff(misses, prepend=0) / 2
+    return float((gained * below).sum() / (num_positive * num_negative)), precision
 
 
 def _spearman(x: Float64[np.ndarray, " N"], y: Float64[np.ndarray, " N"]) -> float | None:
     """Return the correlation of ranks, ties sharing their mean; None where one is constant."""
-    ranks = []
-    for values in (x, y):
-        _, same, counts = np.unique(values, return_inverse=True, return_counts=True)
-        rank = np.cumsum(counts) - (counts - 1) / 2
-        ranks.append(rank[same] - rank[same].mean())
-    size = math.sqrt(float((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
-    return float((ranks[0] * ranks[1]).sum() / size) if size > 0 else None
+    a, b = (_centred_ranks(values) for values in (x, y))
+    size = math.sqrt(float((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum() / size) if size > 0 else None
+
+
+def _centred_ranks(values: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
+    order = np.argsort(values)
+    is_last_of_ties = np.append(np.diff(values[order]) != 0, True)
+    ends = np.flatnonzero(is_last_of_ties) + 1
+    counts = np.diff(ends, prepend=0)
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(ends - (counts - 1) / 2, counts)
+    return ranks - (len(values) + 1) / 2
 
 
 def task_metrics(
