@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.harness.cells import Column, Table, named, times, with_spread
 from benchmarks.harness.pictures import draw_rates
 from benchmarks.harness.publish import Report, machine, output_path, parser, publish, tell
-from benchmarks.harness.setting import SMALL_NETWORK, experiment_of, make_setting, recipe_of
+from benchmarks.harness.setting import SMALL_NETWORK, experiment_of, make_setting
 from benchmarks.harness.stamp import stamp
 from benchmarks.harness.stepper import MODES, world
 from benchmarks.harness.timing import interleaved, paired_ratio, spread
@@ -31,6 +31,7 @@ from fusionnet.model.forward import forward_rows
 from fusionnet.rows.resident import ResidentRows
 from fusionnet.train.loop import string_tables
 from fusionnet.train.trainer import Trainer, make_trainer
+from fusionnet.workflow.training import recipe_of
 
 TIMED = ("naive_128", "naive_longest", "per_microbatch", "per_step", "prefix", "frozen")
 CAPTURED = ("per_step", "prefix", "frozen")

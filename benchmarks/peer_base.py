@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from benchmarks.harness.setting import DROPOUT_OFF, experiment_of, recipe_of
+from benchmarks.harness.setting import DROPOUT_OFF, experiment_of
 from benchmarks.harness.stepper import Stepper, batch_of, device
 from benchmarks.harness.timing import timed
 from embedcache.cache.reader import open_cache
@@ -19,6 +19,7 @@ from fusionnet.assemble import build_model
 from fusionnet.rows.tensors import RowTable
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.sizing import set_threads
+from fusionnet.workflow.training import recipe_of
 
 # the learning rates are at their peaks from the first step on
 FIXED = (*DROPOUT_OFF, "optim.warmup_epochs=0")

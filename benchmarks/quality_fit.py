@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from benchmarks.harness.setting import experiment_of, recipe_of
+from benchmarks.harness.setting import experiment_of
 from benchmarks.harness.stepper import world
 from embedcache.build.decide import Existing, build_cache
 from embedcache.cache.reader import Cache, open_cache
@@ -18,6 +18,7 @@ from fusionnet.train.loop import run_epoch
 from fusionnet.train.resume import Position
 from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.trainer import Trainer, make_trainer
+from fusionnet.workflow.training import recipe_of
 
 
 def cached(folder: Path, overrides: list[str]) -> Experiment:

@@ -22,10 +22,10 @@ from embedcache.config.targets import TargetColumn
 from embedcache.errors import ConfigError
 from embedcache.schema import Config, also_called, merged, parse_config
 from embedcache.values import expanded_path
-from fusionnet.config.model import ModelConfig
+from fusionnet.config.model import ModelSection
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
-from fusionnet.config.train import OptimConfig, RunConfig, TrainConfig
+from fusionnet.config.train import OptimConfig, RunConfig, TrainSection, monitor_names
 from fusionnet.yamlfile import MOST_DEPTH, parse_yaml, read_yaml, shown, to_yaml
 
 _CSV_SIGNS = {",", "|", ":", "\t"}  # of which none is a value in YAML
@@ -43,10 +43,10 @@ class Experiment(Config):
     split: SplitConfig = SplitConfig()
     encoder: EncoderConfig = EncoderConfig()
     cache: CacheConfig = CacheConfig()
-    model: ModelConfig = ModelConfig()
+    model: ModelSection = ModelSection()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
-    train: TrainConfig = TrainConfig()
+    train: TrainSection = TrainSection()
     run: RunConfig = RunConfig()
     reward: RewardConfig = RewardConfig()
 
@@ -65,6 +65,11 @@ class Experiment(Config):
                     f"reward reads task '{task:.80}', which is not among the tasks:"
                     f" {', '.join(names)}"
                 )
+        if self.train.monitor not in monitor_names(self.tasks):
+            raise ValueError(
+                f"train.monitor names '{self.train.monitor:.80}', which is not among"
+                f" {', '.join(monitor_names(self.tasks))}"
+            )
         of_classes = {task.column for task in self.tasks if task.kind != "regression"}
         if self.split.stratify_by is not None and self.split.stratify_by not in of_classes:
             raise ValueError(

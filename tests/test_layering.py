@@ -52,7 +52,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "model": {"config", "kernels", "rows"},
         "recipe": {"config", "model"},
         "assemble": {"recipe", "model"},
-        "train": {"config", "metrics", "recipe", "assemble", "model", "rows"}
+        "train": {"config", "experiment", "metrics", "recipe", "assemble", "model", "rows"}
         | {"runfolder", "launchers", "stopping", "yamlfile"},
         "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"}
         | {"runfolder"},

@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.harness.setting import DROPOUT_OFF, experiment_of, prefix_layer, recipe_of
+from benchmarks.harness.setting import DROPOUT_OFF, experiment_of, prefix_layer
 from benchmarks.harness.stepper import MODES, Mode, batch_of, change_source, device
 from embedcache.cache.reader import open_cache
 from fusionnet.assemble import build_model, make_sources
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.train.engine import Engine
 from fusionnet.train.step import optimizer_step
+from fusionnet.workflow.training import recipe_of
 
 TOLERANCE = 1e-5  # relative to the gradient's norm
 

@@ -13,10 +13,8 @@ import yaml
 from transformers import DebertaV2Config, DebertaV2Model
 
 from embedcache.build.decide import build_cache
-from embedcache.cache.reader import Cache
 from embedcache.encoder.standin import write_standin
 from fusionnet.experiment import Experiment, load_experiment
-from fusionnet.recipe import Recipe, observed_tasks
 from jobs.cohort.generate import cohort_frames
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -119,14 +117,3 @@ def experiment_of(
 def prefix_layer(folder: Path) -> int:
     """Return the first layer that prefix mode adapts in a setting."""
     return yaml.safe_load((folder / "setting.yaml").read_text())["prefix_layer"]
-
-
-def recipe_of(experiment: Experiment, cache: Cache) -> Recipe:
-    """Return what the experiment's model is made of."""
-    return Recipe(
-        observed_tasks(experiment.tasks, cache.layout),
-        (experiment.encoder,),
-        experiment.model,
-        experiment.loss,
-        experiment.train,
-    )

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from benchmarks.harness.setting import PADDED, experiment_of, recipe_of
+from benchmarks.harness.setting import PADDED, experiment_of
 from benchmarks.harness.timing import Phases, timed
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.encoder.batching import MAX_BATCH_TOKENS, length_batches
@@ -25,6 +25,7 @@ from fusionnet.rows.tensors import RowTable, load_rows
 from fusionnet.train.step import optimizer_step
 from fusionnet.train.trainer import make_trainer
 from fusionnet.train.world import World
+from fusionnet.workflow.training import recipe_of
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ def train(folder: Path, rows: str, num_steps: int) -> dict[str, Any]:
         "train.rows_memory_mib=1" if rows == "streaming" else "train.rows_memory_mib=64",
         f"train.batch_rows={batch_rows}",
         f"train.epochs={epochs}",
+        f"train.early_stopping.patience={epochs}",
     )
     run_python("-m", "jobs.train", *config(folder, *overrides))
     records = json.loads((run / "training_log.json").read_text())

@@ -27,7 +27,6 @@ import torch
 from benchmarks.harness.cells import Column, Table, mib, named, number, with_spread
 from benchmarks.harness.pictures import Panel
 from benchmarks.harness.publish import Report, output_path, parser, publish, tell
-from benchmarks.harness.setting import recipe_of
 from benchmarks.harness.stamp import REPOSITORY, stamp
 from benchmarks.harness.timing import interleaved, spread, timed
 from benchmarks.harness.workers import run_python
@@ -45,6 +44,7 @@ from fusionnet.train.checkpoint import save_checkpoint
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.trained.vectors import vectors_of_all_strings
+from fusionnet.workflow.training import recipe_of
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ROW_GROUP = 8192

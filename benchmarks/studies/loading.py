@@ -21,7 +21,6 @@ from typing import Any
 from benchmarks.harness.cells import Column, Table, gib, mib
 from benchmarks.harness.pictures import Panel
 from benchmarks.harness.publish import Report, output_path, parser, publish, tell
-from benchmarks.harness.setting import recipe_of
 from benchmarks.harness.stamp import stamp
 from benchmarks.harness.stepper import world
 from benchmarks.harness.workers import run_python
@@ -31,6 +30,7 @@ from fusionnet.rows.tensors import RowTable, row_bytes
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.step import optimizer_step
 from fusionnet.train.trainer import Trainer, make_trainer
+from fusionnet.workflow.training import recipe_of
 
 CASES = ("resident", "streaming")
 SMALL = (

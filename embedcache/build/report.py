@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from embedcache.cache.layout import StringSpec
 from embedcache.cache.reader import Cache
 from embedcache.cache.root import corrupt_root
+from embedcache.config.split import SPLITS, Split
 from embedcache.split.report import SplitCounts, split_table
 from embedcache.text import count_of
 
@@ -24,6 +25,11 @@ def split_counts(cache: Cache) -> SplitCounts:
         return SplitCounts.model_validate(cache.report["split"])
     except ValueError as error:
         raise corrupt_root(cache.path, error) from None
+
+
+def rows_of_split(cache: Cache, split: Split) -> int:
+    """Return how many rows of a cache a split has."""
+    return split_counts(cache).lines[-len(SPLITS) :][SPLITS.index(split)].rows
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from embedcache.schema import Config
 from embedcache.values import Layers, Share, Width
 
 
-class ModelConfig(Config):
-    """Form and widths of the fusion network (specification, section 4)."""
+class ModelSection(Config):
+    """Form and widths of the fusion network (specification, section 4); what is unset fits the
+    train rows, in the specification's proportions.
+    """
 
     fusion: Literal["joint", "modality", "mlp"] = Field(
         default="joint",
@@ -27,27 +29,49 @@ class ModelConfig(Config):
             " vectors; off: as they are"
         ),
     )
-    adapter_hidden: Width = Field(
-        default=384, description="hidden width of the adapter of a string's vector"
+    adapter_hidden: Width | None = Field(
+        default=None,
+        description="hidden width of the adapter of a string's vector; unset: 3/4 of fusion_width",
     )
-    adapter_width: Width = Field(
-        default=256, description="width of what the adapter makes of a string's vector"
+    adapter_width: Width | None = Field(
+        default=None,
+        description=(
+            "width of what the adapter makes of a string's vector; unset: half of fusion_width"
+        ),
     )
-    numeric_hidden: Width = Field(
-        default=64, description="hidden width of the encoder of numeric features"
+    numeric_hidden: Width | None = Field(
+        default=None,
+        description=(
+            "hidden width of the encoder of numeric features; unset: an eighth of fusion_width, at"
+            " least 32"
+        ),
     )
-    numeric_width: Width = Field(
-        default=128, description="width of what it makes of the numeric features"
+    numeric_width: Width | None = Field(
+        default=None,
+        description=(
+            "width of what it makes of the numeric features; unset: a quarter of fusion_width, at"
+            " least 32"
+        ),
     )
     category_width: Width = Field(
         default=16, description="width of the embedding of each category column"
     )
-    fusion_width: Width = Field(
-        default=512, description="width of the tokens that are fused, and of the fused state"
+    fusion_width: Width | None = Field(
+        default=None,
+        description=(
+            "width of the tokens that are fused, and of the fused state; unset: 128, 256 from 5,000"
+            " train rows on, 512 from 200,000"
+        ),
     )
-    num_layers: Layers = Field(default=4, description="layers of the fusion")
-    num_heads: Width = Field(default=8, description="attention heads; they divide fusion_width")
-    feedforward: Width = Field(default=2048, description="hidden width inside each layer")
+    num_layers: Layers | None = Field(
+        default=None, description="layers of the fusion; unset: 2, 4 from 200,000 train rows on"
+    )
+    num_heads: Width | None = Field(
+        default=None, description="attention heads; they divide fusion_width; unset: 8, or fewer"
+    )
+    feedforward: Width | None = Field(
+        default=None, description="hidden width inside each layer; unset: 4 times fusion_width"
+    )
     dropout: Share = Field(
         default=0.1, description="share of activations dropped, outside of the heads"
     )
@@ -70,15 +94,26 @@ class ModelConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> "ModelConfig":
-        if self.fusion_width % self.num_heads:
-            raise ValueError(
-                f"num_heads must divide fusion_width, found {self.num_heads} and"
-                f" {self.fusion_width}"
-            )
+    def _sizes_fit(self) -> "ModelSection":
+        width, heads = self.fusion_width, self.num_heads
+        if width is not None and heads is not None and width % heads:
+            raise ValueError(f"num_heads must divide fusion_width, found {heads} and {width}")
         if self.fusion == "modality" and self.num_layers == 0:
             raise ValueError(
                 "fusion 'modality' needs num_layers of at least 1: without attention [CLS] knows"
                 " nothing of its row"
             )
         return self
+
+
+class ModelConfig(ModelSection):
+    """A network whose widths are all known; by default those of the specification."""
+
+    adapter_hidden: Width = 384
+    adapter_width: Width = 256
+    numeric_hidden: Width = 64
+    numeric_width: Width = 128
+    fusion_width: Width = 512
+    num_layers: Layers = 4
+    num_heads: Width = 8
+    feedforward: Width = 2048

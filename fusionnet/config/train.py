@@ -1,15 +1,24 @@
 """How it is trained, and where the run is written."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from embedcache.schema import Config, also_called
 from embedcache.values import Count, FilePath, FolderToWrite, Seed
+from fusionnet.config.tasks import Task
 
+VAL_LOSS = "val_loss"  # of the log, the weighted loss of all tasks
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 Rate = Annotated[float, Field(ge=1e-12, le=10)]  # of learning
+Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
+
+
+def monitor_names(tasks: Iterable[Task]) -> list[str]:
+    """Return what `train.monitor` may be where these tasks are trained."""
+    return [VAL_LOSS, *(f"{task.name}_{metric}" for task in tasks for metric in task.metrics)]
 
 
 class OptimConfig(Config):
@@ -46,20 +55,53 @@ class OptimConfig(Config):
     )
 
 
-class TrainConfig(Config):
+class EarlyStopping(Config):
+    """When a training ends before its last epoch."""
+
+    patience: Count | None = Field(
+        default=None,
+        description=(
+            "the training ends after so many epochs without a better value of train.monitor; as"
+            " many as train.epochs: never; unset: a third of the epochs, 10 or more"
+        ),
+    )
+    min_delta: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e12,
+        description="what a value must be better by to count as better, in the metric's own unit",
+    )
+
+
+class TrainSection(Config):
     """Epochs, batches, precision, processes, and where the rows are kept."""
 
-    epochs: int = Field(
-        default=15,
-        ge=1,
-        le=1_000_000,
-        description="passes over the train rows",
+    epochs: Epochs | None = Field(
+        default=None,
+        description=(
+            "passes over the train rows; unset: as many as give some 1,000 optimizer steps, from 15"
+            " to 60"
+        ),
         json_schema_extra=also_called("num_epochs", "max_epochs", "n_epochs"),
     )
-    batch_rows: Count = Field(
-        default=8192,
-        description="rows per optimizer step, all ranks together",
+    batch_rows: Count | None = Field(
+        default=None,
+        description=(
+            "rows per optimizer step, all ranks together; unset: a power of two from 16 to 8,192"
+            " that gives some 32 steps per epoch"
+        ),
         json_schema_extra=also_called("batch_size"),
+    )
+    monitor: str = Field(
+        default=VAL_LOSS,
+        description=(
+            "what decides which epoch is the best, and when there is no better one: val_loss, or a"
+            " metric of a task on validation rows, named as in the log: <task>_<metric>, such as"
+            " tg_r2; whether more or less is better follows from it"
+        ),
+    )
+    early_stopping: EarlyStopping = Field(
+        default=EarlyStopping(), description="when the training ends before its last epoch"
     )
     micro_batch_rows: Count | None = Field(
         default=None, description="rows per forward pass and rank; unset: chosen by device"
@@ -132,7 +174,7 @@ class TrainConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _deepspeed_can_do_it(self) -> "TrainConfig":
+    def _deepspeed_can_do_it(self) -> "TrainSection":
         if self.zero_stage == 3:
             raise ValueError(
                 "zero_stage 3 is not supported: it partitions the weights, so every forward pass"
@@ -163,6 +205,18 @@ class TrainConfig(Config):
         if self.zero_stage is not None:
             return self.zero_stage
         return 0 if num_ranks == 1 and self.precision != "fp16" and self.offload == "none" else 2
+
+
+class TrainConfig(TrainSection):
+    """A training of which epochs and batches are known; by default those of the specification."""
+
+    epochs: Epochs = 15
+    batch_rows: Count = 8192
+
+    @property
+    def patience(self) -> int:
+        """How many epochs may pass without a better one; all of them where it is unset."""
+        return self.early_stopping.patience or self.epochs
 
 
 class RunConfig(Config):

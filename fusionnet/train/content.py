@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor, nn
 
 from embedcache.errors import RunError
+from fusionnet.config.train import VAL_LOSS
 from fusionnet.train.checkpoint import load_checkpoint
 
 MOST_NAMED = 4  # problems in one message
@@ -70,6 +71,7 @@ class Length(_Part):
     """How long the run was to be; its other keys are judged where they are used."""
 
     epochs: Annotated[int, Field(ge=1)]
+    monitor: str = VAL_LOSS
 
 
 class Place(_Part):

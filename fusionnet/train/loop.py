@@ -1,8 +1,8 @@
 """Training: epochs of optimizer steps, validation, checkpoints, the log.
 
 The run folder is written by rank 0 alone, beside the next steps (`runfiles`). After each epoch
-`<name>_last.pt` holds everything that continuing needs; `<name>_best.pt` (lowest validation loss;
-the last epoch where no validation row has a label) and `<name>_final.pt` are links to it.
+`<name>_last.pt` holds everything that continuing needs; `<name>_best.pt` (the epoch that `monitor`
+finds best) and `<name>_final.pt` are links to it.
 How a run goes on from a checkpoint, also from one inside an epoch, is told in `resume`.
 
 A run that is told to stop (`stopping`) leaves such a checkpoint. All ranks must stop after the same
@@ -23,10 +23,11 @@ from tqdm import tqdm
 from fusionnet.rows.resident import ResidentRows
 from fusionnet.stopping import at_checkpoints, is_asked, stopped
 from fusionnet.train.callbacks import NO_CALLBACKS, Callbacks, Record
+from fusionnet.train.monitor import best_epoch, stopped_early
 from fusionnet.train.proof.prover import Prover, due_steps, subject_of
 from fusionnet.train.proof.record import ProofFile, proof_path
 from fusionnet.train.resume import Position, checkpoint_content, own_totals, resumed
-from fusionnet.train.runfiles import RunFiles, best_epoch
+from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.runlog import RunLog, peak_rss_bytes
 from fusionnet.train.trainer import Trainer
 from fusionnet.train.validation import Validated, string_tables, validate
@@ -37,8 +38,10 @@ def train_run(
 ) -> list[Record]:
     """Train to the last epoch, or until a callback ends it, and return the log's records.
 
-    The last record of a run that a callback has ended says why, as `stopped`.
+    The last record of a run that ends before its last epoch says why, as `stopped`: by a callback,
+    or by `train.early_stopping`.
     """
+    train = trainer.recipe.train
     found = resumed(trainer.engine, files, trainer.train_rows.order) if resume else None
     position = Position() if found is None else found[1]
     proofs = watched(trainer, position, files)
@@ -49,15 +52,17 @@ def train_run(
             files.go_on(found[0], position.records, position.step, log)
         log.show_all(position.records)
         callbacks.begin()
-    reason = None
+    is_last = position.epoch == train.epochs or bool(stopped_early(position.records, train))
     with files, at_checkpoints():
-        while position.epoch < trainer.recipe.train.epochs and reason is None:
+        while not is_last:
             record = run_epoch(trainer, position, files)
-            reason = trainer.world.broadcast(callbacks.epoch_ended(record))
-            if reason is not None:
-                record["stopped"] = reason
             records = [*position.records, record]
-            improved = best_epoch(records) == len(records)
+            asked = trainer.world.broadcast(callbacks.epoch_ended(record))
+            reason = asked or stopped_early(records, train)
+            is_last = len(records) == train.epochs or reason is not None
+            if reason is not None and len(records) < train.epochs:
+                record["stopped"] = reason
+            improved = best_epoch(records, train.monitor) == len(records)
             best = position.best if record["val_loss"] is None else record["val_loss"]
             position = Position(
                 epoch=position.epoch + 1, records=records, best=min(position.best, best)
@@ -66,7 +71,6 @@ def train_run(
             if log is not None:
                 files.publish_epoch(content, log, record, improved)
             trainer.world.barrier()
-            is_last = reason is not None or position.epoch == trainer.recipe.train.epochs
             if not is_last and trainer.world.any(is_asked()):
                 leave(trainer, position, files)
     if log is not None:

@@ -2,9 +2,11 @@
 
 `<name>_last.pt` is written after every epoch; with `train.checkpoint_steps` also `<name>_step.pt`
 inside an epoch, so that a long epoch is not lost. The two hold the same things; the one that is
-further on wins. All randomness of a step is a function of (seed, step, rank) and the rows of a step
-one of (seed, epoch, step), so counting is enough: a run killed at any moment ends with the same
-weights, bitwise on a CPU.
+further on wins. A run may go on for more epochs than it was begun for, or for fewer: its learning
+rates are from then on those of a run that was to have so many from the start, so they go up again
+where they had come down. All randomness of a step is a function of (seed, step, rank) and the rows
+of a step one of (seed, epoch, step), so counting is enough: a run killed at any moment ends with
+the same weights, bitwise on a CPU.
 """
 
 from dataclasses import dataclass, field
@@ -42,6 +44,8 @@ MAY_CHANGE = (
     "train.deepspeed_config",
     "train.checkpoint_steps",
     "train.prove",
+    "train.epochs",
+    "train.early_stopping",
 )
 
 
@@ -167,6 +171,11 @@ def _check_resumable(path: Path, checkpoint: dict[str, Any], files: RunFiles, or
         raise RunError(
             f"{path} was trained with another config, so it cannot be resumed:\n"
             + "\n".join(f"  - {line}" for line in changed)
+        )
+    epochs, begun = files.config["train"]["epochs"], checkpoint["epoch"] + (checkpoint["step"] > 0)
+    if epochs < begun:
+        raise RunError(
+            f"{path} has begun its epoch {begun}, train.epochs is {epochs}; give {begun} or more"
         )
     identity = Identity(files.shareable["identity"])
     different = Identity(checkpoint["identity"]).difference(identity)

@@ -6,8 +6,7 @@ at most. A kill leaves what the thread had finished: the log never knows of an e
 checkpoint is not there.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from embedcache.files import write_atomically
 from fusionnet.runfolder.listing import begin_listing, clean_up, list_files, new_id
 from fusionnet.train.callbacks import Record
 from fusionnet.train.checkpoint import link_checkpoint, load_checkpoint, save_checkpoint
+from fusionnet.train.monitor import best_epoch
 from fusionnet.train.proof.record import ProofFile, proof_path
 from fusionnet.train.runlog import LOG, RunLog
 from fusionnet.yamlfile import to_yaml
@@ -82,7 +82,8 @@ class RunFiles:
         self.run_id = run_id
         clean_up(self.folder)
         self._write_config()
-        if records and best_epoch(records) == len(records):
+        monitor = self.config["train"]["monitor"]
+        if records and best_epoch(records, monitor) == len(records):
             self._link_best(len(records))
         if step == 0:
             self.checkpoint("step").unlink(missing_ok=True)
@@ -138,18 +139,3 @@ class RunFiles:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Wait until everything is written; raise what that raised, unless training has raised."""
         self._writer.wait(quietly=error is not None)
-
-
-def best_epoch(records: Sequence[Record]) -> int:
-    """Return the first epoch of the lowest validation loss, counted from 1; 0 where there is none.
-
-    Where no validation row has a label, no epoch has such a loss, and it is the last one. It is the
-    one that training linked as `best`.
-    """
-    best, found = math.inf, 0
-    for epoch, record in enumerate(records, start=1):
-        if record["val_loss"] is None:
-            found = epoch
-        elif record["val_loss"] < best:
-            best, found = record["val_loss"], epoch
-    return found

@@ -1,11 +1,14 @@
 """What is about to be trained, in a screen."""
 
+from typing import Any
+
 from embedcache.build.report import split_counts
 from embedcache.split.report import unlabelled
 from embedcache.text import text_table
 from fusionnet.assemble import count_trainable
 from fusionnet.config.model import ModelConfig
-from fusionnet.config.train import PrecisionName
+from fusionnet.experiment import Experiment
+from fusionnet.train.fitting import FEW_STEPS
 from fusionnet.train.forecast import forecast
 from fusionnet.train.plain import PlainEngine
 from fusionnet.train.precision import multiplies_bf16
@@ -34,12 +37,12 @@ _SHAPING = {"fusion", "adapter_hidden", "adapter_width", "numeric_hidden", "nume
 }  # keys of ModelConfig that decide how many parameters there are; its defaults are the specified
 
 
-def summary(trainer: Trainer, asked: PrecisionName) -> str:
-    """Return what is about to be trained, in a screen; `asked` is the config's precision."""
+def summary(trainer: Trainer, asked: Experiment) -> str:
+    """Return what is about to be trained, in a screen; `asked` is what the config says of it."""
     return "\n".join([*_facts(trainer, asked), *text_table(_components(trainer))])
 
 
-def _facts(trainer: Trainer, asked: PrecisionName) -> list[str]:
+def _facts(trainer: Trainer, asked: Experiment) -> list[str]:
     """Return one line each on the cache, the encoders, the tasks and the training."""
     layout, plan, train = trainer.cache.layout, trainer.plan, trainer.recipe.train
     distinct = ", ".join(f"{spec.num_strings:,} distinct {spec.name}" for spec in layout.strings)
@@ -54,7 +57,7 @@ def _facts(trainer: Trainer, asked: PrecisionName) -> list[str]:
     if layout.absent_targets:
         absent = ", ".join(layout.absent_targets)
         lines.append(f"tasks      not in the table, hence not trained: {absent}")
-    precision = f"{train.precision} (auto)" if asked == "auto" else train.precision
+    precision = f"{train.precision} (auto)" if asked.train.precision == "auto" else train.precision
     mode = f", mode {trainer.recipe.mode}" if layout.strings else ""
     lines.append(
         f"training   {plan.num_rows:,} rows, {train.epochs} epochs x {plan.steps_per_epoch} steps"
@@ -62,10 +65,16 @@ def _facts(trainer: Trainer, asked: PrecisionName) -> list[str]:
         f" {plan.num_micro_batches} micro-batches, {precision}{mode},"
         f" {_optimizer(trainer)}"
     )
+    lines += [f"fitted     {text}" for text in _fitted(trainer, asked)]
     lines.append(f"rows       {trainer.train_rows.order}")
     if note := _without_validation(trainer):
         lines.append(f"NOTE       {note}")
     warmup, num_steps = trainer.schedule.warmup_steps, plan.steps_per_epoch * train.epochs
+    if num_steps < FEW_STEPS:
+        lines.append(
+            f"NOTE       {num_steps:,} optimizer steps in all, which is few: lower train.batch_rows"
+            f" ({train.batch_rows:,}), or raise train.epochs"
+        )
     if warmup >= num_steps:
         lines.append(
             f"NOTE       warm-up takes {warmup:,} optimizer steps and the run has {num_steps:,}:"
@@ -86,6 +95,22 @@ def _facts(trainer: Trainer, asked: PrecisionName) -> list[str]:
             " train.precision=auto or fp32 is faster here"
         )
     return lines
+
+
+def _fitted(trainer: Trainer, asked: Experiment) -> list[str]:
+    """Return in a line what the config left unset, none where that is nothing."""
+    recipe, values = trainer.recipe, dict[str, Any]()
+    for section, whole, own in (
+        ("train", recipe.train, asked.train),
+        ("train.early_stopping", recipe.train.early_stopping, asked.train.early_stopping),
+        ("model", recipe.model, asked.model),
+    ):
+        values |= {
+            f"{section}.{key}": value
+            for key, value in whole
+            if value is not None and getattr(own, key) is None
+        }
+    return [", ".join(f"{key} {value:,}" for key, value in values.items())] if values else []
 
 
 def _optimizer(trainer: Trainer) -> str:

@@ -25,12 +25,13 @@ from embedcache.schema import parse_config
 from fusionnet.config.model import ModelConfig
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
-from fusionnet.config.train import TrainConfig
+from fusionnet.config.train import VAL_LOSS, TrainConfig
 from fusionnet.model.probability import meaning_of
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe, model_of, observed_tasks
 from fusionnet.train.checkpoint import check_run_id
 from fusionnet.train.content import check_weights, read_content
+from fusionnet.train.monitor import best_epoch
 from fusionnet.train.proof.record import certificate, proof_path, read_proofs
 from fusionnet.trained.folder import Moment, read_config
 from fusionnet.trained.weights import load_weights, own_random_state
@@ -158,12 +159,13 @@ def load_run(
 
 def _check_moment(path: Path, content: dict[str, Any], moment: Moment) -> None:
     """Raise RunError for a checkpoint of this run that took the name of another of its moments."""
-    epoch, step, epochs = content["epoch"], content["step"], content["config"]["train"]["epochs"]
-    losses = [record["val_loss"] for record in content["records"]]
+    train = content["config"]["train"]
+    epoch, step, epochs = content["epoch"], content["step"], train["epochs"]
+    best = best_epoch(content["records"], train.get("monitor", VAL_LOSS))
+    has_ended = epoch == epochs or any("stopped" in each for each in content["records"][-1:])
     is_own = {
-        # where there is no validation loss every epoch was the best when it ended
-        "best": step == 0 and losses[-1:] in ([content["best_val_loss"]], [None]),
-        "final": step == 0 and (epoch == epochs or "stopped" in content["records"][-1]),
+        "best": step == 0 and 0 < epoch == best,
+        "final": step == 0 and has_ended,
         "last": True,
     }
     if not is_own[moment]:

@@ -8,23 +8,27 @@ from typing import Any
 
 import torch
 
+from embedcache.build.report import rows_of_split
 from embedcache.cache.reader import Cache
 from embedcache.errors import UserError
-from fusionnet.config.train import PrecisionName
-from fusionnet.experiment import Experiment, load_experiment
+from fusionnet.config.train import VAL_LOSS
+from fusionnet.experiment import Experiment
 from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.runfolder.claim import check_claim
 from fusionnet.runfolder.lock import locked
 from fusionnet.train.callbacks import Callbacks, Record
+from fusionnet.train.fitting import fitted_model, fitted_train
 from fusionnet.train.footprint import check_memory
 from fusionnet.train.loop import train_run
-from fusionnet.train.runfiles import RunFiles, best_epoch
+from fusionnet.train.monitor import best_epoch, check_monitor
+from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.summary import summary
 from fusionnet.train.trainer import Trainer, make_trainer
 from fusionnet.train.world import World, losses_named
 from fusionnet.trained.export import export_run
 from fusionnet.trained.weights import own_random_state
+from fusionnet.workflow.begun import as_begun
 from fusionnet.workflow.checked_cache import open_checked_cache
 
 
@@ -47,10 +51,10 @@ def train_experiment(
     says what becomes of it, or where another process trains there. An earlier run is deleted when
     the first step of the new one is done.
     """
-    called = Callbacks(callbacks)
+    called, asked = Callbacks(callbacks), experiment
     folder = Path(experiment.run.dir)
     if resume:
-        experiment = _in_the_runs_precision(experiment, folder)
+        experiment = as_begun(experiment, folder)
     cache = cache or open_checked_cache(experiment, config_path)
     world, recipe = World(), recipe_of(experiment, cache)
     with (
@@ -63,9 +67,11 @@ def train_experiment(
         if world.is_main and verbose and memory is not None:
             print(f"memory     {memory}", flush=True)
         trainer = make_trainer(recipe, experiment.optim, cache, world, verbose=verbose)
-        settled = experiment.model_copy(update={"train": trainer.recipe.train})
+        settled = experiment.model_copy(
+            update={"train": trainer.recipe.train, "model": recipe.model}
+        )
         if world.is_main and verbose:
-            print(summary(trainer, experiment.train.precision))
+            print(summary(trainer, asked))
         records = _train_and_export(trainer, settled, folder, resume, called)
     world.close()
     return records
@@ -80,19 +86,26 @@ def describe_experiment(experiment: Experiment, config_path: str) -> str:
     text = ""
     if world.is_main:
         first = "" if memory is None else f"memory     {memory}\n"
-        text = f"{first}{summary(trainer, experiment.train.precision)}\n"
+        text = f"{first}{summary(trainer, experiment)}\n"
     world.close()
     return text
 
 
 def recipe_of(experiment: Experiment, cache: Cache) -> Recipe:
-    """Return what the experiment's model is made of, for the targets that the cache has."""
+    """Return what the experiment's model is made of, for the targets that the cache has.
+
+    What the config leaves unset fits its train rows. Raises ConfigError where `train.monitor` is
+    of a target that the cache has not.
+    """
+    num_rows = rows_of_split(cache, "train")
+    tasks, train = observed_tasks(experiment.tasks, cache.layout), experiment.train
+    check_monitor(train, tasks)
     return Recipe(
-        observed_tasks(experiment.tasks, cache.layout),
+        tasks,
         tuple(column.encoder or experiment.encoder for column in experiment.data.strings),
-        experiment.model,
+        fitted_model(experiment.model, num_rows),
         experiment.loss,
-        experiment.train,
+        fitted_train(train, num_rows),
     )
 
 
@@ -113,22 +126,25 @@ def _train_and_export(
     if trainer.world.is_main:
         export_run(folder)
     if trainer.world.is_main and trainer.verbose:
-        best = records[best_epoch(records) - 1]
+        best = _best_in_words(records, trainer.recipe.train.monitor)
         if "stopped" in records[-1]:
             print(f"stopped after epoch {len(records)}: {records[-1]['stopped']}")
         print(
             f"trained {len(records)} epochs in {time.perf_counter() - started:,.0f} s,"
-            f" {_best_in_words(best)}, peak memory {peak_rss_bytes() / 2**30:.2f} GiB\n"
+            f" {best}, peak memory {peak_rss_bytes() / 2**30:.2f} GiB\n"
             f"run folder: {folder}; evaluate it with: fusionnet evaluate --run {folder}"
         )
     return records
 
 
-def _best_in_words(record: Record) -> str:
+def _best_in_words(records: Sequence[Record], monitor: str) -> str:
     """Return which epoch is the best, and by what."""
-    if record["val_loss"] is None:
-        return f"the last epoch, {record['epoch']}, is the best for want of validation labels"
-    return f"best validation loss {record['val_loss']:.4f} in epoch {record['epoch']}"
+    best = best_epoch(records, monitor)
+    value = records[best - 1][monitor]
+    if value is None:
+        return f"the last epoch, {best}, is the best for want of validation labels"
+    name = "validation loss" if monitor == VAL_LOSS else monitor
+    return f"best {name} {value:.4f} in epoch {best}"
 
 
 @contextmanager
@@ -156,16 +172,3 @@ def _own_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _in_the_runs_precision(experiment: Experiment, folder: Path) -> Experiment:
-    """Return the experiment with `train.precision: auto` settled as the folder's run was started.
-
-    A run that goes on elsewhere goes on in the same numbers.
-    """
-    file = folder / f"{experiment.run.name}_config.yaml"
-    if experiment.train.precision != "auto" or not file.is_file():
-        return experiment
-    precision: PrecisionName = load_experiment(file).train.precision
-    train = experiment.train.model_copy(update={"precision": precision})
-    return experiment.model_copy(update={"train": train})

@@ -20,8 +20,8 @@ from embedcache.cache.reader import open_cache
 from embedcache.kernels import has_kernels
 from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import Experiment, load_experiment
-from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.rows.tensors import load_rows
+from fusionnet.workflow.training import recipe_of
 
 DEVICE = "cuda"
 pytestmark = [
@@ -46,24 +46,16 @@ STEPS = [
 NUM_STEPS = 4
 
 
-def recipe_of(experiment: Experiment) -> Recipe:
-    tasks = observed_tasks(experiment.tasks, open_cache(experiment.cache.path).layout)
-    return Recipe(
-        tasks,
-        (experiment.encoder,) * len(experiment.data.strings),
-        experiment.model,
-        experiment.loss,
-        experiment.train,
-    )
-
-
 def gradients(
     experiment: Experiment, device: str = DEVICE, num_rows: int = 60
 ) -> dict[str, Tensor]:
     """Return the step's gradients by parameter name, from two micro-batches; LoRA's B is moved, or
     A would have none.
     """
-    cache, recipe = open_cache(experiment.cache.path), recipe_of(experiment)
+    cache, recipe = (
+        open_cache(experiment.cache.path),
+        recipe_of(experiment, open_cache(experiment.cache.path)),
+    )
     model = build_model(recipe, cache.layout, cache.scaling).train()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -173,7 +165,9 @@ def test_steps_of_every_mode_are_the_naive_ones(tiny_experiment: Path, tmp_path:
     ]
     experiment = load_experiment(tiny_experiment, STEPS)
     cache = open_cache(experiment.cache.path)
-    initial = build_model(recipe_of(experiment), cache.layout, cache.scaling).trainable_state()
+    initial = build_model(
+        recipe_of(experiment, open_cache(experiment.cache.path)), cache.layout, cache.scaling
+    ).trainable_state()
     results = {
         case: result["state"]
         for case, result in train_steps(

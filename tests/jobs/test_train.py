@@ -433,7 +433,8 @@ def test_the_old_run_goes_when_the_first_step_of_the_new_one_is_done(
 
 def test_a_tiny_table_can_be_overfitted(train: Command, tmp_path: Path) -> None:
     fast = ("optim.lr=0.004", "optim.lr_encoder=0.002", "optim.weight_decay=0", "train.epochs=36")
-    often = ("train.batch_rows=24",)  # many steps, few validations
+    # many steps, few validations; of which the loss rises
+    often = ("train.batch_rows=24", "train.early_stopping.patience=36")
     train(*settings(*NO_DROPOUT, *fast, *often, f"run.dir={tmp_path / 'run'}"))
     records = json.loads((tmp_path / "run" / "training_log.json").read_text())
     assert records[-1]["train_loss_ef"] < 0.1 * records[0]["train_loss_ef"]

@@ -19,9 +19,9 @@ from embedcache.cache.reader import open_cache
 from embedcache.encoder.standin import write_standin
 from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import load_experiment
-from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.runfolder.listing import begin_listing, list_files
 from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
+from fusionnet.workflow.training import recipe_of
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -160,14 +160,7 @@ def make_run(tiny_experiment: Path) -> RunMaker:
         config.write_text(yaml.safe_dump({**changes, "extends": str(tiny_experiment)}))
         experiment = load_experiment(config, [f"run.dir={folder}"])
         cache = open_cache(experiment.cache.path)
-        encoders = tuple(column.encoder or experiment.encoder for column in experiment.data.strings)
-        recipe = Recipe(
-            observed_tasks(experiment.tasks, cache.layout),
-            encoders,
-            experiment.model,
-            experiment.loss,
-            experiment.train,
-        )
+        recipe = recipe_of(experiment, cache)
         model = build_model(recipe, cache.layout, cache.scaling)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

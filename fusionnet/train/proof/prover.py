@@ -224,13 +224,15 @@ def subject_of(model: TrainableModel, recipe: Recipe, cache: Cache) -> Subject:
 def due_steps(recipe: Recipe, plan: StepPlan) -> frozenset[int]:
     """Return the steps to prove, counted over the whole run; none in fp16.
 
-    There a step may be skipped for its loss scale, and is then to have no gradient.
+    There a step may be skipped for its loss scale, and is then to have no gradient. They are of
+    epochs that `train.early_stopping` cannot leave out.
     """
     train = recipe.train
     if train.precision == "fp16":
         return frozenset()
     generator = torch.Generator().manual_seed(train.seed)
-    every = torch.randperm(plan.steps_per_epoch * train.epochs, generator=generator)
+    num_epochs = min(train.epochs, train.patience + 1)
+    every = torch.randperm(plan.steps_per_epoch * num_epochs, generator=generator)
     return frozenset(every[: train.prove].tolist())
 
 

@@ -13,10 +13,10 @@ from deepspeed.accelerator import get_accelerator
 
 from embedcache.cache.reader import open_cache
 from fusionnet.experiment import load_experiment
-from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.train.step import optimizer_step
 from fusionnet.train.trainer import Trainer, make_trainer
 from fusionnet.train.world import World
+from fusionnet.workflow.training import recipe_of
 
 
 def main() -> None:
@@ -75,13 +75,7 @@ def new_trainer(config: str, overrides: list[str], num_micro_batches: int, world
     cache = open_cache(experiment.cache.path)
     micro_rows = -(-experiment.train.batch_rows // (world.size * num_micro_batches))
     train = experiment.train.model_copy(update={"micro_batch_rows": micro_rows, "cpu_threads": 1})
-    recipe = Recipe(
-        observed_tasks(experiment.tasks, cache.layout),
-        (experiment.encoder,) * 2,
-        experiment.model,
-        experiment.loss,
-        train,
-    )
+    recipe = recipe_of(experiment.model_copy(update={"train": train}), cache)
     trainer = make_trainer(recipe, experiment.optim, cache, world)
     trainer.model.train()
     return trainer

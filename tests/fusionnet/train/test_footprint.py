@@ -12,9 +12,10 @@ from embedcache.live.bounded import measure_budget
 from embedcache.live.step import LiveEncoder
 from fusionnet.assemble import build_model
 from fusionnet.experiment import load_experiment
-from fusionnet.recipe import Recipe, observed_tasks
+from fusionnet.recipe import Recipe
 from fusionnet.train import footprint
 from fusionnet.train.world import World
+from fusionnet.workflow.training import recipe_of
 
 
 class Alone(World):
@@ -27,10 +28,7 @@ class Alone(World):
 def setting(config: Path, *overrides: str) -> tuple[Recipe, Cache]:
     experiment = load_experiment(config, list(overrides))
     cache = open_cache(experiment.cache.path)
-    tasks = observed_tasks(experiment.tasks, cache.layout)
-    encoders = (experiment.encoder,) * 2
-    recipe = Recipe(tasks, encoders, experiment.model, experiment.loss, experiment.train)
-    return recipe, cache
+    return recipe_of(experiment, cache), cache
 
 
 def test_the_network_is_counted_as_it_will_be(tiny_experiment: Path) -> None:

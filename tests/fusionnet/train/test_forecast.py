@@ -10,19 +10,17 @@ import torch
 from embedcache.cache.reader import open_cache
 from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import load_experiment
-from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.rows.plan import StepPlan
 from fusionnet.train import forecast
 from fusionnet.train.trainer import Trainer
+from fusionnet.workflow.training import recipe_of
 
 
 def trainer(config: Path, *overrides: str) -> Trainer:
     """Return a trainer that has what a forecast reads."""
     experiment = load_experiment(config, list(overrides))
     cache = open_cache(experiment.cache.path)
-    tasks = observed_tasks(experiment.tasks, cache.layout)
-    encoders = (experiment.encoder,) * 2
-    recipe = Recipe(tasks, encoders, experiment.model, experiment.loss, experiment.train)
+    recipe = recipe_of(experiment, cache)
     model = build_model(recipe, cache.layout, cache.scaling).train()
     made = object.__new__(Trainer)
     made.__dict__ |= dict(

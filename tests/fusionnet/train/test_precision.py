@@ -12,10 +12,10 @@ from embedcache.cache.reader import open_cache
 from embedcache.errors import ConfigError
 from fusionnet.assemble import build_model
 from fusionnet.experiment import load_experiment
-from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.sizing import settled_precision
 from fusionnet.train.world import World
+from fusionnet.workflow.training import recipe_of
 
 CPU = torch.device("cpu")
 
@@ -96,12 +96,6 @@ def test_what_was_asked_for_is_kept_without_asking_others(precision: Any) -> Non
 def test_a_model_is_not_built_before_its_precision_is_known(tiny_experiment: Path) -> None:
     experiment = load_experiment(tiny_experiment, ["train.precision=auto"])
     cache = open_cache(experiment.cache.path)
-    recipe = Recipe(
-        observed_tasks(experiment.tasks, cache.layout),
-        (experiment.encoder,) * 2,
-        experiment.model,
-        experiment.loss,
-        experiment.train,
-    )
+    recipe = recipe_of(experiment, cache)
     with pytest.raises(ConfigError, match="still auto"):
         build_model(recipe, cache.layout, cache.scaling)

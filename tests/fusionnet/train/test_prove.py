@@ -178,8 +178,9 @@ def test_rounding_is_measured_beside_plain_rounding() -> None:
 def test_due_steps_are_a_function_of_the_seed_and_the_number_of_steps(
     tiny_experiment: Path,
 ) -> None:
-    def due(*overrides: str) -> frozenset[int]:
-        experiment = load_experiment(tiny_experiment, ["train.epochs=40", *overrides])
+    def due(*overrides: str, patience: int = 40) -> frozenset[int]:
+        length = ["train.epochs=40", f"train.early_stopping.patience={patience}"]
+        experiment = load_experiment(tiny_experiment, [*length, *overrides])
         recipe = recipe_of(experiment, open_cache(experiment.cache.path))
         return due_steps(recipe, StepPlan(140, 14, 1, 1, experiment.train.seed))
 
@@ -191,6 +192,8 @@ def test_due_steps_are_a_function_of_the_seed_and_the_number_of_steps(
     assert many <= set(range(400))
     assert many != due("train.prove=9", "train.seed=1")
     assert due("train.prove=500") == frozenset(range(400))
+    # none that a training may end without
+    assert due("train.prove=500", patience=4) == frozenset(range(50))
 
 
 def test_a_resumed_run_keeps_the_proofs_of_steps_that_it_has_behind_it(tmp_path: Path) -> None:

@@ -24,9 +24,10 @@ from fusionnet.rows.plan import StepPlan
 from fusionnet.runfolder.listing import LIST, foreign_files, read_listing
 from fusionnet.train import loop
 from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
+from fusionnet.train.monitor import best_epoch
 from fusionnet.train.plain import PlainEngine
 from fusionnet.train.resume import Position
-from fusionnet.train.runfiles import RunFiles, best_epoch
+from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.runlog import LOG
 from fusionnet.train.trainer import Trainer
 from fusionnet.train.world import World
@@ -36,7 +37,7 @@ TASKS = [Task(name="ef", column="outcome")]
 IDENTITY = {"table": "sha256 aa", "split.seed": "0"}
 CONFIG: dict[str, Any] = {
     **{part: {} for part in ("data", "encoder", "loss")},
-    "train": {"epochs": len(LOSSES)},
+    "train": {"epochs": len(LOSSES), "monitor": "val_loss"},
     "tasks": [{"name": "ef", "column": "outcome"}],
     "split": {"strategy": "random"},
     "cache": {"path": "cache.zarr"},

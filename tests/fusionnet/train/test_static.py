@@ -21,7 +21,6 @@ from embedcache.cache.reader import open_cache
 from embedcache.errors import ConfigError, NonFiniteLossError
 from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import load_experiment
-from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows
 from fusionnet.rows.tensors import RowTable, load_rows
@@ -32,6 +31,7 @@ from fusionnet.train.schedule import Schedule, make_schedule
 from fusionnet.train.static import StaticSteps, share_of_tokens, why_no_graph, why_not_static
 from fusionnet.train.tally import Tally
 from fusionnet.train.world import World
+from fusionnet.workflow.training import recipe_of
 
 ON_GPU = torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
@@ -67,13 +67,7 @@ class Setting:
     def __init__(self, config: Path, *further: str, num_micro_batches: int = 1) -> None:
         self.experiment = experiment = load_experiment(config, [*OVERRIDES, *further])
         cache = open_cache(experiment.cache.path)
-        self.recipe = Recipe(
-            observed_tasks(experiment.tasks, cache.layout),
-            (experiment.encoder,) * 2,
-            experiment.model,
-            experiment.loss,
-            experiment.train,
-        )
+        self.recipe = recipe_of(experiment, cache)
         self.model = build_model(self.recipe, cache.layout, cache.scaling, DEVICE).train()
         self.sources = make_sources(self.model, self.recipe, cache, DEVICE)
         self.table = load_rows(cache, "train", DEVICE)

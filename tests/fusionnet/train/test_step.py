@@ -14,10 +14,10 @@ from embedcache.build.decide import build_cache
 from embedcache.cache.reader import open_cache
 from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import load_experiment
-from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.tensors import load_rows
 from fusionnet.train.schedule import make_schedule
+from fusionnet.workflow.training import recipe_of
 
 WORKER = Path(__file__).with_name("step_worker.py")
 NUM_STEPS = 4
@@ -54,13 +54,7 @@ def plain_pytorch(
     """
     experiment = load_experiment(config, [*OVERRIDES, *extra, f"encoder.mode={mode}"])
     cache = open_cache(experiment.cache.path)
-    recipe = Recipe(
-        observed_tasks(experiment.tasks, cache.layout),
-        (experiment.encoder,) * 2,
-        experiment.model,
-        experiment.loss,
-        experiment.train,
-    )
+    recipe = recipe_of(experiment, cache)
     model = build_model(recipe, cache.layout, cache.scaling)
     sources = make_sources(model, recipe, cache)
     rows = load_rows(cache, "train")

@@ -336,6 +336,7 @@ def test_cut_foreign_and_partial_checkpoints_are_refused(copy: Path) -> None:
     whole = load_checkpoint(copy / "tiny_best.pt")
     state = whole["model_state_dict"]
     name = "network.projection.weight"
+    worse = [{**whole["records"][1], "val_loss": 99.0}]
     cases: list[tuple[dict[str, Any], str]] = [
         (
             {key: value for key, value in whole.items() if key not in ("vectors", "layout")},
@@ -357,7 +358,7 @@ def test_cut_foreign_and_partial_checkpoints_are_refused(copy: Path) -> None:
             "network.extra is not part of this model",
         ),
         ({**whole, "layout": "{}"}, "does not say what its columns are"),
-        ({**whole, "best_val_loss": -1.0}, "which is not its best one"),
+        ({**whole, "records": whole["records"][:1] + worse}, "which is not its best one"),
         ({**whole, "epoch": 0, "step": 3, "records": []}, "which is not its best one"),
     ]
     for content, message in cases:
