@@ -35,7 +35,7 @@ from fusionnet.trained.named import labels_in_words, prediction_frame
 from fusionnet.trained.run import TrainedRun, load_run
 from fusionnet.workflow.checked_cache import open_checked_cache
 from fusionnet.workflow.folds_folder import METRICS, PREDICTIONS, FoldsFolder, open_folder
-from fusionnet.workflow.training import train_experiment
+from fusionnet.workflow.training import recipe_of, train_experiment
 
 
 def cross_validate(
@@ -69,8 +69,9 @@ def cross_validate(
         views = {rotation: _view(experiment, cache, rotation) for rotation in left}
         for rotation in left:
             shown = verbose and rotation == left[0]  # the first fold's training, as `train` does
-            bar = _EpochBar(experiment.train.epochs, rotation, verbose and not shown)
             own, view = _of_fold(experiment, place, rotation), views.pop(rotation)
+            epochs = recipe_of(own, view).train.epochs
+            bar = _EpochBar(epochs, rotation, verbose and not shown)
             with bar.shown:
                 train_experiment(own, config_path, True, False, (bar,), shown, view)
             place.finish(_evaluated(place.fold(rotation), view, rotation, with_baselines))
