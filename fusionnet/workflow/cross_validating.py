@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from tqdm import tqdm
 
@@ -158,14 +159,14 @@ def _evaluated(folder: Path, cache: Cache, rotation: int, with_baselines: bool) 
 
 
 def _predictions(run: TrainedRun, evaluation: Evaluation, rotation: int) -> pl.DataFrame:
-    """Return the predictions of a fold's test rows beside their labels, null where unobserved."""
+    """Return the predictions of a fold's test rows beside their labels, in the table's words."""
     observed = {
         f"observed_{task.column}": labels_in_words(task, evaluation.targets[:, t])
         for t, task in enumerate(run.tasks)
     }
-    fold = pl.lit(rotation, dtype=pl.Int32)
-    rows = pl.DataFrame({"row": evaluation.rows}).with_columns(fold=fold, **observed)
-    return rows.hstack(prediction_frame(run.tasks, evaluation.predictions, evaluation.scores))
+    fold = np.full(len(evaluation.rows), rotation, dtype=np.int32)
+    own = pl.DataFrame({"row": evaluation.rows, "fold": fold, **observed})
+    return own.hstack(prediction_frame(run.tasks, evaluation.predictions, evaluation.scores))
 
 
 def _write_predictions(place: FoldsFolder, rotations: range, num_rows: int) -> None:
