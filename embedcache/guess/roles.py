@@ -6,6 +6,7 @@ Nothing is decided in silence: a guess says what it saw, so that who knows the t
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from embedcache.config.split import SPELLINGS
 from embedcache.errors import ConfigError
 from embedcache.guess.chemistry import read_as_chemistry
 from embedcache.guess.entries import (
@@ -27,7 +28,9 @@ GROUPS = ("patient", "subject", "participant", "donor", "person", "animal", "spe
 )  # fmt: skip
 _CODES = {"code", "class", "type", "label", "category", "grade", "level", "flag"}
 _SPLITS = ("split", "set", "subset", "partition", "fold", "part")
-_SPLIT_VALUES = {"train", "training", "validation", "valid", "val", "dev", "test", "testing"}
+_FOLDS = ("fold", "folds")
+_SPLIT_VALUES = {spelling for spellings in SPELLINGS.values() for spelling in spellings}
+MOST_FOLDS = 20  # of a column of fold numbers
 MOST_CATEGORIES = 200
 FEW = 10  # values of a category column, however few the rows; groups that can be folds
 AS_NAMED = "as named"
@@ -147,7 +150,11 @@ def _as_seen(profile: Profile, group: str | None) -> Guess:
         seen = f"{profile.num_distinct:,} values of {profile.rows_per_value:,.0f} rows each"
         return Guess(name, Role.GROUP, f"{seen}: rows of one {name} stay in one split")
     if _is_split(profile):
-        return Guess(name, Role.SPLIT, f"says which rows train: {', '.join(profile.values)}")
+        why = f"says which rows train: {', '.join(profile.values)}"
+        return Guess(name, Role.SPLIT, why, {"strategy": "column", "column": name})
+    if _are_folds(profile):
+        why = f"the table's own {profile.num_distinct} folds"
+        return Guess(name, Role.SPLIT, why, {"strategy": "folds", "column": name})
     if profile.kind is Kind.NUMBER:
         is_code = bool(_CODES & set(words_of(name)[-1:]))
         if profile.is_whole and profile.num_distinct <= FEW and is_code:
@@ -188,6 +195,14 @@ def _is_split(profile: Profile) -> bool:
         is_called(profile.name, _SPLITS)
         and len(values) > 1
         and values <= _SPLIT_VALUES
+        and not profile.num_missing
+    )
+
+
+def _are_folds(profile: Profile) -> bool:
+    return (
+        is_called(profile.name, _FOLDS)
+        and 3 <= profile.num_distinct <= MOST_FOLDS
         and not profile.num_missing
     )
 

@@ -112,6 +112,9 @@ def guess_table(
     distinct = {profile.name: profile.num_distinct for profile in seen}
     failure: SplitError | None = None
     for tried, why in _splits(columns, distinct, dict(split or {})):
+        if failure is not None:
+            reason = str(failure).partition("\n")[0].partition(": ")[2]
+            why = f"{why}; not by a better one: {reason}"
         try:
             return _tried(replace(draft, split=tried, why_split=why), judge)
         except SplitError as error:
@@ -172,15 +175,13 @@ def _splits(
     found: list[tuple[Entry, str]] = []
     for guess in columns:
         if guess.role is Role.SPLIT:
-            own = {"strategy": "column", "column": guess.column}
-            found.append((own, f"the table says so itself, in '{guess.column}'"))
+            found.append((guess.entry, f"the table says so itself, in '{guess.column}'"))
     is_named = False
     for guess in columns:
         if guess.role is Role.GROUP:
             number = distinct[guess.column]
-            by_group: Entry = {"strategy": "group"}
-            if 3 <= number < FEW:
-                by_group |= {"folds": number, "train_folds": number - 2, "validation_folds": 1}
+            folds = {"folds": number} if 3 <= number < FEW else {}
+            by_group: Entry = {"strategy": "group", **folds}
             found.append((by_group, f"by '{guess.column}', of which rows are repeated"))
             is_named = guess.reason == AS_NAMED
     if not is_named:

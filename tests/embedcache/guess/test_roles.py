@@ -162,7 +162,13 @@ def test_the_tables_own_split_and_groups_say_how_it_is_split(tmp_path: Path) -> 
     few = [f"P{row // 20}" for row in range(NUM)]
     assert guessed(tmp_path, split=split).split == {"strategy": "column", "column": "split"}
     assert guessed(tmp_path, x=numbers()).split == {"strategy": "random"}
-    folds = {"strategy": "group", "folds": 6, "train_folds": 4, "validation_folds": 1}
+    assert guessed(tmp_path, split=["Training", "dev", "holdout"] * 40).split["column"] == "split"
+    by_fold = guessed(tmp_path, cv_fold=[row % 5 for row in range(NUM)])
+    assert by_fold.split == {"strategy": "folds", "column": "cv_fold"}
+    without_validation = guessed(tmp_path, split=["train", "test"] * 60)
+    assert without_validation.split == {"strategy": "random"}
+    assert "no row is in validation" in without_validation.why_split
+    folds = {"strategy": "group", "folds": 6}
     assert guessed(tmp_path, patient=few).split == folds
     gaps = [None, *few[1:]]
     assert guessed(tmp_path, patient=gaps).split == {"strategy": "random"}
