@@ -13,6 +13,8 @@ from typing import Any
 # Imported when first asked for: a command's --help should not wait for transformers and PEFT.
 _HOMES = {
     "FusionModel": "estimators.fusion_model",
+    "FusionClassifier": "estimators.scikit",
+    "FusionRegressor": "estimators.scikit",
     "RewardModel": "trained.reward",
     "cross_validate": "workflow.cross_validating",
     "Callback": "train.callbacks",

@@ -59,7 +59,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
         | {"runfolder", "yamlfile"},
-        "estimators": {"experiment", "workflow", "trained", "runfolder"},
+        "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"},
         "commands": {"experiment", "workflow", "trained", "runfolder", "stopping"},
     },
 }

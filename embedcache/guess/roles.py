@@ -14,11 +14,10 @@ from embedcache.guess.entries import (
     Role,
     category_guess,
     numeric_guess,
-    seen,
     string_guess,
 )
 from embedcache.guess.profile import Kind, Profile
-from embedcache.guess.targets import best_target, target_entry
+from embedcache.guess.targets import best_target, learnt_as, target_entry
 from embedcache.guess.words import is_called, is_index, nearest_column, words_of
 
 # by whom or what rows are repeated, the surest first
@@ -134,7 +133,8 @@ def _as_named(profile: Profile, role: Role) -> Guess:
             f"column '{name}' was named as {role.value}, and has {profile.kind.value}"
         )
     if role is Role.TARGET:
-        return Guess(name, role, f"as named; {seen(profile)}", target_entry(profile, ()))
+        entry = target_entry(profile, ())
+        return Guess(name, role, f"as named; {learnt_as(profile)}", entry)
     if role is Role.STRING:
         return string_guess(profile, is_named=True)
     if role is Role.NUMERIC:

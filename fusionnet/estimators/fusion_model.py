@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.build.decide import Existing, build_cache
+from embedcache.config.split import Split
 from embedcache.config.table import OnInvalid
 from embedcache.errors import RunError
 from embedcache.files import write_atomically
 from fusionnet.estimators.described import Columns, Description, described, read_config
 from fusionnet.estimators.keeping import copy_run, run_bytes, run_folder, write_run
+from fusionnet.estimators.measuring import evaluation_of, probabilities, score_of
 from fusionnet.estimators.workfolder import WorkFolder
 from fusionnet.experiment import Experiment
+from fusionnet.metrics import Metrics
 from fusionnet.trained.folder import Moment
 from fusionnet.trained.reward import RewardModel
 from fusionnet.trained.words import described_run
@@ -103,6 +106,32 @@ class FusionModel:
         See `RewardModel.predict`: `predicted_<column>`, `known`, `outside`, `reason`.
         """
         return self.model.predict(frame, on_invalid)
+
+    def predict_proba(self, frame: Any) -> Any:
+        """Return the probability of each class of each row, as a frame of the frame's own kind.
+
+        Columns are `probability_<column>_<class>`. Raises ConfigError where no target has classes.
+        """
+        return probabilities(self.model, frame)
+
+    def evaluate(self, frame: Any = None, split: Split = "test") -> dict[str, Metrics]:
+        """Return metrics by target column and name, in the targets' units.
+
+        They are of rows that did not train: the run's own test rows (`split`), or those of a frame
+        or path with labels. What has to be known of them is printed.
+        """
+        evaluation = evaluation_of(self.model.run, frame, split)
+        if self.verbose and evaluation.remark:
+            print(evaluation.remark)
+        return evaluation.metrics
+
+    def score(self, frame: Any = None) -> float:
+        """Return R2 of regression, accuracy of classes or kappa of ordered ones on those rows.
+
+        The rows are those of `evaluate`; of several targets it is the mean.
+        """
+        run = self.model.run
+        return score_of(run, evaluation_of(run, frame, "test"))
 
     @property
     def model(self) -> RewardModel:

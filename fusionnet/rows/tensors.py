@@ -53,6 +53,9 @@ class RowInputs:
         return _each(self, lambda column: column.to(device, non_blocking=non_blocking))
 
 
+FILLING = -1  # row number of what only fills a step up to a graph's size; a row may weigh nothing
+
+
 @dataclass(frozen=True)
 class RowTable:
     """N rows on one device: features standardised, targets as the loss reads them.
@@ -65,7 +68,7 @@ class RowTable:
     category: Int[Tensor, "N K"]
     targets: Float[Tensor, "N T"]
     weight: Float[Tensor, " N"]
-    row: Int[Tensor, " N"]  # row number in the source table, for messages
+    row: Int[Tensor, " N"]  # row number in the source table; FILLING for what is none
 
     @property
     def num_rows(self) -> int:

@@ -31,7 +31,7 @@ from embedcache.live.step import LiveEncoder
 from fusionnet.config.train import TrainConfig
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows, RowSource
-from fusionnet.rows.tensors import RowTable
+from fusionnet.rows.tensors import FILLING, RowTable
 from fusionnet.train.plain import PlainEngine
 from fusionnet.train.protocols import Witness
 from fusionnet.train.schedule import Schedule
@@ -192,7 +192,11 @@ class StaticSteps:
     def _step(self) -> None:
         """Take one step on the rows of the index; nothing in it asks the host."""
         rows = self._table.take(self._index)
-        rows = replace(rows, weight=torch.where(self._is_row, rows.weight, 0.0))
+        rows = replace(
+            rows,
+            weight=torch.where(self._is_row, rows.weight, 0.0),
+            row=torch.where(self._is_row, rows.row, FILLING),
+        )
         self._losses.copy_(self._read(rows, self._micro_batches, self._tally))
 
     def _read(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from embedcache.errors import ProofError
 from embedcache.live.sources import RowVectors
-from fusionnet.rows.tensors import RowTable
+from fusionnet.rows.tensors import FILLING, RowTable
 from fusionnet.train.world import World
 
 
@@ -42,7 +42,7 @@ class Tally:
         self._read.zero_()
 
     def expect(self, rows: RowTable) -> None:
-        """Count the rows of one step, of all ranks; those of weight 0 are filling."""
+        """Count the rows of one step, of all ranks; FILLING is none."""
         self._due += self.count(rows, list(rows.string_id.unbind(1)))
 
     def note(self, batch: RowTable, read: Sequence[RowVectors]) -> None:
@@ -56,8 +56,9 @@ class Tally:
         for codes, string_id in zip(self._codes, strings, strict=True):
             # another factor for each column, so that columns that exchange strings do not cancel
             code = 3 * code + codes.index_select(0, string_id)
-        code = torch.where(rows.weight > 0, code * (2 * rows.row + 1), 0)
-        return torch.stack([(rows.weight > 0).sum(), code.sum()])
+        is_row = rows.row != FILLING
+        code = torch.where(is_row, code * (2 * rows.row + 1), 0)
+        return torch.stack([is_row.sum(), code.sum()])
 
     def check(self, num_rows: int, world: World, every_row: RowTable | None = None) -> None:
         """Raise ProofError unless this many rows were due, and these were read (collective).

@@ -109,11 +109,23 @@ def test_free_text_is_not_used_unless_it_is_named(tmp_path: Path) -> None:
     [
         ({"a": numbers(), "temperature": numbers(20, 90)}, "a", None),
         ({"outcome": numbers(), "a": numbers()}, "outcome", None),
-        ({"a": numbers(), "good": [row % 2 for row in range(NUM)]}, "good", "binary"),
+        ({"a": numbers(), "good": [row % 2 for row in range(NUM)]}, "a", None),
         ({"good": [row % 3 == 0 for row in range(NUM)]}, "good", "binary"),
+        ({"soluble": ["yes", "no", "no"] * 40}, "soluble", "binary"),
+        ({"phase": ["glass", "melt", "rubber"] * 40}, "phase", "multiclass"),
+        ({"a": numbers(), "sign": [-1, 1] * 60}, "a", None),
         ({"a": numbers(), "rate": [10.0 ** -(row % 9) for row in range(NUM)]}, "rate", None),
     ],
-    ids=["not a condition", "by its name", "0 and 1", "truths", "decades"],
+    ids=[
+        "not a condition",
+        "by its name",
+        "numbers first",
+        "truths",
+        "yes and no",
+        "classes",
+        "-1 and 1",
+        "decades",
+    ],
 )
 def test_a_target_that_is_not_named_is_guessed_and_said(
     tmp_path: Path, columns: dict[str, Any], target: str, kind: str | None
@@ -125,6 +137,23 @@ def test_a_target_that_is_not_named_is_guessed_and_said(
     assert "guess" in found.reason or "by its name" in found.reason
     assert found.entry.get("kind") == kind
     assert found.entry.get("transform") == ("log10" if target == "rate" else None)
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        (["yes", "no"], ["no", "yes"]),
+        (["inactive", "active"], ["inactive", "active"]),
+        (["A", "B"], ["A", "B"]),
+        ([-1, 1], ["-1", "1"]),
+    ],
+)
+def test_of_two_labels_the_positive_one_is_second(
+    tmp_path: Path, values: list[Any], classes: list[str]
+) -> None:
+    guess = guessed(tmp_path, Named(targets=("label",)), label=values * (NUM // 2))
+    wanted = {"name": "label", "column": "label", "kind": "binary", "classes": classes}
+    assert role_and_entry(guess, "label")[1] == wanted
 
 
 def test_cells_that_stand_for_nothing_are_found_and_are_missing(tmp_path: Path) -> None:
@@ -225,7 +254,7 @@ def test_a_target_is_guessed_although_all_features_are_named(tmp_path: Path) -> 
     [
         (Named(targets=("yy",)), "there is no column 'yy'.*did you mean 'y'"),
         (Named(targets=("y",), numeric=("y",)), "named twice"),
-        (Named(targets=("smiles",)), "'smiles' has text"),
+        (Named(targets=("name",)), "has text of 120 values"),
         (Named(targets=("y",), numeric=("smiles",)), "named as numeric, and has text"),
         (Named(targets=("y",), strings=("x",)), "named as string, and has numbers"),
         (Named(targets=("y",), group="none"), "there is no column 'none'"),
@@ -233,13 +262,13 @@ def test_a_target_is_guessed_although_all_features_are_named(tmp_path: Path) -> 
 )
 def test_names_that_cannot_be_are_refused(tmp_path: Path, named: Named, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        guessed(tmp_path, named, x=numbers())
+        guessed(tmp_path, named, x=numbers(), name=[f"m{row}x" for row in range(NUM)])
 
 
 def test_tables_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="there is no table"):
         guess_table(tmp_path / "none.csv")
-    pl.DataFrame({"smiles": POLYMERS, "note": POLYMERS}).write_csv(tmp_path / "t.csv")
+    pl.DataFrame({"smiles": POLYMERS, "note": ["a"] * 4}).write_csv(tmp_path / "t.csv")
     with pytest.raises(ConfigError, match="no column of the table could be a target"):
         guess_table(tmp_path / "t.csv")
     pl.DataFrame({"smiles": POLYMERS, "y": [1.0, 2.0, 3.0, 4.0]}).write_csv(tmp_path / "t.csv")

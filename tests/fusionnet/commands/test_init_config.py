@@ -67,7 +67,7 @@ def test_an_encoder_is_asked_and_the_schema_is_written_beside(
         (["none.csv"], "there is no table none.csv"),
         (["my table.csv", "--target", "tg (C)"], "did you mean 'tg (K)'"),
         (["my table.csv", "--out", "my table.csv"], "is the table itself"),
-        (["my table.csv", "--target", "smiles"], "'smiles' has text"),
+        (["my table.csv", "--target", "x", "--ignore", "x"], "named twice"),
         (["my table.csv", "--encoder", "nowhere/at-all"], "nowhere/at-all"),
     ],
 )

@@ -113,6 +113,40 @@ def test_a_saved_model_and_a_copy_of_it_predict_the_same(
         fitted.save(saved)
 
 
+def test_it_is_measured_on_rows_that_did_not_train(fitted: FusionModel) -> None:
+    own = fitted.evaluate()
+    assert set(own) == {"tg"}
+    assert own["tg"].keys() >= {"mae", "r2", "spearman"}
+    assert fitted.evaluate(in_polars(table())) == own  # of the same table, the same test rows
+    assert fitted.score() == own["tg"]["r2"]
+    new = table(300).iloc[200:]
+    rows = in_polars(new)
+    error = (fitted.predict(rows)["predicted_tg"] - rows["tg"]).abs().mean()
+    assert fitted.evaluate(new)["tg"]["mae"] == pytest.approx(error, rel=1e-4)
+    assert fitted.evaluate(split="validation") != own
+    with pytest.raises(ConfigError, match="no target has classes"):
+        fitted.predict_proba(new)
+
+
+@pytest.mark.slow
+def test_classes_are_predicted_with_their_probabilities(keys: dict[str, Any]) -> None:
+    frame = table()
+    frame["phase"] = np.array(["glass", "melt", "rubber"])[np.digitize(frame["tg"], [320, 345])]
+    frame["wet"] = np.where(frame["solvent"] == "water", "yes", "no")
+    model = FusionModel(target=["phase", "wet"], ignore="tg", verbose=False, **keys).fit(frame)
+    kinds = {task.column: (task.kind, task.classes) for task in model.model.run.tasks}
+    assert kinds["phase"] == ("multiclass", ("glass", "melt", "rubber"))
+    assert kinds["wet"] == ("binary", ("no", "yes"))
+    found = model.predict_proba(frame)
+    assert list(found.index) == list(frame.index)
+    assert np.allclose(found.filter(like="_phase_").sum(axis=1), 1, atol=1e-5)
+    assert np.allclose(found["probability_wet_no"] + found["probability_wet_yes"], 1)
+    chosen = found.filter(like="_phase_").to_numpy().argmax(1)
+    assert (model.predict(frame)["predicted_phase"] == np.take(kinds["phase"][1], chosen)).all()
+    assert 0 <= model.score() <= 1
+    assert "accuracy" in repr(model) or "AUROC" in repr(model)
+
+
 def test_what_it_is_is_said(fitted: FusionModel, keys: dict[str, Any]) -> None:
     new = FusionModel(strings="smiles", target="tg", **keys)
     assert repr(new) == "FusionModel(strings='smiles', target='tg'), not fitted"
