@@ -66,7 +66,10 @@ SMALL: dict[str, Any] = {
     },
     # by this rate the second of three epochs is the best
     "optim": {"lr": 0.05, "lr_encoder": 0.05, "warmup_epochs": 0.0, "total_steps": 12},
-    "train": {"epochs": 3, "batch_rows": 40, "checkpoint_steps": 2, "cpu_threads": 1},
+    "train": {
+        **{"epochs": 3, "batch_rows": 40, "checkpoint_steps": 2, "cpu_threads": 1},
+        "baselines": False,
+    },
     "run": {"dir": "run", "name": "small"},
 }
 

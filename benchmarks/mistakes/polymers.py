@@ -43,7 +43,7 @@ CONFIG = {
         **{"adapter_hidden": 16, "adapter_width": 16, "fusion_width": 16, "num_layers": 1},
         **{"num_heads": 2, "feedforward": 24},
     },
-    "train": {"epochs": 2, "batch_rows": 64, "cpu_threads": 1},
+    "train": {"epochs": 2, "batch_rows": 64, "cpu_threads": 1, "baselines": False},
     "run": {"dir": "run", "name": "polymers"},
 }
 BAD_TO_PREDICT = {2: "[R]CC[R]", 5: "", 9: "*CC(*"}

@@ -4,7 +4,7 @@ Beside them stand the goals, baselines that saw the same train rows, the oracle,
 the table's own groups (specification, 7 and 8).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
 from embedcache.errors import RunError
 from embedcache.text import visible
+from fusionnet.config.tasks import Task
 from fusionnet.evaluation.oracle import oracle_metrics, read_oracle
 from fusionnet.evaluation.rows import WHOLE, RunRows, rows_of_cache
 from fusionnet.metrics import Metrics, macro_metrics, reaches, task_metrics
@@ -159,7 +160,7 @@ def evaluate_rows(
         from fusionnet.evaluation.baselines import beside_a_run
 
         beside = beside_a_run(table, layout, run.scaling, run.tasks, chosen, progress)
-        baselines, remark = _baseline_metrics(run, targets, beside.predictions), beside.remark
+        baselines, remark = baseline_metrics(run.tasks, targets, beside.predictions), beside.remark
     return Evaluation(
         split=split,
         metrics=task_metrics(run.tasks, targets, scores),
@@ -186,8 +187,8 @@ def rows_of_each(codes: Int[np.ndarray, " N"]) -> dict[int, Int[np.ndarray, " n"
     return dict(zip(values.tolist(), np.split(order, starts)[1:], strict=True))
 
 
-def _baseline_metrics(
-    run: TrainedRun,
+def baseline_metrics(
+    tasks: Sequence[Task],
     targets: Float[np.ndarray, "N T"],
     of_baselines: Mapping[str, Mapping[int, Float[np.ndarray, "N _"]]],
 ) -> dict[str, dict[str, Metrics]]:
@@ -196,8 +197,7 @@ def _baseline_metrics(
     for name, predictions in of_baselines.items():
         found[name] = {}
         for number, prediction in predictions.items():
-            tasks, column = [run.tasks[number]], [number]
-            found[name] |= task_metrics(tasks, targets[:, column], prediction)
+            found[name] |= task_metrics([tasks[number]], targets[:, [number]], prediction)
     return found
 
 

@@ -44,6 +44,7 @@ MAY_CHANGE = (
     "train.deepspeed_config",
     "train.checkpoint_steps",
     "train.prove",
+    "train.baselines",
     "train.epochs",
     "train.early_stopping",
 )

@@ -126,6 +126,7 @@ def _train_and_export(
     if trainer.world.is_main:
         export_run(folder)
     if trainer.world.is_main and trainer.verbose:
+        _show_baselines(trainer, records)
         best = _best_in_words(records, trainer.recipe.train.monitor)
         if "stopped" in records[-1]:
             print(f"stopped after epoch {len(records)}: {records[-1]['stopped']}")
@@ -135,6 +136,18 @@ def _train_and_export(
             f"run folder: {folder}; evaluate it with: fusionnet evaluate --run {folder}"
         )
     return records
+
+
+def _show_baselines(trainer: Trainer, records: Sequence[Record]) -> None:
+    """Print what the best epoch is to be measured against."""
+    train = trainer.recipe.train
+    if train.baselines:
+        # not at the top: scikit-learn's boosting takes a second to import
+        from fusionnet.evaluation.beside import beside_training
+
+        best = records[best_epoch(records, train.monitor) - 1]
+        lines = beside_training(trainer.cache, trainer.recipe.tasks, best, progress=True)
+        print("\n".join(lines), flush=True)
 
 
 def _best_in_words(records: Sequence[Record], monitor: str) -> str:

@@ -126,7 +126,10 @@ def tiny_config(folder: Path, encoder: Path) -> dict[str, Any]:
             "num_heads": 4,
             "feedforward": 48,
         },
-        "train": {"epochs": 2, "batch_rows": 64, "prove": 0, "cpu_threads": 1},
+        "train": {
+            **{"epochs": 2, "batch_rows": 64, "cpu_threads": 1},
+            **{"prove": 0, "baselines": False},
+        },
         "run": {"dir": str(folder / "run"), "name": "tiny"},
     }
 

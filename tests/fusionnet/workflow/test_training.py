@@ -11,10 +11,17 @@ import pytest
 import torch
 from forks import Forks
 
+from embedcache.cache.reader import open_cache
 from embedcache.errors import ConfigError
+from embedcache.text import number
 from fusionnet import Callback, RewardModel, StopTraining
+from fusionnet.evaluation import beside
+from fusionnet.evaluation.baselines import BOOSTING, STRING_MEAN, TRAIN_MEAN
+from fusionnet.evaluation.beside import beside_training
+from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.train.checkpoint import load_checkpoint
+from fusionnet.train.monitor import best_epoch
 from fusionnet.trained.run import load_run
 from fusionnet.workflow.training import train_experiment
 
@@ -117,3 +124,34 @@ def test_what_is_no_callback_is_refused(experiment: Experiment) -> None:
         train_experiment(experiment, "tiny.yaml", callbacks=[EndAlone])
     with pytest.raises(ConfigError, match="callback 3 has none of the methods on_train_begin"):
         train_experiment(experiment, "tiny.yaml", callbacks=[3])
+
+
+def test_the_baselines_stand_below_the_epochs(
+    tiny_experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"run.dir={tmp_path / 'run'}", "train.baselines=true"]
+    experiment = load_experiment(tiny_experiment, settings)
+    records = train_experiment(experiment, "tiny.yaml")
+    printed = capsys.readouterr().out
+    best = records[best_epoch(records) - 1]
+    table = printed[printed.index("140 validation rows ") :].splitlines()
+    assert table[0].split()[3:] == ["ef_mae", "ef_r2", "opt_auroc", "opt_f1"]
+    own = table[1].split()
+    assert own[:2] == ["epoch", str(best["epoch"])]
+    assert float(own[2]) == pytest.approx(best["ef_mae"], rel=1e-2)
+    assert [line.split("  ")[0] for line in table[2:5]] == [TRAIN_MEAN, STRING_MEAN, BOOSTING]
+    run = load_run(tmp_path / "run")
+    cache = open_cache(experiment.cache.path)
+    evaluated = evaluate_run(run, cache, "validation", progress=False).baselines
+    for line, name in zip(table[2:5], (TRAIN_MEAN, STRING_MEAN, BOOSTING), strict=True):
+        assert line.split()[-4] == number(evaluated[name]["outcome"]["mae"])
+
+
+def test_a_large_table_has_no_baselines_and_says_so(
+    tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside, "MOST_ROWS", 100)
+    cache = open_cache(load_experiment(tiny_experiment).cache.path)
+    assert (
+        "no baselines: the table has more than 100 rows" in beside_training(cache, [], {}, False)[0]
+    )
