@@ -86,7 +86,7 @@ def head_ends(
 
 
 def multitask_loss(
-    outputs: Float[Tensor, "B T"],
+    outputs: Float[Tensor, "B O"],
     targets: Float[Tensor, "B T"],
     weight: Float[Tensor, " B"],
     denominators: Float[Tensor, " T"],

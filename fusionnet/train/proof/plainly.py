@@ -290,8 +290,8 @@ def _transformer_layer(
 
 def _head(
     of: Getter, layers: Sequence[str], fused: Float[Tensor, "B D"], relu: Activation
-) -> Float[Tensor, "B 1"]:
-    """Return one head's output: its linear layers in order, ReLU between them."""
+) -> Float[Tensor, "B _"]:
+    """Return one head's outputs: its linear layers in order, ReLU between them."""
     for name in layers[:-1]:
         fused = relu(_linear(of, name, fused))
     return _linear(of, layers[-1], fused)
