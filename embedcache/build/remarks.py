@@ -6,11 +6,11 @@ has, and values that look like missing ones.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import polars as pl
-from jaxtyping import UInt64
+from jaxtyping import Shaped, UInt64
 
 from embedcache.build.statistics import ScalingFit
 from embedcache.cache.layout import RowBlock
@@ -33,7 +33,7 @@ class RowRemarks:
         self._others = {column.column: column.other for column in data.categories}
         self._train_rows = [np.zeros(len(values), dtype=np.int64) for _, values in table.categories]
         self._one_in = -(-num_rows // MOST_HASHED)
-        self._hashes: dict[str, list[UInt64[np.ndarray, " _"]]] = defaultdict(list)
+        self._hashes: dict[str, list[UInt64[np.ndarray, "_ 2"]]] = defaultdict(list)
 
     def add(self, block: RowBlock) -> None:
         """Count one block of rows."""
@@ -41,7 +41,7 @@ class RowRemarks:
         for k, counts in enumerate(self._train_rows):
             counts += np.bincount(block.category[is_train, k], minlength=len(counts))
         hashes = _hashes(block)
-        chosen = hashes % np.uint64(self._one_in) == 0
+        chosen = hashes[:, 1] % np.uint64(self._one_in) == 0  # by inputs, of which copies agree
         for code, split in enumerate(SPLITS):
             self._hashes[split].append(hashes[chosen & (block.split == code)])
 
@@ -50,20 +50,29 @@ class RowRemarks:
         return [*self._duplicates(), *fit.remarks(), *self._missing, *self._untrained()]
 
     def _duplicates(self) -> Iterator[str]:
-        """Yield a line on the validation and test rows that are in train as well, if there are."""
+        """Yield lines on the validation and test rows that are in train, or whose inputs are."""
         train = np.concatenate(self._hashes["train"])
-        found = []
+        equal: list[str] = []
+        repeated: list[str] = []
         for split in SPLITS[1:]:
             rows = np.concatenate(self._hashes[split])
-            equal = int(np.isin(rows, train).sum()) * self._one_in
-            if equal:
-                found.append(f"{equal:,} of {len(rows) * self._one_in:,} {split} rows")
-        if found:
-            about = "" if self._one_in == 1 else f", estimated from one row in {self._one_in}"
+            is_equal, has_inputs = (np.isin(rows[:, k], train[:, k]) for k in (0, 1))
+            for found, those in ((equal, is_equal), (repeated, has_inputs & ~is_equal)):
+                count = int(those.sum()) * self._one_in
+                if count:
+                    found.append(f"{count:,} of {len(rows) * self._one_in:,} {split} rows")
+        about = "" if self._one_in == 1 else f", estimated from one row in {self._one_in}"
+        if equal:
             yield (
-                f"{' and '.join(found)} have an equal row in train (strings, features and"
+                f"{' and '.join(equal)} have an equal row in train (strings, features and"
                 f" labels){about}: their scores are those of memory; take copies out of the table,"
                 " or keep them together by data.group"
+            )
+        if repeated:
+            yield (
+                f"{' and '.join(repeated)} have the strings and features of a train row, with"
+                f" another label{about}: measured again; their scores say little of new inputs,"
+                " unless data.group keeps them together"
             )
 
     def _untrained(self) -> Iterator[str]:
@@ -113,14 +122,16 @@ def _of_other(other: str | None, unseen: list[str]) -> str:
     return ", the category of unknown values" if other is not None and other in unseen else ""
 
 
-def _hashes(block: RowBlock) -> UInt64[np.ndarray, " N"]:
-    """Return a hash of each row's strings, features and labels; a missing value equals another."""
-    parts = {
-        "s": block.string_id,
-        "n": block.numeric,
-        "c": block.category,
-        "t": block.targets,
-    }
+def _hashes(block: RowBlock) -> UInt64[np.ndarray, "N 2"]:
+    """Return hashes of each row's strings, features and labels, and of the first two alone.
+
+    A missing value equals another.
+    """
+    inputs = {"s": block.string_id, "n": block.numeric, "c": block.category}
+    return np.stack([_hashed({**inputs, "t": block.targets}), _hashed(inputs)], axis=1)
+
+
+def _hashed(parts: Mapping[str, Shaped[np.ndarray, "N _"]]) -> UInt64[np.ndarray, " N"]:
     columns = {
         f"{name}{k}": values[:, k] for name, values in parts.items() for k in range(values.shape[1])
     }

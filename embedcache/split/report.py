@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from embedcache.config.split import SPLITS
 from embedcache.schema import Config
 from embedcache.text import text_table
+
+MOST_NAMED = 5  # classes, folds or gaps in one remark
 
 
 class SplitLine(Config):
@@ -30,6 +32,9 @@ class SplitCounts(Config):
     # distinct ones that train lacks, by string column and split
     unseen_strings: dict[str, dict[str, int]]
     num_unused: int = 0  # rows in no split, which are later than the test rows
+    # those of several that no row has, by target and split
+    missing_classes: dict[str, dict[str, list[str]]] = Field(default_factory=dict)
+    folds_without: dict[str, list[int]] = Field(default_factory=dict)  # by what they lack, in words
 
     @model_validator(mode="after")
     def _names_agree(self) -> "SplitCounts":
@@ -110,6 +115,13 @@ def _remarks(counts: SplitCounts) -> Iterator[str]:
         )
     for line in counts.lines[-len(SPLITS) :]:
         yield from _missing_labels(line)
+    for name, by_split in counts.missing_classes.items():
+        for split, missing in by_split.items():
+            unlearnt = "; the model cannot learn that" if split == SPLITS[0] else ""
+            yield f"{split} has no label of class {_some(missing)} of '{name}'{unlearnt}"
+    if counts.folds_without:
+        shown = [f"{what} in fold {_some(folds)}" for what, folds in counts.folds_without.items()]
+        yield f"cross-validation would lack metrics: no {_some(shown, '; ')}"
     distinct = {line.split: line.strings for line in counts.lines[-len(SPLITS) :]}
     for column, unseen_in in counts.unseen_strings.items():
         for split, unseen in unseen_in.items():
@@ -118,6 +130,12 @@ def _remarks(counts: SplitCounts) -> Iterator[str]:
                     f"{unseen:,} of {distinct[split][column]:,} distinct {column} strings of"
                     f" {split} are not in train"
                 )
+
+
+def _some(values: Sequence[object], comma: str = ", ") -> str:
+    """Return the first few values."""
+    shown = comma.join(map(str, values[:MOST_NAMED]))
+    return shown + (f"{comma}..." if len(values) > MOST_NAMED else "")
 
 
 def _missing_labels(line: SplitLine) -> Iterator[str]:

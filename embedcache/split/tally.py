@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Int8, Int16, Int64
 from embedcache.config.split import NO_SPLIT, SPLITS
 from embedcache.config.targets import TargetColumn
 from embedcache.errors import SplitError
+from embedcache.split.labels import ANY, BINARY, LabelTally, tally_of_targets
 from embedcache.split.report import SplitCounts, SplitLine, split_table
 from embedcache.text import NUM_EXAMPLES
 
@@ -29,6 +30,7 @@ class SplitTally:
     targets: tuple[str, ...]
     binary: tuple[bool, ...]
     num_folds: int = 0  # 0: the table itself says its splits
+    labels: LabelTally | None = None  # None: those of targets without named classes
     rows: Int64[np.ndarray, "3 Q"] = field(init=False)
     labelled: Int64[np.ndarray, "3 Q T"] = field(init=False)
     positive: Int64[np.ndarray, "3 Q T"] = field(init=False)
@@ -43,6 +45,10 @@ class SplitTally:
     def __post_init__(self) -> None:
         """Start all counts at zero."""
         num_strata, num_targets = max(1, len(self.strata)), len(self.targets)
+        if self.labels is None:
+            flags = zip(self.targets, self.binary, strict=True)
+            kinds = {name: BINARY if binary else ANY for name, binary in flags}
+            self.labels = LabelTally(kinds, self.num_folds)
         self.rows = np.zeros((3, num_strata), dtype=np.int64)
         self.labelled = np.zeros((3, num_strata, num_targets), dtype=np.int64)
         self.positive = np.zeros((3, num_strata, num_targets), dtype=np.int64)
@@ -72,7 +78,9 @@ class SplitTally:
         """
         names = tuple(target.name for target in targets)
         binary = tuple(target.kind == "binary" for target in targets)
-        grown = SplitTally(strata, num_groups, num_strings, names, binary, num_folds)
+        labels = tally_of_targets(targets, num_folds)
+        grown = SplitTally(strata, num_groups, num_strings, names, binary, num_folds, labels)
+        labels.take_over(self._labels)
         known = [names.index(name) for name in self.targets]
         grown.rows[:, : self.rows.shape[1]] = self.rows
         grown.labelled[:, : self.rows.shape[1], known] = self.labelled
@@ -114,7 +122,9 @@ class SplitTally:
         if not used.all():
             self.num_unused += int((~used).sum())
             split, stratum, group, targets = split[used], stratum[used], group[used], targets[used]
+            fold = fold[used]
             strings = {name: string_id[used] for name, string_id in strings.items()}
+        self._labels.add(split, fold, targets)
         self._count_used(split, stratum, group, strings, targets)
 
     def _count_used(
@@ -158,7 +168,14 @@ class SplitTally:
             straddling_groups=self._num_straddling,
             unseen_strings=unseen,
             num_unused=self.num_unused,
+            missing_classes=self._labels.missing_classes(),
+            folds_without=self._labels.folds_without(),
         )
+
+    @property
+    def _labels(self) -> LabelTally:
+        assert self.labels is not None, "set at the start"
+        return self.labels
 
     @property
     def _num_straddling(self) -> int:
@@ -231,6 +248,8 @@ class SplitTally:
                     f"the train rows hold only one class of '{name}' ({positive:,} of {labelled:,}"
                     " positive)"
                 )
+            elif (only := self._labels.only_class(name)) is not None:
+                yield f"the train rows hold only one class of '{name}', {only}"
 
 
 def _advice(strategy: str, straddles: bool) -> str:
