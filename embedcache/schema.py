@@ -37,6 +37,8 @@ _WORDS = {
     "model_type": "Input should be a mapping of keys to values",
     "model_attributes_type": "Input should be a mapping of keys to values",
     "string_type": "Input should be text",
+    "bool_parsing": "Input should be yes or no",
+    "bool_type": "Input should be yes or no",
     "too_short": "Input should have {min_length} or more items, found {actual_length}",
     "too_long": "Input should have {max_length} or fewer items, found {actual_length}",
 }

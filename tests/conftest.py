@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["EMBEDCACHE_VECTORS"] = "off"  # nothing is kept in the user's folders, nor found there
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns where it is unset
 if os.environ.get("EMBEDCACHE_GPU") != "1":
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -35,7 +35,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "cache": {"config", "schema", "errors", "files", "scaling", "table", "encoder"}
         | {"system"},
         "build": {"config", "errors", "files", "ranks", "scaling", "text"}
-        | {"table", "split", "encoder", "cache"},
+        | {"table", "split", "encoder", "cache", "system"},
         "guess": {"config", "errors", "schema", "table", "text", "build"},
         "live": {"config", "errors", "kernels", "encoder", "cache"},
     },

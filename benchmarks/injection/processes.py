@@ -37,6 +37,7 @@ CHANGES = {
 }
 IN_FOLDER = {"os.remove", "os.rmdir", "os.mkdir", "os.chmod"}  # last, the handle of one, or -1
 FOR_ALL = {
+    "EMBEDCACHE_VECTORS": "off",
     "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",

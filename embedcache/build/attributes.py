@@ -48,6 +48,7 @@ def report(
     tables = [file.table for file in files.files]
     return {
         "num_encoded": strings.num_encoded,
+        "num_stored": strings.num_stored,
         "encoding": {"seconds": round(strings.seconds, 3), "ranks": num_ranks},
         "num_excluded": before.get("num_excluded", 0) + sum(each.num_excluded for each in tables),
         "num_blank": before.get("num_blank", 0) + sum(each.num_blank for each in tables),
@@ -56,7 +57,7 @@ def report(
             *before.get("invalid", []),
             *(line for each in tables for line in each.invalid),
         ],
-        "remarks": remarks,
+        "remarks": [*strings.remarks, *remarks],
         "unknown": {column.spec.name: column.unknown for column in strings.columns},
         "merged": {
             column.spec.name: _merged(files, column.spec.name) for column in strings.columns

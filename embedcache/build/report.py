@@ -51,7 +51,8 @@ class BuildReport:
     num_invalid: int  # rows left out by data.on_invalid
     invalid: tuple[str, ...]  # a line on each rule that they break
     remarks: tuple[str, ...]  # what a reader of the scores should know
-    num_encoded: int  # strings that the encoder had to read; the others' vectors were there
+    num_encoded: int  # strings that the encoder had to read
+    num_stored: int  # strings whose vectors came from the store; the old cache had the others'
     encoding_s: float
     num_ranks: int  # that shared the encoding
     # by string column: string -> its parts that became <unk>
@@ -85,6 +86,7 @@ class BuildReport:
             invalid=tuple(kept["invalid"]),
             remarks=tuple(kept["remarks"]),
             num_encoded=kept["num_encoded"],
+            num_stored=kept.get("num_stored", 0),
             encoding_s=kept["encoding"]["seconds"],
             num_ranks=kept["encoding"]["ranks"],
             unknown=kept["unknown"],
@@ -155,7 +157,11 @@ class BuildReport:
         if self.num_encoded:
             ranks = f", {self.num_ranks} ranks" if self.num_ranks > 1 else ""
             rate = f" ({self.num_encoded / max(self.encoding_s, 1e-3):,.0f} strings/s{ranks})"
-        return f"built in {total:.1f} s: {times}; {self.num_encoded:,} strings encoded anew{rate}"
+        stored = f", {self.num_stored:,} from the vector store" if self.num_stored else ""
+        return (
+            f"built in {total:.1f} s: {times}; {self.num_encoded:,} strings encoded anew{rate}"
+            f"{stored}"
+        )
 
     def _oddities(self, name: str) -> list[str]:
         """Return a line on merged spellings and one on unknown tokens, where there are any."""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from embedcache.build.files import TableFiles
 from embedcache.build.request import BuildRequest
-from embedcache.build.vectors import VectorStore, cached_vectors
+from embedcache.build.store import vector_store
+from embedcache.build.vectors import StringVectors, cached_vectors
 from embedcache.cache.layout import StringSpec, StringTable
 from embedcache.cache.reader import Cache
 from embedcache.config.encoder import EncoderConfig
@@ -52,7 +53,9 @@ class EncodedStrings:
 
     columns: tuple[EncodedColumn, ...]
     num_encoded: int
+    num_stored: int  # whose vectors the store had
     seconds: float
+    remarks: list[str]  # on the store
 
 
 def encode_strings(
@@ -60,31 +63,57 @@ def encode_strings(
 ) -> EncodedStrings:
     """Return the tokens and vectors of all string columns.
 
-    Only strings are encoded whose vectors neither the `old` cache nor a killed build, in `folder`,
-    has. Raises EncoderError and TokenizerError for an encoder that cannot be used.
+    Only strings are encoded whose vectors neither the `old` cache, nor the store of all builds, nor
+    a killed build, in `folder`, has. Raises EncoderError and TokenizerError for an encoder that
+    cannot be used.
     """
     columns_of: dict[str, list[StringColumn]] = defaultdict(list)
     for column in request.data.strings:
         columns_of[encoding_key(request.encoder_of(column))].append(column)
-    encoded: dict[str, EncodedColumn] = {}
-    stores = []
-    for encoding, columns in columns_of.items():
-        config = request.encoder_of(columns[0])
-        model = load_encoder(config).to(ranks.device)
-        known = cached_vectors(old, encoding)
-        vectors = VectorStore(config, model, folder / encoding, known, ranks)
-        tokenized = _tokenized(columns, config, files, model)
-        _encode(files, tokenized, vectors)
-        for column in columns:
-            config, found = request.encoder_of(column), tokenized[column.name]
-            table = _string_table(files, column.name, found.tokens, vectors, config.prefix_layer)
-            spec = _spec(column, config, table, encoding)
-            encoded[column.name] = EncodedColumn(spec, table, found.unknown)
-        stores.append(vectors)
+    groups = [
+        _encode_columns(request, columns, encoding, files, old, folder, ranks)
+        for encoding, columns in columns_of.items()
+    ]
+    encoded = {column.spec.name: column for group in groups for column in group.columns}
     return EncodedStrings(
         columns=tuple(encoded[column.name] for column in request.data.strings),
-        num_encoded=sum(vectors.num_encoded for vectors in stores),
-        seconds=sum((vectors.seconds for vectors in stores), start=0.0),
+        num_encoded=sum(group.num_encoded for group in groups),
+        num_stored=sum(group.num_stored for group in groups),
+        seconds=sum((group.seconds for group in groups), start=0.0),
+        remarks=[line for group in groups for line in group.remarks],
+    )
+
+
+def _encode_columns(
+    request: BuildRequest,
+    columns: list[StringColumn],
+    encoding: str,
+    files: TableFiles,
+    old: Cache | None,
+    folder: Path,
+    ranks: Ranks,
+) -> EncodedStrings:
+    """Return the tokens and vectors of the columns of one encoder."""
+    config = request.encoder_of(columns[0])
+    model = load_encoder(config).to(ranks.device)
+    tokenized = _tokenized(columns, config, files, model)
+    texts = list(
+        dict.fromkeys(text for name in tokenized for text in files.last.strings[name].text)
+    )
+    known, store = cached_vectors(old, encoding), vector_store(request.cache, encoding)
+    stored = store.find(set(texts) - known.keys(), model.width)
+    vectors = StringVectors(config, model, folder / encoding, stored | known, ranks)
+    _encode(files, tokenized, vectors)
+    store.add(dict(zip(texts, vectors.of(texts), strict=True)), config.source)
+    encoded = []
+    for column in columns:
+        config, found = request.encoder_of(column), tokenized[column.name]
+        table = _string_table(files, column.name, found.tokens, vectors, config.prefix_layer)
+        spec = _spec(column, config, table, encoding)
+        encoded.append(EncodedColumn(spec, table, found.unknown))
+    num_encoded = vectors.num_encoded
+    return EncodedStrings(
+        tuple(encoded), num_encoded, len(stored), vectors.seconds, list(store.remarks)
     )
 
 
@@ -109,7 +138,7 @@ def _tokenized(
     return tokenized
 
 
-def _encode(files: TableFiles, tokenized: dict[str, Tokenized], vectors: VectorStore) -> None:
+def _encode(files: TableFiles, tokenized: dict[str, Tokenized], vectors: StringVectors) -> None:
     """Encode what is not known yet, file by file."""
     for number in range(len(files.files)):
         for name, found in tokenized.items():
@@ -119,7 +148,7 @@ def _encode(files: TableFiles, tokenized: dict[str, Tokenized], vectors: VectorS
 
 
 def _string_table(
-    files: TableFiles, name: str, tokens: TokenTable, vectors: VectorStore, layer: int | None
+    files: TableFiles, name: str, tokens: TokenTable, vectors: StringVectors, layer: int | None
 ) -> StringTable:
     """Return a column's strings, all of whose vectors are known.
 
@@ -137,7 +166,7 @@ def _string_table(
 
 
 def _states(
-    files: TableFiles, name: str, tokens: TokenTable, vectors: VectorStore, layer: int
+    files: TableFiles, name: str, tokens: TokenTable, vectors: StringVectors, layer: int
 ) -> Float[Tensor, "P E"]:
     """Return the hidden states of all tokens that enter a layer, file by file as the vectors.
 

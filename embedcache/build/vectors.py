@@ -4,11 +4,13 @@ Encoding dominates the time of a build with many strings: hours, where the rows 
 vectors are written to the partial folder piece by piece, and are found again by their text and
 their encoding key (encoder weights, tokenizer, pooling). A build that was killed goes on where it
 was, with as many ranks as it then has; a build of an edited table, of another split, or over an old
-cache finds the strings that it shares with it, and encodes only the new ones.
+cache finds the strings that it shares with it, and encodes only the new ones. What other builds
+have encoded is found in the store that all share (`build.store`).
 
 Which strings share a batch decides the last bits of their vectors. Batches are planned over the
-strings that no cache has, before they are assigned to ranks, and a piece holds whole batches: so
-neither the number of ranks nor a kill changes a bit, on machines and thread counts that are alike.
+strings that neither an old cache nor the store has, before they are assigned to ranks, and a piece
+holds whole batches: so neither the number of ranks nor a kill changes a bit, on machines and thread
+counts that are alike.
 """
 
 import os
@@ -24,6 +26,7 @@ from jaxtyping import Float32, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from embedcache.build.store import VectorsByText
 from embedcache.cache.reader import Cache
 from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.batching import BATCH_OVERHEAD_TOKENS, MAX_BATCH_TOKENS, length_batches
@@ -35,7 +38,6 @@ from embedcache.files import atomic_write
 from embedcache.ranks import Ranks
 
 PIECE = 512  # strings per file: about this much is encoded again after a kill
-VectorsByText = dict[str, np.ndarray]  # each vector is [E]
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,13 @@ def cached_vectors(cache: Cache | None, encoding: str) -> VectorsByText:
 
 
 @dataclass
-class VectorStore:
-    """The vectors of one encoder: those of the old cache, and those in the partial folder."""
+class StringVectors:
+    """The vectors of one encoder: those known before, and those in the partial folder."""
 
     config: EncoderConfig
     encoder: StringEncoder
     folder: Path
-    cached: VectorsByText
+    known: VectorsByText  # of an old cache, or of the store that all builds share
     ranks: Ranks
     num_encoded: int = 0
     seconds: float = 0.0
@@ -106,7 +108,7 @@ class VectorStore:
     def of(self, texts: Sequence[str]) -> Float32[np.ndarray, "S E"]:
         """Return the vectors of strings that are all known, in their order."""
         return np.stack(
-            [self.cached[text] if text in self.cached else self._saved[text] for text in texts]
+            [self.known[text] if text in self.known else self._saved[text] for text in texts]
         ).astype(np.float32)
 
     def encode_missing(self, texts: Sequence[str], tokens: TokenTable) -> None:
@@ -129,12 +131,12 @@ class VectorStore:
         self.seconds += time.perf_counter() - started
 
     def _missing_batches(self, texts: Sequence[str], tokens: TokenTable) -> list[list[int]]:
-        """Return what is missing of each batch of the strings that the old cache does not have.
+        """Return what is missing of each batch of the strings that were not known before.
 
         All of it is missing, or nothing, unless an interrupted build was of other strings.
         """
         fresh = torch.tensor(
-            [s for s, text in enumerate(texts) if text not in self.cached], dtype=torch.int64
+            [s for s, text in enumerate(texts) if text not in self.known], dtype=torch.int64
         )
         planned = length_batches(tokens.lengths[fresh], MAX_BATCH_TOKENS) if len(fresh) else []
         batches = [fresh[some].tolist() for batch in planned for some in batch.split(PIECE)]

@@ -66,6 +66,7 @@ class Report(_Part):
     """What `BuildReport` tells of the build; it judges the split's counts itself."""
 
     num_encoded: Count
+    num_stored: Count = 0
     encoding: Encoding
     num_excluded: Count
     num_blank: Count

@@ -16,6 +16,7 @@ EMBEDCACHE = {
     "build": ("build_cache", "build cache.zarr from a table, or add files to it"),
     "inspect": ("inspect_cache", "show what a cache holds and what it was built from"),
     "verify": ("verify_cache", "read every byte of a cache and compare it with what was written"),
+    "vectors": ("vectors", "show, or delete, the vectors of strings that outlive caches"),
     "make-encoder": ("make_encoder", "write a stand-in encoder, or a pickled one as safetensors"),
 }
 FUSIONNET = {

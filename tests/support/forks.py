@@ -27,7 +27,7 @@ import torch
 
 SUPPORT = Path(__file__).resolve().parent
 REPOSITORY = SUPPORT.parents[1]
-FOR_ALL = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+FOR_ALL = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "EMBEDCACHE_VECTORS": "off"}
 LAUNCHERS = {  # and their options for two ranks
     "deepspeed": ("--num_accelerators", "2", "--master_port"),
     "torchrun": ("--nproc-per-node", "2", "--master-port"),

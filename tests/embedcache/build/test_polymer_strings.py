@@ -71,7 +71,7 @@ def test_several_fragments_are_refused_unless_asked_for(
     [
         ({"kind": "smiles", "canonicalize": "polymer"}, "canonicalize: polymer is for kind"),
         ({"kind": "text", "fragments": True}, "fragments is for kind psmiles"),
-        ({"canonicalize": "Polymer"}, "canonicalize: .*boolean.* or 'polymer' .got 'Polymer'"),
+        ({"canonicalize": "Polymer"}, "canonicalize: .*yes or no or 'polymer' .got 'Polymer'"),
     ],
 )
 def test_keys_that_do_not_fit_are_refused(

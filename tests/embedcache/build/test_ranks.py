@@ -19,7 +19,7 @@ from forks import Fork, Forks, free_port
 
 from embedcache import ranks
 from embedcache.build import vectors
-from embedcache.build.vectors import VectorStore, assigned_batches
+from embedcache.build.vectors import StringVectors, assigned_batches
 from embedcache.cache.folder import CacheFolder
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.config.encoder import EncoderConfig
@@ -234,14 +234,14 @@ def test_after_a_kill_the_batches_are_those_of_before(
     monkeypatch.setattr(vectors, "PIECE", 6)
     monkeypatch.setattr(vectors, "encode_all", recorded)
     folder = tmp_path / "vectors"
-    VectorStore(config, encoder, folder, {}, ALONE).encode_missing(texts, tokens)
+    StringVectors(config, encoder, folder, {}, ALONE).encode_missing(texts, tokens)
     planned = list(batches)
     assert len(planned) > 8
     pieces = sorted(folder.glob("*.npz"))
     for lost in (pieces[0], pieces[3], pieces[4]):
         lost.unlink()
     batches.clear()
-    rest = VectorStore(config, encoder, folder, {}, ALONE)
+    rest = StringVectors(config, encoder, folder, {}, ALONE)
     rest.encode_missing(texts, tokens)
     assert 0 < len(batches) < len(planned)
     assert set(batches) <= set(planned)
