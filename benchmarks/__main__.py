@@ -28,6 +28,7 @@ STUDIES = {
     "build": "a cache of 20 million rows, and 100,000 strings encoded by one rank and two",
     "loading": "the share of a step spent waiting for rows, resident and streamed, and memory",
     "endurance": "memory over ten thousand steps and ten million predicted rows",
+    "defaults": "a newcomer's commands, nothing set, beside boosting on tables of all sizes",
     "electrolyte": "ionic conductivity of real polymer electrolytes beside gradient boosting",
     "mistakes": "mistakes reported of other tools: refused in words, or the right numbers?",
 }

@@ -53,11 +53,16 @@ def regularisers(
     recipe: Recipe, log_variance: Float[Tensor, " T"], denominators: Float[Tensor, " T"]
 ) -> Float[Tensor, ""]:
     """Return what no row decides: the sum of s over the tasks with labels, times their weights."""
-    factor = {"specification": 1.0, "kendall": 0.5, "none": 0.0}[recipe.loss.uncertainty]
     s = _s(recipe, log_variance)
-    terms = [factor * task.weight * s[number] for number, task in enumerate(recipe.tasks)]
+    terms = [weight * s[number] for number, weight in enumerate(regulariser_weights(recipe))]
     present = [term for term, weights in zip(terms, denominators, strict=True) if weights > 0]
     return torch.stack([0 * s.sum(), *present]).sum()
+
+
+def regulariser_weights(recipe: Recipe) -> list[float]:
+    """Return by task what its s is multiplied by."""
+    factor = {"specification": 1.0, "kendall": 0.5, "none": 0.0}[recipe.loss.uncertainty]
+    return [factor * task.weight for task in recipe.tasks]
 
 
 def _s(recipe: Recipe, log_variance: Float[Tensor, " T"]) -> Float[Tensor, " T"]:

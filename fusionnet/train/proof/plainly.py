@@ -71,15 +71,20 @@ def plain_gradients(
     sample: Sample,
     dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None,
+    jitter: int | None = None,
 ) -> dict[str, Tensor]:
     """Return the gradient of each trained parameter, by name, of these rows' share of the loss.
 
-    Weights are read in `dtype`, and products computed in `autocast`, where given.
+    Weights are read in `dtype`, and products computed in `autocast`, where given. With a seed as
+    `jitter` each weight is off by up to one last place of fp32, as rounding may take what is
+    computed of it.
     """
     weights = {
         name: value.detach().to(dtype).requires_grad_(value.requires_grad)
         for name, value in subject.model.named_parameters()
     }
+    if jitter is not None:
+        weights = _jittered(weights, jitter)
     reader = _StringReader(subject, weights, sample.own_rows)
     s = weights["loss.log_variance"]
     total = sample.share * regularisers(subject.recipe, s, sample.denominators)
@@ -94,6 +99,16 @@ def plain_gradients(
     trained = {name: value for name, value in weights.items() if value.requires_grad}
     found = torch.autograd.grad(total, list(trained.values()), materialize_grads=True)
     return dict(zip(trained, found, strict=True))
+
+
+def _jittered(weights: Weights, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, value in weights.items():
+        off = 2 * torch.rand(value.shape, generator=generator).to(value) - 1
+        moved = value.detach() * (1 + torch.finfo(torch.float32).eps * off)
+        found[name] = moved.requires_grad_(value.requires_grad)
+    return found
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ The steps are a function of the seed and of the run's number of steps, so a resu
 that are left. A step that fails ends the training before it is taken, by a ProofError.
 """
 
+import math
 import time
 from collections.abc import Collection, Sequence
 
@@ -40,6 +41,7 @@ from fusionnet.recipe import AUTOCAST_DTYPES, Recipe, encoder_of_column
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.tensors import RowTable
 from fusionnet.train.proof.comparison import NORM, Gradients, Verdict, in_fp32, in_narrow_type
+from fusionnet.train.proof.losses import regulariser_weights
 from fusionnet.train.proof.plainly import Sample, Subject, far_from_kinks, plain_gradients
 from fusionnet.train.proof.record import Proof, ProofFile, judgement
 from fusionnet.train.proof.reread import num_differing
@@ -110,7 +112,11 @@ class Prover:
         verdicts = {}
         if "fp32" in used:
             verdicts["fp32"] = in_fp32(
-                used["fp32"], exact, lambda: self._plain(rows, torch.float64)
+                used["fp32"],
+                exact,
+                lambda: self._plain(rows, torch.float64),
+                {"loss.log_variance": math.hypot(*regulariser_weights(recipe))},
+                lambda seed: self._plain(rows, jitter=seed),
             )
         if precision in used and precision != "fp32":
             dtype = AUTOCAST_DTYPES[precision]
@@ -187,9 +193,10 @@ class Prover:
         rows: RowTable,
         dtype: torch.dtype = torch.float32,
         autocast: torch.dtype | None = None,
+        jitter: int | None = None,
     ) -> Gradients:
         """Return the plain gradient of the rows, summed over ranks, and its norm, on the CPU."""
-        own = plain_gradients(self._subject, self._sample(rows), dtype, autocast)
+        own = plain_gradients(self._subject, self._sample(rows), dtype, autocast, jitter)
         flat = torch.cat([gradient.flatten() for gradient in own.values()])
         flat = self._engine.world.sum(flat).cpu()
         norm = torch.linalg.vector_norm(flat, dtype=torch.float64)

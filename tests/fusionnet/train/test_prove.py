@@ -160,6 +160,10 @@ def test_rounding_is_measured_beside_plain_rounding() -> None:
     assert not in_fp32(off(5e-5), exact, lambda: exact).passed
     assert in_fp32(off(5e-5), exact, lambda: off(-6e-5)).passed, "plain fp32 is off as far"
     assert not in_fp32(off(float("nan")), exact, lambda: exact).passed
+    # a part of one number may be right by luck, but not four times
+    unlucky = in_fp32(off(5e-5), exact, lambda: exact, jittered=lambda seed: off(seed * -2e-5))
+    assert unlucky.passed
+    assert not in_fp32(off(5e-4), exact, lambda: exact, jittered=lambda seed: off(2e-5)).passed
     bf16 = torch.bfloat16
     assert in_narrow_type(off(0.05), off(-0.03), exact, bf16).passed
     assert not in_narrow_type(off(0.07), off(-0.03), exact, bf16).passed
@@ -173,6 +177,16 @@ def test_rounding_is_measured_beside_plain_rounding() -> None:
     for by, passes in ((5e-5, True), (5e-4, False), (-1.0, False)):
         used = {**exact, NORM: torch.tensor(2.0) * (1 + by)}
         assert in_fp32(used, with_norm, lambda: with_norm).passed is passes, by
+
+
+def test_what_cancels_in_a_log_variance_is_measured_by_its_terms() -> None:
+    name = "loss.log_variance"
+    settled = {name: torch.tensor([1e-3]), "network.projection.weight": torch.zeros(4)}
+    off = {**settled, name: torch.tensor([1e-3 + 5e-6])}
+    assert not in_fp32(off, settled, lambda: settled).passed
+    assert in_fp32(off, settled, lambda: settled, {name: 1.0}).passed
+    wrong = {**settled, name: torch.tensor([1e-3 + 5e-5])}
+    assert not in_fp32(wrong, settled, lambda: settled, {name: 1.0}).passed
 
 
 def test_due_steps_are_a_function_of_the_seed_and_the_number_of_steps(
