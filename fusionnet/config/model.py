@@ -59,8 +59,8 @@ class ModelSection(Config):
     fusion_width: Width | None = Field(
         default=None,
         description=(
-            "width of the tokens that are fused, and of the fused state; unset: 128, 256 from 5,000"
-            " train rows on, 512 from 200,000"
+            "width of the tokens that are fused, and of the fused state; unset: 128, 256 from"
+            " 50,000 train rows on, 512 from 200,000"
         ),
     )
     num_layers: Layers | None = Field(

@@ -9,6 +9,7 @@ from embedcache.schema import Config, also_called
 from embedcache.values import Count, FilePath, FolderToWrite, Seed
 from fusionnet.config.tasks import Task
 
+TrackerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 VAL_LOSS = "val_loss"  # of the log, the weighted loss of all tasks
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 Rate = Annotated[float, Field(ge=1e-12, le=10)]  # of learning
@@ -171,6 +172,14 @@ class TrainSection(Config):
         description=(
             "when all is trained, show what means and boosting reach on the validation rows, where"
             " the table has up to 1,000,000 rows"
+        ),
+    )
+    trackers: tuple[TrackerName, ...] = Field(
+        default=("tensorboard",),
+        description=(
+            "where the epochs' numbers go beside training_log.json, all of them in the run folder:"
+            " csv: training_log.csv; wandb and mlflow (extras of these names) offline, unless"
+            " WANDB_MODE or MLFLOW_TRACKING_URI says otherwise"
         ),
     )
     seed: Seed = Field(

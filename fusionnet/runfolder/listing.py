@@ -6,6 +6,8 @@ nothing of the run is unlisted; `--overwrite` deletes what is listed, and what i
 never written over. Lines are appended, each batch in one write: training, export and evaluations
 may list at the same time.
 
+A line that ends in a slash is a whole folder, whatever a tracker's library writes there.
+
 A run that replaces another takes over its list first, under its own id, and then deletes the old
 files; a kill in between leaves a list that says what is still to be deleted.
 """
@@ -13,6 +15,7 @@ files; a kill in between leaves a list that says what is still to be deleted.
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -132,7 +135,7 @@ def foreign_files(folder: Path) -> list[str]:
     found = [
         path if is_file else f"{path}/"
         for path, is_file in _walk(folder, own)
-        if path not in own and (is_file or path not in folders)
+        if (path if is_file else f"{path}/") not in own and (is_file or path not in folders)
     ]
     return sorted(found)
 
@@ -147,6 +150,8 @@ def delete_files(folder: Path, files: frozenset[str]) -> None:
     for path, is_file in _walk(folder, files):
         if is_file and path in files:
             (folder / path).unlink(missing_ok=True)
+        elif not is_file and f"{path}/" in files:
+            shutil.rmtree(folder / path)
         elif not is_file and path in folders and not any((folder / path).iterdir()):
             (folder / path).rmdir()
     sync(folder)

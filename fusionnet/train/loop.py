@@ -47,7 +47,7 @@ def train_run(
     proofs = watched(trainer, position, files)
     log = None
     if trainer.world.is_main:
-        log = RunLog(files.folder, trainer.recipe.tasks, trainer.verbose)
+        log = RunLog(files.folder, trainer.recipe.tasks, files.tracked_by, trainer.verbose)
         if found is not None:
             files.go_on(found[0], position.records, position.step, log)
         log.show_all(position.records)
@@ -77,6 +77,7 @@ def train_run(
         if trainer.verbose:
             print(proofs.line(sum(record["seconds"] for record in position.records)))
         files.publish_end()
+        log.end()
         callbacks.end()
     trainer.world.barrier()
     return position.records

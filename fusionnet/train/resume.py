@@ -45,6 +45,7 @@ MAY_CHANGE = (
     "train.checkpoint_steps",
     "train.prove",
     "train.baselines",
+    "train.trackers",
     "train.epochs",
     "train.early_stopping",
 )

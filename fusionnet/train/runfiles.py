@@ -14,11 +14,12 @@ from typing import Any
 
 from embedcache.files import write_atomically
 from fusionnet.runfolder.listing import begin_listing, clean_up, list_files, new_id
-from fusionnet.train.callbacks import Record
+from fusionnet.train.callbacks import Callback, Record
 from fusionnet.train.checkpoint import link_checkpoint, load_checkpoint, save_checkpoint
 from fusionnet.train.monitor import best_epoch
 from fusionnet.train.proof.record import ProofFile, proof_path
 from fusionnet.train.runlog import LOG, RunLog
+from fusionnet.train.trackers import Tracked, open_trackers
 from fusionnet.yamlfile import to_yaml
 
 MOMENTS = ("last", "step", "best", "final")
@@ -63,6 +64,11 @@ class RunFiles:
     def checkpoint(self, moment: str) -> Path:
         """Return the checkpoint file of a moment: last, step, best or final."""
         return self.folder / f"{self.name}_{moment}.pt"
+
+    def tracked_by(self, run_id: str) -> list[Callback]:
+        """Return the trackers of the run of this id, as its config names them."""
+        run = Tracked(self.folder, self.name, run_id, self.config)
+        return open_trackers(self.config["train"]["trackers"], run)
 
     def begin(self) -> None:
         """Make the folder this run's own, deleting the files of the run that it replaces, if any.

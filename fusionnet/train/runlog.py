@@ -1,10 +1,10 @@
-"""What a run leaves to read: training_log.json, TensorBoard events, a table of its epochs."""
+"""What a run leaves to read: training_log.json, what trackers write, a table of its epochs."""
 
 import json
 import re
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,10 @@ from typing import Any
 from tqdm import tqdm
 
 from embedcache.files import write_atomically
-from embedcache.system import naming
 from embedcache.text import aligned, number
 from fusionnet.config.tasks import Task
 from fusionnet.metrics import main_metrics
-from fusionnet.runfolder.listing import list_files
-from fusionnet.train.callbacks import Record
-from fusionnet.train.events import append_events, next_file
+from fusionnet.train.callbacks import Callback, Record
 
 LOG = "training_log.json"
 _NARROWEST = 9  # characters; a number of an epoch's line fits
@@ -40,19 +37,26 @@ def peak_rss_bytes() -> int:
 
 
 class RunLog:
-    """The records of a run, one per epoch: training_log.json, TensorBoard, a table on the screen.
+    """The records of a run, one per epoch: training_log.json, trackers, a table on the screen.
 
-    A record goes to TensorBoard before the JSON file, which is rewritten atomically: what is in the
-    JSON file is in both.
+    A record goes to the trackers before the JSON file, which is rewritten atomically: what is in
+    the JSON file is in all of them.
     """
 
-    def __init__(self, folder: Path, tasks: Sequence[Task], verbose: bool = True) -> None:
-        self._folder, self._verbose = folder, verbose
+    def __init__(
+        self,
+        folder: Path,
+        tasks: Sequence[Task],
+        open_trackers: Callable[[str], Sequence[Callback]],
+        verbose: bool = True,
+    ) -> None:
+        """`open_trackers` returns the trackers of the run of an id, when its first epoch ends."""
+        self._folder, self._open_trackers, self._verbose = folder, open_trackers, verbose
         shown = [f"{task.name}_{metric}" for task, metric in main_metrics(tasks)]
         self._columns = ("epoch", "train_loss", "val_loss", *shown, "seconds", "rows_per_s")
         self._widths = [max(_NARROWEST, len(key)) for key in self._columns]
         self._records: list[Record] = []
-        self._events: str | None = None  # the file of this start's events
+        self._trackers: Sequence[Callback] | None = None  # of this start
 
     def catch_up(self, run_id: str, records: list[Record]) -> None:
         """Write those of a resumed run's epochs that a kill kept back."""
@@ -68,13 +72,17 @@ class RunLog:
 
     def append(self, run_id: str, record: Record) -> None:
         """Add one epoch."""
-        if self._events is None:
-            self._events = next_file(self._folder)
-            list_files(self._folder, run_id, [self._events])
-        with naming(self._folder / self._events):
-            append_events(self._folder / self._events, record)
+        if self._trackers is None:
+            self._trackers = self._open_trackers(run_id)
+        for tracker in self._trackers:
+            tracker.on_epoch_end(record)
         self._records = [*self._records, record]
         write_json(self._folder / LOG, self._records)
+
+    def end(self) -> None:
+        """Tell the trackers that all is trained."""
+        for tracker in self._trackers or ():
+            tracker.on_train_end()
 
     def show_all(self, records: list[Record]) -> None:
         """Begin the table on the screen, with these epochs in it."""

@@ -24,6 +24,7 @@ from fusionnet.train.monitor import best_epoch, check_monitor
 from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.summary import summary
+from fusionnet.train.trackers import check_trackers
 from fusionnet.train.trainer import Trainer, make_trainer
 from fusionnet.train.world import World, losses_named
 from fusionnet.trained.export import export_run
@@ -52,6 +53,7 @@ def train_experiment(
     the first step of the new one is done.
     """
     called, asked = Callbacks(callbacks), experiment
+    check_trackers(experiment.train.trackers)
     folder = Path(experiment.run.dir)
     if resume:
         experiment = as_begun(experiment, folder)

@@ -37,7 +37,7 @@ TASKS = [Task(name="ef", column="outcome")]
 IDENTITY = {"table": "sha256 aa", "split.seed": "0"}
 CONFIG: dict[str, Any] = {
     **{part: {} for part in ("data", "encoder", "loss")},
-    "train": {"epochs": len(LOSSES), "monitor": "val_loss"},
+    "train": {"epochs": len(LOSSES), "monitor": "val_loss", "trackers": ["tensorboard"]},
     "tasks": [{"name": "ef", "column": "outcome"}],
     "split": {"strategy": "random"},
     "cache": {"path": "cache.zarr"},
