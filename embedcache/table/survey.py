@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from embedcache.config.table import CategoryColumn, DataConfig, RowWeight, StringColumn
-from embedcache.config.targets import MOST_CLASSES, TargetColumn
+from embedcache.config.targets import TargetColumn
 from embedcache.table.checks import first_rows
+from embedcache.table.classes import with_classes
 from embedcache.table.counting import (
     Groups,
     Label,
@@ -63,7 +64,10 @@ class Survey:
         A target that is labelled in an earlier file may lack labels here; `absent` are those
         without a column.
         """
-        configured = [self._with_classes(target) for target in configured]
+        configured = [
+            with_classes(target, self.frame, self.columns, self.known, self.violations)
+            for target in configured
+        ]
         unseen = [target for target in configured if target.name not in self.known.targets]
         readable = [target for target in unseen if f"target:{target.name}" in self.columns]
         observed, empty = set(self.known.targets), set(absent)
@@ -88,51 +92,6 @@ class Survey:
             tuple(target for target in configured if target.name in observed),
             tuple(target.name for target in unseen if target.name in empty),
         )
-
-    def _with_classes(self, target: TargetColumn) -> TargetColumn:
-        """Return a target with the names of its classes, and note what is wrong with them.
-
-        Those of the files before come first: a code stands for one class.
-        """
-        name, known = f"target:{target.name}", self.known.classes.get(target.name, ())
-        if not target.has_codes or (name not in self.columns and not known):
-            return target
-        found = count_values(self.frame, name).rows_by_value if name in self.columns else {}
-        what = f"target column '{target.column}'"
-        if target.classes is not None:
-            classes = target.classes
-        elif target.kind == "ordinal":
-            classes = self._in_order(what, known, found)
-        else:
-            classes = followed_by(known, found)
-        if found and len(known) < 2 and len(found) < 2:
-            self.violations.append(f"{what}: all labels belong to one class, {next(iter(found))!r}")
-        if len(classes) > MOST_CLASSES:
-            self.violations.append(
-                f"{what}: {len(classes):,} classes, at most {MOST_CLASSES:,} can be told apart; is"
-                " it a number, of kind: regression, or a name that is no label?"
-            )
-        return target.model_copy(update={"classes": classes or None})
-
-    def _in_order(
-        self, what: str, known: tuple[str, ...], found: Mapping[str, int]
-    ) -> tuple[str, ...]:
-        """Return the classes of an ordinal target in the order of their numbers."""
-        words = [value for value in found if not NUMBER.fullmatch(value)]
-        if words:
-            self.violations.append(
-                f"{what}: ordinal, but {words[0]!r:.80} is no number: name all classes in their"
-                " order in the task's `classes`"
-            )
-            return known
-        classes = sorted({*known, *found}, key=float)
-        if known and classes[: len(known)] != list(known):
-            self.violations.append(
-                f"{what}: a class comes before others that have their codes from the files before;"
-                " name all classes in their order in the task's `classes`, and build with"
-                " --overwrite"
-            )
-        return tuple(classes)
 
     def check_label(self, observed: Sequence[TargetColumn], absent: Sequence[str]) -> None:
         """Note a stratifying label that has none here; forget one whose column is missing.

@@ -19,8 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from rdkit import Chem
-from rdkit.Chem import rdFingerprintGenerator
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.metrics import log_loss, mean_absolute_error
 from tqdm import tqdm
@@ -31,14 +29,13 @@ from embedcache.config.split import SPLITS
 from embedcache.config.targets import TargetColumn, TargetKind
 from embedcache.scaling import Scaling
 from fusionnet.config.tasks import Task
+from fusionnet.evaluation.features import Features, fingerprints, joined, numbers, one_hot
 from fusionnet.metrics import main_metrics
 
 MOST_TREES, LEARNING_RATE = 600, 0.1
-FINGERPRINT_BITS, FINGERPRINT_RADIUS = 512, 2
 # beside a run boosting is kept to seconds: on Stage 1 two targets take 5 s of one core (50,000 rows
 # and 50 trees take as long, and do worse)
 QUICK_ROWS, QUICK_TREES = 20_000, 100
-MOST_ONE_HOT = 255  # strings of a column; rarer ones share no column
 PREDICTED_ROWS = 65_536  # whose features are in memory at a time
 
 TRAIN_MEAN = "mean of the train rows"
@@ -47,7 +44,6 @@ BOOSTING = "boosting, strings one-hot"
 BOOSTING_NUMBERS = "boosting"  # of a table without strings
 
 Baseline = Callable[[Cache, int, int], Float[np.ndarray, "N K"]]
-Features = Callable[[RowBlock], Float[np.ndarray, "N F"]]
 
 
 def train_mean(rows: RowBlock, target: int, num_classes: int = 1) -> Float[np.ndarray, "N K"]:
@@ -77,67 +73,6 @@ def _values(
     """Return what means are taken of: labels, or 1 for a row's class and 0 for others."""
     labels = rows.targets[chosen, target].astype(np.float64)
     return labels[:, None] if num_classes == 1 else np.eye(num_classes)[labels.astype(np.int64)]
-
-
-def numbers(layout: Layout) -> Features:
-    """Return everything but the strings: numeric features as they are, categories one-hot."""
-    sizes = [len(column.values) for column in layout.categories]
-
-    def features(rows: RowBlock) -> Float[np.ndarray, "N F"]:
-        codes = zip(sizes, rows.category.T, strict=True)
-        one_hot = [np.eye(size, dtype=np.float32)[code] for size, code in codes]
-        return np.concatenate([rows.numeric, *one_hot], axis=1)
-
-    return features
-
-
-def one_hot(train: RowBlock) -> Features:
-    """Return one column per distinct string of these rows, of many the most frequent."""
-    kept = []
-    for string_id in train.string_id.T:
-        strings, counts = np.unique(string_id, return_counts=True)
-        most = np.argsort(-counts, kind="stable")[:MOST_ONE_HOT]
-        kept.append(np.sort(strings[most]))
-
-    def features(rows: RowBlock) -> Float[np.ndarray, "N F"]:
-        pairs = zip(rows.string_id.T, kept, strict=True)
-        parts = [string_id[:, None] == strings for string_id, strings in pairs]
-        return np.concatenate([_no_columns(rows), *parts], axis=1).astype(np.float32)
-
-    return features
-
-
-def fingerprints(cache: Cache) -> Features:
-    """Return counts of Morgan fingerprints (Rogers and Hahn 2010) of all string columns.
-
-    An empty string has none. Columns that never vary are left out.
-    """
-    generator = rdFingerprintGenerator.GetMorganGenerator(
-        radius=FINGERPRINT_RADIUS, fpSize=FINGERPRINT_BITS
-    )
-    tables = []
-    for spec in cache.layout.strings:
-        molecules = [Chem.MolFromSmiles(text) for text in cache.strings(spec.name).text]
-        counts = [generator.GetCountFingerprintAsNumPy(molecule) for molecule in molecules]
-        table = np.stack(counts).astype(np.float32)
-        tables.append(table[:, np.ptp(table, axis=0) > 0])
-
-    def features(rows: RowBlock) -> Float[np.ndarray, "N F"]:
-        pairs = zip(tables, rows.string_id.T, strict=True)
-        parts = [table[string_id] for table, string_id in pairs]
-        return np.concatenate([_no_columns(rows), *parts], axis=1)
-
-    return features
-
-
-def _no_columns(rows: RowBlock) -> Float[np.ndarray, "N 0"]:
-    """Return what a table without string columns has of them."""
-    return np.zeros((len(rows.split), 0), dtype=np.float32)
-
-
-def joined(*parts: Features) -> Features:
-    """Return all the parts' columns."""
-    return lambda rows: np.concatenate([part(rows) for part in parts], axis=1)
 
 
 class Fit(NamedTuple):

@@ -119,7 +119,7 @@ def test_what_is_wrong_with_classes_is_said(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("embedcache.table.survey.MOST_CLASSES", 100)
+    monkeypatch.setattr("embedcache.table.classes.MOST_CLASSES", 100)
     frame = labelled(frame_of()).rename({"phase": "label"}).with_columns(**change)
     study = make(make_study, tmp_path, frame, [{"name": "l", "column": "label", **target}])
     with pytest.raises(TableError, match=said):

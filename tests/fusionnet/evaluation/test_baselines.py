@@ -16,13 +16,11 @@ from fusionnet.evaluation.baselines import (
     STRING_MEAN,
     TRAIN_MEAN,
     beside_a_run,
-    fingerprints,
-    numbers,
-    one_hot,
     string_mean,
     take,
     train_mean,
 )
+from fusionnet.evaluation.features import fingerprints, numbers, one_hot
 from fusionnet.experiment import load_experiment
 
 
