@@ -15,9 +15,9 @@ from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder
-from embedcache.encoder.tokens import TokenTable
+from embedcache.encoder.tokens import TokenTable, shared_strings
 from embedcache.errors import ConfigError
-from embedcache.live.shared import shared_columns, shared_strings
+from embedcache.live.shared import shared_columns
 from embedcache.live.sources import CachedVectors, PerMicrobatch, PerRow, VectorSource
 from embedcache.live.step import LiveEncoder
 from embedcache.scaling import Scaling

@@ -28,13 +28,14 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "launcher": {"errors"},
         "ranks": {"errors", "launcher"},
         "scaling": {"config"},
+        "saving": {"text"},
         "table": {"config", "errors", "scaling", "text", "values"},
         "split": {"config", "schema", "errors", "text", "table"},
         "kernels": set(),
         "encoder": {"config", "schema", "errors", "files", "kernels", "text"},
         "cache": {"config", "schema", "errors", "files", "scaling", "table", "encoder"}
         | {"system"},
-        "build": {"config", "errors", "files", "ranks", "scaling", "text"}
+        "build": {"config", "errors", "files", "ranks", "saving", "scaling", "text"}
         | {"table", "split", "encoder", "cache", "system"},
         "guess": {"config", "errors", "schema", "table", "text", "build"},
         "live": {"config", "errors", "kernels", "encoder", "cache"},

@@ -58,6 +58,7 @@ def report(
             *(line for each in tables for line in each.invalid),
         ],
         "remarks": [*strings.remarks, *remarks],
+        "saving": strings.saving(files.num_rows),
         "unknown": {column.spec.name: column.unknown for column in strings.columns},
         "merged": {
             column.spec.name: _merged(files, column.spec.name) for column in strings.columns

@@ -10,6 +10,7 @@ from embedcache.cache.layout import StringSpec
 from embedcache.cache.reader import Cache
 from embedcache.cache.root import corrupt_root
 from embedcache.config.split import SPLITS, Split
+from embedcache.saving import Saving
 from embedcache.split.report import SplitCounts, split_table
 from embedcache.text import count_of
 
@@ -53,6 +54,7 @@ class BuildReport:
     remarks: tuple[str, ...]  # what a reader of the scores should know
     num_encoded: int  # strings that the encoder had to read
     num_stored: int  # strings whose vectors came from the store; the old cache had the others'
+    saving: Saving | None  # of encoding each string once for all rows; None without strings
     encoding_s: float
     num_ranks: int  # that shared the encoding
     # by string column: string -> its parts that became <unk>
@@ -64,6 +66,7 @@ class BuildReport:
     seconds: tuple[tuple[str, float], ...]  # by phase, in order
     num_bytes: int
     built: str  # when, in ISO 8601
+    of_training: str = ""  # what a step on it will encode, where that is known
 
     @staticmethod
     def of(cache: Cache, status: str) -> "BuildReport":
@@ -87,6 +90,7 @@ class BuildReport:
             remarks=tuple(kept["remarks"]),
             num_encoded=kept["num_encoded"],
             num_stored=kept.get("num_stored", 0),
+            saving=Saving(*kept["saving"]) if kept.get("saving") else None,
             encoding_s=kept["encoding"]["seconds"],
             num_ranks=kept["encoding"]["ranks"],
             unknown=kept["unknown"],
@@ -118,6 +122,10 @@ class BuildReport:
                 f" width {spec.width}, {spec.pooling} of {spec.encoder.source}{standin}"
             )
             lines += self._oddities(spec.name)
+        if self.saving is not None:
+            lines.append(f"each string is encoded once: {self.saving.in_words()}")
+        if self.of_training:
+            lines.append(f"in training {self.of_training}")
         lines += split_table(self.split, MOST_SPLIT_LINES).splitlines()
         lines += self.remarks
         lines.append(self._time_line())

@@ -36,6 +36,7 @@ from embedcache.encoder.tokenizer import (
 from embedcache.encoder.tokens import TokenTable
 from embedcache.encoder.unread import refuse_unread_dots
 from embedcache.ranks import Ranks
+from embedcache.saving import Saving, saving_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,20 @@ class EncodedStrings:
     num_stored: int  # whose vectors the store had
     seconds: float
     remarks: list[str]  # on the store
+
+    def saving(self, num_rows: int) -> Saving | None:
+        """Return what encoding each string once saves over all rows; None without strings."""
+        num_cells: dict[tuple[str, str], int] = defaultdict(int)  # by encoder and text
+        lengths: dict[tuple[str, str], int] = {}
+        for column in self.columns:
+            table = column.table
+            for text, rows, length in zip(
+                table.text, table.num_rows.tolist(), table.tokens.lengths.tolist(), strict=True
+            ):
+                num_cells[column.spec.encoding, text] += rows
+                lengths[column.spec.encoding, text] = length
+        counted = torch.tensor([*num_cells.values()]), torch.tensor([*lengths.values()])
+        return saving_of([counted], num_rows, num_rows) if num_cells else None
 
 
 def encode_strings(

@@ -73,6 +73,7 @@ class Report(_Part):
     num_invalid: Count
     invalid: list[str]
     remarks: list[str]
+    saving: Annotated[list[float], Field(min_length=5, max_length=5)] | None = None
     unknown: Spellings
     merged: Spellings
     split: dict[str, Any]

@@ -1,5 +1,6 @@
 """The tokens of the distinct strings, end to end: no padding until a batch is made."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,3 +89,28 @@ class TokenTable:
 def offsets_of(lengths: Int[Tensor, " S"]) -> Int[Tensor, " S_plus_1"]:
     """Return where each of the strings that lie end to end begins, and where the last one ends."""
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+
+def shared_strings(
+    texts: Sequence[Sequence[str]], tables: Sequence[TokenTable]
+) -> tuple[TokenTable, list[Int[Tensor, " _S"]]]:
+    """Return the tokens of the distinct texts of all columns, and each column's ids among them.
+
+    Texts come in the order in which columns have them; equal texts must have equal tokens.
+    """
+    id_of_text: dict[str, int] = {}
+    first: list[int] = []  # of each distinct text: where it is among all columns' texts
+    ids = []
+    for position, text in enumerate(text for column in texts for text in column):
+        if text not in id_of_text:
+            id_of_text[text] = len(first)
+            first.append(position)
+        ids.append(id_of_text[text])
+    states = [table.states for table in tables if table.states is not None]
+    joined = TokenTable(
+        values=torch.cat([table.values for table in tables]),
+        offsets=offsets_of(torch.cat([table.lengths for table in tables])),
+        states=torch.cat(states) if states else None,
+    )
+    of_columns = torch.tensor(ids, dtype=torch.int64).split([len(column) for column in texts])
+    return joined.take(torch.tensor(first, dtype=torch.int64)), list(of_columns)

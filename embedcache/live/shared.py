@@ -17,36 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from embedcache.encoder.model import StringEncoder
-from embedcache.encoder.tokens import TokenTable, offsets_of
 from embedcache.live.arrival import refuse_unannounced
 from embedcache.live.bounded import Budget
 from embedcache.live.sources import RowVectors, VectorSource
 from embedcache.live.step import LiveEncoder
-
-
-def shared_strings(
-    texts: Sequence[Sequence[str]], tables: Sequence[TokenTable]
-) -> tuple[TokenTable, list[Int[Tensor, " _S"]]]:
-    """Return the tokens of the distinct texts of all columns, and each column's ids among them.
-
-    Texts come in the order in which columns have them; equal texts must have equal tokens.
-    """
-    id_of_text: dict[str, int] = {}
-    first: list[int] = []  # of each distinct text: where it is among all columns' texts
-    ids = []
-    for position, text in enumerate(text for column in texts for text in column):
-        if text not in id_of_text:
-            id_of_text[text] = len(first)
-            first.append(position)
-        ids.append(id_of_text[text])
-    states = [table.states for table in tables if table.states is not None]
-    joined = TokenTable(
-        values=torch.cat([table.values for table in tables]),
-        offsets=offsets_of(torch.cat([table.lengths for table in tables])),
-        states=torch.cat(states) if states else None,
-    )
-    of_columns = torch.tensor(ids, dtype=torch.int64).split([len(column) for column in texts])
-    return joined.take(torch.tensor(first, dtype=torch.int64)), list(of_columns)
 
 
 class SharedColumn:
@@ -168,7 +142,7 @@ class _SharedStep:
 
 
 def shared_columns(live: LiveEncoder, ids: Sequence[Int[Tensor, " _S"]]) -> list[SharedColumn]:
-    """Return the sources of columns of one encoder; `ids` are those that `shared_strings` gives."""
+    """Return the sources of columns of one encoder; `ids` are those of `tokens.shared_strings`."""
     shared = _SharedStep(live, ids)
     return [SharedColumn(shared, number) for number in range(len(ids))]
 

@@ -110,10 +110,11 @@ def _string_facts(run: TrainedRun) -> list[tuple[str, str]]:
         return []
     distinct = ", ".join(f"{spec.num_strings:,} distinct {spec.column}" for spec in specs)
     encoders = {f"{spec.encoder.source}, {spec.pooling} pooling": None for spec in specs}
-    return [
+    facts = [
         ("strings", distinct),
         ("encoder", f"{', '.join(encoders)}; trained in mode {run.recipe.mode}"),
     ]
+    return [*facts, ("saving", run.saving)] if run.saving else facts
 
 
 def _goal_lines(run: TrainedRun, evaluation: Evaluation) -> list[dict[str, Any]]:

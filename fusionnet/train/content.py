@@ -122,6 +122,7 @@ class Content(_Part):
     strings: dict[str, list[str]]
     vectors: dict[str, Numbers]
     identity: dict[str, str]
+    saving: str = ""  # what a step encodes instead of what, in words
 
     @model_validator(mode="after")
     def _parts_belong_together(self) -> "Content":

@@ -28,6 +28,7 @@ from embedcache.kernels.seeds import seeds_drawn_at_once
 from embedcache.live.shared import SharedColumn, live_encoders
 from embedcache.live.sources import CachedVectors, VectorSource
 from embedcache.live.step import LiveEncoder
+from embedcache.saving import num_cells_of, presence
 from fusionnet.config.train import TrainConfig
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows, RowSource
@@ -85,14 +86,12 @@ def share_of_tokens(
 ) -> float:
     """Return the share of all rows' strings' tokens that a step of so many rows is to have.
 
-    A string of n of the N C cells is absent from a random step of B rows with probability
-    (1 - n / (N C))^(B C), as if cells were drawn one by one.
+    Cells are drawn as if one by one (see `embedcache.saving.presence`).
     """
     num_rows, num_columns = string_id.shape
-    num_cells = min(batch_rows, num_rows) * num_columns
-    num_cells_of = torch.bincount(string_id.cpu().flatten(), minlength=len(lengths)).double()
-    present = 1 - (1 - num_cells_of / string_id.numel()).pow(num_cells)
-    tokens = lengths * (num_cells_of > 0)
+    num_cells = num_cells_of(string_id, len(lengths))
+    present = presence(num_cells, string_id.numel(), min(batch_rows, num_rows) * num_columns)
+    tokens = lengths * (num_cells > 0)
     return float((present * tokens).sum() / tokens.sum())
 
 

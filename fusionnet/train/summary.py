@@ -65,6 +65,8 @@ def _facts(trainer: Trainer, asked: Experiment) -> list[str]:
         f" {plan.num_micro_batches} micro-batches, {precision}{mode},"
         f" {_optimizer(trainer)}"
     )
+    if saved := trainer.saving:
+        lines.append(f"saving     {saved}")
     lines += [f"fitted     {text}" for text in _fitted(trainer, asked)]
     lines.append(f"rows       {trainer.train_rows.order}")
     if note := _without_validation(trainer):

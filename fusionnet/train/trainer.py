@@ -1,6 +1,7 @@
 """All that one run holds while it trains, put together from its recipe and its cache."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from embedcache.cache.reader import Cache
 from embedcache.live.sources import VectorSource
@@ -13,6 +14,7 @@ from fusionnet.rows.resident import ResidentRows, RowSource
 from fusionnet.rows.streaming import open_rows
 from fusionnet.train.plain import PlainEngine
 from fusionnet.train.protocols import StepEngine, Steps
+from fusionnet.train.saving import saving_in_words, saving_of_rows
 from fusionnet.train.schedule import Schedule, make_schedule
 from fusionnet.train.sizing import (
     is_compiled,
@@ -45,6 +47,12 @@ class Trainer:
     validation_rows: RowSource
     tally: Tally
     verbose: bool = True  # whether progress is shown
+
+    @cached_property
+    def saving(self) -> str:
+        """What a step encodes instead of what, in words; "" where no string is encoded once."""
+        encoders, batch_rows = self.recipe.encoders, self.plan.batch_rows
+        return saving_in_words(saving_of_rows(self.cache, encoders, self.train_rows, batch_rows))
 
 
 def make_trainer(

@@ -67,6 +67,7 @@ class TrainedRun:
     layout: Layout
     scaling: Scaling
     identity: dict[str, str]
+    saving: str  # what a training step encoded instead of what, "" where it encoded nothing once
     records: list[dict[str, Any]]
     model: TrainableModel  # network and loss; encoders are loaded when a new string asks for one
     strings: dict[str, dict[str, int]]  # by string column: text -> row of `vectors`
@@ -149,6 +150,7 @@ def load_run(
         layout=layout,
         scaling=scaling,
         identity=checkpoint["identity"],
+        saving=checkpoint.get("saving", ""),
         records=checkpoint["records"],
         model=model.eval().requires_grad_(False),
         strings=_rows_of_texts(checkpoint["strings"]),

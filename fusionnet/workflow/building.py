@@ -1,11 +1,16 @@
 """Build the cache of a config on all ranks: rank 0 does what is done once, all encode."""
 
+from dataclasses import replace
+
 from embedcache.build.decide import Existing, build_cache
 from embedcache.build.report import BuildReport
 from embedcache.build.vectors import Finished, serve
+from embedcache.cache.reader import open_cache
 from embedcache.errors import RankError, UserError
 from embedcache.ranks import Ranks
-from fusionnet.experiment import load_experiment
+from fusionnet.experiment import Experiment, load_experiment
+from fusionnet.train.fitting import fitted_train
+from fusionnet.train.saving import saving_in_words, saving_of_cache
 
 
 def build_on_ranks(
@@ -37,6 +42,7 @@ def _build(config: str, overrides: list[str], existing: Existing, ranks: Ranks) 
             existing,
             ranks,
         )
+        report = replace(report, of_training=_of_training(experiment, report))
     except RankError:
         raise  # the others are gone, or notice by themselves
     except UserError:
@@ -44,3 +50,11 @@ def _build(config: str, overrides: list[str], existing: Existing, ranks: Ranks) 
         raise
     ranks.broadcast(Finished(0))
     return report
+
+
+def _of_training(experiment: Experiment, report: BuildReport) -> str:
+    """Return what a training step on the cache will encode instead of what, "" where nothing."""
+    num_rows = next(each.rows for each in report.split.lines[::-1] if each.split == "train")
+    batch_rows = fitted_train(experiment.train, num_rows).batch_rows
+    encoders = [column.encoder or experiment.encoder for column in experiment.data.strings]
+    return saving_in_words(saving_of_cache(open_cache(report.path), encoders, batch_rows))

@@ -121,6 +121,7 @@ def _train_and_export(
         "scaling": cache.scaling.to_json(),
         "strings": {spec.name: cache.strings(spec.name).text for spec in cache.layout.strings},
         "identity": dict(cache.identity.entries),
+        "saving": trainer.saving,
     }
     started = time.perf_counter()
     files = RunFiles(folder, name, experiment.model_dump(mode="json"), shareable)

@@ -117,6 +117,7 @@ def test_a_run_without_strings_is_trained_and_read(
     first = forks.run(job, "--config", config, "--set", "train.prove=1")
     assert "no strings" in first.out
     assert "mode" not in first.out
+    assert "saving" not in first.out
     run, cache = load_run(experiment.run.dir), open_cache(experiment.cache.path)
     assert run.certificate.startswith("proven")
     assert not [*run.folder.glob("adapter*"), *run.folder.glob("tokenizer*")]

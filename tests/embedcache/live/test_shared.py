@@ -15,13 +15,12 @@ from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize
-from embedcache.encoder.tokens import TokenTable
+from embedcache.encoder.tokens import TokenTable, shared_strings
 from embedcache.errors import UnfinishedStepError
 from embedcache.live.shared import (
     SharedColumn,
     live_encoders,
     shared_columns,
-    shared_strings,
     vectors_of_all_columns,
 )
 from embedcache.live.step import LiveEncoder
