@@ -4,6 +4,7 @@ Measured on validation rows of tables of 300 to 100,000 rows (benchmarks/results
 specification's numbers belong to 313,236 rows: there everything below comes to them.
 """
 
+import math
 from typing import Any
 
 from embedcache.schema import Config
@@ -18,7 +19,7 @@ LEAST_PATIENCE = 10
 FEW_STEPS = 200  # a training of fewer is told so
 # (train rows, fusion_width, layers): the first line that has as many; widths are the
 # specification's where it has the specification's rows
-_NETWORKS = ((200_000, 512, 4), (50_000, 256, 2), (0, 128, 2))
+_NETWORKS = ((200_000, 512, 4), (100_000, 256, 2), (0, 128, 2))
 _MOST_HEADS = 8
 _LEAST_NUMERIC = 32  # features of the numbers' encoder
 
@@ -56,9 +57,9 @@ def fitted_model(section: ModelSection, num_rows: int) -> ModelConfig:
 
 
 def _batch_rows(num_rows: int) -> int:
-    """Return a power of two that gives about `STEPS_PER_EPOCH` steps."""
-    whole = max(1, num_rows // STEPS_PER_EPOCH)
-    return min(MOST_BATCH, max(LEAST_BATCH, 1 << (whole.bit_length() - 1)))
+    """Return the power of two that comes nearest to `STEPS_PER_EPOCH` steps."""
+    wanted = max(1.0, num_rows / STEPS_PER_EPOCH)
+    return min(MOST_BATCH, max(LEAST_BATCH, 2 ** round(math.log2(wanted))))
 
 
 def _epochs(num_rows: int, batch_rows: int) -> int:
