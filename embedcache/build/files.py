@@ -24,9 +24,8 @@ from embedcache.split.assign import (
     Assignment,
     assign_splits,
     count_rows,
-    left_out_column,
-    num_folds_of,
 )
+from embedcache.split.plan import left_out_column, num_folds_of
 from embedcache.split.tally import SplitTally
 from embedcache.table.read import read_table
 from embedcache.table.survey import Judge

@@ -14,8 +14,8 @@ from embedcache.cache.identity import Identity
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SplitConfig
 from embedcache.errors import SplitError
-from embedcache.split.assign import left_out_column, plan_of
 from embedcache.split.folds import split_of_fold
+from embedcache.split.plan import left_out_column, plan_of
 
 ROTATION = "split.rotation"  # its entry in an identity
 

@@ -142,15 +142,7 @@ def evaluate_rows(
         chosen = np.flatnonzero(table.split == SPLITS.index(split))
     if not len(chosen):
         raise RunError(f"{given.where} has no {split} rows")
-    rows = row_table(table, chosen, run.scaling)
-    rows = replace(rows, row=torch.from_numpy(given.row[chosen])).to(run.device)
-    tables = [vectors_of_all_strings(run, name, given.texts[name]) for name in given.texts]
-    outputs = forward_rows(run.model, tables, rows, run.recipe.train.eval_batch_rows, progress)
-    in_units = to_units(outputs, run.tasks, run.scaling)
-    where, columns = f"the {split} rows of {given.where}", run.scaling.columns
-    refuse_non_finite(in_units, run.tasks, rows.numeric, columns, rows.row, where)
-    scored = to_units(outputs, run.tasks, run.scaling, "score")
-    predictions, scores = (x.cpu().numpy().astype(np.float64) for x in (in_units, scored))
+    predictions, scores = _predicted(run, given, chosen, split, progress)
     targets = table.targets[chosen].astype(np.float64)
     best = None if oracle is None else read_oracle(run.tasks, oracle, chosen, layout.num_rows)
     arrays = _Arrays(table.group[chosen], table.facets[chosen], targets, scores, best)
@@ -178,6 +170,21 @@ def evaluate_rows(
         predictions=predictions,
         scores=scores,
     )
+
+
+def _predicted(
+    run: TrainedRun, given: RunRows, chosen: Int[np.ndarray, " n"], split: str, progress: bool
+) -> tuple[Float[np.ndarray, "n P"], Float[np.ndarray, "n P"]]:
+    """Return the predictions of n chosen rows, and the scores that metrics read."""
+    rows = row_table(given.block, chosen, run.scaling)
+    rows = replace(rows, row=torch.from_numpy(given.row[chosen])).to(run.device)
+    tables = [vectors_of_all_strings(run, name, texts) for name, texts in given.texts.items()]
+    outputs = forward_rows(run.model, tables, rows, run.recipe.train.eval_batch_rows, progress)
+    in_units = to_units(outputs, run.tasks, run.scaling)
+    where, columns = f"the {split} rows of {given.where}", run.scaling.columns
+    refuse_non_finite(in_units, run.tasks, rows.numeric, columns, rows.row, where)
+    scored = to_units(outputs, run.tasks, run.scaling, "score")
+    return in_units.cpu().numpy().astype(np.float64), scored.cpu().numpy().astype(np.float64)
 
 
 def rows_of_each(codes: Int[np.ndarray, " N"]) -> dict[int, Int[np.ndarray, " n"]]:

@@ -30,8 +30,9 @@ from embedcache.config.split import NO_SPLIT, SPLITS, SplitConfig
 from embedcache.config.table import DataConfig
 from embedcache.errors import RunError, StaleCacheError
 from embedcache.schema import parse_config
-from embedcache.split.assign import Assignment, plan_of
+from embedcache.split.assign import Assignment
 from embedcache.split.folds import split_of_fold
+from embedcache.split.plan import plan_of
 from embedcache.table.read import read_table
 from embedcache.table.reader import open_source
 from embedcache.text import count_of

@@ -21,7 +21,7 @@ from embedcache.config.split import SPLITS
 from embedcache.errors import RunError, SplitError
 from embedcache.files import write_atomically
 from embedcache.launcher import rank_environment
-from embedcache.split.assign import plan_of
+from embedcache.split.plan import plan_of
 from embedcache.split.report import SplitCounts
 from fusionnet.evaluation.crossvalidation import CrossValidation, FoldResult
 from fusionnet.evaluation.evaluate import Evaluation, evaluate_run
