@@ -13,7 +13,6 @@ all.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, no_type_check
 
 import torch
@@ -21,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fusionnet.kernels import reference
 from fusionnet.kernels.reference import LOG_VARIANCE_LIMIT, TaskTerm
 
 _LOSSES = ("smooth_l1", "mse", "focal")  # their indices are the kernel's codes
@@ -196,7 +196,7 @@ def multitask_loss(
     outputs, targets, weight = outputs.contiguous(), targets.contiguous(), weight.contiguous()
     denominators, log_variance = denominators.contiguous(), log_variance.contiguous()
     num_rows, num_tasks = outputs.shape
-    table = _constants(tuple(constants), outputs.device)
+    table = reference.constants(tuple(constants), outputs.device, torch.float32)  # [8, T]
     num_blocks, block_t = triton.cdiv(num_rows, _BLOCK_B), triton.next_power_of_2(num_tasks)
     partial = torch.empty(num_blocks, num_tasks, device=outputs.device)
     total, sums, gradient, s_gradient = _empty_results(outputs)
@@ -210,15 +210,6 @@ def multitask_loss(
         *summed, total, sums, s_gradient, *sizes, LOG_VARIANCE_LIMIT, _BLOCK_B, block_t
     )
     return total, sums, gradient, s_gradient
-
-
-@cache  # for ever: a CUDA graph may read it
-def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return [8, T] on a device, copied there once.
-
-    A buffer of the module would be rounded to fp16 with the module.
-    """
-    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _empty_results(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ their error, both against float64 (tests/fusionnet/kernels).
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -169,10 +170,19 @@ def multitask_loss(
     present = denominators > 0
     means = sums / torch.where(present, denominators, 1.0).to(dtype)
     s = log_variance.to(dtype).clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
-    factor = means.new_tensor([term.factor for term in terms])
-    regulariser = means.new_tensor([term.regulariser for term in terms])
+    factor = constants(tuple(term.factor for term in terms), means.device, dtype)
+    regulariser = constants(tuple(term.regulariser for term in terms), means.device, dtype)
     weighted = factor * (-s).exp() * means
     return (weighted + share * regulariser * torch.where(present, s, 0.0)).sum(), sums
+
+
+@cache  # for ever: a CUDA graph may read it
+def constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return numbers on a device, copied there once.
+
+    A buffer of the module would be rounded to fp16 with the module.
+    """
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _task_sum(
@@ -208,7 +218,7 @@ def class_losses(
     """Return per row -class weight * log probability of the class that the target numbers."""
     label = target.long()
     log_p = log_probabilities(outputs, ordered=term.loss == "ordered_logit")
-    class_weight = log_p.new_tensor(term.class_weights)[label]
+    class_weight = constants(term.class_weights, log_p.device, log_p.dtype)[label]
     return -class_weight * log_p.gather(1, label.unsqueeze(1)).squeeze(1)
 
 
