@@ -27,6 +27,7 @@ from benchmarks.harness.workers import run_python
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.config.split import SPLITS
 from embedcache.errors import UserError
+from embedcache.text import count_of
 from fusionnet.evaluation.baselines import BASELINES, BOOSTING, STRING_MEAN, TRAIN_MEAN
 from fusionnet.experiment import load_experiment
 from fusionnet.metrics import regression_metrics
@@ -48,6 +49,8 @@ def main(words: list[str]) -> None:
     options.add_argument("--egc", type=Path, help="Egc.csv of the public band gaps of TransPolymer")
     electrolyte = "clean_train_data.csv of the public polymer electrolyte table"
     options.add_argument("--electrolyte", type=Path, help=electrolyte)
+    threads = "threads of the training (all cores); only its time depends on them"
+    options.add_argument("--threads", type=int, help=threads)
     only = "run one table; the others stay as the file has them"
     options.add_argument("--only", choices=TABLES, help=only)
     arguments = options.parse_args(words)
@@ -115,6 +118,8 @@ def _measured(make: Maker, folder: Path, arguments: argparse.Namespace) -> dict[
     given = ["--config", str(config)]
     for key, place in (("cache.path", folder / "cache.zarr"), ("run.dir", folder / "run")):
         given += ["--set", f"{key}={place}"]
+    if arguments.threads is not None:
+        given += ["--set", f"train.cpu_threads={arguments.threads}"]
     seconds["build"] = _timed("-m", "jobs.build_cache", *given)
     seconds["train"] = _timed("-m", "jobs.train", *given)
     seconds["evaluate"] = _timed("-m", "jobs.evaluate_model", "--run", str(folder / "run"))
@@ -123,6 +128,7 @@ def _measured(make: Maker, folder: Path, arguments: argparse.Namespace) -> dict[
     train = yaml.safe_load(written.read_text())["train"]
     cache = open_cache(folder / "cache.zarr")
     return {
+        "threads": arguments.threads,
         "rows": np.bincount(cache.rows().split, minlength=len(SPLITS)).tolist(),
         "strings": sum(spec.num_strings for spec in cache.layout.strings),
         "standin": any(spec.standin for spec in cache.layout.strings),
@@ -160,7 +166,7 @@ def report(found: dict[str, Any]) -> Report:
         Column("strings", "strings", ",d"),
         Column("split", "split"),
         Column("batch, epochs", lambda row: f"{row['batch_rows']:,}, {row['epochs']}"),
-        Column("minutes", lambda row: sum(row["seconds"].values()) / 60, ".1f"),
+        Column("minutes", _minutes),
         *(
             Column(name, lambda row, name=name: row["models"][name]["mae"], number)
             for name in (OURS, *SHOWN)
@@ -186,6 +192,11 @@ def report(found: dict[str, Any]) -> Report:
         [Table(columns, lines)],
         panels,
     )
+
+
+def _minutes(row: dict[str, Any]) -> str:
+    minutes, threads = sum(row["seconds"].values()) / 60, row["threads"]
+    return f"{minutes:.1f}" + ("" if threads is None else f" ({count_of(threads, 'thread')})")
 
 
 def _beside_boosting(row: dict[str, Any]) -> float:
