@@ -60,7 +60,7 @@ class ModelSection(Config):
         default=None,
         description=(
             "width of the tokens that are fused, and of the fused state; unset: 128, 256 from"
-            " 100,000 train rows on, 512 from 200,000"
+            " 5,000 train rows on, 512 from 200,000"
         ),
     )
     num_layers: Layers | None = Field(

@@ -19,7 +19,7 @@ LEAST_PATIENCE = 10
 FEW_STEPS = 200  # a training of fewer is told so
 # (train rows, fusion_width, layers): the first line that has as many; widths are the
 # specification's where it has the specification's rows
-_NETWORKS = ((200_000, 512, 4), (100_000, 256, 2), (0, 128, 2))
+_NETWORKS = ((200_000, 512, 4), (5_000, 256, 2), (0, 128, 2))
 _MOST_HEADS = 8
 _LEAST_NUMERIC = 32  # features of the numbers' encoder
 
