@@ -18,7 +18,7 @@ MOST_FOLDS = 1000
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev", "development"),
-    "test": ("test", "testing", "holdout", "hold-out", "hold_out"),
+    "test": ("test", "testing", "holdout", "hold-out", "hold_out", "hold out"),
 }
 
 

@@ -52,7 +52,7 @@ def split_with(make_study: Callable, tmp_path: Path) -> Callable[..., RowBlock]:
 
 @pytest.mark.parametrize("file", ["table.parquet", "table.csv"])
 def test_the_tables_own_spellings_of_splits_are_understood(split_with: Callable, file: str) -> None:
-    spelled = ["Train", "training", "VAL", "dev", "holdout", "test"]
+    spelled = ["Train", "training", "VAL", "dev", "Hold out", "test"]
     rows = split_with(spelled * 10, file, strategy="column")
     assert rows.split.tolist() == [0, 0, 1, 1, 2, 2] * 10
     assert (rows.fold == -1).all(), "the table has no folds"
