@@ -1,9 +1,12 @@
 """Phase 2: a cache to a trained model, and the trained model as predictor and reward.
 
-from fusionnet import RewardModel
+from fusionnet import FusionModel, RewardModel
 
-model = RewardModel.load("runs/stage1")
+model = FusionModel(strings="smiles", target="tg").fit(frame)  # builds and trains
 model.predict(frame)  # a polars or pandas frame in raw units
+
+model = RewardModel.load("runs/stage1")  # what the commands have trained
+model.predict(frame)
 model.reward(frame)  # tensor [rows]
 """
 

@@ -92,6 +92,7 @@ def test_work_imports_only_what_it_needs(name: str, by_work: dict[str, list[str]
     ("words", "missing"),
     [
         ("train --config configs/quickstart.yaml --set cache.path=nowhere", "no cache at nowhere"),
+        ("init_config none.csv", "there is no table none.csv"),
         ("train --config nowhere.yaml", "no config file nowhere.yaml"),
         ("evaluate_model --run nowhere", "nowhere is not a run folder"),
         ("predict --run nowhere --input a.csv --output b.csv", "nowhere is not a run folder"),

@@ -18,7 +18,8 @@ from embedcache.table.source import Source, parsed
 _NOTHING = ("na", "n/a", "#n/a", "<na>", "nan", "null", "n.a.")
 _NO_NUMBER = (*_NOTHING, "none", "-", "--", "?", ".", "nd", "n.d.", "missing", "unknown", "#value!")
 _SENTINELS = (-999.0, -9999.0, -99999.0)  # where nothing else of the column is near
-DECADES = 1_000.0  # largest over least number, from where on it is read by its logarithm
+DECADES = 100.0  # largest over least number, from where on it may be read by its logarithm
+TAIL = 10.0  # and the largest over the middle one; of evenly spread numbers it is about 2
 _MOSTLY = 0.8  # of the cells that must be numbers, for the others to be faults
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ].*)?|\d{1,2}[./]\d{1,2}[./]\d{2,4}")
 _COMMA, _POINT = r"^[+-]?\d+,\d+$", r"^[+-]?\d*\.\d+$"
@@ -49,6 +50,7 @@ class Profile:
     counts: tuple[int, ...] = ()  # and how many rows have each
     low: float | None = None
     high: float | None = None
+    median: float | None = None
     is_whole: bool = False  # numbers without decimals
     counts_up: bool = False  # whole numbers, each one more than in the row before
     marks: tuple[str, ...] = ()  # cells that stand for nothing
@@ -62,9 +64,10 @@ class Profile:
 
     @property
     def spans_decades(self) -> bool:
-        """Whether all numbers are above zero, and the largest is many times the least."""
-        low, high = self.low, self.high
-        return low is not None and high is not None and low > 0 and high / low >= DECADES
+        """Whether all numbers are above zero, and most of them are far below the largest."""
+        if self.low is None or self.high is None or self.median is None or self.low <= 0:
+            return False
+        return self.high >= DECADES * self.low and self.high >= TAIL * self.median
 
     @property
     def rows_per_value(self) -> float:
@@ -133,6 +136,7 @@ def _of_numbers(name: str, column: pl.Series) -> Profile:
         num_distinct=found.n_unique(),
         low=low,
         high=high,
+        median=float(finite.median()) if len(finite) else None,  # type: ignore[arg-type]
         is_whole=bool((finite == finite.round()).all()),
         counts_up=len(steps) == len(column) - 1 > 0 and bool((steps == 1).all()),
         marks=marks,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from embedcache.errors import OutputError
 from embedcache.files import atomic_write
+from embedcache.table.kinds import no_table
 from fusionnet.commands.command import importing, run_job
 
 
@@ -21,6 +22,8 @@ def main() -> None:
     arguments = parse_arguments()
     out = arguments.out or Path(f"{arguments.table.name.partition('.')[0] or 'table'}.yaml")
     schema = out.parent / "fusionnet.schema.json" if arguments.schema else None
+    if not arguments.table.exists():
+        raise no_table(arguments.table, "the first argument")
     check_target(out, arguments.table, arguments.overwrite)
     with importing():
         from embedcache.guess.roles import Named

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # transformers take seconds, and polyBERT is not asked
 POLYBERT = "kuelumbus/polyBERT"
 READS_TEXT = "sentence-transformers/all-MiniLM-L6-v2"  # for columns of words, not of SMILES
 _WIDTH = 100
+_NO_NAME = "(no name)"
 _HEADS = {Role.STRING: "strings", Role.NUMERIC: "numeric", Role.CATEGORY: "categories"}
 
 
@@ -49,7 +50,7 @@ class Draft:
         """Return what each column was taken for and why, as a table, and what is left out."""
         lines = [("column", "role", "why")]
         for guess in self.guess.columns:
-            name = visible(guess.column, 32)
+            name = visible(guess.column, 32) or _NO_NAME
             lines.append((name, guess.role.value, visible(guess.reason, 110)))
         found = text_table(lines, num_left=3)
         found.append(f"split: {self.guess.why_split}")
@@ -181,7 +182,9 @@ def _ignored(guesses: Sequence[Guess]) -> Iterator[str]:
     if guesses:
         yield "  # not used:"
     for guess in guesses:
-        yield from _comment(f"{visible(guess.column)}: {visible(guess.reason)}", 2, hang=4)
+        yield from _comment(
+            f"{visible(guess.column) or _NO_NAME}: {visible(guess.reason)}", 2, hang=4
+        )
 
 
 def _split(guess: TableGuess) -> Iterator[str]:

@@ -46,6 +46,7 @@ def numbers(low: float = 0.0, high: float = 1.0) -> list[float]:
         ("pressure (bar)", numbers(1, 9), Role.NUMERIC, {"unit": "bar"}),
         ("tg_K", numbers(200, 500), Role.NUMERIC, {"unit": "K"}),
         ("mw", [10.0 ** (row % 7) for row in range(NUM)], Role.NUMERIC, {"transform": "log10"}),
+        ("x", numbers(1e-4, 1.0), Role.NUMERIC, {}),  # evenly spread, whatever the least one is
         ("x", [None, *numbers()[1:]], Role.NUMERIC, {"if_null": "indicator"}),
         ("dried", [row % 3 == 0 for row in range(NUM)], Role.CATEGORY, {}),
         ("solvent", ["water", "THF", "DMF"] * 40, Role.CATEGORY, {}),

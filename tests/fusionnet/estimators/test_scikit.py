@@ -101,10 +101,9 @@ def test_a_clone_has_the_parameters_and_they_can_be_set(regressor: FusionRegress
 @pytest.mark.slow
 def test_frames_of_strings_are_cross_validated(regressor: FusionRegressor) -> None:
     frame, y = table()
-    found = cross_val_score(regressor, frame, y, cv=2)
-    assert found.min() > 0.5
-    search = GridSearchCV(regressor, {"optim": [{"lr": 0.03}, {"lr": 1e-6}]}, cv=2)
-    assert search.fit(frame, y).best_params_ == {"optim": {"lr": 0.03}}
+    assert cross_val_score(regressor, frame, y, cv=2).min() > 0.5
+    search = GridSearchCV(regressor, {"optim": [{"lr": 0.03}, {"lr": 1e-6}]}, cv=2, refit=False)
+    assert search.fit(frame[:80], y[:80]).best_params_ == {"optim": {"lr": 0.03}}
 
 
 @pytest.mark.slow
