@@ -8,11 +8,10 @@ does not grow with the table. See `cache.folder` for what a kill or a second bui
 
 from enum import Enum
 
-from embedcache.build.identity import has_states, wanted_identity
+from embedcache.build.identity import differs_in_rotation, has_states, wanted_identity
 from embedcache.build.phases import write_store
 from embedcache.build.report import UP_TO_DATE, BuildReport
 from embedcache.build.request import BuildRequest
-from embedcache.build.rotation import differs_in_rotation
 from embedcache.cache.folder import CacheFolder
 from embedcache.cache.identity import Identity
 from embedcache.cache.reader import Cache, open_cache

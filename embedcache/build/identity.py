@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from embedcache.cache.identity import FORMAT_VERSION, Identity
+from embedcache.cache.identity import FORMAT_VERSION, ROTATION, Identity
 from embedcache.cache.reader import Cache
 from embedcache.config.encoder import EncoderConfig
 from embedcache.config.split import SplitConfig
@@ -50,6 +50,12 @@ def wanted_identity(
         own = {} if config is None else encoder_entries(config)
         entries |= {f"{where}.{name}": value for name, value in own.items()}
     return Identity(entries)
+
+
+def differs_in_rotation(cache: Cache, wanted: Identity) -> bool:
+    """Return whether a cache is the wanted one but for its rotation (see `rotation`)."""
+    mine, theirs = dict(cache.identity.entries), dict(wanted.entries)
+    return mine.pop(ROTATION, None) != theirs.pop(ROTATION, None) and mine == theirs
 
 
 def has_states(cache: Cache, data: DataConfig, encoder: EncoderConfig) -> bool:

@@ -10,20 +10,12 @@ import numpy as np
 
 from embedcache.build.files import tally_of
 from embedcache.build.statistics import TrainStatistics
-from embedcache.cache.identity import Identity
+from embedcache.cache.identity import ROTATION, Identity
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SplitConfig
 from embedcache.errors import SplitError
 from embedcache.split.folds import split_of_fold
 from embedcache.split.plan import left_out_column, plan_of
-
-ROTATION = "split.rotation"  # its entry in an identity
-
-
-def differs_in_rotation(cache: Cache, wanted: Identity) -> bool:
-    """Return whether a cache is the wanted one but for its rotation."""
-    mine, theirs = dict(cache.identity.entries), dict(wanted.entries)
-    return mine.pop(ROTATION, None) != theirs.pop(ROTATION, None) and mine == theirs
 
 
 def rotated(cache: Cache, split: SplitConfig) -> Cache:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 FORMAT_VERSION = 7
 ABSENT = "(none)"
+ROTATION = "split.rotation"  # the entry that one cache can have in several values
 DIGEST = re.compile(r"\b[0-9a-f]{32,}\b")
 
 

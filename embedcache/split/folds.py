@@ -19,7 +19,6 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int8, Int16, Int64
-from sklearn.model_selection import StratifiedGroupKFold
 
 from embedcache.config.split import NO_SPLIT, SPLITS, FoldPlan
 from embedcache.errors import SplitError
@@ -140,6 +139,9 @@ def too_few(count: int, what: str, plan: FoldPlan) -> SplitError:
 
 def _stratified_folds(counts: Int64[np.ndarray, "G K"], plan: FoldPlan) -> Int64[np.ndarray, " G"]:
     """Return the fold of each group by StratifiedGroupKFold."""
+    # not at the top: reading another rotation of a cache needs no scikit-learn
+    from sklearn.model_selection import StratifiedGroupKFold
+
     counts = counts[:, counts.sum(0) > 0]
     entries = compressed(counts, MOST_ROWS)
     if entries.sum(0).max() < plan.folds:

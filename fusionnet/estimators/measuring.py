@@ -7,7 +7,8 @@ import polars as pl
 from embedcache.errors import ConfigError
 from fusionnet.estimators.workfolder import WorkFolder
 from fusionnet.evaluation.evaluate import Evaluation, evaluate_rows
-from fusionnet.evaluation.rows import WHOLE, is_own_table
+from fusionnet.evaluation.rows import WHOLE
+from fusionnet.evaluation.tablerows import is_own_table
 from fusionnet.trained.reward import RewardModel
 from fusionnet.trained.run import TrainedRun
 from fusionnet.workflow.evaluating import rows_for

@@ -1,7 +1,6 @@
 """The cache of an experiment, checked to be the one that its config describes."""
 
-from embedcache.build.identity import has_states, wanted_identity
-from embedcache.build.rotation import differs_in_rotation, rotated
+from embedcache.build.identity import differs_in_rotation, has_states, wanted_identity
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import StaleCacheError
 from fusionnet.experiment import Experiment
@@ -25,6 +24,9 @@ def open_checked_cache(experiment: Experiment, config_path: str) -> Cache:
     )
     different = wanted.difference(cache.identity)
     if differs_in_rotation(cache, wanted):
+        # not at the top: most trainings need neither polars nor scikit-learn
+        from embedcache.build.rotation import rotated
+
         cache = rotated(cache, experiment.split)
     elif different:
         listed = "\n".join(f"  - {line}" for line in different)

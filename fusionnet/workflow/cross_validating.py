@@ -15,7 +15,8 @@ import polars as pl
 from tqdm import tqdm
 
 from embedcache.build.decide import build_cache
-from embedcache.build.rotation import ROTATION, rotated
+from embedcache.build.rotation import rotated
+from embedcache.cache.identity import ROTATION
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
 from embedcache.errors import RunError, SplitError

@@ -17,10 +17,7 @@ from fusionnet.evaluation.report import write_report
 from fusionnet.evaluation.rows import (
     WHOLE,
     RunRows,
-    is_own_table,
     rows_of_cache,
-    rows_of_own_table,
-    rows_of_table,
 )
 from fusionnet.evaluation.summary import summary
 from fusionnet.runfolder.listing import EVALUATION_LOCK, write_listed
@@ -71,17 +68,13 @@ def rows_for(run: TrainedRun, cache: Path | None, table: Sequence[Path]) -> RunR
     something else now, of the run's table as it was. Raises CacheError where neither is there.
     """
     if table:
-        if is_own_table(run, table):
-            return rows_of_own_table(run, table)
-        if len(table) > 1:
-            raise RunError(
-                f"{', '.join(map(str, table))} are not the files that {run.folder} was trained on"
-                " (other bytes, number or order); evaluate other tables one by one"
-            )
-        return rows_of_table(run, table[0], _own_rows_if_any(run))
+        return _rows_of_tables(run, table)
     try:
         return rows_of_cache(run, open_cache(cache or run.config["cache"]["path"]))
     except (MissingCacheError, StaleCacheError) as error:
+        # not at the top: rows of a cache need no scikit-learn and no encoder
+        from fusionnet.evaluation.tablerows import is_own_table, rows_of_own_table
+
         if cache is None and is_own_table(run, run.data.files):
             own = rows_of_own_table(run, run.data.files)
             remark = f"{error}\nRows and splits are those of the run's own table, {own.where}"
@@ -94,6 +87,21 @@ def rows_for(run: TrainedRun, cache: Path | None, table: Sequence[Path]) -> RunR
                 f" {hint}"
             )
         raise type(error)(f"{error}\n{hint}") from None
+
+
+def _rows_of_tables(run: TrainedRun, table: Sequence[Path]) -> RunRows:
+    """Return the rows of the run's own table, or of another one."""
+    # not at the top: as above
+    from fusionnet.evaluation.tablerows import is_own_table, rows_of_own_table, rows_of_table
+
+    if is_own_table(run, table):
+        return rows_of_own_table(run, table)
+    if len(table) > 1:
+        raise RunError(
+            f"{', '.join(map(str, table))} are not the files that {run.folder} was trained on"
+            " (other bytes, number or order); evaluate other tables one by one"
+        )
+    return rows_of_table(run, table[0], _own_rows_if_any(run))
 
 
 def _own_rows_if_any(run: TrainedRun) -> RunRows | None:

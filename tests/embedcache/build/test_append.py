@@ -254,7 +254,7 @@ def test_the_last_of_a_few_goes_where_most_is_missing(rows: list[int], placed: l
 
 
 def test_files_that_are_alike_are_not_dealt_alike() -> None:
-    label, config = np.zeros(500, dtype=np.int8), SplitConfig().plan()
+    label, config = np.zeros(500, dtype=np.int16), SplitConfig().plan()
     assert (assign_rows(label, config) != assign_rows(label, config, first_row=500)).any()
     assert (
         assign_rows(label, config, first_row=500) == assign_rows(label, config, first_row=500)

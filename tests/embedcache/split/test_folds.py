@@ -121,7 +121,7 @@ def test_rotating_over_all_folds_tests_every_group_once() -> None:
 
 
 def test_rotating_over_all_folds_tests_every_row_once() -> None:
-    label = (np.arange(997) % 4 == 0).astype(np.int8)
+    label = (np.arange(997) % 4 == 0).astype(np.int16)
     splits = [assign_rows(label, SplitConfig(rotation=r, seed=3).plan()) for r in range(10)]
     assert (sum(split == 2 for split in splits) == 1).all()
 
@@ -129,7 +129,7 @@ def test_rotating_over_all_folds_tests_every_row_once() -> None:
 @examples(cost=2)
 @given(num_rows=st.integers(10, 3000), seed=st.integers(0, 5), rate=st.floats(0, 1))
 def test_rows_are_assigned_in_exact_proportions(num_rows: int, seed: int, rate: float) -> None:
-    label = (np.random.default_rng(seed).random(num_rows) < rate).astype(np.int8)
+    label = (np.random.default_rng(seed).random(num_rows) < rate).astype(np.int16)
     split = assign_rows(label, SplitConfig(seed=seed).plan())
     for value, folds in enumerate((7, 2, 1)):
         assert abs((split == value).sum() - folds * num_rows / 10) <= folds
@@ -141,9 +141,9 @@ def test_rows_are_assigned_in_exact_proportions(num_rows: int, seed: int, rate: 
 
 
 def test_rows_are_not_assigned_in_order() -> None:
-    split = assign_rows(np.zeros(1000, dtype=np.int8), TEN)
+    split = assign_rows(np.zeros(1000, dtype=np.int16), TEN)
     assert len(set(split[:100].tolist())) == 3
-    assert (split != assign_rows(np.zeros(1000, dtype=np.int8), SplitConfig(seed=1).plan())).any()
+    assert (split != assign_rows(np.zeros(1000, dtype=np.int16), SplitConfig(seed=1).plan())).any()
 
 
 def test_counts_divided_by_a_common_factor_assign_the_same() -> None:

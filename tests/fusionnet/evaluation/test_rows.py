@@ -18,7 +18,8 @@ from embedcache.cache.reader import open_cache
 from embedcache.errors import MissingCacheError, RunError, StaleCacheError
 from fusionnet import RewardModel
 from fusionnet.evaluation.evaluate import Evaluation, evaluate_rows, evaluate_run
-from fusionnet.evaluation.rows import WHOLE, rows_of_own_table, rows_of_table
+from fusionnet.evaluation.rows import WHOLE
+from fusionnet.evaluation.tablerows import rows_of_own_table, rows_of_table
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.trained.run import TrainedRun, load_run
 from fusionnet.workflow.evaluating import evaluate_folder, rows_for
