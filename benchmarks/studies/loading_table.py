@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.harness.stamp import REPOSITORY
+from embedcache.build.files import NO_ROWS
 from embedcache.cache import manifest
 from embedcache.cache.identity import FORMAT_VERSION
 from embedcache.cache.layout import Layout, RowBlock, StringSpec, StringTable
@@ -49,9 +50,14 @@ def write_table(path: Path, num_rows: int, memory_mib: int) -> None:
     embeddings = torch.from_numpy(generator.normal(size=(NUM_STRINGS, WIDTH)).astype(np.float32))
     strings = StringTable(STRINGS, tokens, embeddings, torch.ones(NUM_STRINGS).long())
     writer.add_strings("polymer", strings)
+    tally = NO_ROWS.grown((), 0, {"polymer": NUM_STRINGS}, layout.targets, 0)
     for start in tqdm(range(0, num_rows, writer.rows_per_block), desc="write rows", disable=None):
-        block = min(writer.rows_per_block, num_rows - start)
-        writer.add_rows(random_rows(layout, start, block, generator))
+        size = min(writer.rows_per_block, num_rows - start)
+        block = random_rows(layout, start, size, generator)
+        writer.add_rows(block)
+        nowhere = np.zeros(size, dtype=np.int64)
+        strings_of = {"polymer": block.string_id[:, 0]}
+        tally.add(block.split, block.fold, nowhere, nowhere, strings_of, block.targets)
     writer.finish(_unscaled(layout))
     attributes = {
         "format_version": FORMAT_VERSION,
@@ -73,7 +79,7 @@ def write_table(path: Path, num_rows: int, memory_mib: int) -> None:
             "remarks": [],
             "unknown": {},
             "merged": {},
-            "split": {},
+            "split": tally.counts().model_dump(mode="json"),
             "seconds": [],
         },
     }
@@ -123,6 +129,7 @@ def _unscaled(layout: Layout) -> Scaling:
         target_mean=(0.0,) * num_targets,
         target_std=(1.0,) * num_targets,
         positive_rate=dict.fromkeys(binary, 0.24),
+        target_transforms=tuple(target.transform for target in layout.targets),
         vectors={"polymer": unit},
     )
 
