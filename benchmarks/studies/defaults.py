@@ -95,7 +95,7 @@ def _given(option: str, target: str) -> Maker:
         source = getattr(arguments, option)
         if source is None:
             raise UserError(f"--{option} FILE says where that table is")
-        pl.read_csv(source).write_parquet(table)
+        pl.read_csv(source, infer_schema_length=None).write_parquet(table)
         return target
 
     return make
