@@ -106,7 +106,8 @@ def test_what_is_missing_is_said_without_torch(
     monkeypatch.setattr("sys.argv", [command, *arguments])
     for name in [name for name in sys.modules if name.startswith(("fusionnet", "embedcache"))]:
         # classes that are compared below, and those that beartype knows by their names
-        if not name.startswith(("embedcache.errors", "embedcache.config", "embedcache.schema")):
+        kept = ("embedcache.errors", "embedcache.config", "embedcache.schema", "fusionnet.config")
+        if not name.startswith(kept):
             monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match=missing):
         import_module(f"fusionnet.commands.{command}").main()

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from embedcache.schema import Config
 from embedcache.values import FolderToWrite
@@ -38,7 +38,7 @@ class CacheConfig(Config):
             " A cache that is there keeps its codec, also when it is appended to"
         ),
     )
-    vectors: Annotated[FolderToWrite | bool | None, BeforeValidator(_folder_or_none)] = Field(
+    vectors: Annotated[FolderToWrite | StrictBool | None, BeforeValidator(_folder_or_none)] = Field(
         default="auto",
         description=(
             "a folder in which vectors outlive the cache: what one encoder has made of a string is"

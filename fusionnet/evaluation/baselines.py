@@ -225,7 +225,7 @@ def _blocks(rows: Int[np.ndarray, " N"]) -> list[Int[np.ndarray, " n"]]:
 def _boosted(features: Callable[[Cache, RowBlock], Features]) -> Baseline:
     """Return boosting as a baseline on whole caches, given the features of a cache's rows."""
 
-    def baseline(cache: Cache, target: int, seed: int) -> Float[np.ndarray, " N"]:
+    def baseline(cache: Cache, target: int, seed: int) -> Float[np.ndarray, "N K"]:
         rows = _as_learnt(cache.rows(), cache.scaling)
         train = take(rows, _labelled(rows, "train", target))
         validation = take(rows, _labelled(rows, "validation", target))
@@ -246,7 +246,7 @@ def num_classes_of(column: TargetColumn) -> int:
 def _mean(learn: Callable[[RowBlock, int, int], Float[np.ndarray, "N K"]]) -> Baseline:
     """Return a mean as a baseline on whole caches."""
 
-    def baseline(cache: Cache, target: int, seed: int) -> Float[np.ndarray, " N"]:
+    def baseline(cache: Cache, target: int, seed: int) -> Float[np.ndarray, "N K"]:
         rows = _as_learnt(cache.rows(), cache.scaling)
         learned = learn(rows, target, num_classes_of(cache.layout.targets[target]))
         return _in_units(learned, cache.scaling, target)

@@ -29,7 +29,7 @@ def test_json_is_printed_alone_and_is_what_is_written(call: Call, folder: Path) 
     assert code == 0
     written = json.loads((folder / "metrics.json").read_text())
     assert json.loads(out) == written
-    assert set(written["test"]["outcome"]) == {"mae", "rmse", "r2"}
+    assert set(written["test"]["outcome"]) == {"mae", "rmse", "r2", "spearman"}
     assert "oracle" not in written
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
     assert foreign_files(folder) == [], "what an evaluation wrote is the run's own"

@@ -202,6 +202,7 @@ def make_run(tiny_experiment: Path) -> RunMaker:
             "strings": {name: cache.strings(name).text for name in names},
             "identity": dict(cache.identity.entries),
             "vectors": vectors,
+            "saving": "",
         }
         begin_listing(folder, "tiny", run_id)
         moments = [f"tiny_{moment}.pt" for moment in ("last", "best", "final")]

@@ -34,8 +34,8 @@ def test_validation_rows_without_finite_predictions_are_named(
 ) -> None:
     experiment = load_experiment(tiny_experiment)
     cache, world = open_cache(experiment.cache.path), World()
-    rows = open_rows(cache, experiment.train, world.device)[1]
     recipe = recipe_of(experiment, cache)
+    rows = open_rows(cache, recipe.train, world.device)[1]
     trainer = object.__new__(Trainer)  # with what validation reads alone
     vars(trainer).update(validation_rows=rows, world=world, recipe=recipe, model=None, cache=cache)
 

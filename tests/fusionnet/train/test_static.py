@@ -312,7 +312,7 @@ def test_what_forbids_static_steps_is_said(
 ) -> None:
     setting = Setting(tiny_experiment, *overrides)
     rows = ResidentRows(setting.table)
-    found = why_not_static(setting.experiment.train, Ranks(world_size), rows, setting.sources)
+    found = why_not_static(setting.recipe.train, Ranks(world_size), rows, setting.sources)
     assert found is None if reason is None else reason in (found or "")
 
 
@@ -337,7 +337,7 @@ def test_the_share_of_tokens_is_that_of_random_steps(num_columns: int) -> None:
 def test_a_graph_that_is_asked_for_and_cannot_be_is_refused(tiny_experiment: Path) -> None:
     setting = Setting(tiny_experiment, "train.cuda_graph=on")
     with pytest.raises(ConfigError, match="no CUDA graphs on a CPU"):
-        why_no_graph(setting.experiment.train, WORLD, ResidentRows(setting.table), setting.sources)
+        why_no_graph(setting.recipe.train, WORLD, ResidentRows(setting.table), setting.sources)
 
 
 DROPOUT = ("model.dropout=0.1", "encoder.lora.dropout=0.1", "model.feature_noise={first: 0.1}")
