@@ -8,6 +8,8 @@ from benchmarks.harness.cells import Column, Table, gib, mean_and_sd, named, num
 from benchmarks.harness.publish import machine
 from benchmarks.injection.cases import BROKEN
 from benchmarks.quality import KEYS, ORACLE, mean_sd
+from benchmarks.studies.defaults import beside_boosting
+from benchmarks.studies.defaults import report as defaults_report
 
 
 def absent(name: str) -> str:
@@ -259,6 +261,20 @@ def _electrolyte(found: dict[str, Any], with_picture: bool) -> str:
     )
 
 
+def _defaults(found: dict[str, Any], with_picture: bool) -> str:
+    """Return the errors of all defaults on each table, and how far they are from boosting."""
+    (table,) = [block for block in defaults_report(found).blocks if isinstance(block, Table)]
+    tables = found["tables"].values()
+    won = sum(beside_boosting(each) < 0 for each in tables)
+    return _paragraphs(
+        "All defaults: mean absolute error of test rows after `fusionnet init`, build and train,"
+        " with nothing set, stand-in encoder ([how](results/defaults.md)). They beat the better"
+        f" boosting on {won} of {len(tables)} tables.",
+        table,
+        _picture("Errors of all defaults beside means and boosting", "defaults", with_picture),
+    )
+
+
 def _error_and_r2(score: dict[str, float] | None) -> str:
     if score is None:
         return "not measured"
@@ -284,5 +300,6 @@ SECTIONS: dict[str, Callable[[dict[str, Any], bool], str]] = {
     "stage1_modality": _stage1_modality,
     "quality": _quality,
     "electrolyte": _electrolyte,
+    "defaults": _defaults,
     "faults": _faults,
 }

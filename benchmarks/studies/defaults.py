@@ -171,7 +171,7 @@ def report(found: dict[str, Any]) -> Report:
             Column(name, lambda row, name=name: row["models"][name]["mae"], number)
             for name in (OURS, *SHOWN)
         ),
-        Column("to the better boosting", _beside_boosting, _percent),
+        Column("to the better boosting", beside_boosting, _percent),
     ]
     panels = [
         Panel(
@@ -199,7 +199,7 @@ def _minutes(row: dict[str, Any]) -> str:
     return f"{minutes:.1f}" + ("" if threads is None else f" ({count_of(threads, 'thread')})")
 
 
-def _beside_boosting(row: dict[str, Any]) -> float:
+def beside_boosting(row: dict[str, Any]) -> float:
     """Return how much more the error is than that of the better of the two boostings."""
     best = min(row["models"][name]["mae"] for name in (BOOSTING, FINGERPRINTS))
     return row["models"][OURS]["mae"] / best - 1
