@@ -65,6 +65,7 @@ def built(config: Path, existing: Existing = Existing.KEEP) -> Experiment:
     return experiment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["joint", "modality"])
 @pytest.mark.parametrize("columns", LEFT_OUT)
 def test_training_is_proven_and_rows_at_speed_are_the_networks_own(

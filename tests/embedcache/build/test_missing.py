@@ -162,6 +162,7 @@ def test_min_rows_needs_other(make_study: Callable, frame_of: Callable, tmp_path
         make_study(tmp_path, frame_of(), categories=[{"column": "kind", "min_rows": 2}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["t.parquet", "t.csv"])
 def test_rows_that_break_a_rule_are_left_out_where_that_is_asked_for(
     file: str, make_study: Callable, frame_of: Callable, tmp_path: Path

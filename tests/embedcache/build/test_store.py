@@ -96,6 +96,7 @@ def test_the_first_build_is_that_without_a_store(
     assert np.array_equal(vectors_of(study), vectors_of(without))
 
 
+@pytest.mark.slow
 def test_what_an_old_cache_has_is_kept_too(
     make_study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +130,7 @@ def test_an_appended_cache_equals_one_built_at_once_whatever_the_store_has(
     assert np.array_equal(vectors_of(grown), vectors_of(at_once))
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_keeps_nothing_until_it_has_all(
     make_study: Any, tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +184,7 @@ def test_every_damage_is_seen_and_its_strings_encoded_again(tmp_path: Path) -> N
             each.unlink()
 
 
+@pytest.mark.slow
 def test_a_damaged_piece_is_a_remark_of_the_build(
     make_study: Any, tmp_path: Path, kept: Path
 ) -> None:

@@ -50,6 +50,7 @@ def split_with(make_study: Callable, tmp_path: Path) -> Callable[..., RowBlock]:
     return build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["table.parquet", "table.csv"])
 def test_the_tables_own_spellings_of_splits_are_understood(split_with: Callable, file: str) -> None:
     spelled = ["Train", "training", "VAL", "dev", "Hold out", "test"]
@@ -183,6 +184,7 @@ def test_rotations_over_time_are_an_expanding_window(split_with: Callable) -> No
         )
 
 
+@pytest.mark.slow
 def test_a_table_split_by_time_cannot_be_appended_to(
     make_study: Callable, tmp_path: Path, frame_of: Callable
 ) -> None:

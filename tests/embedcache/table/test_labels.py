@@ -74,6 +74,7 @@ def test_classes_are_codes_in_the_order_of_their_names(
     assert cache.scaling.class_rates["phase"] == pytest.approx(tuple(shares))
 
 
+@pytest.mark.slow
 def test_an_appended_file_keeps_codes_and_adds_classes_behind(
     make_study: Callable, frame_of: Callable, tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_what_is_wrong_with_classes_is_said(
         study.build()
 
 
+@pytest.mark.slow
 def test_a_class_may_be_missing_from_the_train_rows_but_not_all_but_one(
     make_study: Callable, frame_of: Callable, tmp_path: Path
 ) -> None:
@@ -170,6 +172,7 @@ def test_a_class_that_may_stand_for_a_missing_label_is_remarked(
     assert any("target column 'phase' has the value 'N/A'" in line for line in remarks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["random", "group"])
 def test_splits_have_the_same_shares_of_several_classes(
     strategy: str, make_study: Callable, frame_of: Callable, tmp_path: Path

@@ -184,6 +184,7 @@ def test_a_fit_may_replace_an_earlier_one_and_a_path_is_a_frame(
     assert second["predicted_tg"].mean() > first["predicted_tg"].mean() + 50
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_fit_without_a_name_goes_with_the_model(
     keys: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,6 +91,7 @@ def trained(study: Study, forks: Forks, repository: Path) -> Path:
     return study.config.parent / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("static", [False, True])
 def test_the_certificate_knows_the_losses_of_classes(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, static: bool

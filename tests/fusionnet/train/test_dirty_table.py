@@ -67,6 +67,7 @@ def config(
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("static", [False, True])
 def test_training_reads_what_the_proof_reads(
     static: bool, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -77,6 +77,7 @@ def test_the_first_lines_say_what_was_fitted_and_where_steps_are_few(config: Pat
     assert not re.search(r"train\.(epochs|batch_rows)|fusion_width", fitted)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_it_began_with_and_goes_on_for_more_epochs(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

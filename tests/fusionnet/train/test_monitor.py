@@ -53,6 +53,7 @@ def test_training_ends_after_so_many_epochs_without_a_better_one() -> None:
     assert ends_after("val_loss", None, None, None, None, patience=1) == 0
 
 
+@pytest.mark.slow
 def test_the_monitored_metric_decides_which_epoch_is_kept_and_when_training_ends(
     tiny_experiment: Path, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> Modu
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["csv"], indirect=True)
 def test_a_csv_has_a_line_per_epoch_also_after_resuming(run: Run) -> None:
     run.train(1)
@@ -66,6 +67,7 @@ def test_a_csv_has_a_line_per_epoch_also_after_resuming(run: Run) -> None:
     assert foreign_files(run.folder) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["wandb"], indirect=True)
 def test_weights_and_biases_is_offline_and_goes_on_in_the_same_run(
     run: Run, monkeypatch: pytest.MonkeyPatch

@@ -202,6 +202,7 @@ def test_rows_have_the_labels_that_the_loss_reads(decades: Decades) -> None:
         assert cache.scaling.target_mean[0] == pytest.approx(np.nanmean(wanted), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("static", [False, True])
 def test_the_certificate_knows_the_transform(
     decades: Decades, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, static: bool

@@ -68,6 +68,7 @@ def _no_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fusionnet.train.engine", None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_deepspeed")
 @pytest.mark.parametrize("by_raising", [False, True])
 def test_a_callback_ends_a_quiet_training_as_if_it_were_its_last_epoch(
@@ -126,6 +127,7 @@ def test_what_is_no_callback_is_refused(experiment: Experiment) -> None:
         train_experiment(experiment, "tiny.yaml", callbacks=[3])
 
 
+@pytest.mark.slow
 def test_the_baselines_stand_below_the_epochs(
     tiny_experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
