@@ -12,7 +12,9 @@ from torch import nn
 
 from embedcache.cache.layout import Layout
 from embedcache.config.encoder import EncoderConfig, EncodingMode
+from embedcache.errors import ConfigError
 from embedcache.scaling import Scaling
+from embedcache.values import twice
 from fusionnet.config.model import ModelConfig
 from fusionnet.config.tasks import LossConfig, Task
 from fusionnet.config.train import TrainConfig
@@ -46,10 +48,22 @@ def observed_tasks(tasks: Sequence[Task], layout: Layout) -> tuple[Task, ...]:
     Those with several classes have the table's, in the order of their codes.
     """
     by_column = {task.column: task for task in tasks}
-    return tuple(
+    observed = tuple(
         by_column[target.column].model_copy(update={"classes": target.classes})
         for target in layout.targets
     )
+    named = [f"{task.column}_{label}" for task in observed for label in _labels(task)]
+    if found := twice(named):
+        raise ConfigError(
+            f"two targets and their classes make one name, probability_{found[0]:.200}, of"
+            " predictions; rename a column or a class"
+        )
+    return observed
+
+
+def _labels(task: Task) -> tuple[str, ...]:
+    """Return the classes that predictions have a column for each."""
+    return task.classes or () if task.has_codes else ()
 
 
 def encoder_of_column(recipe: Recipe, names: Sequence[str]) -> list[str]:

@@ -19,7 +19,6 @@ from embedcache.build.decide import Existing, build_cache
 from embedcache.config.split import Split
 from embedcache.config.table import OnInvalid
 from embedcache.errors import RunError
-from embedcache.files import write_atomically
 from fusionnet.estimators.described import Columns, Description, described, read_config
 from fusionnet.estimators.keeping import copy_run, run_bytes, run_folder, write_run
 from fusionnet.estimators.measuring import evaluation_of, probabilities, score_of
@@ -83,7 +82,7 @@ class FusionModel:
         self._check_earlier(place, resume, overwrite)
         table = place.table_of(frame)
         experiment, draft = described(table, place.path, self._said)
-        write_atomically(place.config, experiment.to_yaml().encode())
+        place.write_config(experiment.to_yaml())
         if self.verbose:
             print(f"{draft.roles()}\n{draft.saving()}".rstrip())
         build_cache(
@@ -215,7 +214,7 @@ class FusionModel:
         """Raise RunError where a folder holds a fit, and nobody says what becomes of it."""
         if resume and overwrite:
             raise RunError("resume goes on with an earlier fit, overwrite replaces it: choose one")
-        if place.config.exists() and not (resume or overwrite):
+        if place.has_config and not (resume or overwrite):
             raise RunError(
                 f"{place.path} holds an earlier fit; go on with it by fit(frame, resume=True),"
                 " replace it by fit(frame, overwrite=True), or name another folder"

@@ -1,5 +1,6 @@
 """Where a fit keeps its table, cache, config and run: a named folder, or a temporary one."""
 
+import os
 import shutil
 import tempfile
 import weakref
@@ -9,12 +10,14 @@ from typing import Any
 
 import polars as pl
 
-from embedcache.errors import OutputError, TableError
-from embedcache.files import atomic_write
+from embedcache.errors import OutputError, RunError, TableError
+from embedcache.files import atomic_write, write_atomically
 from embedcache.values import expanded_path
 from fusionnet.trained.frames import is_pandas, polars_series
 
-TABLE, CONFIG = "table.parquet", "config.yaml"
+# names that nobody else gives, but for the config, which says in its first line whose it is
+TABLE, CONFIG = "fitted_table.parquet", "config.yaml"
+_HEAD = "# Written by FusionModel.fit: commands and later fits go on from here.\n"
 
 
 class WorkFolder:
@@ -37,6 +40,26 @@ class WorkFolder:
     def config(self) -> Path:
         """The YAML file by which commands go on with what was fitted here."""
         return self.path / CONFIG
+
+    @property
+    def has_config(self) -> bool:
+        """Whether an earlier fit is here; raises RunError where the config is somebody else's."""
+        if not os.path.lexists(self.config):
+            return False
+        try:
+            with self.config.open(encoding="utf-8") as stream:
+                is_own = stream.readline() == _HEAD
+        except (OSError, ValueError):
+            is_own = False
+        if not is_own:
+            raise RunError(
+                f"{self.config} was not written by a fit, so it is left alone: name another folder"
+            )
+        return True
+
+    def write_config(self, text: str) -> None:
+        """Write the config; `has_config` must have been asked before."""
+        write_atomically(self.config, f"{_HEAD}{text}".encode())
 
     def table_of(self, frame: Any) -> Path:
         """Return a file with the frame's rows: the file itself where a path is given.

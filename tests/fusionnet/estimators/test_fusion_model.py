@@ -15,6 +15,7 @@ from embedcache.build.decide import build_cache
 from embedcache.cache.reader import open_cache
 from embedcache.errors import ConfigError, OutputError, RunError, SplitError, TableError
 from fusionnet import FusionModel, RewardModel
+from fusionnet.estimators.workfolder import TABLE
 from fusionnet.experiment import load_experiment
 from fusionnet.workflow.training import train_experiment
 
@@ -177,7 +178,7 @@ def test_a_fit_may_replace_an_earlier_one_and_a_path_is_a_frame(
     table().to_csv(file)
     model = FusionModel("smiles", "tg", folder=tmp_path / "work", verbose=False, **keys)
     first = model.fit(file).predict(file)
-    assert not (tmp_path / "work" / "table.parquet").exists()
+    assert not (tmp_path / "work" / TABLE).exists()
     other = table()
     other["tg"] += 100
     second = model.fit(other, overwrite=True).predict(file)
@@ -277,3 +278,14 @@ def test_what_is_no_model_is_not_loaded(tmp_path: Path) -> None:
     ):
         with pytest.raises(RunError, match=message):
             FusionModel.load(name)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_fit_did_not_write_is_left_alone(tmp_path: Path, overwrite: bool) -> None:
+    config, own = tmp_path / "config.yaml", tmp_path / "table.parquet"
+    config.write_text("learning_rate: 0.1\n")
+    own.write_bytes(b"somebody's")
+    with pytest.raises(RunError, match="not written by a fit, so it is left alone"):
+        FusionModel(target="tg", folder=tmp_path).fit(table(), overwrite=overwrite)
+    assert config.read_text() == "learning_rate: 0.1\n"
+    assert own.read_bytes() == b"somebody's"
