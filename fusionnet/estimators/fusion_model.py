@@ -80,7 +80,7 @@ class FusionModel:
         """
         place = WorkFolder(self._named_folder)
         self._check_earlier(place, resume, overwrite)
-        table = place.table_of(frame)
+        table = place.table_of(frame, resume)
         experiment, draft = described(table, place.path, self._said)
         place.write_config(experiment.to_yaml())
         if self.verbose:

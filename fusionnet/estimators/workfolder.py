@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from embedcache.errors import OutputError, RunError, TableError
-from embedcache.files import atomic_write, write_atomically
+from embedcache.files import atomic_write, file_digest, write_atomically
 from embedcache.values import expanded_path
 from fusionnet.trained.frames import is_pandas, polars_series
 
@@ -61,10 +61,11 @@ class WorkFolder:
         """Write the config; `has_config` must have been asked before."""
         write_atomically(self.config, f"{_HEAD}{text}".encode())
 
-    def table_of(self, frame: Any) -> Path:
+    def table_of(self, frame: Any, resumes: bool = False) -> Path:
         """Return a file with the frame's rows: the file itself where a path is given.
 
-        Raises TableError for what is no frame, and for one that has two columns of a name.
+        Raises TableError for what is no frame, for one that has two columns of a name, and where a
+        fit that `resumes` is given other rows than those that are here.
         """
         if isinstance(frame, str | Path):
             try:
@@ -74,6 +75,11 @@ class WorkFolder:
         table = self.path / TABLE
         with atomic_write(table) as partial:
             as_polars(frame).write_parquet(partial)
+            if resumes and table.is_file() and file_digest(partial) != file_digest(table):
+                raise TableError(
+                    f"the frame is not the one that {self.path} was fitted to, {TABLE}; resume with"
+                    " that one, or replace the fit by overwrite=True"
+                )
         return table
 
 

@@ -166,6 +166,12 @@ def test_a_folder_that_holds_a_fit_is_left_alone_or_gone_on_with(
         again.fit(table())
     with pytest.raises(RunError, match="choose one"):
         again.fit(table(), resume=True, overwrite=True)
+    kept = fitted.folder.parent / TABLE
+    before = kept.read_bytes()
+    with pytest.raises(TableError, match="not the one that"):
+        again.fit(table().head(30), resume=True)
+    assert kept.read_bytes() == before
+    assert sorted(path.name for path in kept.parent.glob("*partial*")) == []
     rows = in_polars(table())
     assert again.fit(table(), resume=True).predict(rows).equals(fitted.predict(rows))
 
