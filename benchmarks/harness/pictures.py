@@ -25,6 +25,7 @@ PHASE_COLORS = (
     *("#5b7fa6", "#f0b48a", "#8d99a6", "#f4f4f2"),
 )
 MARKERS = "osD^vPX*"
+MOST_BESIDE, COLUMNS_OF_MANY = 4, 3  # panels in one row; of more than that
 LIMIT_LINES = (("--", "dashed"), (":", "dotted"))
 
 
@@ -43,16 +44,25 @@ Drawing = Panel | Callable[[Any], None]  # a function draws on the axes it is gi
 
 
 def draw(path: Path, drawings: Sequence[Drawing], size: tuple[float, float] | None = None) -> None:
-    """Draw panels side by side; names that all share are written once.
+    """Draw panels side by side, many of them in several rows; names that all share are written
+    once a row.
 
     `size` is the figure's width and height in inches; unset, it follows from the panels' bars.
     """
     panels = [each for each in drawings if isinstance(each, Panel)]
     shared = len(panels) == len(drawings) and len({tuple(panel.bars) for panel in panels}) == 1
+    num_columns = len(drawings) if len(drawings) <= MOST_BESIDE else COLUMNS_OF_MANY
+    num_rows = -(-len(drawings) // num_columns)
     figure, axes = plt.subplots(
-        1, len(drawings), figsize=size or _size(panels), layout="constrained"
+        num_rows,
+        num_columns,
+        figsize=size or _size(panels, num_columns, num_rows),
+        layout="constrained",
+        squeeze=False,
     )
-    for index, (each, drawing) in enumerate(zip(np.atleast_1d(axes), drawings, strict=True)):
+    for unused in axes.flat[len(drawings) :]:
+        unused.set_axis_off()
+    for index, (each, drawing) in enumerate(zip(axes.flat, drawings, strict=False)):
         each.spines[["top", "right"]].set_visible(False)
         each.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
         each.set_axisbelow(True)
@@ -60,16 +70,17 @@ def draw(path: Path, drawings: Sequence[Drawing], size: tuple[float, float] | No
             draw_panel(each, drawing)
         else:
             drawing(each)
-        if index and shared:
+        if index % num_columns and shared:
             each.set_yticklabels([])
     save(figure, path)
 
 
-def _size(panels: Sequence[Panel]) -> tuple[float, float]:
+def _size(panels: Sequence[Panel], num_columns: int, num_rows: int) -> tuple[float, float]:
     """Return width and height in inches, with room for the longest name and the most bars."""
     longest = max(len(name) for panel in panels for name in panel.bars)
-    usual = {1: 8.0, 2: 11.0}.get(len(panels), 4.2 * len(panels))
-    return usual + 0.07 * max(0, longest - 40), 1.5 + 0.38 * max(len(each.bars) for each in panels)
+    usual = {1: 8.0, 2: 11.0}.get(num_columns, 4.2 * num_columns)
+    height = 1.5 + 0.38 * max(len(each.bars) for each in panels)
+    return usual + 0.07 * max(0, longest - 40), num_rows * height
 
 
 def draw_panel(axes: Any, panel: Panel) -> None:

@@ -54,11 +54,16 @@ def test_names_that_panels_share_are_written_once(
     same, other = Panel("a", "s", {"x": 1.0, "y": 2.0}), Panel("b", "s", {"z": 1.0})
     draw(tmp_path / "same.png", [same, same])
     draw(tmp_path / "other.png", [same, other])
+    draw(tmp_path / "rows.png", [same] * 5)  # three in a row: the sixth place stays empty
     written = [
         [[label.get_text() for label in axes.get_yticklabels()] for axes in figure.axes]
         for figure in drawn
     ]
-    assert written == [[["y", "x"], ["", ""]], [["y", "x"], ["z"]]]
+    named, bare = ["y", "x"], ["", ""]
+    in_rows = [named, bare, bare, named, bare]
+    assert written[:2] == [[named, bare], [named, ["z"]]]
+    assert written[2][:5] == in_rows
+    assert [axes.axison for axes in drawn[2].axes] == [True] * 5 + [False]
     for figure in drawn:
         plt.close(figure)
 
