@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from benchmarks.harness.setting import experiment_of
 from benchmarks.harness.stepper import world
-from embedcache.build.decide import Existing, build_cache
+from embedcache.build.decide import Existing
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.config.split import SPLITS
 from fusionnet.experiment import Experiment
@@ -18,6 +18,7 @@ from fusionnet.train.loop import run_epoch
 from fusionnet.train.resume import Position
 from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.trainer import Trainer, make_trainer
+from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.training import recipe_of
 
 
@@ -25,14 +26,7 @@ def cached(folder: Path, overrides: list[str]) -> Experiment:
     """Return the experiment with its cache built."""
     mode = "frozen" if "encoder.mode=frozen" in overrides else "per_step"
     experiment = experiment_of(folder, mode, "auto", overrides)
-    build_cache(
-        experiment.data,
-        experiment.targets,
-        experiment.split,
-        experiment.encoder,
-        experiment.cache,
-        existing=Existing.OVERWRITE,
-    )
+    build_experiment(experiment, Existing.OVERWRITE)
     return experiment
 
 

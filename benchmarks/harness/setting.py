@@ -1,6 +1,6 @@
 """The setting of a benchmark: a table, an encoder and a cache in a folder, and their experiment.
 
-Everything goes the way that training goes: `load_experiment`, `build_cache`, `make_trainer`.
+Everything goes the way that training goes: `load_experiment`, `build_experiment`, `make_trainer`.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ import torch
 import yaml
 from transformers import DebertaV2Config, DebertaV2Model
 
-from embedcache.build.decide import build_cache
 from embedcache.encoder.standin import write_standin
 from fusionnet.experiment import Experiment, load_experiment
+from fusionnet.workflow.building import build_experiment
 from jobs.cohort.generate import cohort_frames
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -68,7 +68,7 @@ def make_setting(
     write_encoder(folder / "encoder", size)
     (folder / "setting.yaml").write_text(yaml.safe_dump({"prefix_layer": PREFIX_LAYERS[size]}))
     made = experiment_of(folder, "prefix", "fp32", overrides)
-    build_cache(made.data, made.targets, made.split, made.encoder, made.cache)
+    build_experiment(made)
 
 
 def write_encoder(folder: Path, size: str) -> None:

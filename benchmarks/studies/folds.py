@@ -19,13 +19,14 @@ from typing import Any
 from benchmarks.harness.publish import parser, tell
 from benchmarks.harness.stamp import stamp
 from benchmarks.harness.timing import interleaved, paired_ratio, spread
-from embedcache.build.decide import Existing, build_cache
+from embedcache.build.decide import Existing
 from embedcache.cache.reader import open_cache
 from embedcache.errors import UserError
 from fusionnet.commands.command import run_job
 from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.trained.run import load_run
+from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.cross_validating import cross_validate
 from fusionnet.workflow.training import train_experiment
 
@@ -84,8 +85,7 @@ class Ways:
             own = self._placed(place(rotation), f"run{rotation}")
             split = own.split.model_copy(update={"rotation": rotation})
             own = own.model_copy(update={"split": split})
-            parts = (own.data, own.targets, own.split, own.encoder, own.cache)
-            build_cache(*parts, Existing.OVERWRITE)
+            build_experiment(own, Existing.OVERWRITE)
             train_experiment(own, "config", verbose=False)
             run, cache = load_run(own.run.dir), open_cache(own.cache.path)
             evaluated = evaluate_run(run, cache, "test", progress=False, with_baselines=False)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from embedcache.build.decide import Existing, build_cache
+from embedcache.build.decide import Existing
 from embedcache.config.split import Split
 from embedcache.config.table import OnInvalid
 from embedcache.errors import RunError
@@ -28,6 +28,7 @@ from fusionnet.metrics import Metrics
 from fusionnet.trained.folder import Moment
 from fusionnet.trained.reward import RewardModel
 from fusionnet.trained.words import described_run
+from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.training import train_experiment
 
 
@@ -85,14 +86,7 @@ class FusionModel:
         place.write_config(experiment.to_yaml())
         if self.verbose:
             print(f"{draft.roles()}\n{draft.saving()}".rstrip())
-        build_cache(
-            experiment.data,
-            experiment.targets,
-            experiment.split,
-            experiment.encoder,
-            experiment.cache,
-            Existing.OVERWRITE if overwrite else Existing.KEEP,
-        )
+        build_experiment(experiment, Existing.OVERWRITE if overwrite else Existing.KEEP)
         config = str(place.config)
         train_experiment(experiment, config, resume, overwrite, callbacks, self.verbose)
         self._place = place

@@ -1,4 +1,4 @@
-"""Build the cache of a config on all ranks: rank 0 does what is done once, all encode."""
+"""Build an experiment's cache, alone or on all ranks: rank 0 does what is done once, all encode."""
 
 from dataclasses import replace
 
@@ -7,10 +7,18 @@ from embedcache.build.report import BuildReport
 from embedcache.build.vectors import Finished, serve
 from embedcache.cache.reader import open_cache
 from embedcache.errors import RankError, UserError
-from embedcache.ranks import Ranks
+from embedcache.ranks import ALONE, Ranks
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.train.fitting import fitted_train
 from fusionnet.train.saving import saving_in_words, saving_of_cache
+
+
+def build_experiment(
+    experiment: Experiment, existing: Existing = Existing.KEEP, ranks: Ranks = ALONE
+) -> BuildReport:
+    """Return what the experiment's cache holds, built unless it is there; see `build_cache`."""
+    parts = experiment.data, experiment.targets, experiment.split, experiment.encoder
+    return build_cache(*parts, experiment.cache, existing, ranks)
 
 
 def build_on_ranks(
@@ -33,15 +41,7 @@ def _build(config: str, overrides: list[str], existing: Existing, ranks: Ranks) 
     """Return the report of the build, and tell the other ranks how it ended."""
     try:
         experiment = load_experiment(config, overrides)
-        report = build_cache(
-            experiment.data,
-            experiment.targets,
-            experiment.split,
-            experiment.encoder,
-            experiment.cache,
-            existing,
-            ranks,
-        )
+        report = build_experiment(experiment, existing, ranks)
         report = replace(report, of_training=_of_training(experiment, report))
     except RankError:
         raise  # the others are gone, or notice by themselves

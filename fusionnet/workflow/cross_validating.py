@@ -14,7 +14,6 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from embedcache.build.decide import build_cache
 from embedcache.build.rotation import rotated
 from embedcache.cache.identity import ROTATION
 from embedcache.cache.reader import Cache
@@ -35,6 +34,7 @@ from fusionnet.train.callbacks import Record
 from fusionnet.train.runlog import write_json
 from fusionnet.trained.named import labels_in_words, prediction_frame
 from fusionnet.trained.run import TrainedRun, load_run
+from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.checked_cache import open_checked_cache
 from fusionnet.workflow.folds_folder import METRICS, PREDICTIONS, FoldsFolder, open_folder
 from fusionnet.workflow.training import recipe_of, train_experiment
@@ -102,8 +102,7 @@ class _EpochBar:
 def _cache_of(experiment: Experiment, config_path: str, verbose: bool) -> Cache:
     """Return the experiment's cache, built if there is none."""
     if not os.path.lexists(experiment.cache.path):
-        parts = (experiment.data, experiment.targets, experiment.split, experiment.encoder)
-        report = build_cache(*parts, experiment.cache)
+        report = build_experiment(experiment)
         if verbose:
             print(report.summary(), flush=True)
     return open_checked_cache(experiment, config_path)

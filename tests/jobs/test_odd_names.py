@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 import yaml
 
-from embedcache.build.decide import build_cache
 from fusionnet.commands import evaluate_model, predict
 from fusionnet.experiment import load_experiment
+from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.predicting import MARKS
 
 Call = Callable[..., tuple[int, str, str]]
@@ -77,9 +77,7 @@ def folder(tiny_experiment: Path, make_run: Any, tmp_path_factory: pytest.TempPa
         yaml.safe_dump({**changes, "extends": str(tiny_experiment)}), encoding="utf-8"
     )
     experiment = load_experiment(place / "odd.yaml")
-    build_cache(
-        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
-    )
+    build_experiment(experiment)
     make_run(place / "run", **changes)
     return place
 

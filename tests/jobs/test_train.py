@@ -17,7 +17,6 @@ import torch
 from forks import LAUNCHERS, Done, Fork, Forks, wait_until
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from embedcache.build.decide import build_cache
 from embedcache.encoder.standin import write_standin
 from fusionnet.experiment import load_experiment
 from fusionnet.runfolder.listing import LIST, LOCK, foreign_files
@@ -25,6 +24,7 @@ from fusionnet.runfolder.lock import locked
 from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.trained.run import load_run
+from fusionnet.workflow.building import build_experiment
 
 pytestmark = pytest.mark.dist
 TRAIN = Path(__file__).parents[2] / "jobs" / "train.py"
@@ -230,9 +230,7 @@ def test_a_run_killed_inside_epochs_resumes_to_the_same_bits(
     # while one is written. Kills before each file operation: fusionnet/train/test_resume.py
     chunked = (f"cache.path={tmp_path / 'cache.zarr'}", "cache.rows_per_chunk=32")
     experiment = load_experiment(tiny_experiment, list(chunked))
-    build_cache(
-        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
-    )
+    build_experiment(experiment)
     trained = ("train.epochs=2", "train.batch_rows=24", f"train.rows={rows}")
     words = settings(*chunked, *trained, f"train.zero_stage={zero_stage}")
     often = (*words, *settings("train.checkpoint_steps=1"))

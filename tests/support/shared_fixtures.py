@@ -14,13 +14,13 @@ import torch
 import yaml
 from forks import Forks
 
-from embedcache.build.decide import build_cache
 from embedcache.cache.reader import open_cache
 from embedcache.encoder.standin import write_standin
 from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import load_experiment
 from fusionnet.runfolder.listing import begin_listing, list_files
 from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
+from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.training import recipe_of
 
 
@@ -142,9 +142,7 @@ def tiny_experiment(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folde
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump(tiny_config(folder, tiny_encoder_folder)))
     experiment = load_experiment(config)
-    build_cache(
-        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
-    )
+    build_experiment(experiment)
     return config
 
 

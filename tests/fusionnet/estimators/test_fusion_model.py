@@ -11,12 +11,12 @@ import polars as pl
 import pytest
 from shared_fixtures import TINY_STRINGS
 
-from embedcache.build.decide import build_cache
 from embedcache.cache.reader import open_cache
 from embedcache.errors import ConfigError, OutputError, RunError, SplitError, TableError
 from fusionnet import FusionModel, RewardModel
 from fusionnet.estimators.workfolder import TABLE
 from fusionnet.experiment import load_experiment
+from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.training import train_experiment
 
 SMALL: dict[str, Any] = {
@@ -85,9 +85,7 @@ def test_it_is_the_run_that_the_commands_make_of_its_config(
     work = fitted.folder.parent
     overrides = [f"cache.path={tmp_path / 'c.zarr'}", f"run.dir={tmp_path / 'run'}"]
     experiment = load_experiment(work / "config.yaml", overrides)
-    build_cache(
-        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
-    )
+    build_experiment(experiment)
     train_experiment(experiment, "config.yaml", verbose=False)
     same = RewardModel.load(tmp_path / "run").predict(in_polars(table()))
     assert same.equals(fitted.predict(in_polars(table())))

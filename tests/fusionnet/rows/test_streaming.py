@@ -14,7 +14,6 @@ from budgets import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedcache.build.decide import build_cache
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import ConfigError, CorruptCacheError
@@ -24,6 +23,7 @@ from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.resident import ResidentRows
 from fusionnet.rows.streaming import StreamingRows, count_chunks, open_rows
 from fusionnet.rows.tensors import RowTable, load_rows, row_bytes, rows_of
+from fusionnet.workflow.building import build_experiment
 
 CHUNK = 16  # of the 400 rows of the tiny table
 
@@ -36,9 +36,7 @@ def cache(tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
         tiny_experiment,
         [f"cache.path={path}", f"cache.rows_per_chunk={CHUNK}", "cache.chunks_per_shard=3"],
     )
-    build_cache(
-        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
-    )
+    build_experiment(experiment)
     return open_cache(path)
 
 

@@ -13,7 +13,6 @@ from provable import Training
 from shared_fixtures import tiny_config, tiny_frame
 from torch import Tensor
 
-from embedcache.build.decide import build_cache
 from embedcache.cache.reader import open_cache
 from embedcache.errors import ProofError
 from embedcache.scaling import Scaling
@@ -21,6 +20,7 @@ from fusionnet import RewardModel
 from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.experiment import load_experiment
 from fusionnet.trained.run import load_run
+from fusionnet.workflow.building import build_experiment
 
 
 def dirty_frame() -> pl.DataFrame:
@@ -61,9 +61,7 @@ def config(
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(tiny))
     experiment = load_experiment(file)
-    build_cache(
-        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
-    )
+    build_experiment(experiment)
     return file
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from forks import Forks
 
-from embedcache.build.decide import build_cache
 from embedcache.cache.reader import open_cache
 from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import load_experiment
 from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.tensors import load_rows
 from fusionnet.train.schedule import make_schedule
+from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.training import recipe_of
 
 WORKER = Path(__file__).with_name("step_worker.py")
@@ -211,9 +211,7 @@ def test_the_prefix_cache_equals_naive_adamw_of_the_top_layers(
 ) -> None:
     extra = ("encoder.lora.first_layer=1", f"cache.path={tmp_path / 'prefix.zarr'}")
     experiment = load_experiment(tiny_experiment, [*extra, "encoder.mode=prefix"])
-    build_cache(
-        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
-    )
+    build_experiment(experiment)
     wanted, initial = (
         plain_pytorch(tiny_experiment, "naive", steps, extra) for steps in (NUM_STEPS, 0)
     )

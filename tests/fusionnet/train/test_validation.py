@@ -11,7 +11,6 @@ import yaml
 from forks import Forks
 from shared_fixtures import tiny_config, tiny_frame
 
-from embedcache.build.decide import build_cache
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.text import NONE
 from fusionnet.evaluation.evaluate import evaluate_run
@@ -21,6 +20,7 @@ from fusionnet.experiment import load_experiment
 from fusionnet.train.checkpoint import load_checkpoint
 from fusionnet.trained.card import model_card
 from fusionnet.trained.run import load_run
+from fusionnet.workflow.building import build_experiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("no_validation_labels")]
 
@@ -42,9 +42,7 @@ def built(folder: Path, encoder: Path, labelled: tuple[str, ...]) -> Path:
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump(tiny))
     experiment = load_experiment(config)
-    report = build_cache(
-        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
-    )
+    report = build_experiment(experiment)
     assert "no validation row has a label for 'ef'" in report.summary()
     return config
 

@@ -19,7 +19,6 @@ import pytest
 import torch
 import yaml
 
-from embedcache.build.decide import build_cache
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.encoder.standin import write_standin
 from embedcache.errors import ConfigError, EncoderError, RunError
@@ -36,6 +35,7 @@ from fusionnet.trained import encoder, vectors
 from fusionnet.trained.encoder import trained_encoder
 from fusionnet.trained.run import load_run
 from fusionnet.trained.vectors import vectors_of_all_strings
+from fusionnet.workflow.building import build_experiment
 
 NEW = ["[*]CC([*])C(N)=O", "[*]OCC[*]"]
 RunMaker = Callable[..., Path]
@@ -66,9 +66,7 @@ def wider_cache(
         tiny_experiment,
         [f"data.path={folder / 'table.parquet'}", f"cache.path={folder / 'cache.zarr'}"],
     )
-    build_cache(
-        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
-    )
+    build_experiment(experiment)
     return open_cache(experiment.cache.path)
 
 

@@ -12,7 +12,6 @@ import polars as pl
 import pytest
 import yaml
 
-from embedcache.build.decide import build_cache
 from embedcache.cache.reader import open_cache
 from embedcache.errors import RunError, SplitError, UserError
 from fusionnet.commands import cross_validate as command
@@ -21,6 +20,7 @@ from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.trained.run import load_run
 from fusionnet.workflow import cross_validating
+from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.cross_validating import cross_validate
 from fusionnet.workflow.training import train_experiment
 
@@ -49,7 +49,7 @@ def test_each_fold_is_a_build_and_a_training_of_its_own(
         rotation = fold.rotation
         changes = [f"split.rotation={rotation}", f"cache.path={tmp_path}/{rotation}.zarr"]
         own = study(tiny_experiment, tmp_path / f"run{rotation}", *changes)
-        build_cache(own.data, own.targets, own.split, own.encoder, own.cache)
+        build_experiment(own)
         train_experiment(own, "config", verbose=False)
         run = load_run(tmp_path / f"run{rotation}")
         mine = load_run(found.folder / f"fold_{rotation}")

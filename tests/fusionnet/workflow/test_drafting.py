@@ -9,9 +9,9 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from embedcache.build.decide import build_cache
 from embedcache.build.report import BuildReport
 from fusionnet.experiment import load_experiment
+from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.drafting import as_yaml, draft_config
 from fusionnet.workflow.schema import config_schema
 from fusionnet.workflow.tokens import Tokens
@@ -82,9 +82,7 @@ def built(table: Path, folder: Path, encoder: Path, tokens: Tokens | None = None
     overrides += [f"encoder.source={encoder}"] if draft.guess.num_distinct else []
     experiment = load_experiment(config, overrides)
     assert max(map(len, config.read_text(encoding="utf-8").splitlines())) <= 140
-    report = build_cache(
-        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
-    )
+    report = build_experiment(experiment)
     assert {spec.name: spec.num_strings for spec in report.strings} == draft.guess.num_distinct
     assert report.num_rows == draft.guess.num_rows
     return report
@@ -136,9 +134,7 @@ def test_the_minimal_config_works(
     experiment = load_experiment(
         repository / "configs" / "minimal.yaml", [*overrides, f"cache.path={tmp_path / 'c.zarr'}"]
     )
-    report = build_cache(
-        experiment.data, experiment.targets, experiment.split, experiment.encoder, experiment.cache
-    )
+    report = build_experiment(experiment)
     assert report.num_rows == 20
 
 
