@@ -38,19 +38,32 @@ def atomic_write(target: Path) -> Iterator[Path]:
         yield partial
         for path in [partial, *partial.rglob("*")]:
             sync(path)
-        if target.is_dir():
-            if not partial.is_dir():
-                raise IsADirectoryError(
-                    errno.EISDIR, "it is a folder, which a file must not replace", target
-                )
-            target.rename(aside)
-        try:
-            partial.replace(target)
-        except OSError:
-            if aside.exists():
-                aside.rename(target)
-            raise
+        if target.is_dir() and not partial.is_dir():
+            raise IsADirectoryError(
+                errno.EISDIR, "it is a folder, which a file must not replace", target
+            )
+        while not _takes_the_name(partial, target, aside):
+            shutil.rmtree(aside, ignore_errors=True)
         sync(target.parent)
+
+
+def _takes_the_name(partial: Path, target: Path, aside: Path) -> bool:
+    """Rename `partial` to `target`, from where a folder is moved aside; put that back on an error.
+
+    Returns False where another writer's folder took the name between the two.
+    """
+    with suppress(FileNotFoundError):  # another writer moved it
+        if target.is_dir():
+            target.rename(aside)
+    try:
+        partial.replace(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        if aside.exists():
+            aside.rename(target)
+        raise
+    return True
 
 
 @contextmanager
@@ -64,7 +77,7 @@ def _workplace(target: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        shutil.rmtree(place)
+        _delete(place)
         lock.release()
 
 
@@ -76,7 +89,19 @@ def clean_up_after_killed(target: Path) -> None:
     for left in _left_by_the_killed(target):
         if (left / "old").exists() and not target.exists():
             (left / "old").rename(target)
-        shutil.rmtree(left)
+        _delete(left)
+
+
+def _delete(place: Path) -> None:
+    """Delete a workplace whose lock this process holds, the lock last.
+
+    From then on another writer may take it for one that was left: the two then delete it together,
+    or, where its own writer was only about to lock it, what is new in it stays.
+    """
+    for path in place.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def is_workplace(name: str, target_name: str) -> bool:
@@ -98,7 +123,8 @@ def _new_workplace(target: Path) -> tuple[Path, filelock.BaseFileLock]:
     while True:
         place = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=target.parent))
         lock = filelock.FileLock(place / LOCK)
-        with suppress(FileNotFoundError):  # another writer took it for one that was left
+        # another writer took it for one that was left; filelock makes a folder that is gone
+        with suppress(FileNotFoundError, FileExistsError):
             lock.acquire()
             if place.is_dir():
                 return place, lock

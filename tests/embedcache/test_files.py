@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,21 @@ def test_two_writers_of_one_target_do_not_meet(tmp_path: Path, is_folder: bool) 
         assert content_of(target) == "second"
         assert content_of(first) == "first"
     assert content_of(target) == "first"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_writers_in_one_folder_do_not_disturb_each_other(tmp_path: Path, is_folder: bool) -> None:
+    target = tmp_path / "target"
+
+    def write_often(number: int) -> None:
+        for _ in range(60):
+            with atomic_write(target) as partial:
+                write(partial, f"of {number}", is_folder)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(write_often, range(4))) == [None] * 4  # none fails
+    assert content_of(target) in {f"of {number}" for number in range(4)}
     assert list(tmp_path.iterdir()) == [target]
 
 
