@@ -34,6 +34,18 @@ def draw_seed(device: torch.device) -> Int[Tensor, " 1"]:
     return torch.randint(2**62, (1,), device=device)
 
 
+def seed_draws(seed: int, device: torch.device) -> None:
+    """Seed what a step on this device draws from, to the bits that torch.manual_seed would.
+
+    That also notes for every kind of device that is not in use who asked, with a traceback: 0.1 to
+    1 ms, by the depth of the stack.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 @contextmanager
 def seeds_drawn_at_once(num: int, device: torch.device) -> Iterator[None]:
     """Let `draw_seed` on this device hand out seeds that one call of the generator draws.

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokens import TokenTable
-from embedcache.kernels.seeds import seeds_drawn_at_once
+from embedcache.kernels.seeds import seed_draws, seeds_drawn_at_once
 from embedcache.live.bounded import encode_bounded
 
 
@@ -52,7 +52,7 @@ def encode_shared(
     seed = int(torch.randint(2**62, ()))
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), seeds_drawn_at_once(0, device):
-        torch.manual_seed(seed + rank)
+        seed_draws(seed + rank, device)
         vectors = encode_bounded(encoder, own, max_tokens)[:num_own]
     return gather_vectors(vectors, shares, group)
 

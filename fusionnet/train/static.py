@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from embedcache.errors import ConfigError, NonFiniteLossError, RunError
-from embedcache.kernels.seeds import seeds_drawn_at_once
+from embedcache.kernels.seeds import seed_draws, seeds_drawn_at_once
 from embedcache.live.shared import SharedColumn, live_encoders
 from embedcache.live.sources import CachedVectors, VectorSource
 from embedcache.live.step import LiveEncoder
@@ -157,7 +157,7 @@ class StaticSteps:
             self._engine.set_learning_rates(self._schedule.rates(self._last))
             if self._captured and self._graph is None:
                 self._graph = self._capture()
-            torch.manual_seed(step_seed(plan.seed, self._last, 0))
+            seed_draws(step_seed(plan.seed, self._last, 0), self._engine.world.device)
             if self._graph is None:
                 self._step()
             else:
@@ -171,7 +171,7 @@ class StaticSteps:
 
     def take_once(self, step: int, rows: RowTable) -> None:
         """Take a step of these rows as `of_epoch` does, uncounted and without a graph."""
-        torch.manual_seed(step_seed(self._plan.seed, step, 0))
+        seed_draws(step_seed(self._plan.seed, step, 0), self._engine.world.device)
         num_updates = self._engine.num_updates.clone()
         self._read(rows, self._plan.micro_batches(rows.num_rows, rank=0), None)
         self._engine.num_updates.copy_(num_updates)

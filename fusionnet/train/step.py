@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from embedcache.errors import NonFiniteLossError
+from embedcache.kernels.seeds import seed_draws
 from embedcache.live.shared import vectors_of_all_columns
 from embedcache.live.sources import VectorSource
 from fusionnet.model.loss import LossParts
@@ -79,9 +80,9 @@ def optimizer_step(
     reads; `tally` counts them. Raises NonFiniteLossError on every rank, before the update, if a
     gradient is not finite (except in fp16, which skips the step and rescales).
     """
-    torch.manual_seed(step_seed(seed, step, 0))
+    seed_draws(step_seed(seed, step, 0), engine.world.device)
     encode_strings(engine, sources, rows, len(micro_batches))
-    torch.manual_seed(step_seed(seed, step, 1 + engine.world.rank))
+    seed_draws(step_seed(seed, step, 1 + engine.world.rank), engine.world.device)
     losses = descend(engine, sources, rows, micro_batches, tally)
     if engine.overflowed() and not engine.tolerates_overflow:
         raise NonFiniteLossError(blame(engine, sources, rows, step))

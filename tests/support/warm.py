@@ -5,6 +5,7 @@ Nothing here computes, so that a fork inherits no thread that it would have to w
 
 import fusionnet.commands  # isort: skip  (before torch: how threads wait)
 import gc
+import weakref
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (compiles nothing; imports inductor)
 import filelock  # noqa: F401
@@ -23,3 +24,6 @@ import fusionnet.workflow.training  # noqa: F401
 get_checkpoint_conversion_mapping("")  # compiles a thousand patterns at its first call
 
 gc.freeze()  # the children's collector leaves these objects, and their pages, alone
+for finalizer in tuple(weakref.finalize._registry):  # type: ignore[attr-defined]
+    # of torch's operators: at a child's end they would copy 9,000 pages, 30 ms
+    finalizer.atexit = False

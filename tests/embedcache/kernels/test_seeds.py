@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokens import TokenTable
-from embedcache.kernels.seeds import draw_seed, seeds_drawn_at_once
+from embedcache.kernels.seeds import draw_seed, seed_draws, seeds_drawn_at_once
 from embedcache.live.bounded import encode_bounded
 
 CPU = torch.device("cpu")
@@ -92,3 +92,11 @@ def test_an_encoding_in_two_passes_has_its_seeds_twice() -> None:
     assert len(encoder.seeds) == 6
     assert len({*encoder.seeds, int(first)}) == 4
     assert sorted(encoder.seeds[:3]) == sorted(encoder.seeds[3:])
+
+
+def test_draws_are_those_that_torch_seeds() -> None:
+    torch.manual_seed(2**63 - 5)
+    expected = torch.rand(5), torch.randint(2**62, (3,))
+    seed_draws(2**63 - 5, torch.device("cpu"))
+    assert torch.equal(torch.rand(5), expected[0])
+    assert torch.equal(torch.randint(2**62, (3,)), expected[1])
