@@ -8,6 +8,7 @@ take milliseconds and are not forecast.
 import os
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -20,12 +21,32 @@ MOST_STRINGS = 32  # in the trial; more take in proportion to their tokens
 # Of the seconds that the network takes for a row in training: benchmarks/results has 2,004 rows/s
 # there and 9,761 in evaluation (fp32), 4,055 and 17,450 (bf16).
 EVALUATION = 0.2
+LONG_S = 300.0  # of encoding, that one is told how to do without
+
+
+class Seconds(NamedTuple):
+    """What all epochs take."""
+
+    network: float
+    encoder: float
+
+    @property
+    def total(self) -> float:
+        """Both, one after the other."""
+        return self.network + self.encoder
 
 
 def forecast(trainer: Trainer) -> str:
     """Return the line that says how long the run will take; ranks try it alike."""
-    seconds = forecast_s(trainer)
+    found = forecast_s(trainer)
+    seconds = found.total
     text = f"about {duration(seconds)} for {trainer.recipe.train.epochs} epochs"
+    if found.encoder > max(LONG_S, seconds / 2):
+        text += (
+            f"\nNOTE       {duration(found.encoder)} of them train the encoder; with"
+            " encoder.mode=frozen the network learns from the cache's vectors alone, in about"
+            f" {duration(found.network)}"
+        )
     end = os.environ.get("SLURM_JOB_END_TIME", "")
     if end.isdigit() and time.time() + seconds > int(end):
         text += (
@@ -35,7 +56,7 @@ def forecast(trainer: Trainer) -> str:
     return text
 
 
-def forecast_s(trainer: Trainer) -> float:
+def forecast_s(trainer: Trainer) -> Seconds:
     """Return the seconds that all epochs will take, by one micro-batch and one encoding."""
     plan, world = trainer.plan, trainer.world
     own = max(plan.step_sizes) / (world.size * plan.num_micro_batches)
@@ -45,9 +66,10 @@ def forecast_s(trainer: Trainer) -> float:
             encoding_s(trainer, source, num_columns, round(own))
             for source, num_columns in _encoders(trainer.sources)
         )
-    step = plan.num_micro_batches * micro_batch + encoding
     validation = EVALUATION * micro_batch * trainer.validation_rows.num_rows / (own * world.size)
-    return trainer.recipe.train.epochs * (plan.steps_per_epoch * step + validation)
+    epochs, steps = trainer.recipe.train.epochs, plan.steps_per_epoch
+    network = steps * plan.num_micro_batches * micro_batch + validation
+    return Seconds(epochs * network, epochs * steps * encoding)
 
 
 def micro_batch_s(trainer: Trainer, num_rows: int) -> float:
