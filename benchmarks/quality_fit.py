@@ -18,6 +18,7 @@ from fusionnet.train.loop import run_epoch
 from fusionnet.train.resume import Position
 from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.trainer import Trainer, make_trainer
+from fusionnet.train.validation import StringTables
 from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.training import recipe_of
 
@@ -44,18 +45,16 @@ def fit(experiment: Experiment) -> dict[str, dict[str, float | None]]:
     files = _Unwritten(Path(experiment.run.dir), experiment.run.name, {}, {})
     best, predictions = float("inf"), None
     for epoch in range(experiment.train.epochs):
-        record = run_epoch(trainer, Position(epoch), files)
+        record, tables = run_epoch(trainer, Position(epoch), files)
         if record["val_loss"] < best or predictions is None:
-            best, predictions = record["val_loss"], _predict(trainer, cache)
+            best, predictions = record["val_loss"], _predict(trainer, cache, tables)
     test = load_rows(cache, "test")
     return task_metrics(trainer.recipe.tasks, test.targets.numpy().astype(np.float64), predictions)
 
 
-def _predict(trainer: Trainer, cache: Cache) -> Float[np.ndarray, "N T"]:
+def _predict(trainer: Trainer, cache: Cache, tables: StringTables) -> Float[np.ndarray, "N T"]:
     """Return the test rows' predictions in raw units, scores for binary tasks."""
     rows = load_rows(cache, "test", world().device)
-    with trainer.model.autocast():
-        tables = [source.vectors_of_all_strings() for source in trainer.sources]
     outputs = forward_rows(trainer.model, tables, rows, trainer.recipe.train.eval_batch_rows)
     in_units = to_units(outputs, trainer.recipe.tasks, cache.scaling, "score")
     return in_units.cpu().numpy().astype(np.float64)

@@ -21,6 +21,7 @@ MOST_STRINGS = 32  # in the trial; more take in proportion to their tokens
 # Of the seconds that the network takes for a row in training: benchmarks/results has 2,004 rows/s
 # there and 9,761 in evaluation (fp32), 4,055 and 17,450 (bf16).
 EVALUATION = 0.2
+ENCODED = 0.45  # of the seconds that an encoder of polyBERT's size takes for a token both ways
 LONG_S = 300.0  # of encoding, that one is told how to do without
 
 
@@ -63,13 +64,13 @@ def forecast_s(trainer: Trainer) -> Seconds:
     with torch.random.fork_rng(devices=[]), trainer.model.autocast():
         micro_batch = micro_batch_s(trainer, max(1, round(own)))
         encoding = sum(
-            encoding_s(trainer, source, num_columns, round(own))
+            epoch_encoding_s(trainer, source, num_columns, round(own))
             for source, num_columns in _encoders(trainer.sources)
         )
     validation = EVALUATION * micro_batch * trainer.validation_rows.num_rows / (own * world.size)
     epochs, steps = trainer.recipe.train.epochs, plan.steps_per_epoch
     network = steps * plan.num_micro_batches * micro_batch + validation
-    return Seconds(epochs * network, epochs * steps * encoding)
+    return Seconds(epochs * network, epochs * encoding)
 
 
 def micro_batch_s(trainer: Trainer, num_rows: int) -> float:
@@ -109,10 +110,13 @@ def _encoders(sources: Sequence[VectorSource]) -> list[tuple[EncoderSource, int]
     ]
 
 
-def encoding_s(
+def epoch_encoding_s(
     trainer: Trainer, source: EncoderSource, num_columns: int, micro_batch_rows: int
 ) -> float:
-    """Return the seconds in which one rank encodes all that it does for one step, both ways."""
+    """Return the seconds in which one rank encodes all that it does in an epoch.
+
+    Each step's strings go both ways, and at its end all strings forwards.
+    """
     plan, mode, lengths = trainer.plan, trainer.recipe.mode, source.lengths
     ids = torch.arange(min(len(lengths), MOST_STRINGS))
     trained = [each for each in source.encoder.parameters() if each.requires_grad]
@@ -129,6 +133,7 @@ def encoding_s(
     else:
         distinct = min(len(lengths), num_columns * max(plan.step_sizes))
         tokens = int(lengths.sum()) * distinct / len(lengths)
+    tokens = tokens * plan.steps_per_epoch + ENCODED * int(lengths.sum())
     return _seconds(once) * tokens / int(lengths[ids].sum())
 
 

@@ -14,7 +14,7 @@ same.
 
 import time
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jaxtyping import Float
 from torch import Tensor
@@ -30,7 +30,7 @@ from fusionnet.train.resume import Position, checkpoint_content, own_totals, res
 from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.runlog import RunLog, peak_rss_bytes
 from fusionnet.train.trainer import Trainer
-from fusionnet.train.validation import Validated, string_tables, validate
+from fusionnet.train.validation import StringTables, Validated, string_tables, validate
 
 
 def train_run(
@@ -55,7 +55,7 @@ def train_run(
     is_last = position.epoch == train.epochs or bool(stopped_early(position.records, train))
     with files, at_checkpoints():
         while not is_last:
-            record = run_epoch(trainer, position, files)
+            record, tables = run_epoch(trainer, position, files)
             records = [*position.records, record]
             asked = trainer.world.broadcast(callbacks.epoch_ended(record))
             reason = asked or stopped_early(records, train)
@@ -67,7 +67,7 @@ def train_run(
             position = Position(
                 epoch=position.epoch + 1, records=records, best=min(position.best, best)
             )
-            content = _content(trainer, position, files)
+            content = _content(trainer, position, files, tables)
             if log is not None:
                 files.publish_epoch(content, log, record, improved)
             trainer.world.barrier()
@@ -104,8 +104,19 @@ def watched(trainer: Trainer, position: Position, files: RunFiles) -> ProofFile:
     return file
 
 
-def run_epoch(trainer: Trainer, position: Position, files: RunFiles) -> Record:
-    """Train the rest of the position's epoch, validate, and return its record."""
+class Epoch(NamedTuple):
+    """A finished epoch: its record in the log, and the vectors of all strings that it leads to."""
+
+    record: Record
+    tables: StringTables
+
+
+def run_epoch(trainer: Trainer, position: Position, files: RunFiles) -> Epoch:
+    """Train the rest of the position's epoch, and validate.
+
+    All strings are encoded once for validation and checkpoint: where they are as many as rows, that
+    takes half as long as the training.
+    """
     started = time.perf_counter() - position.seconds
     losses = train_steps(trainer, position, files, started)
     num_steps = trainer.plan.steps_per_epoch
@@ -113,15 +124,16 @@ def run_epoch(trainer: Trainer, position: Position, files: RunFiles) -> Record:
     if position.epoch + 1 < trainer.recipe.train.epochs:
         # its first rows are read while we validate
         trainer.train_rows.prepare(trainer.plan, position.epoch + 1)
-    validated = validate(trainer)
+    tables = string_tables(trainer)
+    validated = validate(trainer, tables)
     if validated is None:
-        content = _content(trainer, trained, files)
+        content = _content(trainer, trained, files, tables)
         if trainer.world.is_main:
             files.publish_step(content)
         leave(trainer, trained, files)
     train_losses = trainer.world.sum(losses) / num_steps
     total_s = time.perf_counter() - started
-    return epoch_record(trainer, trained, train_losses, validated, total_s)
+    return Epoch(epoch_record(trainer, trained, train_losses, validated, total_s), tables)
 
 
 def train_steps(
@@ -253,12 +265,17 @@ def _bar(trainer: Trainer, position: Position) -> tqdm:
     )
 
 
-def _content(trainer: Trainer, position: Position, files: RunFiles) -> dict[str, Any]:
-    """Return a checkpoint's content, which training does not change any more (collective)."""
+def _content(
+    trainer: Trainer, position: Position, files: RunFiles, tables: StringTables | None = None
+) -> dict[str, Any]:
+    """Return a checkpoint's content, which training does not change any more (collective).
+
+    `tables` are the present vectors of all strings, where they have been computed.
+    """
     steps_per_epoch, order = trainer.plan.steps_per_epoch, trainer.train_rows.order
     content = checkpoint_content(trainer.engine, position, steps_per_epoch, order, files.config)
     if not trainer.world.is_main:
         return {}
-    tables = zip(trainer.cache.layout.strings, string_tables(trainer), strict=True)
-    vectors = {spec.name: table.float().cpu() for spec, table in tables}
+    columns = zip(trainer.cache.layout.strings, tables or string_tables(trainer), strict=True)
+    vectors = {spec.name: table.float().cpu() for spec, table in columns}
     return content | {**files.shareable, "run_id": files.run_id, "vectors": vectors}

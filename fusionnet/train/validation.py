@@ -21,6 +21,7 @@ from fusionnet.stopping import is_asked
 from fusionnet.train.trainer import Trainer
 
 Part = tuple[Float[Tensor, "B columns"], Int[Tensor, " B"]]
+StringTables = list[Float[Tensor, "_S _E"]]  # one per string column
 _ASKED, _WORKING, _DONE = range(3)  # the least of all ranks' decides
 
 
@@ -31,12 +32,12 @@ class Validated(NamedTuple):
     metrics: dict[str, Metrics]  # by target column
 
 
-def validate(trainer: Trainer) -> Validated | None:
+def validate(trainer: Trainer, tables: StringTables) -> Validated | None:
     """Return the validation loss and each task's metrics, on every rank.
 
-    None where a rank was told to stop meanwhile.
+    `tables` are the present vectors of all strings. None where a rank was told to stop meanwhile.
     """
-    own = _own_part(trainer)
+    own = _own_part(trainer, tables)
     if own is None:
         return None
     rows, world, recipe = trainer.validation_rows, trainer.world, trainer.recipe
@@ -62,13 +63,13 @@ def validate(trainer: Trainer) -> Validated | None:
     return world.broadcast(result)
 
 
-def string_tables(trainer: Trainer) -> list[Float[Tensor, "_S _E"]]:
+def string_tables(trainer: Trainer) -> StringTables:
     """Return the present vectors of all strings, one table per string column."""
     with trainer.model.autocast():
         return vectors_of_all_columns(trainer.sources)
 
 
-def _own_part(trainer: Trainer) -> Part | None:
+def _own_part(trainer: Trainer, tables: StringTables) -> Part | None:
     """Return what metrics need of this rank's rows, and their numbers (collective).
 
     None on every rank where one of them was told to stop.
@@ -77,7 +78,7 @@ def _own_part(trainer: Trainer) -> Part | None:
     width = sum(task.num_outputs for task in tasks) + len(tasks) + 1
     values = [torch.zeros(0, width, device=world.device)]
     numbers = [torch.zeros(0, dtype=torch.int64, device=world.device)]
-    with closing(_parts(trainer)) as parts:
+    with closing(_parts(trainer, tables)) as parts:
         while True:
             part = next(parts, None)
             own = _ASKED if is_asked() else _DONE if part is None else _WORKING
@@ -91,10 +92,10 @@ def _own_part(trainer: Trainer) -> Part | None:
                 numbers.append(part[1])
 
 
-def _parts(trainer: Trainer) -> Generator[Part, None, None]:
+def _parts(trainer: Trainer, tables: StringTables) -> Generator[Part, None, None]:
     """Yield outputs, targets and weight of this rank's rows, and their numbers, batch by batch."""
     world, batch_rows = trainer.world, trainer.recipe.train.eval_batch_rows
-    tables, shown = string_tables(trainer), world.is_main and trainer.verbose
+    shown = world.is_main and trainer.verbose
     for block in trainer.validation_rows.blocks(world.rank, world.size):
         start = 0
         for outputs in forward_batches(trainer.model, tables, block, batch_rows, shown):

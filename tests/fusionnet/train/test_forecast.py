@@ -53,16 +53,18 @@ def test_time_is_counted_as_often_as_it_is_spent(
 ) -> None:
     monkeypatch.setattr(forecast, "_seconds", lambda once: 1.0)
     # 3 steps of 2 micro-batches; two columns of one encoder, whose strings are encoded together,
-    # once per step; 24 rows of validation
+    # once per step and once per epoch; 24 rows of validation
     tried = trainer(tiny_experiment, "train.epochs=5")
     network = 5 * (3 * 2 + forecast.EVALUATION * 24 / 16)
-    assert forecast.forecast_s(tried) == pytest.approx((network, 5 * 3))
+    assert forecast.forecast_s(tried) == pytest.approx((network, 5 * (3 + forecast.ENCODED)))
     # each trial encodes all strings once, so every other number of tokens counts in proportion
     naive = trainer(tiny_experiment, "train.epochs=5", "encoder.mode=naive")
     encoded = sum(
         int(source.lengths.max()) * 32 / int(source.lengths.sum()) for source in naive.sources
     )
-    assert forecast.forecast_s(naive) == pytest.approx((network, 5 * 3 * encoded))
+    assert forecast.forecast_s(naive) == pytest.approx(
+        (network, 5 * (3 * encoded + 2 * forecast.ENCODED))
+    )
     frozen = trainer(tiny_experiment, "train.epochs=5", "encoder.mode=frozen")
     assert forecast.forecast_s(frozen) == pytest.approx((network, 0))
 

@@ -39,16 +39,17 @@ def test_validation_rows_without_finite_predictions_are_named(
     trainer = object.__new__(Trainer)  # with what validation reads alone
     vars(trainer).update(validation_rows=rows, world=world, recipe=recipe, model=None, cache=cache)
 
-    def outputs(model: None, tables: None, block: Any, *_: object) -> Iterator[torch.Tensor]:
+    def outputs(
+        model: None, tables: list[torch.Tensor], block: Any, *_: object
+    ) -> Iterator[torch.Tensor]:
         found = torch.zeros(block.num_rows, len(recipe.tasks))
         found[[2, 5], 1] = torch.tensor([torch.nan, torch.inf])
         yield from found.split(4)
 
     monkeypatch.setattr(validation, "forward_batches", outputs)
-    monkeypatch.setattr(validation, "string_tables", lambda trainer: None)
     numbers = torch.cat([block.row for block in rows.blocks(0, 1)])[[2, 5]].tolist()
     with pytest.raises(
         NonFinitePredictionError,
         match=rf"2 rows of \d+ have predictions of good .*: rows {numbers[0]}, {numbers[1]}\.",
     ):
-        validate(trainer)
+        validate(trainer, [])

@@ -49,16 +49,19 @@ Train = Callable[..., None]
 def train(monkeypatch: pytest.MonkeyPatch) -> Train:
     """Training without a model: epochs of two steps, a checkpoint between them, by `train_run`."""
 
-    def run_epoch(trainer: Any, position: Position, files: RunFiles) -> dict[str, Any]:
+    def run_epoch(trainer: Any, position: Position, files: RunFiles) -> loop.Epoch:
         if position.epoch == 0 and position.step == 0:
             files.begin()
         inside = Position(position.epoch, 1, position.records, position.best)
-        files.publish_step(content(trainer, inside, files))
+        files.publish_step(content(trainer, inside, files, []))
         epoch = position.epoch + 1
         loss = trainer.losses[position.epoch]
-        return {"epoch": epoch, "val_loss": loss, "train_loss": 9.0, "seconds": 1.0}
+        record = {"epoch": epoch, "val_loss": loss, "train_loss": 9.0, "seconds": 1.0}
+        return loop.Epoch(record, [])
 
-    def content(trainer: Any, position: Position, files: RunFiles) -> dict[str, Any]:
+    def content(
+        trainer: Any, position: Position, files: RunFiles, tables: list[torch.Tensor]
+    ) -> dict[str, Any]:
         return {
             "epoch": position.epoch,
             "step": position.step,

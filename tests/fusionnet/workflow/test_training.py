@@ -20,8 +20,11 @@ from fusionnet.evaluation.baselines import BOOSTING, STRING_MEAN, TRAIN_MEAN
 from fusionnet.evaluation.beside import beside_training
 from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.experiment import Experiment, load_experiment
+from fusionnet.train import loop
 from fusionnet.train.checkpoint import load_checkpoint
 from fusionnet.train.monitor import best_epoch
+from fusionnet.train.trainer import Trainer
+from fusionnet.train.validation import string_tables
 from fusionnet.trained.run import load_run
 from fusionnet.workflow.training import train_experiment
 
@@ -157,3 +160,22 @@ def test_a_large_table_has_no_baselines_and_says_so(
     assert (
         "no baselines: the table has more than 100 rows" in beside_training(cache, [], {}, False)[0]
     )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_deepspeed")
+def test_an_epoch_encodes_all_strings_once_and_keeps_what_its_last_step_made_of_them(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[list[torch.Tensor]] = []
+
+    def counted(trainer: Trainer) -> list[torch.Tensor]:
+        made.append(string_tables(trainer))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "string_tables", counted)
+    train_experiment(experiment, "tiny.yaml", verbose=False)
+    assert len(made) == 3
+    last = load_checkpoint(Path(experiment.run.dir) / "tiny_last.pt")["vectors"]
+    assert all(torch.equal(kept, table) for kept, table in zip(last.values(), made[2], strict=True))
+    assert not torch.equal(made[1][0], made[2][0])
