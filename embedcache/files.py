@@ -43,7 +43,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
                 errno.EISDIR, "it is a folder, which a file must not replace", target
             )
         while not _takes_the_name(partial, target, aside):
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)  # what was there before the other writer's
         sync(target.parent)
 
 
@@ -100,8 +100,16 @@ def _delete(place: Path) -> None:
     """
     for path in place.iterdir():
         if path.name != LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _remove(path)
     shutil.rmtree(place, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, a folder or a link, not what a link leads to; nothing where nothing is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_workplace(name: str, target_name: str) -> bool:

@@ -37,8 +37,8 @@ def draw_seed(device: torch.device) -> Int[Tensor, " 1"]:
 def seed_draws(seed: int, device: torch.device) -> None:
     """Seed what a step on this device draws from, to the bits that torch.manual_seed would.
 
-    That also notes for every kind of device that is not in use who asked, with a traceback: 0.1 to
-    1 ms, by the depth of the stack.
+    That also notes for every kind of device that is not in use who asked, with a traceback, whose
+    cost grows with the depth of the stack.
     """
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)

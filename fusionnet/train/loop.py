@@ -68,6 +68,7 @@ def train_run(
                 epoch=position.epoch + 1, records=records, best=min(position.best, best)
             )
             content = _content(trainer, position, files, tables)
+            del tables  # or a GPU would hold them through the next epoch
             if log is not None:
                 files.publish_epoch(content, log, record, improved)
             trainer.world.barrier()
@@ -115,7 +116,7 @@ def run_epoch(trainer: Trainer, position: Position, files: RunFiles) -> Epoch:
     """Train the rest of the position's epoch, and validate.
 
     All strings are encoded once for validation and checkpoint: where they are as many as rows, that
-    takes half as long as the training.
+    takes nearly as long as the steps.
     """
     started = time.perf_counter() - position.seconds
     losses = train_steps(trainer, position, files, started)
@@ -276,6 +277,8 @@ def _content(
     content = checkpoint_content(trainer.engine, position, steps_per_epoch, order, files.config)
     if not trainer.world.is_main:
         return {}
-    columns = zip(trainer.cache.layout.strings, tables or string_tables(trainer), strict=True)
+    if tables is None:
+        tables = string_tables(trainer)
+    columns = zip(trainer.cache.layout.strings, tables, strict=True)
     vectors = {spec.name: table.float().cpu() for spec, table in columns}
     return content | {**files.shareable, "run_id": files.run_id, "vectors": vectors}

@@ -130,6 +130,17 @@ def test_writers_in_one_folder_do_not_disturb_each_other(tmp_path: Path, is_fold
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_link_to_a_folder_is_replaced_and_the_folder_is_left_alone(tmp_path: Path) -> None:
+    folder, target = tmp_path / "folder", tmp_path / "target"
+    write(folder, "somebody's", is_folder=True)
+    target.symlink_to(folder)
+    with atomic_write(target) as partial:
+        write(partial, "new", is_folder=True)
+    assert (content_of(target), content_of(folder)) == ("new", "somebody's")
+    assert not target.is_symlink()
+    assert set(tmp_path.iterdir()) == {folder, target}
+
+
 def test_a_second_link_to_a_file_leaves_nothing_beside_it(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_text("content")
