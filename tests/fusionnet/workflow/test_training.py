@@ -168,8 +168,10 @@ def test_an_epoch_encodes_all_strings_once_and_keeps_what_its_last_step_made_of_
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[list[torch.Tensor]] = []
+    trainers: list[Trainer] = []
 
     def counted(trainer: Trainer) -> list[torch.Tensor]:
+        trainers.append(trainer)
         made.append(string_tables(trainer))
         return made[-1]
 
@@ -179,3 +181,5 @@ def test_an_epoch_encodes_all_strings_once_and_keeps_what_its_last_step_made_of_
     last = load_checkpoint(Path(experiment.run.dir) / "tiny_last.pt")["vectors"]
     assert all(torch.equal(kept, table) for kept, table in zip(last.values(), made[2], strict=True))
     assert not torch.equal(made[1][0], made[2][0])
+    at_the_end = string_tables(trainers[-1])  # no step has been taken since
+    assert all(torch.equal(one, other) for one, other in zip(at_the_end, made[2], strict=True))
