@@ -75,7 +75,7 @@ def _peft_config(encoder: StringEncoder, config: LoraConfig) -> peft.LoraConfig:
     if config.first_layer:
         num_layers = check_layers(encoder.model, config.first_layer)
         wanted.layers_to_transform = list(range(config.first_layer, num_layers))
-        wanted.layers_pattern = "layer"
+        wanted.layers_pattern = ["layer", "layers"]
     return wanted
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import write_architecture
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from embedcache.config.encoder import EncoderConfig, LoraConfig
 from embedcache.encoder.loading import encoder_entries, load_encoder
@@ -305,32 +306,22 @@ def test_tokens_that_the_encoder_does_not_know_are_refused(tiny_encoder_folder: 
 ARCHITECTURES = {"bert": 20, "electra": 20, "roberta": 18, "xlm-roberta": 18, "camembert": 18}
 # MobileBERT's tokens see the one after them, so it takes no other padding than its own
 ARCHITECTURES |= {"mpnet": 18, "esm": 18, "modernbert": 20, "mobilebert": 20}
-OWN_SIZES = {"mobilebert": {"embedding_size": 24, "intra_bottleneck_size": 12}}
+OWN_SIZES: dict[str, dict[str, int]] = {
+    "mobilebert": {"embedding_size": 24, "intra_bottleneck_size": 12}
+}
 
 
-def write_architecture(folder: Path, model_type: str) -> EncoderConfig:
-    """Write a small encoder of an architecture that transformers brings, without a tokenizer."""
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    sizes |= OWN_SIZES.get(model_type, {})
-    described = AutoConfig.for_model(
-        model_type,
-        **sizes,
-        intermediate_size=32,
-        vocab_size=31,
-        max_position_embeddings=20,
-        pad_token_id=1,
-        initializer_range=0.3,  # so that tokens and positions matter
-    )
-    torch.manual_seed(0)
-    AutoModel.from_config(described).save_pretrained(folder)
-    return config(folder)
+def small(folder: Path, model_type: str) -> EncoderConfig:
+    """Write an encoder of 31 tokens and 20 positions."""
+    sizes = {"vocab_size": 31, "max_position_embeddings": 20, **OWN_SIZES.get(model_type, {})}
+    return config(write_architecture(folder, model_type, **sizes))
 
 
 @pytest.mark.parametrize(("model_type", "longest"), ARCHITECTURES.items())
 def test_strings_of_every_length_that_is_allowed_have_one_vector_each(
     model_type: str, longest: int, tmp_path: Path
 ) -> None:
-    encoder = load_encoder(write_architecture(tmp_path / "encoder", model_type))
+    encoder = load_encoder(small(tmp_path / "encoder", model_type))
     assert encoder.max_length == longest
     lengths = torch.tensor([3, longest, 7, longest - 1])
     values = torch.randint(2, 31, (int(lengths.sum()),))
@@ -349,12 +340,12 @@ def test_an_encoder_that_mixes_strings_is_refused(
     model_type: str, words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(EncoderError, match=words):
-        load_encoder(write_architecture(tmp_path / "encoder", model_type))
+        load_encoder(small(tmp_path / "encoder", model_type))
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "opt"])
 def test_a_decoders_first_token_is_no_vector_of_a_string(model_type: str, tmp_path: Path) -> None:
-    source = write_architecture(tmp_path / "encoder", model_type)
+    source = small(tmp_path / "encoder", model_type)
     load_encoder(source)
     with pytest.raises(EncoderError, match=r"pooling cls gives all .* set encoder\.pooling: mean"):
         load_encoder(source.model_copy(update={"pooling": "cls"}))
@@ -362,7 +353,7 @@ def test_a_decoders_first_token_is_no_vector_of_a_string(model_type: str, tmp_pa
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "modernbert"])
 def test_an_encoders_first_token_is_one(model_type: str, tmp_path: Path) -> None:
-    source = write_architecture(tmp_path / "encoder", model_type)
+    source = small(tmp_path / "encoder", model_type)
     load_encoder(source.model_copy(update={"pooling": "cls"}))
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from architectures import write_architecture
+from transformers import AutoModel
 
 from embedcache.config.encoder import EncoderConfig, LoraConfig
 from embedcache.encoder.loading import load_encoder
@@ -193,16 +194,6 @@ ATTENTION = {
     "modernbert": ["Wqkv"],
     "gpt2": ["c_attn"],
 }
-
-
-def write_architecture(folder: Path, model_type: str) -> Path:
-    """Write a small encoder of an architecture that transformers brings, without a tokenizer."""
-    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    sizes |= {"vocab_size": 269, "max_position_embeddings": 60, "pad_token_id": 1}
-    torch.manual_seed(0)
-    described = AutoConfig.for_model(model_type, **sizes, intermediate_size=32)
-    AutoModel.from_config(described).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("model_type", ATTENTION)
