@@ -7,7 +7,7 @@ cache can be inspected in the units of its table and a checkpoint carries what i
 from raw values. Validation and test rows never enter a statistic, hence changing them changes
 nothing here.
 
-Axes: B or N rows, F numeric features, T targets, M knots, W columns of whatever kind.
+Axes: B or N rows, F numeric features, T targets, M knots, W columns of whatever kind, K bins.
 """
 
 import json
@@ -86,6 +86,22 @@ def interpolated(
     return values[above - 1] + share * (values[above] - values[above - 1])
 
 
+def _scored(
+    knots: Sequence[float], like: Float[Tensor, "B W"]
+) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
+    """Return the M distinct values between which a quantile transform is linear, and their normal
+    scores; equal values share the mean of theirs.
+    """
+    raw = torch.tensor(knots, dtype=torch.float64)
+    values, same = raw.unique(return_inverse=True)
+    scores = torch.zeros_like(values).index_add(0, same, normal_scores(len(raw)))
+    scores /= torch.bincount(same)
+    # float32 may not tell neighbours apart, and a step between equal knots has no slope
+    kept = torch.ones(len(values), dtype=torch.bool)
+    kept[1:] = values.to(like.dtype).diff() > 0
+    return values[kept].to(like), scores[kept].to(like)
+
+
 def _by_column(
     values: Float[Tensor, "B W"],
     transforms: Sequence[str],
@@ -137,6 +153,9 @@ class Scaling:
     class_rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
     # by string column, of the vectors that the cache holds
     vectors: dict[str, VectorScaling] = field(default_factory=dict)
+    # per feature: raw values at the middles of equal shares of the train rows that have one, from
+    # the least to the greatest
+    knots: tuple[tuple[float, ...], ...] = ()
 
     def apply(self, numeric: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """Return raw features as standardised float32, on the same device; differentiable.
@@ -150,7 +169,27 @@ class Scaling:
             for values in (self.mean, self.std)
         )
         known = self._filled(numeric.to(wide))
-        return ((transformed(known, self.transforms) - mean) / std).float()
+        result = transformed(known, self.transforms)
+        for place, transform in enumerate(self.transforms):
+            if transform == "quantile":
+                values, scores = _scored(self.knots[place], known)
+                result[:, place] = interpolated(known[:, place], values, scores)
+        return ((result - mean) / std).float()
+
+    def bin_edges(self, num_bins: int) -> list[list[float]]:
+        """Return per feature the distinct standardised edges of at most K bins, ascending.
+
+        Between them lie about equal shares of the train rows that have a value. A feature with one
+        value has an edge half a spread below it, and one above.
+        """
+        columns = [
+            [knots[round(k * (len(knots) - 1) / num_bins)] for k in range(num_bins + 1)]
+            for knots in self.knots
+        ]
+        with torch.device("cpu"):  # a network may be made where there are no values (meta)
+            raw = torch.tensor(columns, dtype=torch.float64).reshape(len(columns), num_bins + 1)
+            edges = [column.unique().tolist() for column in self.apply(raw.T).T]
+        return [each if len(each) > 1 else [each[0] - 0.5, each[0] + 0.5] for each in edges]
 
     @staticmethod
     def of_targets(targets: Sequence[TargetColumn]) -> "Scaling":
@@ -164,14 +203,15 @@ class Scaling:
         """Return raw labels with their transforms applied; NaN, for none, stays."""
         result = transformed(targets, self.target_transforms)
         for place in self.quantiles:
-            result[:, place] = interpolated(targets[:, place], *self._knots(place, targets))
+            labels, scores = _scored(self.quantiles[place], targets)
+            result[:, place] = interpolated(targets[:, place], labels, scores)
         return result
 
     def in_units(self, targets: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """Return transformed labels in the targets' own units; see `undone`."""
         result = undone(targets, self.target_transforms)
         for place in self.quantiles:
-            labels, scores = self._knots(place, targets)
+            labels, scores = _scored(self.quantiles[place], targets)
             result[:, place] = interpolated(targets[:, place], scores, labels)
         return result
 
@@ -181,21 +221,6 @@ class Scaling:
         return replace(
             self, target_transforms=(self.target_transforms[place],), quantiles=quantiles
         )
-
-    def _knots(
-        self, place: int, like: Float[Tensor, "B T"]
-    ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
-        """Return the M distinct labels between which a quantile transform is linear, and their
-        normal scores; equal labels share the mean of theirs.
-        """
-        raw = torch.tensor(self.quantiles[place], dtype=torch.float64)
-        labels, same = raw.unique(return_inverse=True)
-        scores = torch.zeros_like(labels).index_add(0, same, normal_scores(len(raw)))
-        scores /= torch.bincount(same)
-        # float32 may not tell neighbours apart, and a step between equal knots has no slope
-        kept = torch.ones(len(labels), dtype=torch.bool)
-        kept[1:] = labels.to(like.dtype).diff() > 0
-        return labels[kept].to(like), scores[kept].to(like)
 
     def _filled(self, numeric: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """Return raw features with what stands for the missing ones (NaN)."""
@@ -244,7 +269,7 @@ def _refuse_impossible(scaling: Scaling) -> None:
     """Raise ValueError for statistics of different lengths, not finite, or a spread of 0."""
     vectors = scaling.vectors.values()
     of_columns = (scaling.transforms, scaling.mean, scaling.low, scaling.high, scaling.fill)
-    if any(len(values) != len(scaling.columns) for values in of_columns):
+    if any(len(values) != len(scaling.columns) for values in (*of_columns, scaling.knots)):
         raise ValueError("columns have statistics of different lengths")
     pairs = [(scaling.mean, scaling.std), (scaling.target_mean, scaling.target_std)]
     pairs += [(each.mean, each.std) for each in vectors]
@@ -262,8 +287,11 @@ def _refuse_impossible(scaling: Scaling) -> None:
         raise ValueError("quantiles are not those of the targets with that transform")
     if any(not 0 <= rate <= 1 for rates in scaling.class_rates.values() for rate in rates):
         raise ValueError("a class has a share of the labels that is not between 0 and 1")
+    numbers += [value for values in scaling.knots for value in values]
     if not all(map(math.isfinite, [*numbers, *scaling.positive_rate.values()])):
         raise ValueError("statistics hold NaN or infinity")
+    if any(not knots or list(knots) != sorted(knots) for knots in scaling.knots):
+        raise ValueError("a feature's knots are not in order, or there are none")
     if any(value <= 0 for _, std in pairs for value in std):
         raise ValueError("a spread is not above 0")
     if not all(0 < rate < 1 for rate in scaling.positive_rate.values()):

@@ -91,6 +91,10 @@ class Experiment(Config):
             raise ValueError(
                 "model.linear_skip is a function of data.numeric, which has no columns"
             )
+        if self.model.numeric != "linear" and not groups:
+            raise ValueError(
+                f"model.numeric '{self.model.numeric}' is of data.numeric, which has no columns"
+            )
         strings = [column.name for column in self.data.strings]
         if self.split.string is not None and self.split.string not in strings:
             raise ValueError(

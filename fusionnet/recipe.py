@@ -86,6 +86,12 @@ def model_of(
         feature_groups=[column.feature_group for column in layout.numeric],
         cardinalities=[len(category.values) for category in layout.categories],
         vector_scaling=scaling.vectors,
+        numeric_edges=_edges(recipe.model, scaling),
     )
     loss = MultiTaskLoss(recipe.tasks, scaling, recipe.loss)
     return TrainableModel(encoders, network, loss, AUTOCAST_DTYPES[recipe.train.precision])
+
+
+def _edges(model: ModelConfig, scaling: Scaling) -> list[list[float]]:
+    """Return the edges of the features' bins, none where the network has no bins."""
+    return scaling.bin_edges(model.numeric_embedding.bins) if model.numeric == "ple" else []

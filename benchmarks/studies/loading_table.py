@@ -131,6 +131,7 @@ def _unscaled(layout: Layout) -> Scaling:
         positive_rate=dict.fromkeys(binary, 0.24),
         target_transforms=tuple(target.transform for target in layout.targets),
         vectors={"polymer": unit},
+        knots=((0.0, 1.0),) * num_numeric,
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 
 from embedcache.build.moments import ROWS_AT_ONCE, Moments, floats, vector_scaling
+from embedcache.build.sample import RowSample
 from embedcache.cache.layout import Layout, RowBlock
 from embedcache.config.split import SPLITS
 from embedcache.config.table import NumericColumn
@@ -23,25 +24,29 @@ from embedcache.scaling import Scaling, transformed
 MARKS_OF_MISSING = {-99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, 999999.0}
 
 MOST_NAMED = 3  # classes in one line
-MOST_KNOTS = 1001  # of a quantile transform
+MOST_KNOTS = 1001  # of a target's quantile transform
+MOST_FEATURE_KNOTS = 257  # of each feature, in the cache and in every checkpoint
 
 
-def _quantiles(labels: list[Float[np.ndarray, " _"]]) -> tuple[float, ...]:
-    """Return the labels at the middles of equal shares of rows, of few rows each of them."""
-    held = np.concatenate(labels).astype(np.float64)
+def _quantiles(held: Float[np.ndarray, " _"], most: int) -> tuple[float, ...]:
+    """Return the values at the middles of equal shares of rows, of few rows each of them."""
+    held = held.astype(np.float64)
     if not len(held):  # the split's check refuses such a target
         return (0.0,)
-    num_knots = min(MOST_KNOTS, len(held))
+    num_knots = min(most, len(held))
     shares = (np.arange(num_knots) + 0.5) / num_knots
-    knots = np.quantile(held, shares, method="hazen")  # of few rows each label itself
-    knots[[0, -1]] = held.min(), held.max()  # all train labels have a score of their own
+    knots = np.quantile(held, shares, method="hazen")  # of few rows each value itself
+    knots[[0, -1]] = held.min(), held.max()  # all train rows have a score of their own
     return floats(knots)
+
+
+_RANKED = Scaling.of_targets([TargetColumn(name="y", column="y", transform="quantile")])
 
 
 def _moments_of_scores(
     scaling: Scaling, labels: list[Float[np.ndarray, " _"]]
 ) -> tuple[float, float]:
-    """Return the mean and the spread of one target's normal scores."""
+    """Return the mean and the spread of one target's normal scores, or of one feature's."""
     moments = Moments(1)
     for block in labels:
         for first in range(0, len(block), ROWS_AT_ONCE):
@@ -74,8 +79,9 @@ def _marks_of_missing(what: str, low: float, high: float) -> list[str]:
 class ScalingFit:
     """Gathers a Scaling from blocks of train rows.
 
-    Medians and quantiles are exact, so the values of features that a median fills, and the labels
-    of targets with transform quantile, are held: 4 bytes a row each.
+    Medians and the quantiles of targets are exact, so the values of features that a median fills,
+    and the labels of targets with transform quantile, are held: 4 bytes a row each. Quantiles of
+    features are those of a sample of the rows, of all where they are few (see `RowSample`).
     """
 
     def __init__(self, numeric: Sequence[NumericColumn], targets: Sequence[TargetColumn]) -> None:
@@ -88,6 +94,7 @@ class ScalingFit:
         self._averaged = [f for f, column in enumerate(numeric) if column.fill == "mean"]
         self._raw = Moments(len(self._averaged))  # of those that a mean fills
         self._features = Moments(len(self._numeric))
+        self._sample = RowSample(len(self._numeric))
         self._plain = Scaling.of_targets(self._targets)
         self._labels = Moments(len(self._targets))
         self._ranked: dict[int, list[Float[np.ndarray, " N"]]] = {
@@ -107,6 +114,7 @@ class ScalingFit:
         if len(numeric):
             self._low = np.fmin(self._low, np.fmin.reduce(numeric, axis=0))
             self._high = np.fmax(self._high, np.fmax.reduce(numeric, axis=0))
+        self._sample.add(numeric)
         for f, values in self._held.items():
             values.append(numeric[~np.isnan(numeric[:, f]), f])
         for t, values in self._ranked.items():
@@ -129,7 +137,7 @@ class ScalingFit:
             what, count = f"numeric column '{column.column}'", int(self._features.count[f])
             if count and self._features.spread[f] == 0:
                 lines.append(f"{what} has one value in all train rows, {self._low[f]:g}")
-            elif self._features.is_flattened(f):
+            elif column.transform != "quantile" and self._features.is_flattened(f):
                 advice = "" if column.transform != "identity" else "; a transform, or a wrong unit?"
                 lines.append(
                     f"{what} is so skewed that a few values flatten the others: train rows have"
@@ -178,17 +186,26 @@ class ScalingFit:
                     f"the train rows hold only one class of '{self._targets[t].name}'; try another"
                     " split.seed or split.rotation, or another strategy"
                 )
-        quantiles = {t: _quantiles(held) for t, held in self._ranked.items()}
+        quantiles = {
+            t: _quantiles(np.concatenate(held), MOST_KNOTS) for t, held in self._ranked.items()
+        }
         means, stds = self._labels.mean.copy(), self._labels.std.copy()
         plain = replace(self._plain, quantiles=quantiles)
         for t in quantiles:
             means[t], stds[t] = _moments_of_scores(plain.of_target(t), self._ranked[t])
         labels = list(zip(self._targets, means, stds, strict=True))
+        feature_means, feature_stds = self._features.mean.copy(), self._features.std.copy()
+        knots = []
+        for f, values in enumerate(self._sample.columns()):
+            knots.append(_quantiles(values, MOST_FEATURE_KNOTS))
+            if self._transforms[f] == "quantile":
+                of_one = replace(_RANKED, quantiles={0: knots[f]})
+                feature_means[f], feature_stds[f] = _moments_of_scores(of_one, [values])
         return Scaling(
             columns=tuple(column.column for column in self._numeric),
             transforms=self._transforms,
-            mean=floats(self._features.mean),
-            std=floats(self._features.std),
+            mean=floats(feature_means),
+            std=floats(feature_stds),
             low=floats(np.where(self._features.count > 0, self._low, 0.0)),
             high=floats(np.where(self._features.count > 0, self._high, 0.0)),
             fill=tuple(self._fill(f) for f in range(len(self._numeric))),
@@ -208,6 +225,7 @@ class ScalingFit:
                 for t, counts in self._per_class.items()
             },
             vectors={name: vector_scaling(values) for name, values in (vectors or {}).items()},
+            knots=tuple(knots),
         )
 
 

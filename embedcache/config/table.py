@@ -19,7 +19,7 @@ from embedcache.values import (
     twice,
 )
 
-Transform = Literal["identity", "log10", "log1p", "inverse_kelvin"]
+Transform = Literal["identity", "log10", "log1p", "inverse_kelvin", "quantile"]
 OnInvalid = Literal["refuse", "skip"]
 Fill = Literal["mean", "median", "indicator"]  # of a missing number, from the train rows
 
@@ -85,7 +85,10 @@ class NumericColumn(Config):
     transform: Transform = Field(
         default="identity",
         description=(
-            "applied before standardisation; inverse_kelvin is 1000 / T, for T in degrees Celsius"
+            "applied before standardisation; inverse_kelvin is 1000 / T, for T in degrees Celsius;"
+            " quantile: the normal score of the value's rank among the train rows, for skewed or"
+            " clumped features and far-off values; beyond the train rows it is that of their least"
+            " or greatest"
         ),
     )
     if_null: Amount | Fill | None = Field(

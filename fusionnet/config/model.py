@@ -8,6 +8,32 @@ from embedcache.schema import Config
 from embedcache.values import Layers, Share, Width
 
 
+class NumericEmbedding(Config):
+    """What ple and periodic make of each numeric feature."""
+
+    width: Width = Field(default=16, description="numbers that each feature becomes")
+    bins: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=48,
+        description=(
+            "ple: bins of a feature, each with the same share of the train rows; fewer where it has"
+            " few values"
+        ),
+    )
+    frequencies: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=32, description="periodic: frequencies of a feature, each a sine and a cosine"
+    )
+    sigma: Annotated[float, Field(ge=1e-6, le=1e3)] = Field(
+        default=0.1,
+        description=(
+            "periodic: spread of the frequencies at first, in periods per spread of a feature; the"
+            " key to tune: larger ones learn finer wiggles"
+        ),
+    )
+    lite: bool = Field(
+        default=True, description="periodic: one matrix for all features, off: one for each"
+    )
+
+
 class ModelSection(Config):
     """Form and widths of the fusion network (specification, section 4); what is unset fits the
     train rows, in the specification's proportions.
@@ -38,6 +64,19 @@ class ModelSection(Config):
         description=(
             "width of what the adapter makes of a string's vector; unset: half of fusion_width"
         ),
+    )
+    numeric: Literal["linear", "ple", "periodic"] = Field(
+        default="linear",
+        description=(
+            "how numeric features enter: linear: as they are, standardised; ple: each by a function"
+            " that is linear between quantiles of the train rows, which learns jumps; beyond the"
+            " train rows it is linear; periodic: by sines and cosines of learnt frequencies"
+            " (Gorishniy et al. 2022)"
+        ),
+    )
+    numeric_embedding: NumericEmbedding = Field(
+        default=NumericEmbedding(),
+        description="what ple and periodic make of each numeric feature",
     )
     numeric_hidden: Width | None = Field(
         default=None,

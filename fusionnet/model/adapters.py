@@ -19,6 +19,7 @@ from embedcache.encoder.dropout import Dropout
 from embedcache.kernels import has_kernels
 from embedcache.scaling import VectorScaling
 from fusionnet.kernels import gather_dropout
+from fusionnet.model.embeddings import Periodic, PiecewiseLinear
 from fusionnet.model.linear import Linear
 
 
@@ -104,14 +105,22 @@ class NumericGroups(nn.ModuleList):
     noise: Tensor | None  # [F]: standard deviations
 
     def __init__(
-        self, groups: Sequence[str], noise: Sequence[float], hidden: int, width: int, dropout: float
+        self,
+        groups: Sequence[str],
+        noise: Sequence[float],
+        hidden: int,
+        width: int,
+        dropout: float,
+        embedding_width: int = 1,
     ) -> None:
-        """`groups` and `noise` have one entry per feature."""
+        """`groups` and `noise` have one entry per feature, of which an embedding makes several."""
         members: dict[str, list[int]] = {}
         for feature, name in enumerate(groups):
             members.setdefault(name, []).append(feature)
         sizes = [len(features) for features in members.values()]
-        super().__init__(NumericEncoder(size, hidden, width, dropout) for size in sizes)
+        super().__init__(
+            NumericEncoder(size * embedding_width, hidden, width, dropout) for size in sizes
+        )
         self.names = list(members)
         self._sizes = sizes
         order = [feature for features in members.values() for feature in features]
@@ -120,12 +129,17 @@ class NumericGroups(nn.ModuleList):
         )
         self.register_buffer("noise", torch.tensor(noise) if any(noise) else None, persistent=False)
 
-    def forward(self, features: Float[Tensor, "B F"]) -> list[Float[Tensor, "B W"]]:
-        """Return each group's encoding of the features."""
+    def forward(
+        self,
+        features: Float[Tensor, "B F"],
+        embedding: PiecewiseLinear | Periodic | None = None,
+    ) -> list[Float[Tensor, "B W"]]:
+        """Return each group's encoding of the features, or of what the embedding makes of them."""
         if self.training and self.noise is not None:
             features = features + torch.randn_like(features) * self.noise
-        groups = features.index_select(1, self.feature_order).split(self._sizes, dim=1)
-        return [encoder(group) for encoder, group in zip(self, groups, strict=True)]
+        parts = features if embedding is None else embedding(features)
+        groups = parts.index_select(1, self.feature_order).split(self._sizes, dim=1)
+        return [encoder(group.flatten(1)) for encoder, group in zip(self, groups, strict=True)]
 
 
 class LinearSkip(nn.Linear):

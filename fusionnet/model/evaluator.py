@@ -116,7 +116,7 @@ class RowEvaluator:
         gathered = [
             table.index_select(0, column) for table, column in zip(tables, columns, strict=True)
         ]
-        encoded = self._network.numeric(inputs.numeric)
+        encoded = self._network.numeric(inputs.numeric, self._network.numeric_embedding)
         numbers = [
             project(group) for group, project in zip(encoded, self._number_blocks, strict=True)
         ]

@@ -22,6 +22,7 @@ from fusionnet.config.model import ModelConfig
 from fusionnet.config.tasks import Task
 from fusionnet.kernels import gather_add
 from fusionnet.model.adapters import LinearSkip, NumericGroups, StringAdapter
+from fusionnet.model.embeddings import numeric_embedding
 from fusionnet.model.heads import Heads
 from fusionnet.model.modality_tokens import ModalityFusion
 from fusionnet.model.single_token import MLPFusion, SingleTokenFusion
@@ -62,13 +63,15 @@ class FusionNetwork(nn.Module):
         cardinalities: Sequence[int],
         feature_groups: Sequence[str] = (),
         vector_scaling: Mapping[str, VectorScaling] | None = None,
+        numeric_edges: Sequence[Sequence[float]] = (),
     ) -> None:
         """`strings` are (name, vector width E) per string column.
 
         `cardinalities` are the numbers of values per category column; `feature_groups` names the
         group of each numeric feature, for modality tokens and noise (unset: they are one group,
         ''); `vector_scaling` standardises the vectors of a string column, by its name, and those of
-        others enter as they are.
+        others enter as they are; `numeric_edges` are the edges of each feature's bins, for
+        piecewise-linear embeddings.
         """
         super().__init__()
         has_modality_tokens = config.fusion == "modality"
@@ -77,12 +80,15 @@ class FusionNetwork(nn.Module):
             {name: _adapter(config, width, scaling.get(name)) for name, width in strings}
         )
         names = feature_groups or [""] * num_numeric
+        self.numeric_embedding = numeric_embedding(config, num_numeric, numeric_edges)
+        has_embedding = self.numeric_embedding is not None
         self.numeric = NumericGroups(
             names if has_modality_tokens else [""] * num_numeric,
             [config.feature_noise.get(name, 0.0) for name in names],
             config.numeric_hidden,
             config.numeric_width,
             config.dropout,
+            config.numeric_embedding.width if has_embedding else 1,
         )
         self.categories = nn.ModuleList(
             nn.Embedding(cardinality, config.category_width) for cardinality in cardinalities
@@ -136,7 +142,7 @@ class FusionNetwork(nn.Module):
             _string_summand(adapter, table.to(dtype), index, block)
             for adapter, table, index, block in columns
         ]
-        encoded = self.numeric(inputs.numeric)
+        encoded = self.numeric(inputs.numeric, self.numeric_embedding)
         numbers = [
             Summand(F.linear(group, block))
             for group, block in zip(encoded, blocks.numbers, strict=True)
@@ -166,6 +172,8 @@ class FusionNetwork(nn.Module):
         rows: list[tuple[str, nn.Module]] = [
             (f"string adapter {name}", adapter) for name, adapter in self.adapters.items()
         ]
+        if self.numeric_embedding is not None:
+            rows.append(("numeric embedding", self.numeric_embedding))
         rows += [
             (f"numeric encoder {name}".rstrip(), encoder)
             for name, encoder in zip(self.numeric.names, self.numeric, strict=True)

@@ -99,9 +99,17 @@ def activation_bytes(model: ModelConfig, tasks: tuple[Task, ...], layout: Layout
         # tokens, and their queries, keys and values
         layer = (1 + num_strings + num_groups + len(layout.categories)) * (layer + 3 * width)
     strings = num_strings * (3 * model.adapter_hidden + 6 * model.adapter_width)
-    numbers = num_groups * 6 * (model.numeric_hidden + model.numeric_width) + len(layout.numeric)
+    numbers = num_groups * 6 * (model.numeric_hidden + model.numeric_width)
+    numbers += len(layout.numeric) * (1 + _embedding_numbers(model))
     heads = sum(4 * sum(task.head) + width for task in tasks)
     return 4 * (model.num_layers * layer + strings + numbers + heads + 4 * width)
+
+
+def _embedding_numbers(model: ModelConfig) -> int:
+    """Return how many numbers autograd keeps of the embedding of one numeric feature."""
+    sizes = model.numeric_embedding
+    made = {"linear": 0, "ple": sizes.bins, "periodic": 6 * sizes.frequencies}[model.numeric]
+    return made + (0 if model.numeric == "linear" else 3 * sizes.width)
 
 
 def set_threads(asked: int | None, world: World) -> None:

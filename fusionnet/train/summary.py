@@ -34,6 +34,8 @@ _SHAPING = {"fusion", "adapter_hidden", "adapter_width", "numeric_hidden", "nume
     "num_layers",
     "feedforward",
     "linear_skip",
+    "numeric",
+    "numeric_embedding",
 }  # keys of ModelConfig that decide how many parameters there are; its defaults are the specified
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from embedcache.build.moments import SPREAD_FLOOR, Moments, vector_scaling
+from embedcache.build.sample import RowSample
 from embedcache.build.statistics import ScalingFit
 from embedcache.config.table import NumericColumn
 from embedcache.config.targets import TargetColumn
@@ -254,3 +255,76 @@ def test_classes_have_their_shares_of_the_train_labels() -> None:
     assert scaling.class_rates == {"c": (0.25, 0.0, 0.75)}
     assert (scaling.target_mean, scaling.target_std) == ((0.0,), (1.0,))
     assert "no train row has class 'b'" in " ".join(fit.remarks())
+
+
+def features(*blocks: list[float], transform: str = "quantile", fill: str = "median") -> Scaling:
+    """Return what is fitted to one feature, block by block."""
+    fit = ScalingFit([NumericColumn(column="x", transform=transform, if_null=fill)], ())
+    for block in blocks:
+        values = np.array(block, dtype=np.float32).reshape(-1, 1)
+        fit.add(values, np.zeros((len(block), 0), dtype=np.float32))
+    return fit.result()
+
+
+def test_a_quantile_transform_of_a_feature_is_the_normal_score_of_its_rank() -> None:
+    scaling = features([3.0, np.nan, 1000.0], [1.0, 2.0])
+    scores = torch.special.ndtri(torch.tensor([1 / 8, 3 / 8, 5 / 8, 7 / 8], dtype=torch.float64))
+    spread = scores.std(correction=0)
+    assert scaling.mean[0] == pytest.approx(0, abs=1e-12)
+    assert scaling.std[0] == pytest.approx(float(spread))
+    raw = torch.tensor([[1.0], [2.0], [3.0], [1000.0], [1.5], [-9.0], [9e9], [np.nan]])
+    found = scaling.apply(raw).squeeze(1).double() * spread
+    wanted = [*scores, (scores[0] + scores[1]) / 2, scores[0], scores[3], 0.0]  # the median's
+    torch.testing.assert_close(found, torch.tensor(wanted), rtol=1e-5, atol=1e-6)
+    assert Scaling.from_json(scaling.to_json()) == scaling
+    assert scaling.reach() == {}
+
+
+def test_gradients_pass_through_a_quantile_transform() -> None:
+    raw = torch.tensor([[1.5], [400.0], [-3.0]], requires_grad=True)
+    features([3.0, 1000.0, 1.0, 2.0]).apply(raw).sum().backward()
+    slopes = raw.grad.squeeze(1)
+    assert slopes[0] > 100 * slopes[1] > 0
+    assert slopes[2] == 0
+
+
+@examples(cost=2)
+@given(
+    values=st.lists(st.one_of(FINITE, st.sampled_from([0.0, 1.0])), min_size=1, max_size=600),
+    cut=st.integers(0, 600),
+)
+def test_a_features_quantiles_do_not_depend_on_blocks_and_keep_the_order(
+    values: list[float], cut: int
+) -> None:
+    scaling = features(values)
+    assert features(values[:cut], values[cut:]) == scaling
+    x = scaling.apply(torch.tensor(sorted(values)).unsqueeze(1))
+    assert x.isfinite().all()
+    assert (x.diff(dim=0) >= 0).all()
+    knots = np.array(scaling.knots[0])
+    assert (np.diff(knots) >= 0).all()
+    np.testing.assert_array_equal(knots[[0, -1]], np.float32([min(values), max(values)]))
+
+
+@pytest.mark.parametrize("num_blocks", [1, 7])
+def test_a_sample_of_many_rows_is_bounded_and_like_all_of_them(
+    num_blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedcache.build.sample.MOST_ROWS", 1 << 13)
+    rows = np.arange(200_000, dtype=np.float32).reshape(-1, 1)
+    rows[::2] = 0  # an order that every second row would not show
+    rows[5] = np.nan
+    sample = RowSample(1)
+    held = []
+    for block in np.array_split(rows, num_blocks):
+        sample.add(block)
+        held.append(sample._num_held)
+    (found,) = sample.columns()
+    assert max(held) <= 3 * (1 << 13)
+    assert len(found) == 1 << 13
+    assert abs((found == 0).mean() - 0.5) < 0.02
+    quantiles = np.quantile(found[found > 0], [0.1, 0.5, 0.9])
+    np.testing.assert_allclose(quantiles, [20_000, 100_000, 180_000], atol=5_000)
+    again = RowSample(1)
+    again.add(rows)
+    assert sorted(again.columns()[0]) == sorted(found)

@@ -254,7 +254,7 @@ def categories_of_other_rows(patch: Patch, _: Training) -> None:
 
 
 def features_exchanged(patch: Patch, _: Training) -> None:
-    wrap(patch, NumericGroups, "forward", lambda run, own, features: run(own, features.flip(1)))
+    wrap(patch, NumericGroups, "forward", lambda run, own, x, *rest: run(own, x.flip(1), *rest))
 
 
 def no_clipping(patch: Patch, training: Training) -> None:

@@ -15,7 +15,7 @@ Axes: B rows, E encoder width, L tokens, D fusion width, M tokens of a row, T ta
 one part of the input projection.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,11 +31,10 @@ from embedcache.scaling import Scaling
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe
 from fusionnet.rows.tensors import RowTable
+from fusionnet.train.proof.embedded import Activation, Getter, embedded_features
 from fusionnet.train.proof.losses import regularisers, rows_loss
 
 Weights = Mapping[str, Tensor]
-Getter = Callable[[str], Tensor]  # of the network's weights
-Activation = Callable[[Tensor], Tensor]
 # of a layer's root mean square, to a ReLU's zero: fp32 rounds 100 times finer
 _KINK = 1e-4
 
@@ -188,9 +187,10 @@ def outputs_of(
 
     numeric = rows.numeric.to(of("projection.weight").dtype)
     parts = [_adapted(subject, of, column, each) for column, each in enumerate(vectors)]
+    embedded = embedded_features(config, subject.scaling, of, numeric, relu)
     for number, features in enumerate(_feature_groups(subject)):
         names = (f"numeric.{number}.0", f"numeric.{number}.1")
-        hidden = _layer(of, *names, numeric[:, features], relu)
+        hidden = _layer(of, *names, embedded[:, features].flatten(1), relu)
         parts.append(_layer(of, f"numeric.{number}.4", f"numeric.{number}.5", hidden, relu))
     for number, code in enumerate(rows.category.unbind(1)):
         parts.append(of(f"categories.{number}.weight")[code])

@@ -63,7 +63,7 @@ def _same_targets(
 def _normal_scores(
     labels: Float[np.ndarray, " _"], quantiles: Sequence[float]
 ) -> Float[np.ndarray, " _"]:
-    """Return labels' normal scores, linear between those of the quantiles."""
+    """Return normal scores of labels or features, linear between those of the quantiles."""
     num_knots = len(quantiles)
     scores = np.array([NormalDist().inv_cdf((k + 0.5) / num_knots) for k in range(num_knots)])
     knots = np.unique(quantiles)
@@ -85,5 +85,7 @@ def _standardised(raw: Float[np.ndarray, "1 F"], scaling: Scaling) -> Float[np.n
                 x = np.log1p(x)
             case "inverse_kelvin":
                 x = 1000.0 / (x + CELSIUS_ZERO_K)
+            case "quantile":
+                x = _normal_scores(x, scaling.knots[number])
         columns.append((x - scaling.mean[number]) / scaling.std[number])
     return np.stack(columns, axis=1) if columns else np.empty((len(raw), 0))

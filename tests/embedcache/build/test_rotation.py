@@ -36,7 +36,7 @@ def test_a_rotated_cache_is_the_one_that_is_built_so(
         numeric = {"x": pl.col("x") + 1000 * number, "when": (pl.int_range(pl.len()) * 7) % 60}
         paths.append(str(tmp_path / f"{number}.parquet"))
         frame.with_columns(**numeric).write_parquet(paths[-1])
-    numeric = [{"column": "x", "if_null": "median"}, {"column": "y", "transform": "log10"}]
+    numeric = [{"column": "x", "if_null": "median"}, {"column": "y", "transform": "quantile"}]
     study = make_study(tmp_path, None, "none.parquet", numeric=numeric).but(path=paths)
     study = study.but(split=STRATEGIES[strategy], group="patient" if strategy == "group" else None)
     study = study.but(stratum=None, row_weight=None) if strategy != "group" else study

@@ -41,7 +41,7 @@ FORMS = ("joint", "modality", "mlp")
 
 
 def network(
-    fusion: str, num_numeric: int = 5, cardinalities: tuple[int, ...] = (3, 2), **changes: int
+    fusion: str, num_numeric: int = 5, cardinalities: tuple[int, ...] = (3, 2), **changes: int | str
 ) -> FusionNetwork:
     """Return a network in which no weight, bias or norm is trivial."""
     torch.manual_seed(0)
@@ -53,6 +53,7 @@ def network(
         num_numeric,
         cardinalities,
         parts,
+        numeric_edges=[[-1.0, -0.2, 0.3, 2.0], *[[-0.5, 0.5]] * 4][:num_numeric],
     )
     with torch.no_grad():
         for parameter in net.parameters():
@@ -89,6 +90,17 @@ def test_fp32_outputs_are_the_networks(fusion: str, num_rows: int) -> None:
     torch.testing.assert_close(found, net(*given), rtol=1e-4, atol=1e-4)
     assert not found.requires_grad
     assert not found.is_inference()  # a policy's loss may multiply by it
+
+
+@pytest.mark.parametrize("fusion", FORMS)
+@pytest.mark.parametrize("numeric", ["ple", "periodic"])
+def test_embedded_numbers_are_the_networks(fusion: str, numeric: str) -> None:
+    net, given = network(fusion, numeric=numeric), inputs(33)
+    found = evaluated(net, torch.float32, *given)
+    torch.testing.assert_close(found, net(*given), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        net.numeric_embedding.weight.zero_()
+    assert (net(*given) - found).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("fusion", FORMS)

@@ -95,6 +95,9 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
         (("encoder.memory_budget_gib=1e-9", "loss.uncertainty=none"), False),
         (("model.linear_skip=true", "model.feature_noise={first: 0.3}"), True),
         (("model.standardize_vectors=true", "train.precision=bf16"), True),
+        (("model.numeric=ple", "model.linear_skip=true", "model.feature_noise={first: 0.3}"), True),
+        (("model.numeric=periodic", "model.fusion=modality", "train.precision=bf16"), False),
+        (("model.numeric=periodic", "model.numeric_embedding.lite=false"), False),
     ],
 )
 def test_every_kind_of_training_is_proven(

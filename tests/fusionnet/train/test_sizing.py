@@ -82,6 +82,29 @@ def test_the_count_bounds_what_autograd_keeps_of_a_row(fusion: str, num_strings:
     )
 
 
+@pytest.mark.parametrize("numeric", ["ple", "periodic"])
+def test_embeddings_of_numbers_are_counted(numeric: str) -> None:
+    config = ModelConfig(numeric=numeric, num_layers=0, fusion="mlp")
+    plain = config.model_copy(update={"numeric": "linear"})
+    edges = [[float(k) for k in range(config.numeric_embedding.bins + 1)]] * len(PARTS)
+    layout = Layout.model_construct(
+        strings=(),
+        numeric=[SimpleNamespace(feature_group=part) for part in PARTS],
+        categories=[("kind", tuple("abcdefgh"))],
+    )
+    kept, counted = (
+        [measure(each) for each in (config, plain)]
+        for measure in (
+            lambda each: kept_bytes(
+                FusionNetwork(each, TASKS, (), len(PARTS), (8,), PARTS, numeric_edges=edges), 0
+            ),
+            lambda each: NUM_ROWS * activation_bytes(each, TASKS, layout),
+        )
+    )
+    found, expected = kept[0] - kept[1], counted[0] - counted[1]
+    assert expected / 2 <= found <= expected
+
+
 def test_a_micro_batch_is_a_power_of_two_that_fits() -> None:
     assert rows_that_fit(80 << 30, 200_000) == 1 << 17
     assert rows_that_fit(2 * 1024 * 200_000, 200_000) == 1024

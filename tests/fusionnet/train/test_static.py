@@ -201,11 +201,14 @@ class NothingAsked(TorchDispatchMode):
 
 
 @pytest.mark.skipif(ON_GPU, reason="there the capture itself would fail")
-@pytest.mark.parametrize("mode", ["per_step", "frozen"])
+@pytest.mark.parametrize(
+    ("mode", "numeric"), [("per_step", "linear"), ("frozen", "ple"), ("frozen", "periodic")]
+)
 def test_a_static_step_asks_the_host_nothing(
-    tiny_experiment: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+    tiny_experiment: Path, mode: str, numeric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setting = Setting(tiny_experiment, f"encoder.mode={mode}", "model.feature_noise={first: 0.1}")
+    changes = (f"model.numeric={numeric}", "model.feature_noise={first: 0.1}")
+    setting = Setting(tiny_experiment, f"encoder.mode={mode}", *changes)
     steps = setting.steps(setting.engine())
     steps._step()  # what is made once
 
