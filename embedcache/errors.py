@@ -38,6 +38,10 @@ class TokenizerError(EncoderError):
     """
 
 
+class CorpusError(UserError):
+    """A file of strings to pre-train on cannot be read, made or used as asked."""
+
+
 class CacheError(UserError):
     """Base of what can be wrong with a cache."""
 

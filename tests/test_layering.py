@@ -55,13 +55,14 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "assemble": {"recipe", "model"},
         "train": {"config", "experiment", "metrics", "recipe", "assemble", "model", "rows"}
         | {"runfolder", "launchers", "stopping", "yamlfile"},
+        "pretrain": {"config", "stopping", "train"},
         "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"}
         | {"runfolder"},
         "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
         | {"runfolder", "yamlfile"},
         "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"},
-        "commands": {"experiment", "workflow", "trained", "runfolder", "stopping"},
+        "commands": {"experiment", "workflow", "pretrain", "trained", "runfolder", "stopping"},
     },
 }
 REPOSITORY = Path(__file__).resolve().parents[1]
