@@ -22,6 +22,7 @@ from embedcache.config.targets import TargetColumn
 from embedcache.errors import ConfigError
 from embedcache.schema import Config, also_called, merged, parse_config
 from embedcache.values import expanded_path
+from fusionnet.config.blend import BlendConfig
 from fusionnet.config.model import ModelSection
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
@@ -47,6 +48,7 @@ class Experiment(Config):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainSection = TrainSection()
+    blend: BlendConfig = BlendConfig()
     run: RunConfig = RunConfig()
     reward: RewardConfig = RewardConfig()
 

@@ -51,16 +51,17 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "kernels": set(),
         "rows": {"config"},
         "model": {"config", "kernels", "rows"},
+        "blend": {"config", "model", "rows"},
         "recipe": {"config", "model"},
         "assemble": {"recipe", "model"},
         "train": {"config", "experiment", "metrics", "recipe", "assemble", "model", "rows"}
         | {"runfolder", "launchers", "stopping", "yamlfile"},
         "pretrain": {"config", "stopping", "train"},
         "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"}
-        | {"runfolder"},
+        | {"runfolder", "blend"},
         "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
-        | {"runfolder", "yamlfile"},
+        | {"runfolder", "yamlfile", "blend", "model", "rows"},
         "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"},
         "commands": {"experiment", "workflow", "pretrain", "trained", "runfolder", "stopping"},
     },

@@ -5,13 +5,14 @@ the table's own groups (specification, 7 and 8).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 from tqdm import tqdm
 
 from embedcache.cache.layout import Layout
@@ -23,11 +24,13 @@ from fusionnet.config.tasks import Task
 from fusionnet.evaluation.oracle import oracle_metrics, read_oracle
 from fusionnet.evaluation.rows import WHOLE, RunRows, rows_of_cache
 from fusionnet.metrics import Metrics, macro_metrics, reaches, task_metrics
-from fusionnet.model.forward import forward_rows, refuse_non_finite, to_units
+from fusionnet.model.forward import forward_rows, refuse_non_finite
 from fusionnet.rows.tensors import row_table
+from fusionnet.trained.blended import Found, found_of, tree_tables
 from fusionnet.trained.run import TrainedRun
 from fusionnet.trained.vectors import vectors_of_all_strings
 
+NETWORK_ALONE, TREES_ALONE = "its network alone", "its boosting alone"
 MANY = 100  # groups; the metrics of fewer take well under two seconds
 # value of a column -> {"rows": n, "groups": g, target column: metrics, "oracle": {...}}
 Breakdown = dict[str, dict[str, Any]]
@@ -48,6 +51,7 @@ class Evaluation:
     targets: Float[np.ndarray, "N T"]
     predictions: Float[np.ndarray, "N P"]  # probabilities of classes
     scores: Float[np.ndarray, "N P"]  # as metrics read them
+    parts: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # of a blend, each alone
     remark: str = ""  # what a reader must know of the rows
 
     def to_json(self, run: TrainedRun) -> dict[str, Any]:
@@ -59,6 +63,8 @@ class Evaluation:
         content: dict[str, Any] = {self.split: self.metrics}
         if macro := macro_metrics(run.tasks, self.metrics):
             content["macro"] = macro
+        if self.parts:
+            content["parts"] = self.parts
         if self.baselines:
             content["baselines"] = self.baselines
             content["baselines_remark"] = self.baselines_remark
@@ -142,7 +148,8 @@ def evaluate_rows(
         chosen = np.flatnonzero(table.split == SPLITS.index(split))
     if not len(chosen):
         raise RunError(f"{given.where} has no {split} rows")
-    predictions, scores = _predicted(run, given, chosen, split, progress)
+    predicted = _predicted(run, given, chosen, split, progress)
+    scores = predicted.scores
     targets = table.targets[chosen].astype(np.float64)
     best = None if oracle is None else read_oracle(run.tasks, oracle, chosen, layout.num_rows)
     arrays = _Arrays(table.group[chosen], table.facets[chosen], targets, scores, best)
@@ -167,24 +174,53 @@ def evaluate_rows(
         rows=given.row[chosen],
         remark=given.remark,
         targets=targets,
-        predictions=predictions,
+        predictions=predicted.in_units,
         scores=scores,
+        parts={
+            name: task_metrics(run.tasks, targets, alone) for name, alone in predicted.alone.items()
+        },
     )
+
+
+class _Predicted(NamedTuple):
+    """What a run predicts of n rows, and what its parts would."""
+
+    in_units: Float[np.ndarray, "n P"]
+    scores: Float[np.ndarray, "n P"]
+    alone: dict[str, Float[np.ndarray, "n P"]]  # scores by what is alone
 
 
 def _predicted(
     run: TrainedRun, given: RunRows, chosen: Int[np.ndarray, " n"], split: str, progress: bool
-) -> tuple[Float[np.ndarray, "n P"], Float[np.ndarray, "n P"]]:
+) -> _Predicted:
     """Return the predictions of n chosen rows, and the scores that metrics read."""
     rows = row_table(given.block, chosen, run.scaling)
     rows = replace(rows, row=torch.from_numpy(given.row[chosen])).to(run.device)
     tables = [vectors_of_all_strings(run, name, texts) for name, texts in given.texts.items()]
     outputs = forward_rows(run.model, tables, rows, run.recipe.train.eval_batch_rows, progress)
-    in_units = to_units(outputs, run.tasks, run.scaling)
+    found = found_of(run, outputs, rows.inputs, tree_tables(run, given.texts))
+    in_units = found.in_units(run)
     where, columns = f"the {split} rows of {given.where}", run.scaling.columns
     refuse_non_finite(in_units, run.tasks, rows.numeric, columns, rows.row, where)
-    scored = to_units(outputs, run.tasks, run.scaling, "score")
-    return in_units.cpu().numpy().astype(np.float64), scored.cpu().numpy().astype(np.float64)
+    return _Predicted(
+        _numpy(in_units),
+        _numpy(found.in_units(run, "score")),
+        {name: _numpy(alone) for name, alone in _alone(run, found).items()},
+    )
+
+
+def _alone(run: TrainedRun, found: Found) -> dict[str, Float[Tensor, "n P"]]:
+    """Return the scores of a blend's network and of its trees, each alone; nothing without one."""
+    if run.blend is None:
+        return {}
+    return {
+        NETWORK_ALONE: found.in_units(replace(run, blend=None), "score"),
+        TREES_ALONE: found.in_units(replace(run, blend=run.blend.trees_alone()), "score"),
+    }
+
+
+def _numpy(values: Float[Tensor, "n P"]) -> Float[np.ndarray, "n P"]:
+    return values.cpu().numpy().astype(np.float64)
 
 
 def rows_of_each(codes: Int[np.ndarray, " N"]) -> dict[int, Int[np.ndarray, " n"]]:

@@ -100,6 +100,7 @@ def _facts(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, str]]:
             " fp32 evaluation",
         ),
         ("certificate", run.certificate),
+        *([("blend", f"{run.shares}, weighed on validation rows")] if run.shares else []),
     ]
 
 

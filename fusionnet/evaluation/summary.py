@@ -36,6 +36,7 @@ def beside_rows(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, list
         return name, [metrics.get(task.column, {}).get(metric) for task, metric in main]
 
     rows = [row("this model", evaluation.metrics)]
+    rows += [row(name, metrics) for name, metrics in evaluation.parts.items()]
     rows += [row(name, metrics) for name, metrics in evaluation.baselines.items()]
     return rows + ([] if evaluation.oracle is None else [row("oracle", evaluation.oracle)])
 
@@ -119,12 +120,13 @@ def _metric_rows(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, ...
 
 def _beside(run: TrainedRun, evaluation: Evaluation) -> list[str]:
     """Return the model beside its baselines, nothing where there are none."""
-    if not evaluation.baselines:
+    if not (evaluation.baselines or evaluation.parts):
         return []
     heads = [f"{task.column} {metric}" for task, metric in main_metrics(run.tasks)]
     rows = [(name, *map(number, values)) for name, values in beside_rows(run, evaluation)]
     table = text_table([("beside baselines", *heads), *rows])
-    return ["", *table, evaluation.baselines_remark, ""]
+    remark = [evaluation.baselines_remark] if evaluation.baselines_remark else []
+    return ["", *table, *remark, ""]
 
 
 def _spread(run: TrainedRun, column: str, table: Breakdown) -> str:

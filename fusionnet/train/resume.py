@@ -31,6 +31,7 @@ from fusionnet.train.world import World
 MAY_CHANGE = (
     "run.",
     "reward.",
+    "blend.",
     "cache.",
     "data.path",
     "encoder.source",

@@ -33,8 +33,9 @@ from embedcache.table.table import Table
 from fusionnet.config.reward import BinaryUnit, RewardPenalty, RewardTerm
 from fusionnet.config.tasks import prediction_columns
 from fusionnet.model.evaluator import RowEvaluator
-from fusionnet.model.forward import prediction_bar, refuse_non_finite, to_units
+from fusionnet.model.forward import prediction_bar, refuse_non_finite
 from fusionnet.rows.tensors import RowInputs, joined
+from fusionnet.trained.blended import Found, found_of, tree_tables
 from fusionnet.trained.folder import Moment
 from fusionnet.trained.frames import FrameBlock, frame_blocks, is_pandas, open_frame
 from fusionnet.trained.named import prediction_frame
@@ -47,7 +48,7 @@ BATCH_ROWS = 8192
 class _Batch(NamedTuple):
     """Consecutive rows of a frame, of which U can be used."""
 
-    outputs: Float[Tensor, "U O"]
+    found: Found
     predictions: Float[Tensor, "U P"]  # in the units that were asked for
     block: FrameBlock
 
@@ -126,7 +127,7 @@ class RewardModel:
                 block = found.block
                 batch = self._named(found)
                 if reward:
-                    rewards = self.reward_of(self._as_rewarded(found.outputs))
+                    rewards = self.reward_of(self._as_rewarded(found.found))
                     spread = block.spread(rewards.unsqueeze(1)).squeeze(1)
                     batch = batch.with_columns(reward=spread.cpu().numpy())
                 if not block.usable.all():
@@ -153,7 +154,8 @@ class RewardModel:
     ) -> Float[Tensor, " B"]:
         """Return rewards with gradients with respect to `vectors` and `inputs.numeric` (raw units).
 
-        They are always in fp32: bf16 steps would swamp a slope. `softness`, in the tasks' units,
+        They are always in fp32: bf16 steps would swamp a slope. Of a blend they are the network's
+        rewards: trees have no slope. `softness`, in the tasks' units,
         stands for the `width` of every penalty. A penalty with neither keeps its hard threshold,
         which has no gradient.
         """
@@ -164,7 +166,9 @@ class RewardModel:
         widths = [
             penalty.width if softness is None else softness for penalty in run.reward.penalties
         ]
-        return self._total(self._as_rewarded(outputs), widths)
+        # trees have no slope anywhere, and know strings by their text, not by vectors
+        rewarded = Found(outputs, {}).in_units(replace(run, blend=None), run.reward.binary)
+        return self._total(rewarded, widths)
 
     def reward_of(self, predictions: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         """Return the reward of predictions in raw units, with hard thresholds.
@@ -222,7 +226,7 @@ class RewardModel:
         run, spread = self.run, found.block.spread
         predictions = scores = spread(found.predictions)
         if any(task.has_codes for task in run.tasks):
-            scores = spread(to_units(found.outputs, run.tasks, run.scaling, "score"))
+            scores = spread(found.found.in_units(run, "score"))
         return prediction_frame(run.tasks, predictions.cpu().numpy(), scores.cpu().numpy())
 
     def _value_of(
@@ -265,9 +269,9 @@ class RewardModel:
             " with these labels, or take the task out of reward in the run's config"
         )
 
-    def _as_rewarded(self, outputs: Float[Tensor, "B O"]) -> Float[Tensor, "B P"]:
-        """Return outputs in the units that the reward reads."""
-        return to_units(outputs, self.run.tasks, self.run.scaling, self.run.reward.binary)
+    def _as_rewarded(self, found: Found) -> Float[Tensor, "B P"]:
+        """Return predictions in the units that the reward reads."""
+        return found.in_units(self.run, self.run.reward.binary)
 
     @torch.no_grad()
     def _batches(
@@ -281,6 +285,8 @@ class RewardModel:
         run, start = self.run, 0
         vectors = self._vectors(table)
         tables = self._evaluate.tables(vectors) if all(map(len, vectors)) else None
+        texts = {name: strings.text for name, strings in table.strings.items()}
+        of_strings = tree_tables(run, texts)
         for block in frame_blocks(run, table, BATCH_ROWS, keep, with_marks):
             rows = _standardised(run, block.inputs)
             number = torch.from_numpy(np.flatnonzero(block.usable)) + start
@@ -288,14 +294,16 @@ class RewardModel:
             start += len(block.usable)
             if tables is None or not rows.num_rows:
                 nothing = torch.empty(0, run.model.network.heads.num_outputs, device=run.device)
-                yield _Batch(nothing, to_units(nothing, run.tasks, run.scaling), block)
+                none = found_of(run, nothing, rows.to(run.device), of_strings)
+                yield _Batch(none, none.in_units(run), block)
                 continue
             # they move to the device while it still works on the batch before
-            outputs = self._evaluate(tables, rows.to(run.device, non_blocking=True))
-            predictions = to_units(outputs, run.tasks, run.scaling, binary_unit)
+            moved = rows.to(run.device, non_blocking=True)
+            found = found_of(run, self._evaluate(tables, moved), moved, of_strings)
+            predictions = found.in_units(run, binary_unit)
             columns = run.scaling.columns
             refuse_non_finite(predictions, run.tasks, rows.numeric, columns, number, where)
-            yield _Batch(outputs, predictions, block)
+            yield _Batch(found, predictions, block)
 
     def _vectors(self, table: Table) -> list[Float[Tensor, "_ _"]]:
         """Return the vectors of a table's distinct strings, one matrix per string column."""

@@ -22,6 +22,9 @@ from embedcache.config.table import DataConfig
 from embedcache.errors import RunError
 from embedcache.scaling import Scaling
 from embedcache.schema import parse_config
+from fusionnet.blend.blend import Blend, shares_in_words
+from fusionnet.blend.saved import blend_path, read_blend
+from fusionnet.config.blend import BlendConfig
 from fusionnet.config.model import ModelConfig
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
@@ -29,6 +32,7 @@ from fusionnet.config.train import VAL_LOSS, TrainConfig
 from fusionnet.model.probability import meaning_of
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe, model_of, observed_tasks
+from fusionnet.runfolder.listing import Listing
 from fusionnet.train.checkpoint import check_run_id
 from fusionnet.train.content import check_weights, read_content
 from fusionnet.train.monitor import best_epoch
@@ -73,6 +77,7 @@ class TrainedRun:
     strings: dict[str, dict[str, int]]  # by string column: text -> row of `vectors`
     vectors: dict[str, Float[Tensor, "_S _E"]]  # by string column, of the strings trained on
     encoder_state: dict[str, Tensor]
+    blend: Blend | None = None  # trees that predict beside the network
     memory: Memory = field(default_factory=Memory, repr=False, compare=False)
 
     @property
@@ -101,6 +106,11 @@ class TrainedRun:
         return certificate(read_proofs(proof_path(self.folder, self.name)))
 
     @property
+    def shares(self) -> str:
+        """How much network and trees count in each target, in words; "" without trees."""
+        return "" if self.blend is None else shares_in_words(self.blend, self.tasks)
+
+    @property
     def record(self) -> dict[str, Any]:
         """The log's record of the epoch that this checkpoint ends."""
         return self.records[self.epoch - 1]
@@ -111,13 +121,15 @@ def load_run(
     moment: Moment = "best",
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
+    with_blend: bool = True,
 ) -> TrainedRun:
     """Return a run from its folder, frozen and in evaluation mode.
 
     Executes no code from the files and leaves the random state of the process alone. `precision` is
     that of the network's products: bf16 rounds predictions to about three digits, and is faster on
-    GPUs and on CPUs that have instructions for it (`precision.multiplies_bf16`). Raises RunError
-    where the run is missing, incomplete or damaged.
+    GPUs and on CPUs that have instructions for it (`precision.multiplies_bf16`). Boosted trees, if
+    the config blends them, belong to the best epoch; `with_blend` off leaves them aside. Raises
+    RunError where the run is missing, incomplete or damaged.
     """
     folder = Path(folder)
     listing, values = read_config(folder)
@@ -136,6 +148,9 @@ def load_run(
         check_weights(model_of(recipe, layout, scaling, {}), of_network, path)
     model = _build(recipe, layout, scaling, device, precision)
     load_weights(model, of_network, path)
+    blend = None
+    if with_blend and moment == "best":
+        blend = _blend_of(listing, blend_path(folder, name), written.blend, checkpoint, recipe)
     return TrainedRun(
         folder=folder,
         name=name,
@@ -156,7 +171,18 @@ def load_run(
         strings=_rows_of_texts(checkpoint["strings"]),
         vectors={column: table.to(device) for column, table in checkpoint["vectors"].items()},
         encoder_state=of_encoders,
+        blend=None if blend is None else blend.to(device),
     )
+
+
+def _blend_of(
+    listing: Listing, path: Path, config: BlendConfig, checkpoint: dict[str, Any], recipe: Recipe
+) -> Blend | None:
+    """Return the trees beside the best epoch; None where there are to be none, or not yet."""
+    has_ended = path.with_name(f"{listing.name}_final.pt").is_file()
+    if not (path.is_file() or (config.boosting and has_ended)):
+        return None
+    return read_blend(path, listing.run_id, checkpoint["epoch"], recipe.tasks)
 
 
 def _check_moment(path: Path, content: dict[str, Any], moment: Moment) -> None:

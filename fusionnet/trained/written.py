@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from embedcache.errors import ConfigError
 from embedcache.schema import Config, parse_config
 from embedcache.text import nearest
+from fusionnet.config.blend import BlendConfig
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import Task
 from fusionnet.config.train import RunConfig
@@ -37,6 +38,7 @@ class WrittenRun(_Part):
     tasks: tuple[WrittenTask, ...] = Field(description="the tasks that were trained")
     reward: RewardConfig = Field(default=RewardConfig(), description="terms and penalties")
     run: RunConfig = Field(default=RunConfig(), description="the note")
+    blend: BlendConfig = Field(default=BlendConfig(), description="whether there are trees")
     data: dict[str, Any] = Field(default_factory=dict, description="string columns' encoders")
     encoder: dict[str, Any] = Field(default_factory=dict, description="the shared encoder")
 

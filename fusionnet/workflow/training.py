@@ -11,6 +11,7 @@ import torch
 from embedcache.build.report import rows_of_split
 from embedcache.cache.reader import Cache
 from embedcache.errors import UserError
+from fusionnet.blend.saved import blend_path
 from fusionnet.config.train import VAL_LOSS
 from fusionnet.experiment import Experiment
 from fusionnet.recipe import Recipe, observed_tasks
@@ -127,6 +128,13 @@ def _train_and_export(
     files = RunFiles(folder, name, experiment.model_dump(mode="json"), shareable)
     records = train_run(trainer, files, resume, callbacks)
     if trainer.world.is_main:
+        if experiment.blend.boosting:
+            # not at the top: scikit-learn and LightGBM take a second to import
+            from fusionnet.workflow.blending import blend_run
+
+            blend_run(folder, experiment, cache, trainer.verbose)
+        else:  # what an earlier training of the same run left
+            blend_path(folder, name).unlink(missing_ok=True)
         export_run(folder)
     if trainer.world.is_main and trainer.verbose:
         _show_baselines(trainer, records)

@@ -1,0 +1,1 @@
+"""A trained network and gradient boosting as one model: trees, columns, weights."""

@@ -1,0 +1,58 @@
+"""How much each of two predictions counts, from rows that neither has learned from.
+
+A regression is blended as it is learnt (after its transform), in the loss that it is trained by;
+chances of classes are averaged, in log loss (a linear pool). Both errors are convex in the weight,
+so the least on a grid is the least.
+
+Axes: n rows, K classes (1 of a number).
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from fusionnet.config.tasks import Task
+
+GRID = np.linspace(0, 1, 101)
+_LEAST_CHANCE = 1e-7  # a chance of 0 that comes true would count infinitely
+
+
+def network_share(
+    task: Task,
+    network: Float[np.ndarray, "n K"],
+    trees: Float[np.ndarray, "n K"],
+    label: Float[np.ndarray, " n"],
+    weight: Float[np.ndarray, " n"],
+) -> float:
+    """Return the network's weight; the trees' is what is left to 1.
+
+    1 where no row has a label or a weight: nothing speaks for the trees.
+    """
+    if not len(label) or not weight.sum() > 0:
+        return 1.0
+    errors = [
+        error_of(task, share * network + (1 - share) * trees, label, weight) for share in GRID
+    ]
+    return float(GRID[int(np.argmin(errors))])
+
+
+def error_of(
+    task: Task,
+    prediction: Float[np.ndarray, "n K"],
+    label: Float[np.ndarray, " n"],
+    weight: Float[np.ndarray, " n"],
+) -> float:
+    """Return the weighted mean error that a blend is chosen by."""
+    return float(np.average(_errors(task, prediction, label), weights=weight))
+
+
+def _errors(
+    task: Task, prediction: Float[np.ndarray, "n K"], label: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    if task.kind == "regression":
+        off = prediction[:, 0] - label
+        return np.square(off) if task.loss_name == "mse" else np.abs(off)
+    if task.kind == "binary":
+        chance = np.where(label > 0.5, prediction[:, 0], 1 - prediction[:, 0])
+    else:
+        chance = np.take_along_axis(prediction, label.astype(np.int64)[:, None], axis=1)[:, 0]
+    return -np.log(np.maximum(chance, _LEAST_CHANCE))

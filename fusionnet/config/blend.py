@@ -1,0 +1,40 @@
+"""Whether gradient boosting is blended with the network, and how large its trees may grow."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from embedcache.schema import Config
+from embedcache.values import Count
+
+
+class BlendConfig(Config):
+    """Gradient boosting on the same features, blended with the network after it is trained.
+
+    Trees learn from train rows alone. How much each of the two counts is chosen on validation rows,
+    target by target, so that a blend is worse than the better of the two by chance alone.
+    """
+
+    boosting: bool = Field(
+        default=False,
+        description=(
+            "fit boosted trees to the train rows after the training, and predict with both; the"
+            " weights, 0 or more with sum 1, are those of the least error on validation rows"
+        ),
+    )
+    parts: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=5,
+        description=(
+            "boosted models per target, each on all parts of the train rows but one, which says"
+            " when trees no longer help; groups (and left-out strings) stay together. 1: one model"
+            " on all train rows, and validation rows say it"
+        ),
+    )
+    most_trees: Count = Field(default=3000, description="of one model, for each class")
+    learning_rate: Annotated[float, Field(ge=1e-6, le=1)] = Field(
+        default=0.05, description="share of each tree that is added"
+    )
+    leaves: Annotated[int, Field(ge=2, le=4096)] = Field(
+        default=31, description="most leaves of a tree"
+    )
+    least_rows: Count = Field(default=10, description="rows that a leaf has at least")

@@ -1,0 +1,54 @@
+"""What a trained run says of rows: its network's outputs, and beside them those of its trees.
+
+Axes: B rows, O outputs, P predictions, K those of one task, U distinct strings.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fusionnet.config.reward import BinaryUnit
+from fusionnet.model.forward import to_units
+from fusionnet.rows.tensors import RowInputs
+from fusionnet.trained.run import TrainedRun
+
+TreeTables = list[Float[Tensor, "_U _"]]  # what trees read of distinct strings, by string column
+
+
+class Found(NamedTuple):
+    """Outputs of the network, and what the trees predict, by task."""
+
+    outputs: Float[Tensor, "B O"]
+    of_trees: Mapping[str, Float[Tensor, "B _"]]
+
+    def in_units(
+        self, run: TrainedRun, binary_unit: BinaryUnit = "probability"
+    ) -> Float[Tensor, "B P"]:
+        """Return the run's predictions in the targets' units; see `to_units`."""
+        if run.blend is None:
+            return to_units(self.outputs, run.tasks, run.scaling, binary_unit)
+        return run.blend.predictions(
+            self.outputs, self.of_trees, run.tasks, run.scaling, binary_unit
+        )
+
+
+def tree_tables(run: TrainedRun, texts: Mapping[str, Sequence[str]]) -> TreeTables:
+    """Return what trees read of prepared strings, by string column; nothing without trees."""
+    if run.blend is None:
+        return []
+    named = zip(run.blend.columns.strings, run.layout.strings, strict=True)
+    return [part.table(texts[spec.name], None).to(run.device) for part, spec in named]
+
+
+def found_of(
+    run: TrainedRun, outputs: Float[Tensor, "B O"], inputs: RowInputs, tables: TreeTables
+) -> Found:
+    """Return what the run says of rows, whose network's outputs are given.
+
+    `inputs` are standardised and on the run's device; `tables` are those of their strings.
+    """
+    if run.blend is None:
+        return Found(outputs, {})
+    return Found(outputs, run.blend.of_trees(run.blend.columns.matrix(inputs, tables), run.tasks))

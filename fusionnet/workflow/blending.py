@@ -1,0 +1,170 @@
+"""After a training: trees on the same rows and features, and how much they and the network count.
+
+Axes: N rows, n train rows, B validation rows.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.model_selection import GroupKFold
+from torch import Tensor
+from tqdm import tqdm
+
+from embedcache.cache.layout import RowBlock
+from embedcache.cache.reader import Cache
+from embedcache.config.split import SPLITS
+from fusionnet.blend.blend import (
+    Blend,
+    TaskBlend,
+    as_learnt,
+    is_blended,
+    shares_in_words,
+    tree_predictions,
+)
+from fusionnet.blend.boosting import TrainRows, grown
+from fusionnet.blend.columns import tree_columns
+from fusionnet.blend.saved import blend_bytes, blend_path
+from fusionnet.blend.weights import network_share
+from fusionnet.config.blend import BlendConfig
+from fusionnet.config.tasks import prediction_columns
+from fusionnet.experiment import Experiment
+from fusionnet.model.forward import forward_rows, to_units
+from fusionnet.rows.tensors import RowTable, row_table
+from fusionnet.runfolder.listing import write_listed
+from fusionnet.trained.run import TrainedRun, load_run
+from fusionnet.trained.vectors import vectors_of_all_strings
+
+MOST_ROWS = 5_000_000  # of a table: trees read their columns of all train rows at once
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split, and what trees read of them."""
+
+    table: RowTable
+    x: Float[Tensor, "B C"]
+
+
+def blend_run(folder: Path, experiment: Experiment, cache: Cache, verbose: bool = True) -> None:
+    """Grow trees beside the best epoch of a run that has just been trained, and write the blend.
+
+    Says in a line how much each counts. A table of more than MOST_ROWS rows has none.
+    """
+    started = time.perf_counter()
+    if cache.layout.num_rows > MOST_ROWS:
+        if verbose:
+            print(f"no blend: the table has more than {MOST_ROWS:,} rows")
+        return
+    run = load_run(folder, "best", with_blend=False)
+    blend = blended(run, experiment, cache, verbose)
+    content = blend_bytes(blend, run.run_id, run.epoch)
+    write_listed(folder, run.run_id, blend_path(folder, run.name), content)
+    if verbose:
+        seconds = time.perf_counter() - started
+        print(f"blend      {shares_in_words(blend, run.tasks)} ({seconds:,.0f} s)", flush=True)
+
+
+def blended(run: TrainedRun, experiment: Experiment, cache: Cache, progress: bool) -> Blend:
+    """Return the trees of all tasks that can be blended, each with its weight."""
+    block = cache.rows()
+    texts = {spec.name: cache.strings(spec.name).text for spec in cache.layout.strings}
+    train = _rows_of(run, block, "train")
+    features: list[Tensor | None] = [None] * len(texts)
+    columns = tree_columns(train.inputs, list(texts.values()), features)
+    parts = zip(columns.strings, texts.values(), features, strict=True)
+    tables = [part.table(own, table) for part, own, table in parts]
+    validation = _rows_of(run, block, "validation")
+    own = Rows(train, columns.matrix(train.inputs, tables))
+    judge = Rows(validation, columns.matrix(validation.inputs, tables))
+    vectors = [vectors_of_all_strings(run, name, own_texts) for name, own_texts in texts.items()]
+    outputs = forward_rows(run.model, vectors, validation, run.recipe.train.eval_batch_rows)
+    predictions = to_units(outputs, run.tasks, run.scaling)
+    part_of = _parts(experiment, block, train.row.numpy())
+    found = {}
+    wanted = [(t, task) for t, task in enumerate(run.tasks) if is_blended(task)]
+    for t, task in tqdm(wanted, desc="boosting", leave=False, disable=None if progress else True):
+        blend = _of_task(run, experiment.blend, t, own, judge, part_of, predictions)
+        if blend is not None:
+            found[task.name] = blend
+    return Blend(columns, found)
+
+
+def _of_task(
+    run: TrainedRun,
+    config: BlendConfig,
+    t: int,
+    own: Rows,
+    judge: Rows,
+    part_of: Int[np.ndarray, " n"],
+    predictions: Float[Tensor, "B P"],
+) -> TaskBlend | None:
+    """Return one task's trees and weight; None where no train row has a label."""
+    task = run.tasks[t]
+    learned = _labelled(own, t, part_of)
+    judged = _labelled(judge, t, np.zeros(judge.table.num_rows, dtype=np.int64))
+    if not len(learned.label):
+        return None
+    forest = grown(config, task, learned, judged, run.recipe.train.seed, torch.get_num_threads())
+    columns, transform = prediction_columns(run.tasks)[t], run.scaling.of_target(t)
+    observed = judge.table.targets[:, t].isfinite()
+    network = as_learnt(task, predictions[observed][:, columns], transform)
+    share = network_share(
+        task,
+        network.double().numpy(),
+        tree_predictions(task, forest, judge.x[observed]).double().numpy(),
+        judged.label,
+        judged.weight,
+    )
+    return TaskBlend(share, forest)
+
+
+def _rows_of(run: TrainedRun, block: RowBlock, split: str) -> RowTable:
+    """Return the rows of a split as the network reads them."""
+    return row_table(block, np.flatnonzero(block.split == SPLITS.index(split)), run.scaling)
+
+
+def _labelled(rows: Rows, t: int, part: Int[np.ndarray, " n"]) -> TrainRows:
+    """Return the rows that have a label of a target and a weight."""
+    table = rows.table
+    chosen = (table.targets[:, t].isfinite() & (table.weight > 0)).numpy()
+    return TrainRows(
+        rows.x.numpy()[chosen],
+        table.targets[:, t].double().numpy()[chosen],
+        table.weight.double().numpy()[chosen],
+        part[chosen],
+    )
+
+
+def _parts(
+    experiment: Experiment, block: RowBlock, rows: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
+    """Return which part of the train rows each is in: rows that never straddle two splits stay
+    together here too.
+    """
+    number = experiment.blend.parts
+    together = _together(experiment, block, rows)
+    number = min(number, len(np.unique(together)))
+    part = np.zeros(len(rows), dtype=np.int64)
+    if number < 2:
+        return part
+    folds = GroupKFold(number, shuffle=True, random_state=experiment.train.seed)
+    for fold, (_, left_out) in enumerate(folds.split(rows, groups=together)):
+        part[left_out] = fold
+    return part
+
+
+def _together(
+    experiment: Experiment, block: RowBlock, rows: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
+    """Return for each row the number of what it must stay with."""
+    split, names = experiment.split, [column.name for column in experiment.data.strings]
+    if split.strategy == "leave_strings_out":
+        column = names.index(split.string) if split.string is not None else 0
+        return block.string_id[rows, column].astype(np.int64)
+    if experiment.data.group is not None:
+        return block.group[rows].astype(np.int64)
+    return np.arange(len(rows))

@@ -1,0 +1,136 @@
+"""A forest predicts what the library predicts that grew it, also of missing values, from its arrays
+alone; arrays that are no trees are refused.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import lightgbm
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float
+
+from fusionnet.blend.boosting import TrainRows, forest_of, grown
+from fusionnet.blend.forest import Forest, joined
+from fusionnet.config.blend import BlendConfig
+from fusionnet.config.tasks import Task
+
+ROWS, COLUMNS = 300, 5
+RNG = np.random.default_rng(0)
+
+
+def rows_of(kind: str, missing: bool) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, " N"]]:
+    x = RNG.normal(size=(ROWS, COLUMNS)).astype(np.float32)
+    y = x[:, 0] * x[:, 1] + x[:, 2] + 0.1 * RNG.normal(size=ROWS)
+    if missing:
+        x[RNG.random(x.shape) < 0.2] = np.nan
+    if kind == "binary":
+        y = (y > 0).astype(np.float64)
+    elif kind == "multiclass":
+        y = np.digitize(y, [-0.5, 0.5]).astype(np.float64)
+    return x, y
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("kind", ["regression", "binary", "multiclass"])
+def test_a_forest_predicts_what_the_library_predicts(kind: str, missing: bool) -> None:
+    x, y = rows_of(kind, missing)
+    outputs = 3 if kind == "multiclass" else 1
+    parameters: dict[str, Any] = {"objective": kind, "verbosity": -1, "num_threads": 1}
+    parameters |= {"num_class": 3} if outputs == 3 else {}
+    booster = lightgbm.train(parameters, lightgbm.Dataset(x, y), 20)
+    asked = np.concatenate([x, np.full((1, COLUMNS), np.nan, dtype=np.float32), 1e6 * x[:3]])
+    wanted = booster.predict(asked, raw_score=True).reshape(len(asked), outputs)
+    found = forest_of(booster, outputs)(torch.from_numpy(asked))
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12, atol=1e-12)
+    assert np.ptp(wanted) > 0.5
+
+
+def small_forest(seed: int = 0) -> Forest:
+    x, y = rows_of("regression", missing=False)
+    parameters = {"objective": "regression", "verbosity": -1, "num_threads": 1, "seed": seed}
+    return forest_of(lightgbm.train(parameters, lightgbm.Dataset(x, y + seed), 3), 1)
+
+
+def test_several_forests_are_joined_to_their_mean() -> None:
+    x = torch.from_numpy(RNG.normal(size=(50, COLUMNS)).astype(np.float32))
+    forests = [small_forest(seed) for seed in range(3)]
+    wanted = torch.stack([forest(x) for forest in forests]).mean(0)
+    torch.testing.assert_close(joined(forests)(x), wanted)
+
+
+def test_many_rows_are_walked_in_parts_and_none_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.from_numpy(RNG.normal(size=(57, COLUMNS)).astype(np.float32))
+    forest = small_forest()
+    whole = forest(x)
+    monkeypatch.setattr("fusionnet.blend.forest.ROWS_AT_ONCE", 20)
+    assert torch.equal(forest(x), whole)
+    assert forest(x[:0]).shape == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: {"left": torch.zeros_like(f.left)},  # a walk would never end
+        lambda f: {"right": f.right + len(f.right)},
+        lambda f: {"column": f.column + 99},
+        lambda f: {"value": torch.full_like(f.value, float("nan"))},
+        lambda f: {"threshold": f.threshold[1:]},
+        lambda f: {"root": f.root - 1},
+        lambda f: {"column": f.column.float()},
+    ],
+)
+def test_arrays_that_are_no_trees_are_refused(change: Any) -> None:
+    forest = small_forest()
+    Forest.of_tensors(forest.tensors(), 1, COLUMNS)
+    with pytest.raises(ValueError, match=r"trees|forest"):
+        Forest.of_tensors(forest.tensors() | change(forest), 1, COLUMNS)
+
+
+def train_rows(kind: str, num_parts: int) -> TrainRows:
+    x, y = rows_of(kind, missing=False)
+    return TrainRows(x, y, np.ones(ROWS), np.arange(ROWS) % num_parts)
+
+
+def task_of(kind: str) -> Task:
+    classes = ("a", "b", "c") if kind == "multiclass" else None
+    return Task.model_validate({"name": "y", "column": "y", "kind": kind, "classes": classes})
+
+
+@pytest.mark.parametrize("kind", ["regression", "binary", "multiclass"])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_grown_trees_learn(kind: str, parts: int) -> None:
+    rows, new = train_rows(kind, parts), train_rows(kind, 1)
+    config = BlendConfig(parts=parts, most_trees=60)
+    forest = grown(config, task_of(kind), rows, new, 0, 1)
+    raw = forest(torch.from_numpy(new.x)).numpy()
+    if kind == "regression":
+        assert (
+            np.abs(raw[:, 0] - new.label).mean() < 0.6 * np.abs(new.label - new.label.mean()).mean()
+        )
+    else:
+        chosen = raw.argmax(1) if kind == "multiclass" else (raw[:, 0] > 0)
+        assert (chosen == new.label).mean() > 0.75
+
+
+@pytest.mark.parametrize("kind", ["regression", "binary", "multiclass"])
+def test_one_label_alone_is_what_is_predicted(kind: str) -> None:
+    rows = replace(train_rows(kind, 2), label=np.ones(ROWS))
+    raw = grown(BlendConfig(), task_of(kind), rows, rows, 0, 1)(torch.from_numpy(rows.x))
+    if kind == "multiclass":
+        assert (raw.softmax(1)[:, 1] > 0.99).all()
+    elif kind == "binary":
+        assert (raw.sigmoid() > 0.99).all()
+    else:
+        assert (raw == 1).all()
+
+
+def test_the_same_rows_and_seed_grow_the_same_trees() -> None:
+    rows = train_rows("regression", 3)
+    config = BlendConfig(parts=3, most_trees=20)
+    task = task_of("regression")
+    first, second, other = (grown(config, task, rows, rows, seed, 1) for seed in (1, 1, 2))
+    pairs = zip(first.tensors().values(), second.tensors().values(), strict=True)
+    assert all(torch.equal(one, another) for one, another in pairs)
+    assert not torch.equal(first.value, other.value)

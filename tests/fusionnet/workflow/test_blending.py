@@ -1,0 +1,160 @@
+"""A blend is chosen on validation rows and saved with its run: it predicts the same wherever the
+run is loaded, it is part of what the run says of itself, and a file that is another's is refused.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import yaml
+from safetensors.torch import load, save
+
+from embedcache.cache.reader import Cache, open_cache
+from embedcache.errors import RunError
+from fusionnet import RewardModel
+from fusionnet.blend.saved import blend_bytes, blend_path
+from fusionnet.config.tasks import prediction_columns
+from fusionnet.evaluation.evaluate import NETWORK_ALONE, TREES_ALONE, evaluate_run
+from fusionnet.evaluation.summary import summary
+from fusionnet.experiment import load_experiment
+from fusionnet.runfolder.listing import read_listing
+from fusionnet.trained.run import load_run
+from fusionnet.workflow.blending import blend_run, blended
+from fusionnet.workflow.training import train_experiment
+
+BLEND = {"boosting": True, "parts": 3, "most_trees": 30, "least_rows": 5}
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_experiment: Path) -> Cache:
+    return open_cache(tiny_experiment.parent / "cache.zarr")
+
+
+@pytest.fixture(scope="module")
+def run_folder(make_run, cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its blend; its network is random, so that trees must count."""
+    folder = make_run(tmp_path_factory.mktemp("blend") / "run", blend=BLEND)
+    blend_run(folder, load_experiment(folder.with_name("run.yaml")), cache, verbose=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def frame(tiny_experiment: Path) -> pl.DataFrame:
+    return pl.read_parquet(tiny_experiment.parent / "table.parquet")
+
+
+def test_a_blend_is_better_than_a_network_that_knows_nothing(
+    run_folder: Path, cache: Cache
+) -> None:
+    run = load_run(run_folder)
+    for split in ("validation", "test"):
+        found = evaluate_run(run, cache, split, progress=False, with_baselines=False)
+        alone = {name: metrics["outcome"]["mae"] for name, metrics in found.parts.items()}
+        assert found.metrics["outcome"]["mae"] < 0.7 * alone[NETWORK_ALONE]
+        assert found.metrics["good"]["auroc"] > found.parts[NETWORK_ALONE]["good"]["auroc"]
+        if split == "validation":
+            assert found.metrics["outcome"]["mae"] <= 1.001 * min(alone.values())
+    written = summary(run, found, run.records)
+    assert NETWORK_ALONE in written
+    assert TREES_ALONE in written
+    assert json.loads(json.dumps(found.to_json(run)))["parts"][TREES_ALONE]["outcome"]["mae"]
+
+
+def test_a_run_alone_is_the_same_network(run_folder: Path, made_run: Path, cache: Cache) -> None:
+    plain = evaluate_run(load_run(made_run), cache, "test", progress=False, with_baselines=False)
+    found = evaluate_run(load_run(run_folder), cache, "test", progress=False, with_baselines=False)
+    assert found.parts[NETWORK_ALONE] == plain.metrics
+    assert plain.parts == {}
+
+
+def test_frames_are_predicted_as_the_evaluation_is(
+    run_folder: Path, cache: Cache, frame: pl.DataFrame
+) -> None:
+    run, split = load_run(run_folder), cache.rows().split
+    found = evaluate_run(run, cache, "test", progress=False, with_baselines=False)
+    predicted = RewardModel(run).predict(frame.filter(pl.Series(split == 2)))
+    wanted = predicted.select(pl.selectors.float()).to_numpy()
+    np.testing.assert_allclose(found.predictions, wanted, rtol=1e-4, atol=1e-5)
+    # in the unit of scores a class is told at 0.5 as in chances at its threshold
+    column, rate = prediction_columns(run.tasks)[1], run.scaling.positive_rate["opt"]
+    np.testing.assert_array_equal(
+        found.scores[:, column] > 0.5, found.predictions[:, column] > rate
+    )
+
+
+def test_a_string_that_trees_never_saw_is_predicted(run_folder: Path, frame: pl.DataFrame) -> None:
+    new = frame.head(3).with_columns(smiles=pl.lit("[*]CCCCN[*]"))
+    assert RewardModel.load(run_folder).predict(new)["predicted_outcome"].is_finite().all()
+
+
+def test_no_test_row_and_no_other_label_changes_a_blend(
+    run_folder: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = load_experiment(run_folder.with_name("run.yaml"))
+    run = load_run(run_folder, with_blend=False)
+    rows = cache.rows()
+    test = rows.split == 2
+    rows.targets[test] = 99
+    rows.numeric[test] = 7
+    monkeypatch.setattr(Cache, "rows", lambda self, *part: rows)
+    changed = blended(run, experiment, cache, progress=False)
+    assert (
+        blend_bytes(changed, run.run_id, run.epoch) == blend_path(run_folder, "tiny").read_bytes()
+    )
+    own = evaluate_run(run, cache, "validation", progress=False, with_baselines=False)
+    rows.targets[rows.split == 1, 0] = own.predictions[:, 0]  # weights are of validation rows
+    other = blended(run, experiment, cache, progress=False)
+    assert (changed.tasks["ef"].share, other.tasks["ef"].share) == (0, 1)
+    for name, tensor in other.tasks["ef"].forest.tensors().items():
+        assert torch.equal(tensor, changed.tasks["ef"].forest.tensors()[name])  # the trees are not
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path, data: path.unlink(), "missing"),
+        (lambda path, data: path.write_bytes(data[:100]), "not the blend"),
+        (
+            lambda path, data: path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]),
+            "damaged",
+        ),
+        (
+            lambda path, data: path.write_bytes(data.replace(b"0000000007", b"0000000008")),
+            "another",
+        ),
+        (lambda path, data: path.write_bytes(save(load(data))), "not the blend"),
+    ],
+)
+def test_a_blend_that_is_not_the_runs_is_refused(
+    run_folder: Path, tmp_path: Path, damage, said: str
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    path = blend_path(copy, "tiny")
+    damage(path, path.read_bytes())
+    with pytest.raises(RunError, match=said):
+        load_run(copy)
+    load_run(copy, "final")  # of other moments there is none
+
+
+@pytest.mark.slow
+def test_a_training_grows_trees_and_one_that_goes_on_without_takes_them_away(
+    tiny_experiment: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "own.yaml"
+    config.write_text(yaml.safe_dump({"extends": str(tiny_experiment), "blend": BLEND}))
+    given = [f"run.dir={tmp_path / 'run'}", "train.epochs=1"]
+    train_experiment(load_experiment(config, given), str(config), verbose=False)
+    path = blend_path(tmp_path / "run", "tiny")
+    run = load_run(tmp_path / "run")
+    assert run.blend is not None
+    assert path.name in read_listing(tmp_path / "run").files
+    assert "boosting" in run.shares
+    assert run.shares in (tmp_path / "run" / "README.md").read_text()
+    without = load_experiment(config, [*given, "blend.boosting=false"])
+    train_experiment(without, str(config), resume=True, verbose=False)
+    assert not path.exists()
