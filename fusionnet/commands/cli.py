@@ -17,7 +17,7 @@ EMBEDCACHE = {
     "inspect": ("inspect_cache", "show what a cache holds and what it was built from"),
     "verify": ("verify_cache", "read every byte of a cache and compare it with what was written"),
     "vectors": ("vectors", "show, or delete, the vectors of strings that outlive caches"),
-    "make-encoder": ("make_encoder", "write a stand-in encoder, or a pickled one as safetensors"),
+    "make-encoder": ("make_encoder", "fetch a published encoder, or write a stand-in"),
 }
 FUSIONNET = {
     "init": ("init_config", "write a config for a table: its columns' roles are guessed"),

@@ -85,9 +85,10 @@ def test_commands_keys_and_files_exist() -> None:
     commands = set(re.findall(r"`embedcache ([a-z-]+)", TEXT))
     assert len(commands) >= 4
     assert commands <= set(EMBEDCACHE)
-    files = set(re.findall(r"\b[a-z]+/[a-z_/]+\.py\b", TEXT))
+    linked = set(re.findall(r"\]\((\.\./[^)#]+)", TEXT))
+    files = linked | set(re.findall(r"(?<![\w/])[a-z]+/[a-z_/]+\.py\b", TEXT))
     assert len(files) >= 10
-    assert [file for file in sorted(files) if not (README.parent / file).is_file()] == []
+    assert [file for file in sorted(files) if not (README.parent / file).exists()] == []
     keys = set(re.findall(r"`encoder\.([a-z_]+)", TEXT))
     assert keys >= {"mode", "memory_budget_gib"}
     assert keys <= set(EncoderConfig.model_fields)

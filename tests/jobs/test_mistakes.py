@@ -35,6 +35,7 @@ MAINS = {
 }
 T5 = {"model_type": "t5", "d_model": 24, "num_layers": 2, "num_heads": 2, "vocab_size": 269}
 LONG = "x" * 300
+WHEEL = ("make-encoder", "--from", "rxnmapper", "--wheel", "tiny.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +194,9 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("make-encoder", "--out", "tiny.yaml", "--size", "tiny"), "a file is where a folder is to be"),
     (("make-encoder", "--out", "e", "--from-pickle", "notes"), "notes has no config.json"),
     (("make-encoder", "--out", "e", "--from-pickle", "encoder"), "encoder has no pickled weights"),
+    (("make-encoder", "--out", "e", "--from", "polybert"), "the hub is not reachable for a model"),
+    ((*WHEEL, "--out", "notes"), "notes holds files already; choose another folder with --out"),
+    ((*WHEEL, "--out", "e"), "tiny.yaml is not rxnmapper==0.4.3 as it was published"),
 ]
 
 

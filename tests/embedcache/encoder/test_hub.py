@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 from embedcache.config.encoder import EncoderConfig
 from embedcache.encoder import hub
-from embedcache.encoder.conversion import convert_encoder
+from embedcache.encoder.conversion import convert_encoder, fetch_encoder
 from embedcache.encoder.loading import encoder_entries, load_encoder
-from embedcache.errors import EncoderError
+from embedcache.encoder.smiles import SPECIAL, smiles_tokenizer
+from embedcache.errors import EncoderError, TokenizerError
 
 COMMIT = "a" * 40
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "spm.model")
@@ -98,7 +99,10 @@ def served(
     models = {
         "me/whole": tiny_encoder_folder,
         "me/pickled": pickled(tiny_encoder_folder, tmp_path / "pickled"),
+        "me/smiles": pickled(tiny_encoder_folder, tmp_path / "smiles"),
     }
+    (tmp_path / "smiles" / "spm.model").unlink()
+    smiles_tokenizer([*SPECIAL.values(), "C", "*"]).save_pretrained(tmp_path / "smiles")
     with SmallHub(models) as server:
         address = f"http://127.0.0.1:{server.server_port}"
         template = address + "/{repo_id}/resolve/{revision}/{filename}"
@@ -147,6 +151,32 @@ def test_a_pickled_model_of_the_hub_is_converted(
     found = load_file(tmp_path / "converted" / "model.safetensors")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["me/whole", "me/pickled"])
+def test_a_model_is_fetched_into_a_folder_of_its_own(
+    name: str, served: SmallHub, tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "fetched"
+    assert fetch_encoder(source(name, COMMIT), folder) == COMMIT
+    served.shutdown()
+    wanted, found = (load_encoder(source(str(each))) for each in (tiny_encoder_folder, folder))
+    state = found.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in wanted.state_dict().items())
+    digests = [encoder_entries(source(str(each))) for each in (tiny_encoder_folder, folder)]
+    assert digests[0]["tokenizer"] == digests[1]["tokenizer"]
+    with pytest.raises(EncoderError, match="holds files already"):
+        fetch_encoder(source(name), folder)
+
+
+@pytest.mark.slow
+def test_a_model_whose_tokenizer_gives_other_ids_than_published_is_not_written(
+    served: SmallHub, tmp_path: Path
+) -> None:
+    with pytest.raises(TokenizerError, match=r"of me/smiles does not give polyBERT's published"):
+        fetch_encoder(source("me/smiles"), tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
 
 
 def test_a_hub_that_does_not_answer_is_asked_once_and_its_cache_is_used(
