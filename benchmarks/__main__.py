@@ -30,6 +30,7 @@ STUDIES = {
     "endurance": "memory over ten thousand steps and ten million predicted rows",
     "defaults": "a newcomer's commands, nothing set, beside boosting on tables of all sizes",
     "electrolyte": "ionic conductivity of real polymer electrolytes beside gradient boosting",
+    "pretrain": "what pre-training brings: a frozen probe and neighbours, beside random weights",
     "mistakes": "mistakes reported of other tools: refused in words, or the right numbers?",
 }
 README = "texts and pictures of all results, benchmarks/README.md and README.md's block"

@@ -9,7 +9,8 @@ from embedcache.values import FilePath, Layers, Share
 
 EncodingMode = Literal["naive", "per_microbatch", "per_step", "prefix", "frozen"]
 Sharding = Literal["replicate", "shard"]  # all strings on every rank, or each rank its share
-EncoderSize = Literal["polybert", "tiny"]  # of a stand-in: the published architecture; for tests
+# of a stand-in: the published architecture; one that an hour can pre-train; for tests
+EncoderSize = Literal["polybert", "small", "tiny"]
 WheelName = Literal["rxnmapper", "rxnfp"]  # packages that hold an encoder
 ENCODER_SIZES: tuple[EncoderSize, ...] = get_args(EncoderSize)
 WHEEL_NAMES: tuple[WheelName, ...] = get_args(WheelName)

@@ -29,6 +29,12 @@ SIZES: dict[EncoderSize, dict[str, int]] = {
         "num_attention_heads": 12,
         "intermediate_size": 512,
     },
+    "small": {  # what an hour on a laptop can pre-train
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "intermediate_size": 512,
+    },
     "tiny": {
         "hidden_size": 24,
         "num_hidden_layers": 2,
@@ -56,7 +62,7 @@ def write_standin(folder: Path, size: EncoderSize, seed: int = 0) -> None:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = DebertaV2Model(_config(size))
+        model = DebertaV2Model(architecture(size))
     transformers_logging.disable_progress_bar()
     mark = {
         "size": size,
@@ -107,8 +113,8 @@ def sentencepiece_model() -> bytes:
     return proto.SerializeToString()
 
 
-def _config(size: EncoderSize) -> DebertaV2Config:
-    """Return polyBERT's published configuration, at one of two sizes."""
+def architecture(size: EncoderSize) -> DebertaV2Config:
+    """Return polyBERT's published configuration, at one of three sizes."""
     settings: dict[str, Any] = {
         **SIZES[size],
         "vocab_size": 269,

@@ -87,7 +87,8 @@ def parse_arguments() -> argparse.Namespace:
     kind.add_argument(
         "--size",
         choices=ENCODER_SIZES,
-        help="of a stand-in: polybert (unset), the published architecture; tiny: for tests",
+        help="of a stand-in: polybert (unset), the published architecture; small: 4 layers, as"
+        " pretrain-encoder trains; tiny: for tests",
     )
     kind.add_argument(
         "--from-pickle",

@@ -80,7 +80,7 @@ def pooled(
     last_layer = _layers(base)[-1]
     if pooling == "cls":  # the last layer for [CLS] alone
         return _run_layer(last_layer, casts, below, packing, queries=packing.cls).around.float()
-    return _mean_over_tokens(_run_layer(last_layer, casts, below, packing).around.float(), packing)
+    return mean_over_tokens(_run_layer(last_layer, casts, below, packing).around.float(), packing)
 
 
 def _run_layers(
@@ -103,7 +103,7 @@ def _layers(base: DebertaV2Model) -> Any:
     return base.encoder.layer
 
 
-def _mean_over_tokens(states: Float[Tensor, "P E"], packing: Packing) -> Float[Tensor, "S E"]:
+def mean_over_tokens(states: Float[Tensor, "P E"], packing: Packing) -> Float[Tensor, "S E"]:
     """Return the mean of each string's tokens."""
     means = [
         pad(states[group.tokens], group).sum(1) / group.length.unsqueeze(1)
