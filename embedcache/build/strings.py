@@ -111,6 +111,10 @@ def _encode_columns(
     """Return the tokens and vectors of the columns of one encoder."""
     config = request.encoder_of(columns[0])
     model = load_encoder(config).to(ranks.device)
+    for column in columns:
+        layer = request.encoder_of(column).prefix_layer
+        if layer is not None:
+            check_layers(model.model, layer)  # before hours of encoding
     tokenized = _tokenized(columns, config, files, model)
     texts = list(
         dict.fromkeys(text for name in tokenized for text in files.last.strings[name].text)
@@ -187,7 +191,6 @@ def _states(
 
     Those of the cache that is appended to are its own, if it has them.
     """
-    check_layers(vectors.encoder.model, layer)
     edges = files.num_strings(name)
     states = []
     if files.base is not None and files.base.layout.strings_of(name).prefix_layer == layer:

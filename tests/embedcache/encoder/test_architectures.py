@@ -14,6 +14,7 @@ from architectures import REAL, write_architecture
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from embedcache.build.vectors import StringVectors
 from embedcache.config.encoder import EncoderConfig, LoraConfig
 from embedcache.encoder.batching import length_batches
 from embedcache.encoder.loading import load_encoder
@@ -258,9 +259,13 @@ def test_what_cannot_be_run_in_part_is_refused(model_type: str, tmp_path: Path) 
         adapted(folder, first_layer=1)
 
 
-def test_a_build_that_cannot_cache_states_is_refused(
-    tiny_encoder_folder: Path, make_study: Callable[..., Any], tmp_path: Path
+def test_a_build_that_cannot_cache_states_is_refused_before_it_encodes(
+    tiny_encoder_folder: Path,
+    make_study: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(StringVectors, "encode_missing", lambda *_: pytest.fail("it encoded"))
     settings = REAL[SHARED].settings
     folder = write_architecture(tmp_path / "encoder", tokenizer_of=tiny_encoder_folder, **settings)
     prefix = {"source": str(folder), "mode": "prefix", "lora": {"first_layer": 1}}
