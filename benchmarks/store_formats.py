@@ -137,7 +137,7 @@ def _read_zarr(path: Path, start: int, stop: int) -> Arrays:
 def _write_cache(cache: Cache, path: Path, rows: Arrays) -> None:
     writer = StoreWriter(path, cache.layout, CacheConfig())
     for spec in cache.layout.strings:
-        writer.add_strings(spec.name, cache.strings(spec.name, with_states=True))
+        writer.add_strings(spec, cache.strings(spec.name, with_states=True))
     empty = {
         spec.name: np.empty((cache.layout.num_rows, 0), dtype=spec.dtype)
         for spec in ROW_ARRAYS

@@ -130,6 +130,34 @@ class VectorScaling:
     std: tuple[float, ...]
 
 
+CLIP = 3.0  # which features of strings approach and never pass
+
+
+@dataclass(frozen=True)
+class FeatureScaling:
+    """What turns the raw features of one string column into inputs: a robust scale, a smooth clip.
+
+    It is that of RealMLP (Holzmueller et al. 2024, arXiv 2407.04491, section 3): z = (x - center) *
+    scale, then z / sqrt(1 + (z / 3)^2). The statistics are those of the distinct strings that have
+    train rows; a missing value becomes their median, which is the center, hence 0.
+    """
+
+    center: tuple[float, ...]  # median
+    # 1 / (upper - lower quartile); where they are equal 2 / (greatest - least); 0 for a constant
+    scale: tuple[float, ...]
+
+    def apply(self, features: Float[Tensor, "S K"]) -> Float[Tensor, "S K"]:
+        """Return raw features as float32 inputs between -3 and 3; none is NaN.
+
+        Computed in float64 on the CPU: squares of what float32 holds are beyond it.
+        """
+        center, scale = (
+            torch.tensor(each, dtype=torch.float64) for each in (self.center, self.scale)
+        )
+        z = (features.double().cpu() - center) * scale
+        return (z / (1 + (z / CLIP).square()).sqrt()).nan_to_num(nan=0.0).float()
+
+
 @dataclass(frozen=True)
 class Scaling:
     """What turns raw features into model inputs, and raw targets into standardised ones."""
@@ -156,6 +184,8 @@ class Scaling:
     # per feature: raw values at the middles of equal shares of the train rows that have one, from
     # the least to the greatest
     knots: tuple[tuple[float, ...], ...] = ()
+    # by string column, of its features
+    string_features: dict[str, FeatureScaling] = field(default_factory=dict)
 
     def apply(self, numeric: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """Return raw features as standardised float32, on the same device; differentiable.
@@ -278,6 +308,9 @@ def _refuse_impossible(scaling: Scaling) -> None:
         raise ValueError("means and spreads have different lengths")
     numbers = [*(value for pair in pairs for part in pair for value in part), *known]
     numbers += [*scaling.low, *scaling.high]
+    numbers += [
+        value for each in scaling.string_features.values() for value in (*each.center, *each.scale)
+    ]
     numbers += [value for values in scaling.quantiles.values() for value in values]
     numbers += [rate for rates in scaling.class_rates.values() for rate in rates]
     if len(scaling.target_transforms) != len(scaling.target_mean):
@@ -294,5 +327,8 @@ def _refuse_impossible(scaling: Scaling) -> None:
         raise ValueError("a feature's knots are not in order, or there are none")
     if any(value <= 0 for _, std in pairs for value in std):
         raise ValueError("a spread is not above 0")
+    for each in scaling.string_features.values():
+        if len(each.center) != len(each.scale) or any(value < 0 for value in each.scale):
+            raise ValueError("features of strings have scales below 0, or of another length")
     if not all(0 < rate < 1 for rate in scaling.positive_rate.values()):
         raise ValueError("a binary target's positive rate is not between 0 and 1")

@@ -30,13 +30,14 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "scaling": {"config"},
         "saving": {"text"},
         "table": {"config", "errors", "scaling", "text", "values"},
+        "features": {"config", "errors", "table", "text"},
         "split": {"config", "schema", "errors", "text", "table"},
         "kernels": set(),
         "encoder": {"config", "schema", "errors", "files", "kernels", "text"},
         "cache": {"config", "schema", "errors", "files", "scaling", "table", "encoder"}
         | {"system"},
         "build": {"config", "errors", "files", "ranks", "saving", "scaling", "text"}
-        | {"table", "split", "encoder", "cache", "system"},
+        | {"table", "split", "encoder", "cache", "system", "features"},
         "guess": {"config", "errors", "schema", "table", "text", "build"},
         "live": {"config", "errors", "kernels", "encoder", "cache"},
     },

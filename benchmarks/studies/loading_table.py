@@ -48,8 +48,9 @@ def write_table(path: Path, num_rows: int, memory_mib: int) -> None:
         torch.ones(3 * NUM_STRINGS, dtype=torch.int64), torch.arange(0, 3 * NUM_STRINGS + 1, 3)
     )
     embeddings = torch.from_numpy(generator.normal(size=(NUM_STRINGS, WIDTH)).astype(np.float32))
-    strings = StringTable(STRINGS, tokens, embeddings, torch.ones(NUM_STRINGS).long())
-    writer.add_strings("polymer", strings)
+    no_features = torch.zeros(NUM_STRINGS, 0)
+    strings = StringTable(STRINGS, tokens, embeddings, torch.ones(NUM_STRINGS).long(), no_features)
+    writer.add_strings(layout.strings[0], strings)
     tally = NO_ROWS.grown((), 0, {"polymer": NUM_STRINGS}, layout.targets, 0)
     for start in tqdm(range(0, num_rows, writer.rows_per_block), desc="write rows", disable=None):
         size = min(writer.rows_per_block, num_rows - start)

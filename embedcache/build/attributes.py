@@ -8,6 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from embedcache.build.features import ColumnFeatures
 from embedcache.build.files import TableFiles
 from embedcache.build.request import BuildRequest
 from embedcache.build.strings import EncodedStrings
@@ -39,6 +42,7 @@ def provenance(request: BuildRequest, files: TableFiles) -> dict[str, Any]:
 def report(
     files: TableFiles,
     strings: EncodedStrings,
+    features: Mapping[str, ColumnFeatures],
     remarks: list[str],
     num_ranks: int,
     seconds: Mapping[str, float],
@@ -59,12 +63,25 @@ def report(
         ],
         "remarks": [*strings.remarks, *remarks],
         "saving": strings.saving(files.num_rows),
+        "features": {name: _missing(each) for name, each in features.items() if each.sets},
         "unknown": {column.spec.name: column.unknown for column in strings.columns},
         "merged": {
             column.spec.name: _merged(files, column.spec.name) for column in strings.columns
         },
         "split": files.tally.counts().model_dump(mode="json"),
         "seconds": [(phase, round(spent, 3)) for phase, spent in seconds.items()],
+    }
+
+
+def _missing(features: ColumnFeatures) -> dict[str, Any]:
+    """Return of how many strings features were computed, and where there are none."""
+    missing = np.isnan(features.values).sum(0)
+    columns = [name for each in features.sets for name in each.columns]
+    return {
+        "num_computed": features.num_computed,
+        "num_missing": int(missing.sum()),
+        "columns": [columns[k] for k in np.flatnonzero(missing).tolist()],
+        "of_none": int((missing == len(features.values)).sum()),
     }
 
 

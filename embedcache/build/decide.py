@@ -20,7 +20,13 @@ from embedcache.config.encoder import EncoderConfig
 from embedcache.config.split import SplitConfig
 from embedcache.config.table import DataConfig
 from embedcache.config.targets import TargetColumn
-from embedcache.errors import CacheError, CorruptCacheError, MissingCacheError, StaleCacheError
+from embedcache.errors import (
+    CacheError,
+    ConfigError,
+    CorruptCacheError,
+    MissingCacheError,
+    StaleCacheError,
+)
 from embedcache.ranks import ALONE, Ranks
 
 
@@ -50,6 +56,11 @@ def build_cache(
     to do with it, BusyCacheError where another process builds it, CacheError where the disk is
     full. After any error or kill the cache that was there before is still there.
     """
+    if unread := data.unread(encoder):
+        raise ConfigError(
+            f"encoder.mode is none, and string column {', '.join(map(repr, unread))} has no"
+            " features: nothing would read it"
+        )
     folder = CacheFolder(cache.path)
     with folder.locked():
         folder.recover()
@@ -57,7 +68,8 @@ def build_cache(
         # the files that are appended to need not be there any more: their rows are in the cache
         appends = found is not None and existing is Existing.APPEND
         known_files = found.identity.files if found is not None and appends else ()
-        wanted = wanted_identity(data, targets, split, encoder, known_files)
+        known_tables = found.identity.entries if appends and found is not None else None
+        wanted = wanted_identity(data, targets, split, encoder, known_files, known_tables)
         if found is not None and found.identity == wanted and has_states(found, data, encoder):
             folder.clean_up()
             return BuildReport.of(found, UP_TO_DATE)

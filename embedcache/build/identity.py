@@ -2,17 +2,20 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from embedcache.cache.identity import FORMAT_VERSION, ROTATION, Identity
 from embedcache.cache.reader import Cache
 from embedcache.config.encoder import EncoderConfig
+from embedcache.config.features import FeatureTable
 from embedcache.config.split import SplitConfig
-from embedcache.config.table import DataConfig
+from embedcache.config.table import DataConfig, StringColumn
 from embedcache.config.targets import TargetColumn
 from embedcache.encoder.loading import DTYPE, encoder_entries
 from embedcache.errors import TableError
+from embedcache.features.origin import computed_origin
 from embedcache.files import file_digest
 from embedcache.table.kinds import no_table, parquet_files
 
@@ -23,18 +26,20 @@ def wanted_identity(
     split: SplitConfig,
     encoder: EncoderConfig,
     known_files: tuple[str, ...] = (),
+    known_tables: Mapping[str, str] | None = None,
 ) -> Identity:
     """Return the identity of the cache that this configuration asks for.
 
     Reads the table's bytes and the encoder's files. `known_files` stand for the digests of the
-    first files where these are absent, as on a machine that was sent the cache alone.
+    first files where these are absent, as on a machine that was sent the cache alone, and
+    `known_tables`, a cache's entries, for those of tables of features.
     """
     known = dict(enumerate(known_files))
     digests = [
         known[k] if k in known and not Path(file).exists() else f"sha256 {table_digest(file)}"
         for k, file in enumerate(data.files)
     ]
-    not_content: Any = {"path": True, "strings": {"__all__": {"encoder"}}}
+    not_content: Any = {"path": True, "strings": {"__all__": {"encoder", "features"}}}
     entries = {
         "format": str(FORMAT_VERSION),
         "dtype": DTYPE,
@@ -43,13 +48,42 @@ def wanted_identity(
         **_flat("targets", [target.model_dump(mode="json") for target in targets]),
         **_flat("split", split.settled().model_dump(mode="json")),
     }
+    for column in data.strings:
+        entries |= _feature_entries(column, known_tables or {})
     encoders = {f"data.strings[{column.name}].encoder": column.encoder for column in data.strings}
     if None in encoders.values():
         encoders["encoder"] = encoder
     for where, config in encoders.items():
-        own = {} if config is None else encoder_entries(config)
+        own: Mapping[str, str] = {}
+        if config is not None:
+            own = encoder_entries(config) if config.reads else {"mode": config.mode}
         entries |= {f"{where}.{name}": value for name, value in own.items()}
     return Identity(entries)
+
+
+def _feature_entries(column: StringColumn, known: Mapping[str, str]) -> dict[str, str]:
+    """Return what a column's features depend on beside its strings."""
+    where = f"data.strings[{column.name}].features"
+    if not column.features:
+        return {}
+    names: list[str] = []
+    entries: dict[str, str] = {}
+    for feature in column.features:
+        if isinstance(feature, FeatureTable):
+            names.append(f"table {len(entries) + 1}")
+            entry = f"{where}.{names[-1]}"
+            is_known = entry in known and not Path(feature.table).exists()
+            entries[entry] = known[entry] if is_known else own_origin(feature)
+        else:
+            names.append(feature)
+    if column.computed_features:
+        entries[f"{where}.computed by"] = computed_origin()
+    return {where: ", ".join(names), **entries}
+
+
+def own_origin(feature: FeatureTable) -> str:
+    """Return what a user's own features depend on beside the strings."""
+    return f"sha256 {table_digest(feature.table, 'features.table')} by {feature.key}"
 
 
 def differs_in_rotation(cache: Cache, wanted: Identity) -> bool:
@@ -67,23 +101,22 @@ def has_states(cache: Cache, data: DataConfig, encoder: EncoderConfig) -> bool:
     return all(wanted[spec.name] in (None, spec.prefix_layer) for spec in cache.layout.strings)
 
 
-def table_digest(path: str | Path) -> str:
+def table_digest(path: str | Path, named: str = "data.path") -> str:
     """Return the sha256 of a table's bytes, as `sha256sum` prints it.
 
-    For a folder of Parquet files it is that of their names and their digests.
+    For a folder of Parquet files it is that of their names and their digests. `named` says in
+    messages which key names it.
     """
     file = Path(path)
     if file.is_dir():
         digest, parts = hashlib.sha256(), parquet_files(file)
         if not parts:
-            raise TableError(
-                f"there is no Parquet file in the folder {file}, which data.path names"
-            )
+            raise TableError(f"there is no Parquet file in the folder {file}, which {named} names")
         for part in parts:
             digest.update(f"{part.relative_to(file)}\0{file_digest(part)}\n".encode())
         return digest.hexdigest()
     if not file.is_file():
-        raise no_table(file)
+        raise no_table(file, named)
     return file_digest(file)
 
 

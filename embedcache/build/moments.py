@@ -10,7 +10,7 @@ Axes: N rows, S distinct strings, E width of their vectors, W columns of whateve
 import numpy as np
 from jaxtyping import Float, Int
 
-from embedcache.scaling import VectorScaling
+from embedcache.scaling import FeatureScaling, VectorScaling
 
 # of the mean spread over dimensions: a dimension in which strings hardly differ is not blown up to
 # the size of the others
@@ -105,6 +105,25 @@ def vector_scaling(vectors: Float[np.ndarray, "S E"]) -> VectorScaling:
     floor = SPREAD_FLOOR * float(np.sqrt(np.mean(moments.spread**2)))
     std = np.maximum(moments.spread, floor) if floor > 0 else np.ones_like(moments.spread)
     return VectorScaling(floats(moments.mean), floats(std))
+
+
+def feature_scaling(features: Float[np.ndarray, "S K"]) -> FeatureScaling:
+    """Return robust statistics of strings' features, NaN where missing; see `FeatureScaling`.
+
+    A feature that no string has, or all alike, gets a scale of 0.
+    """
+    wide = features.astype(np.float64)
+    center, scale = np.zeros(wide.shape[1]), np.zeros(wide.shape[1])
+    for column in range(wide.shape[1]):
+        known = wide[:, column][~np.isnan(wide[:, column])]
+        if not len(known):
+            continue
+        low, lower, center[column], upper, high = np.quantile(known, [0, 0.25, 0.5, 0.75, 1])
+        if upper > lower:
+            scale[column] = 1 / (upper - lower)
+        elif high > low:
+            scale[column] = 2 / (high - low)
+    return FeatureScaling(floats(center), floats(scale))
 
 
 def floats(values: Float[np.ndarray, " W"]) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""The phases of one build: table -> splits -> distinct strings -> vectors -> rows and scaling.
+"""The phases of one build: table, splits, strings -> features -> vectors -> rows and scaling.
 
 Each phase is a function that takes what those before it returned; a sealed store in the partial
 folder is what the last one leaves.
@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from embedcache.build.attributes import provenance, report
+from embedcache.build.features import string_features
 from embedcache.build.files import TableFiles, read_files
 from embedcache.build.remarks import RowRemarks
 from embedcache.build.request import BuildRequest
@@ -26,6 +27,7 @@ from embedcache.cache.layout import Layout
 from embedcache.cache.reader import Cache
 from embedcache.cache.writer import StoreWriter
 from embedcache.errors import TableError
+from embedcache.features.own import OwnTables
 from embedcache.ranks import Ranks
 from embedcache.scaling import Scaling
 from embedcache.table.kinds import parquet_files
@@ -48,12 +50,14 @@ def write_store(
     """
     stamps = _stamps(request.data.files[0 if base is None else len(base.identity.files) :])
     seconds: dict[str, float] = {}
+    own = OwnTables(request.data)
     with _timed("table and split", seconds):
-        files = read_files(
-            request.data, request.targets, request.split, base, partial(unreadable, request)
-        )
+        judge = partial(unreadable, request, own)
+        files = read_files(request.data, request.targets, request.split, base, judge)
+    with _timed("features", seconds):
+        features = string_features(request, files, old, folder.vectors, own)
     with _timed("strings", seconds):
-        strings = encode_strings(request, files, old, folder.vectors, ranks)
+        strings = encode_strings(request, files, features, old, folder.vectors, ranks)
     with _timed("rows", seconds):
         layout, remarks = write_rows(request, files, strings, folder.store)
     _check_unchanged(stamps)
@@ -62,7 +66,7 @@ def write_store(
         "identity": dict(identity.entries),
         "layout": layout.model_dump(mode="json", exclude={"groups"}),
         "provenance": provenance(request, files),
-        "report": report(files, strings, remarks, ranks.size, seconds),
+        "report": report(files, strings, features, remarks, ranks.size, seconds),
     }
     manifest.seal(folder.store, attributes)
 
@@ -80,7 +84,7 @@ def write_rows(
         cache = cache.model_copy(update={"codec": files.base.codec})
     writer = StoreWriter(store, layout, cache)
     for column in strings.columns:
-        writer.add_strings(column.spec.name, column.table)
+        writer.add_strings(column.spec, column.table)
     scaling, remarks = _stream_rows(request, files, strings, layout, writer)
     writer.finish(scaling)
     return layout, remarks
@@ -119,8 +123,8 @@ def _stream_rows(
             remarks.add(block)
             train_rows.add(block)
             bar.update(len(block.weight))
-    vectors = {column.spec.name: column.table.embeddings.numpy() for column in strings.columns}
-    return train_rows.scaling(vectors), remarks.lines(train_rows.fit)
+    tables = {column.spec.name: column.table for column in strings.columns}
+    return train_rows.scaling(tables), remarks.lines(train_rows.fit)
 
 
 @contextmanager

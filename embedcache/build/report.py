@@ -5,6 +5,7 @@ that `embedcache inspect` and a build that found nothing to do can show it again
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from embedcache.cache.layout import StringSpec
 from embedcache.cache.reader import Cache
@@ -61,6 +62,8 @@ class BuildReport:
     unknown: dict[str, dict[str, list[str]]]
     # by string column: string -> its spellings in the table
     merged: dict[str, dict[str, tuple[str, ...]]]
+    # by string column with features: where they are missing (see `attributes.report`)
+    features: dict[str, dict[str, Any]]
     split: SplitCounts
     positive_rate: dict[str, float]  # train rows
     seconds: tuple[tuple[str, float], ...]  # by phase, in order
@@ -98,6 +101,7 @@ class BuildReport:
                 name: {text: tuple(spellings) for text, spellings in found.items()}
                 for name, found in kept["merged"].items()
             },
+            features=kept.get("features", {}),
             split=split_counts(cache),
             positive_rate=cache.scaling.positive_rate,
             seconds=tuple((phase, seconds) for phase, seconds in kept["seconds"]),
@@ -117,10 +121,14 @@ class BuildReport:
         ]
         for spec in self.strings:
             standin = " (a stand-in, not published weights)" if spec.standin else ""
-            lines.append(
-                f"strings '{spec.name}': {spec.num_strings:,} distinct, {spec.num_tokens:,} tokens,"
-                f" width {spec.width}, {spec.pooling} of {spec.encoder.source}{standin}"
+            read = (
+                f"{spec.num_tokens:,} tokens, width {spec.width}, {spec.pooling} of"
+                f" {spec.encoder.source}{standin}"
             )
+            if not spec.width:
+                read = "which no language model reads (encoder.mode none)"
+            lines.append(f"strings '{spec.name}': {spec.num_strings:,} distinct, {read}")
+            lines += self._features(spec)
             lines += self._oddities(spec.name)
         if self.saving is not None:
             lines.append(f"each string is encoded once: {self.saving.in_words()}")
@@ -154,12 +162,12 @@ class BuildReport:
         total = sum(seconds for _, seconds in self.seconds)
         if self.status == UP_TO_DATE:
             return f"nothing to do: it was built on {self.built} in {total:.1f} s"
+        is_read = any(spec.width for spec in self.strings)
+        unused = [*([] if is_read else ["strings"]), *([] if self.features else ["features"])]
         times = ", ".join(
-            f"{phase} {seconds:.1f} s"
-            for phase, seconds in self.seconds
-            if self.strings or phase != "strings"
+            f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds if phase not in unused
         )
-        if not self.strings:
+        if not is_read:
             return f"built in {total:.1f} s: {times}"
         rate = ""
         if self.num_encoded:
@@ -170,6 +178,25 @@ class BuildReport:
             f"built in {total:.1f} s: {times}; {self.num_encoded:,} strings encoded anew{rate}"
             f"{stored}"
         )
+
+    def _features(self, spec: StringSpec) -> list[str]:
+        """Return a line on a column's features, and one on those that are missing."""
+        if not spec.features:
+            return []
+        sets = ", ".join(f"{each.name} {len(each.columns):,}" for each in spec.features)
+        lines = [f"  with {count_of(len(spec.feature_columns), 'feature')}: {sets}"]
+        found = self.features.get(spec.name, {})
+        if found.get("num_missing"):
+            columns = found["columns"]
+            of_none = found["of_none"]
+            empty = f", of which {of_none:,} without any value" if of_none else ""
+            lines.append(
+                f"  {found['num_missing']:,} of their"
+                f" {spec.num_strings * len(spec.feature_columns):,} values are missing or infinite,"
+                f" in {count_of(len(columns), 'column')}{empty} ({_first(columns)}); the median of"
+                " the train strings stands for them"
+            )
+        return lines
 
     def _oddities(self, name: str) -> list[str]:
         """Return a line on merged spellings and one on unknown tokens, where there are any."""

@@ -38,9 +38,7 @@ def rotated(cache: Cache, split: SplitConfig) -> Cache:
     statistics, length = TrainStatistics(view.layout), view.rows_per_block
     for start in range(0, view.layout.num_rows, length):
         statistics.add(view.rows(start, min(start + length, view.layout.num_rows)))
-    vectors = {
-        spec.name: view.strings(spec.name).embeddings.numpy() for spec in view.layout.strings
-    }
-    view.scaling = statistics.scaling(vectors)
+    strings = {spec.name: view.strings(spec.name) for spec in view.layout.strings}
+    view.scaling = statistics.scaling(strings)
     view.report = {**view.report, "split": tally.counts().model_dump(mode="json")}
     return view

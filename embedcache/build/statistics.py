@@ -11,9 +11,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from embedcache.build.moments import ROWS_AT_ONCE, Moments, floats, vector_scaling
+from embedcache.build.moments import (
+    ROWS_AT_ONCE,
+    Moments,
+    feature_scaling,
+    floats,
+    vector_scaling,
+)
 from embedcache.build.sample import RowSample
-from embedcache.cache.layout import Layout, RowBlock
+from embedcache.cache.layout import Layout, RowBlock, StringTable
 from embedcache.config.split import SPLITS
 from embedcache.config.table import NumericColumn
 from embedcache.config.targets import TargetColumn
@@ -175,10 +181,14 @@ class ScalingFit:
             return float(np.float32(self._raw.mean[self._averaged.index(f)]))
         return float(np.float32(np.median(np.concatenate(self._held[f]))))
 
-    def result(self, vectors: Mapping[str, Float[np.ndarray, "S E"]] | None = None) -> Scaling:
+    def result(
+        self,
+        vectors: Mapping[str, Float[np.ndarray, "S E"]] | None = None,
+        features: Mapping[str, Float[np.ndarray, "S K"]] | None = None,
+    ) -> Scaling:
         """Return the statistics of all rows added so far.
 
-        `vectors` are those of the distinct strings that train, by string column.
+        `vectors` and `features` are those of the distinct strings that train, by string column.
         """
         for t, counts in self._per_class.items():
             if (counts > 0).sum() < 2:
@@ -226,6 +236,9 @@ class ScalingFit:
             },
             vectors={name: vector_scaling(values) for name, values in (vectors or {}).items()},
             knots=tuple(knots),
+            string_features={
+                name: feature_scaling(values) for name, values in (features or {}).items()
+            },
         )
 
 
@@ -249,8 +262,18 @@ class TrainStatistics:
         for column, is_trained in enumerate(self._trained.values()):
             is_trained[block.string_id[is_train, column]] = True
 
-    def scaling(self, vectors: Mapping[str, Float[np.ndarray, "S E"]]) -> Scaling:
-        """Return the statistics of all train rows; `vectors` are all strings', by column."""
+    def scaling(self, strings: Mapping[str, StringTable]) -> Scaling:
+        """Return the statistics of all train rows; `strings` are all strings, by column."""
+        trained = self._trained.items()
         return self.fit.result(
-            {name: vectors[name][is_trained] for name, is_trained in self._trained.items()}
+            {
+                name: strings[name].embeddings.numpy()[is_train]
+                for name, is_train in trained
+                if strings[name].embeddings.shape[1]
+            },
+            {
+                name: strings[name].features.numpy()[is_train]
+                for name, is_train in trained
+                if strings[name].features.shape[1]
+            },
         )

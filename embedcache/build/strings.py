@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from embedcache.build.features import ColumnFeatures
 from embedcache.build.files import TableFiles
 from embedcache.build.request import BuildRequest
 from embedcache.build.store import vector_store
@@ -33,10 +34,13 @@ from embedcache.encoder.tokenizer import (
     tokenize,
     unreadable_strings,
 )
-from embedcache.encoder.tokens import TokenTable
+from embedcache.encoder.tokens import TokenTable, no_tokens
 from embedcache.encoder.unread import refuse_unread_dots
+from embedcache.features.own import OwnTables
 from embedcache.ranks import Ranks
 from embedcache.saving import Saving, saving_of
+
+UNREAD = "none"  # encoding key of columns that no encoder reads
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,14 @@ class EncodedStrings:
 
 
 def encode_strings(
-    request: BuildRequest, files: TableFiles, old: Cache | None, folder: Path, ranks: Ranks
+    request: BuildRequest,
+    files: TableFiles,
+    features: Mapping[str, ColumnFeatures],
+    old: Cache | None,
+    folder: Path,
+    ranks: Ranks,
 ) -> EncodedStrings:
-    """Return the tokens and vectors of all string columns.
+    """Return the tokens, vectors and features of all string columns.
 
     Only strings are encoded whose vectors neither the `old` cache, nor the store of all builds, nor
     a killed build, in `folder`, has. Raises EncoderError and TokenizerError for an encoder that
@@ -84,12 +93,18 @@ def encode_strings(
     """
     columns_of: dict[str, list[StringColumn]] = defaultdict(list)
     for column in request.data.strings:
-        columns_of[encoding_key(request.encoder_of(column))].append(column)
+        config = request.encoder_of(column)
+        columns_of[encoding_key(config) if config.reads else UNREAD].append(column)
+    unread = columns_of.pop(UNREAD, [])
     groups = [
-        _encode_columns(request, columns, encoding, files, old, folder, ranks)
+        _encode_columns(request, columns, encoding, files, features, old, folder, ranks)
         for encoding, columns in columns_of.items()
     ]
     encoded = {column.spec.name: column for group in groups for column in group.columns}
+    encoded |= {
+        column.name: _unread_column(request, column, files, features[column.name])
+        for column in unread
+    }
     return EncodedStrings(
         columns=tuple(encoded[column.name] for column in request.data.strings),
         num_encoded=sum(group.num_encoded for group in groups),
@@ -104,11 +119,12 @@ def _encode_columns(
     columns: list[StringColumn],
     encoding: str,
     files: TableFiles,
+    features: Mapping[str, ColumnFeatures],
     old: Cache | None,
     folder: Path,
     ranks: Ranks,
 ) -> EncodedStrings:
-    """Return the tokens and vectors of the columns of one encoder."""
+    """Return the tokens, vectors and features of the columns of one encoder."""
     config = request.encoder_of(columns[0])
     model = load_encoder(config).to(ranks.device)
     for column in columns:
@@ -127,8 +143,9 @@ def _encode_columns(
     encoded = []
     for column in columns:
         config, found = request.encoder_of(column), tokenized[column.name]
-        table = _string_table(files, column.name, found.tokens, vectors, config.prefix_layer)
-        spec = _spec(column, config, table, encoding)
+        own = features[column.name]
+        table = _string_table(files, column.name, found.tokens, vectors, own, config.prefix_layer)
+        spec = _spec(column, config, table, encoding, own)
         encoded.append(EncodedColumn(spec, table, found.unknown))
     num_encoded = vectors.num_encoded
     return EncodedStrings(
@@ -136,11 +153,34 @@ def _encode_columns(
     )
 
 
-def unreadable(request: BuildRequest, column: StringColumn, texts: Sequence[str]) -> dict[str, str]:
-    """Return the strings of a column that its encoder cannot read, with the reason."""
+def _unread_column(
+    request: BuildRequest, column: StringColumn, files: TableFiles, features: ColumnFeatures
+) -> EncodedColumn:
+    """Return a column that no encoder reads: no tokens, vectors of width 0, and features."""
+    texts = list(files.last.strings[column.name].text)
+    table = StringTable(
+        text=texts,
+        tokens=no_tokens(len(texts)),
+        embeddings=torch.zeros(len(texts), 0),
+        num_rows=torch.from_numpy(files.rows_of_strings(column.name)),
+        features=torch.from_numpy(features.values),
+    )
+    spec = _spec(column, request.encoder_of(column), table, UNREAD, features)
+    return EncodedColumn(spec, table, {})
+
+
+def unreadable(
+    request: BuildRequest, own: OwnTables, column: StringColumn, texts: Sequence[str]
+) -> dict[str, str]:
+    """Return the strings of a column that its encoder cannot read, or a user's table of features
+    lacks, with the reason.
+    """
     config = request.encoder_of(column)
+    lacking = own.unreadable(column, texts)
+    if not config.reads:
+        return lacking
     longest = load_encoder(config).max_length
-    return unreadable_strings(load_tokenizer(config), column, texts, longest)
+    return lacking | unreadable_strings(load_tokenizer(config), column, texts, longest)
 
 
 def _tokenized(
@@ -167,7 +207,12 @@ def _encode(files: TableFiles, tokenized: dict[str, Tokenized], vectors: StringV
 
 
 def _string_table(
-    files: TableFiles, name: str, tokens: TokenTable, vectors: StringVectors, layer: int | None
+    files: TableFiles,
+    name: str,
+    tokens: TokenTable,
+    vectors: StringVectors,
+    features: ColumnFeatures,
+    layer: int | None,
 ) -> StringTable:
     """Return a column's strings, all of whose vectors are known.
 
@@ -181,6 +226,7 @@ def _string_table(
         tokens=tokens,
         embeddings=torch.from_numpy(vectors.of(texts)),
         num_rows=torch.from_numpy(files.rows_of_strings(name)),
+        features=torch.from_numpy(features.values),
     )
 
 
@@ -207,7 +253,11 @@ def _states(
 
 
 def _spec(
-    column: StringColumn, config: EncoderConfig, table: StringTable, encoding: str
+    column: StringColumn,
+    config: EncoderConfig,
+    table: StringTable,
+    encoding: str,
+    features: ColumnFeatures,
 ) -> StringSpec:
     return StringSpec(
         name=column.name,
@@ -219,6 +269,7 @@ def _spec(
         pooling=config.pooling,
         encoder=config,
         encoding=encoding,
-        standin=is_standin(config.source),
+        standin=config.reads and is_standin(config.source),
         prefix_layer=config.prefix_layer,
+        features=features.sets,
     )

@@ -202,9 +202,9 @@ def _encode_share(work: Work, encoder: StringEncoder, ranks: Ranks) -> Exception
                     vectors.append(encode_all(encoder, work.tokens.take(batch), progress=False))
                     _refuse_non_finite(vectors[-1], [work.texts[s] for s in batch.tolist()])
                     bar.update(len(batch))
-                file = _free_name(work.folder, ranks.rank)
+                file = free_name(work.folder, ranks.rank)
                 texts = [work.texts[s] for s in torch.cat(piece).tolist()]
-                _save_piece(file, texts, np.concatenate(vectors))
+                save_piece(file, texts, np.concatenate(vectors))
     except (UserError, OSError) as error:
         return error
     return None
@@ -248,7 +248,7 @@ def _raise_first(failures: list[Exception | None]) -> None:
             raise type(failure)(f"rank {rank}: {failure}")
 
 
-def _free_name(folder: Path, rank: int) -> Path:
+def free_name(folder: Path, rank: int) -> Path:
     """Return the name of a piece that no other process writes."""
     number = len(list(folder.glob("*.npz")))
     while (file := folder / f"{number:06d}-{rank}-{os.getpid()}.npz").exists():
@@ -256,7 +256,8 @@ def _free_name(folder: Path, rank: int) -> Path:
     return file
 
 
-def _save_piece(file: Path, texts: list[str], vectors: np.ndarray) -> None:
+def save_piece(file: Path, texts: list[str], vectors: np.ndarray) -> None:
+    """Write the vectors of some strings, for `saved_vectors` to find."""
     # a stream: for a path np.savez would choose a name that ends in .npz
     with atomic_write(file) as partial, partial.open("wb") as stream:
         np.savez(stream, text=np.array(texts), vectors=vectors)

@@ -4,8 +4,8 @@ A row names its string by a number, and a number says nothing of what it counts:
 a cache in another order than its rows assume, by a defect of ours, an interrupted copy or
 somebody's script, every digest would be right and every prediction wrong. So a row also carries 64
 bits of the sha256 of its own prepared text, taken from the table and not from the number; and each
-string carries 64 bits over its text, tokens and vector. They are compared whenever rows or strings
-are read. Two of 100,000 strings share a text hash with a probability of 3e-10.
+string carries 64 bits over its text, tokens, vector and features. They are compared whenever rows
+or strings are read. Two of 100,000 strings share a text hash with a probability of 3e-10.
 """
 
 import hashlib
@@ -25,15 +25,17 @@ MOST_NAMED = 5
 
 
 def vector_hashes(
-    texts: Sequence[str], tokens: TokenTable, embeddings: Tensor
+    texts: Sequence[str], tokens: TokenTable, embeddings: Tensor, features: Tensor
 ) -> Int64[np.ndarray, " S"]:
-    """Return eight bytes of a sha256 over each string's text, tokens and vector."""
+    """Return eight bytes of a sha256 over each string's text, tokens, vector and features."""
     values = tokens.values.numpy().astype("<i8")
     offsets = tokens.offsets.tolist()
-    vectors = np.ascontiguousarray(embeddings.numpy(), dtype="<f4")
+    vectors, numbers = (
+        np.ascontiguousarray(each.numpy(), dtype="<f4") for each in (embeddings, features)
+    )
     return first_eight_bytes(
         [
-            _digest(text, values[offsets[s] : offsets[s + 1]], vectors[s])
+            _digest(text, values[offsets[s] : offsets[s + 1]], vectors[s], numbers[s])
             for s, text in enumerate(texts)
         ]
     )

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 ABSENT = "(none)"
 ROTATION = "split.rotation"  # the entry that one cache can have in several values
 DIGEST = re.compile(r"\b[0-9a-f]{32,}\b")

@@ -17,6 +17,14 @@ from embedcache.schema import Config
 from embedcache.table.vocabulary import Vocabulary
 
 
+class FeatureSet(Config):
+    """Columns of features of strings that have one origin."""
+
+    name: str  # rdkit, morgan, or a user's file
+    origin: str  # what they depend on beside the string: RDKit's version, the file's digest
+    columns: tuple[str, ...]
+
+
 class StringSpec(Config):
     """What the cache holds for one string column."""
 
@@ -24,7 +32,7 @@ class StringSpec(Config):
     column: str
     kind: str
     num_strings: int = Field(ge=0)
-    width: int = Field(ge=1)
+    width: int = Field(ge=0)  # 0: no encoder reads them
     num_tokens: int = Field(ge=0)
     pooling: str
     encoder: EncoderConfig
@@ -32,6 +40,27 @@ class StringSpec(Config):
     standin: bool
     # the layer that the cached hidden states enter; None: there are none
     prefix_layer: int | None = None
+    features: tuple[FeatureSet, ...] = ()
+
+    @property
+    def feature_columns(self) -> tuple[str, ...]:
+        """The names of the K features of each string, in the order of the array's columns."""
+        return tuple(name for each in self.features for name in each.columns)
+
+    @property
+    def in_words(self) -> str:
+        """What is read of a string: by which encoder, and which features."""
+        encoder = f"encoder {self.encoder.source}, {self.pooling} pooling"
+        parts = [encoder if self.width else "no language model"]
+        if self.features:
+            sets = ", ".join(f"{each.name} {len(each.columns):,}" for each in self.features)
+            parts.append(f"features {sets}")
+        return "; ".join(parts)
+
+    @property
+    def full_width(self) -> int:
+        """E + K: the encoder's vector, and the features behind it."""
+        return self.width + len(self.feature_columns)
 
 
 class Layout(Config):
@@ -57,13 +86,19 @@ class Layout(Config):
             "features": [(column.column, column.transform) for column in self.numeric],
             "number of targets": len(self.targets),
             "binary targets": {each.name for each in self.targets if each.kind == "binary"},
-            "widths of vectors": {spec.name: spec.width for spec in self.strings},
+            "widths of vectors": {spec.name: spec.width for spec in self.strings if spec.width},
+            "features of strings": {
+                spec.name: len(spec.feature_columns) for spec in self.strings if spec.features
+            },
         }
         found = {
             "features": list(zip(scaling.columns, scaling.transforms, strict=True)),
             "number of targets": len(scaling.target_mean),
             "binary targets": set(scaling.positive_rate),
             "widths of vectors": {name: len(each.mean) for name, each in scaling.vectors.items()},
+            "features of strings": {
+                name: len(each.center) for name, each in scaling.string_features.items()
+            },
         }
         for what, value in wanted.items():
             if found[what] != value:
@@ -160,12 +195,13 @@ def array_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
             shapes[f"rows/{array.name}"] = (layout.num_rows, *columns)
     for spec in layout.strings:
         s, p = spec.num_strings, spec.num_tokens
-        of_column: dict[str, tuple[int, ...]] = {
-            "token_ids": (p,),
-            "token_offsets": (s + 1,),
-            "embeddings": (s, spec.width),
-            **dict.fromkeys(("text", "num_rows", "text_hash", "vector_hash"), (s,)),
-        }
+        names = ("text", "num_rows", "text_hash", "vector_hash")
+        of_column: dict[str, tuple[int, ...]] = dict.fromkeys(names, (s,))
+        if spec.width:
+            of_column |= {"token_ids": (p,), "token_offsets": (s + 1,)}
+            of_column["embeddings"] = (s, spec.width)
+        if spec.features:
+            of_column["features"] = (s, len(spec.feature_columns))
         if spec.prefix_layer is not None:
             of_column |= {"prefix": (p, spec.width), "prefix_hash": (s,)}
         shapes |= {f"strings/{spec.name}/{name}": shape for name, shape in of_column.items()}
@@ -180,3 +216,4 @@ class StringTable:
     tokens: TokenTable
     embeddings: Float[Tensor, "S E"]
     num_rows: Int[Tensor, " S"]
+    features: Float[Tensor, "S K"]  # raw; NaN is missing

@@ -3,7 +3,8 @@
     /                 attributes: format_version, identity, layout, provenance, report, complete,
                       files (see `manifest`)
     /strings/<name>   text [S], token_ids [P], token_offsets [S + 1], embeddings [S, E],
-                      num_rows [S], prefix [P, E] (mode prefix); P tokens end to end,
+                      num_rows [S], prefix [P, E] (mode prefix), features [S, K] (where the
+                      config asks for some; raw, NaN is missing); P tokens end to end,
                       text_hash [S], vector_hash [S], prefix_hash [S] (see `consistency`)
     /rows             string_id [N, C], string_hash [N, C], numeric [N, F], category [N, K],
                       targets [N, T], weight [N], group [N], stratum [N], split [N], fold [N],
@@ -38,7 +39,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int8, Int32, Int64, Shaped
+from jaxtyping import Float32, Int8, Int32, Int64, Shaped
+from torch import Tensor
 
 from embedcache.cache import manifest
 from embedcache.cache.arrays import CheckedArrays
@@ -65,7 +67,7 @@ from embedcache.cache.leaving import await_thread_at_exit
 from embedcache.cache.replaced import Unreplaced
 from embedcache.cache.root import check_root, corrupt_root
 from embedcache.config.cache import CodecName
-from embedcache.encoder.tokens import TokenTable
+from embedcache.encoder.tokens import TokenTable, no_tokens
 from embedcache.scaling import Scaling
 from embedcache.table.strings import text_hashes
 from embedcache.table.vocabulary import Vocabulary
@@ -140,21 +142,33 @@ class Cache:
     def _strings(self, spec: StringSpec, with_states: bool) -> StringTable:
         name = spec.name
         group = f"strings/{name}"
-        has_states = with_states and spec.prefix_layer is not None
-        states = torch.from_numpy(self._arrays.read(f"{group}/prefix")) if has_states else None
-        tokens = TokenTable(
-            values=torch.from_numpy(self._arrays.read(f"{group}/token_ids")),
-            offsets=torch.from_numpy(self._arrays.read(f"{group}/token_offsets")),
-            states=states,
-        )
+        tokens, vectors = no_tokens(spec.num_strings), torch.zeros(spec.num_strings, 0)
+        if spec.width:
+            tokens = self._tokens(spec, with_states)
+            vectors = torch.from_numpy(self._arrays.read(f"{group}/embeddings"))
         strings = StringTable(
             text=[str(text) for text in self._arrays.read(f"{group}/text")],
             tokens=tokens,
-            embeddings=torch.from_numpy(self._arrays.read(f"{group}/embeddings")),
+            embeddings=vectors,
             num_rows=torch.from_numpy(self._arrays.read(f"{group}/num_rows")),
+            features=self._features(spec),
         )
         self._check_strings(spec, strings)
         return strings
+
+    def _tokens(self, spec: StringSpec, with_states: bool) -> TokenTable:
+        group = f"strings/{spec.name}"
+        has_states = with_states and spec.prefix_layer is not None
+        return TokenTable(
+            values=torch.from_numpy(self._arrays.read(f"{group}/token_ids")),
+            offsets=torch.from_numpy(self._arrays.read(f"{group}/token_offsets")),
+            states=torch.from_numpy(self._arrays.read(f"{group}/prefix")) if has_states else None,
+        )
+
+    def _features(self, spec: StringSpec) -> Float32[Tensor, "S K"]:
+        if not spec.features:
+            return torch.zeros(spec.num_strings, 0)
+        return torch.from_numpy(self._arrays.read(f"strings/{spec.name}/features"))
 
     def rows(self, start: int = 0, stop: int | None = None) -> RowBlock:
         """Return rows `start` to `stop` in table order, every row's string known to be its own.
@@ -204,8 +218,8 @@ class Cache:
     def _check_strings(self, spec: StringSpec, strings: StringTable) -> None:
         name, text, tokens = f"strings/{spec.name}", strings.text, strings.tokens
         self._compare(text, f"{name}/text_hash", text_hashes(text), f"{name}/text_hash")
-        found = vector_hashes(text, tokens, strings.embeddings)
-        self._compare(text, f"{name}: tokens or vectors", found, f"{name}/vector_hash")
+        found = vector_hashes(text, tokens, strings.embeddings, strings.features)
+        self._compare(text, f"{name}: tokens, vectors or features", found, f"{name}/vector_hash")
         if tokens.states is not None:
             found = state_hashes(text, tokens)
             self._compare(text, f"{name}/prefix", found, f"{name}/prefix_hash")

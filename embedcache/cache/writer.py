@@ -22,7 +22,7 @@ from zarr.codecs import TransposeCodec
 
 from embedcache.cache.codec import compressors
 from embedcache.cache.consistency import state_hashes, vector_hashes
-from embedcache.cache.layout import ROW_ARRAYS, Layout, RowBlock, StringTable, widths
+from embedcache.cache.layout import ROW_ARRAYS, Layout, RowBlock, StringSpec, StringTable, widths
 from embedcache.config.cache import CacheConfig, CodecName
 from embedcache.scaling import Scaling
 from embedcache.table.strings import text_hashes
@@ -104,24 +104,37 @@ class StoreWriter:
             array[self._written : stop] = getattr(block, name)
         self._written = stop
 
-    def add_strings(self, name: str, strings: StringTable) -> None:
+    def add_strings(self, spec: StringSpec, strings: StringTable) -> None:
         """Write the distinct strings of one column."""
-        group = zarr.open_group(self._folder / "strings", mode="a").create_group(name)
+        group = zarr.open_group(self._folder / "strings", mode="a").create_group(spec.name)
         text, tokens, vectors = strings.text, strings.tokens, strings.embeddings
+        hashes = vector_hashes(text, tokens, vectors, strings.features)
         arrays: dict[str, tuple[np.ndarray, tuple[str, ...]]] = {
-            "token_ids": (tokens.values.numpy(), ("token",)),
-            "token_offsets": (tokens.offsets.numpy(), ("string_edge",)),
-            "embeddings": (vectors.numpy(), ("string", "embedding")),
             "num_rows": (strings.num_rows.numpy(), ("string",)),
             "text_hash": (text_hashes(text), ("string",)),
-            "vector_hash": (vector_hashes(text, tokens, vectors), ("string",)),
+            "vector_hash": (hashes, ("string",)),
         }
+        if spec.width:
+            arrays |= {
+                "token_ids": (tokens.values.numpy(), ("token",)),
+                "token_offsets": (tokens.offsets.numpy(), ("string_edge",)),
+                "embeddings": (vectors.numpy(), ("string", "embedding")),
+            }
         if tokens.states is not None:
             arrays["prefix"] = (tokens.states.numpy(), ("token", "embedding"))
             arrays["prefix_hash"] = (state_hashes(text, tokens), ("string",))
         _write_text(group, "text", text, "string")
         for array, (values, dimensions) in arrays.items():
             _write(group, array, values, dimensions, self._codec)
+        if spec.features:
+            _write(
+                group,
+                "features",
+                strings.features.numpy(),
+                ("string", "feature"),
+                self._codec,
+                {"columns": list(spec.feature_columns)},
+            )
 
     def finish(self, scaling: Scaling) -> None:
         """Write the names of groups and the scaling; all rows must have been added."""
@@ -140,6 +153,7 @@ def _write(
     values: Shaped[np.ndarray, "..."],
     dimensions: tuple[str, ...],
     codec: CodecName,
+    attributes: dict[str, Any] | None = None,
 ) -> None:
     length = max(1, min(len(values), CHUNK_VALUES // max(1, int(np.prod(values.shape[1:])))))
     array = group.create_array(
@@ -150,6 +164,7 @@ def _write(
         compressors=compressors(codec, values.dtype),
         fill_value=float("nan") if values.dtype.kind == "f" else -1,
         dimension_names=dimensions,
+        attributes=attributes,
         config={"write_empty_chunks": True},
     )
     array[:] = values

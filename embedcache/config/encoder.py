@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from embedcache.schema import Config, also_called
 from embedcache.values import FilePath, Layers, Share
 
-EncodingMode = Literal["naive", "per_microbatch", "per_step", "prefix", "frozen"]
+EncodingMode = Literal["naive", "per_microbatch", "per_step", "prefix", "frozen", "none"]
 Sharding = Literal["replicate", "shard"]  # all strings on every rank, or each rank its share
 # of a stand-in: the published architecture; one that an hour can pre-train; for tests
 EncoderSize = Literal["polybert", "small", "tiny"]
@@ -83,7 +83,8 @@ class EncoderConfig(Config):
         description=(
             "how often training encodes: naive: each row; per_microbatch and per_step: each"
             " distinct string of a micro-batch or of an optimizer step; prefix: as per_step, from"
-            " cached hidden states; frozen: never, by cached vectors"
+            " cached hidden states; frozen: never, by cached vectors; none: there is no language"
+            " model, and every string column has `features`"
         ),
     )
     encode_sharding: Sharding = Field(
@@ -112,6 +113,11 @@ class EncoderConfig(Config):
                 " encoder.lora.first_layer to 1 or more, or use mode per_step"
             )
         return self
+
+    @property
+    def reads(self) -> bool:
+        """Whether there is an encoder at all."""
+        return self.mode != "none"
 
     @property
     def prefix_layer(self) -> int | None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from embedcache.config.encoder import EncoderConfig
+from embedcache.config.features import FeatureKind, FeatureTable
 from embedcache.schema import Config, also_called
 from embedcache.values import (
     Amount,
@@ -61,6 +62,34 @@ class StringColumn(Config):
     encoder: "EncoderConfig | None" = Field(
         default=None, description="an encoder of its own; unset: the experiment's, shared"
     )
+    features: tuple[FeatureKind | FeatureTable, ...] = Field(
+        default=(),
+        description=(
+            "numbers on each string, beside what the encoder makes of it: rdkit: RDKit's 2D"
+            " descriptors; morgan: counts of Morgan's fingerprints; of a psmiles both are of the"
+            " repeat unit and of two units in a row. {table: FILE, key: COLUMN}: your own"
+        ),
+    )
+
+    @property
+    def computed_features(self) -> tuple[FeatureKind, ...]:
+        """Those of `features` that need nothing but the string."""
+        return tuple(each for each in self.features if not isinstance(each, FeatureTable))
+
+    @model_validator(mode="after")
+    def _features_fit(self) -> "StringColumn":
+        named = [
+            f"{each.table} by {each.key}" if isinstance(each, FeatureTable) else each
+            for each in self.features
+        ]
+        if found := twice(named):
+            raise ValueError(f"features has twice: {', '.join(found)}; take one away")
+        if self.kind == "text" and self.computed_features:
+            raise ValueError(
+                f"features {', '.join(self.computed_features)} are of molecules, and kind: text may"
+                " be anything; set kind to psmiles or smiles, or leave them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> "StringColumn":
@@ -293,6 +322,17 @@ class DataConfig(Config):
             for column in self.numeric
             for feature in (column, *([indicator_of(column)] if column.fill == "indicator" else []))
         )
+
+    def unread(self, encoder: EncoderConfig) -> list[str]:
+        """Return the names of string columns that neither an encoder nor features read.
+
+        `encoder` is that of columns without one of their own.
+        """
+        return [
+            column.name
+            for column in self.strings
+            if not (column.features or (column.encoder or encoder).reads)
+        ]
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -86,6 +86,12 @@ class TokenTable:
         return index.to(device, non_blocking=True), mask.to(device, non_blocking=True)
 
 
+def no_tokens(num_strings: int) -> TokenTable:
+    """Return the tokens of strings that no encoder reads."""
+    edges = torch.zeros(num_strings + 1, dtype=torch.int64)
+    return TokenTable(torch.zeros(0, dtype=torch.int64), edges)
+
+
 def offsets_of(lengths: Int[Tensor, " S"]) -> Int[Tensor, " S_plus_1"]:
     """Return where each of the strings that lie end to end begins, and where the last one ends."""
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])

@@ -19,6 +19,7 @@ from torch import Tensor
 from embedcache.encoder.model import StringEncoder
 from embedcache.live.arrival import refuse_unannounced
 from embedcache.live.bounded import Budget
+from embedcache.live.features import FeaturedColumn, bare
 from embedcache.live.sources import RowVectors, VectorSource
 from embedcache.live.step import LiveEncoder
 
@@ -155,7 +156,7 @@ def live_encoders(
     It has as many columns of them as share it.
     """
     columns: dict[LiveEncoder, list[Int[Tensor, " N"]]] = {}
-    for source, own in zip(sources, string_id.unbind(1), strict=True):
+    for source, own in zip(map(bare, sources), string_id.unbind(1), strict=True):
         if isinstance(source, SharedColumn):
             columns.setdefault(source.live, []).append(source.shared_id(own))
         elif isinstance(source, LiveEncoder):
@@ -171,11 +172,13 @@ def vectors_of_all_columns(sources: Sequence[VectorSource]) -> list[Float[Tensor
     tables: dict[LiveEncoder, Float[Tensor, "S E"]] = {}
     found = []
     for source in sources:
-        if not isinstance(source, SharedColumn):
+        column = bare(source)
+        if not isinstance(column, SharedColumn):
             found.append(source.vectors_of_all_strings())
             continue
-        if source.live not in tables:
-            tables[source.live] = source.live.vectors_of_all_strings()
-        every = torch.arange(len(source.lengths))
-        found.append(tables[source.live][source.shared_id(every)])
+        if column.live not in tables:
+            tables[column.live] = column.live.vectors_of_all_strings()
+        every = torch.arange(len(column.lengths))
+        table = tables[column.live][column.shared_id(every)]
+        found.append(source.with_all(table) if isinstance(source, FeaturedColumn) else table)
     return found

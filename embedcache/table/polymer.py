@@ -67,6 +67,15 @@ def polymer_form(text: str) -> str:
     return unit_form(_joined(_least(_blocks(text))))
 
 
+def dimer_form(text: str) -> str:
+    """Return two units in a row, the second bound to the first as units are in the chain.
+
+    `text` is one fragment with two endpoints `[*]`, and so is what comes back.
+    """
+    unit = Chem.MolToSmiles(_labelled(text, (_ENTRY, _EXIT)))
+    return _joined((unit, unit))
+
+
 def _labelled(text: str, ends: tuple[str, str]) -> Chem.Mol:
     """Return the molecule of a unit whose first and second endpoint are these labelled stars."""
     for label in ends:

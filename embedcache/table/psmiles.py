@@ -67,10 +67,10 @@ def _repeat_unit(text: str, column: StringColumn) -> str:
     form = polymer_form if column.canonicalize == "polymer" else unit_form
     if not column.fragments:
         return form(text)
-    return ".".join(sorted(form(part) if "*" in part else part for part in _parts(text)))
+    return ".".join(sorted(form(part) if "*" in part else part for part in parts_of(text)))
 
 
-def _parts(text: str) -> list[str]:
+def parts_of(text: str) -> list[str]:
     """Return the SMILES of each fragment.
 
     Numbers tell the stars apart meanwhile: between two equal ones RDKit drops a centre's stereo.

@@ -70,6 +70,25 @@ def fingerprints(cache: Cache) -> Features:
     return features
 
 
+def string_features(cache: Cache) -> Features:
+    """Return the features per string that the cache holds, of all string columns.
+
+    They are raw, NaN where missing, as trees take them. Columns that never vary are left out.
+    """
+    tables = []
+    for spec in cache.layout.strings:
+        table = cache.strings(spec.name).features.numpy()
+        varies = np.array([len(np.unique(column)) > 1 for column in table.T], dtype=bool)
+        tables.append(table[:, varies])
+
+    def features(rows: RowBlock) -> Float[np.ndarray, "N F"]:
+        pairs = zip(tables, rows.string_id.T, strict=True)
+        parts = [table[string_id] for table, string_id in pairs]
+        return np.concatenate([_no_columns(rows), *parts], axis=1)
+
+    return features
+
+
 def _no_columns(rows: RowBlock) -> Float[np.ndarray, "N 0"]:
     """Return what a table without string columns has of them."""
     return np.zeros((len(rows.split), 0), dtype=np.float32)

@@ -21,6 +21,7 @@ def open_checked_cache(experiment: Experiment, config_path: str) -> Cache:
         experiment.split,
         experiment.encoder,
         known_files=cache.identity.files,
+        known_tables=cache.identity.entries,
     )
     different = wanted.difference(cache.identity)
     if differs_in_rotation(cache, wanted):

@@ -182,7 +182,7 @@ STEPS = [
     (Path, "rename", 2),
     (Path, "replace", 1),
     (Path, "replace", 3),
-    (vectors, "_save_piece", 3),
+    (vectors, "save_piece", 3),
     (writer.StoreWriter, "__init__", 1),
     (writer.StoreWriter, "add_strings", 1),
     (writer.StoreWriter, "add_rows", 3),
@@ -279,7 +279,7 @@ def test_a_finished_but_unpublished_build_of_something_else_is_not_published(stu
 def test_encoded_strings_survive_a_kill(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors, "PIECE", 2)
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, vectors, "_save_piece", 3)
+        stop_at(patch, vectors, "save_piece", 3)
         with pytest.raises(Stopped):
             study.build()
     assert study.but(split={"seed": 1}).build().num_encoded == 1, (
@@ -402,7 +402,7 @@ def test_a_refused_write_is_a_clear_error(
 
 @pytest.mark.parametrize(
     "step",
-    [(manifest, "sync", 1), (vectors, "_save_piece", 1), (writer.StoreWriter, "add_rows", 2)],
+    [(manifest, "sync", 1), (vectors, "save_piece", 1), (writer.StoreWriter, "add_rows", 2)],
     ids=lambda step: step[1],
 )
 def test_a_disk_that_fills_at_any_step(study: Any, step: tuple[Any, str, int]) -> None:

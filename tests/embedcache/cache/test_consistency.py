@@ -98,16 +98,16 @@ def swapped_states(root: zarr.Group) -> None:
 FAULTS = {
     "vectors permuted": (
         permuted("embeddings"),
-        "tokens or vectors of 2 of 5 strings belong to other strings: 0 ",
+        "tokens, vectors or features of 2 of 5 strings belong to other strings: 0 ",
     ),
     "vectors permuted with their hashes": (
         permuted("embeddings", "vector_hash"),
-        "tokens or vectors of 2 of 5 strings",
+        "tokens, vectors or features of 2 of 5 strings",
     ),
     "texts permuted": (permuted("text"), "text_hash of 2 of 5 strings"),
     "texts permuted with their hashes": (
         permuted("text", "text_hash"),
-        "tokens or vectors of 2 of 5 strings",
+        "tokens, vectors or features of 2 of 5 strings",
     ),
     "strings in another order": (
         all_strings_in_another_order,
@@ -125,7 +125,10 @@ FAULTS = {
         set_id(-1),
         r"1 rows name no string of 'polymer', which has 5: rows 117 \(string -1\)",
     ),
-    "tokens of a string reversed": (swapped_tokens, "tokens or vectors of 1 of 5 strings"),
+    "tokens of a string reversed": (
+        swapped_tokens,
+        "tokens, vectors or features of 1 of 5 strings",
+    ),
     "states shifted by a token": (swapped_states, "prefix of 5 of 5 strings"),
 }
 

@@ -123,7 +123,7 @@ def test_arbitrary_blocks_come_back_whatever_the_chunks(
     layout = source.layout.model_copy(update={"num_rows": num_rows})
     folder = tmp_path_factory.mktemp("made") / "cache.zarr"
     writer = StoreWriter(folder, layout, CacheConfig(rows_per_chunk=chunk, chunks_per_shard=shards))
-    writer.add_strings("polymer", strings)
+    writer.add_strings(layout.strings[0], strings)
     sizes = []
     for block in reblocked(blocks, writer.rows_per_block):
         sizes.append(len(block.weight))
