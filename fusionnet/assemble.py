@@ -3,7 +3,7 @@
 Columns whose encoder configs are equal share one encoder, hence one set of LoRA weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.tokens import TokenTable, shared_strings
 from embedcache.errors import ConfigError
+from embedcache.live.features import FeaturedColumn
 from embedcache.live.shared import shared_columns
 from embedcache.live.sources import CachedVectors, PerMicrobatch, PerRow, VectorSource
 from embedcache.live.step import LiveEncoder
@@ -44,7 +45,7 @@ def build_model(
             " give fp32 or bf16, or use make_trainer"
         )
     torch.manual_seed(recipe.train.seed)
-    live = recipe.mode != "frozen" if live is None else live
+    live = recipe.is_live if live is None else live
     names = [spec.name for spec in layout.strings]
     encoders = _load_encoders(recipe.encoders, names) if live else {}
     return model_of(recipe, layout, scaling, encoders).to(device)
@@ -62,17 +63,36 @@ def make_sources(
     Columns of one encoder share what it encodes in a step. `pad_to` concerns `naive` alone.
     """
     names = [spec.name for spec in cache.layout.strings]
-    keys = encoder_of_column(recipe, names)
     tables = [cache.strings(name, with_states=recipe.mode == "prefix") for name in names]
-    if recipe.mode == "frozen":
-        return [CachedVectors(table.embeddings.to(device)) for table in tables]
+    found = _bare_sources(model, recipe, dict(zip(names, tables, strict=True)), device, pad_to)
+    scaling = cache.scaling.string_features
+    return [
+        FeaturedColumn(source, scaling[name].apply(table.features).to(device))
+        if name in scaling
+        else source
+        for name, table, source in zip(names, tables, found, strict=True)
+    ]
+
+
+def _bare_sources(
+    model: TrainableModel,
+    recipe: Recipe,
+    tables: Mapping[str, StringTable],
+    device: torch.device | str,
+    pad_to: int | None,
+) -> list[VectorSource]:
+    """Return the sources of what encoders make of the strings; `tables` are the columns'."""
+    if not recipe.is_live:
+        return [CachedVectors(table.embeddings.to(device)) for table in tables.values()]
+    names = list(tables)
+    keys = encoder_of_column(recipe, names)
     found: dict[str, VectorSource] = {}
     for key in dict.fromkeys(keys):
         encoder, config = model.encoders[key], recipe.encoders[names.index(key)]
         assert isinstance(encoder, StringEncoder)
         own = {
-            name: table
-            for name, of_column, table in zip(names, keys, tables, strict=True)
+            name: tables[name]
+            for name, of_column in zip(names, keys, strict=True)
             if of_column == key
         }
         if recipe.mode in ("per_step", "prefix"):

@@ -116,6 +116,12 @@ class Experiment(Config):
                 f"all string columns are encoded in one mode, found {found}; give their encoders"
                 " the same encoder.mode"
             )
+        if unread := self.data.unread(self.encoder):
+            raise ValueError(
+                "encoder.mode is none, and nothing else reads string column"
+                f" {', '.join(map(repr, unread))}: give it features, e.g. [rdkit, morgan], take it"
+                " away, or choose another mode"
+            )
         return self
 
     @property

@@ -41,6 +41,11 @@ class Recipe:
         """How often strings are encoded; columns are all trained in one mode, none in `frozen`."""
         return self.encoders[0].mode if self.encoders else "frozen"
 
+    @property
+    def is_live(self) -> bool:
+        """Whether strings are encoded in training, by encoders that are trained."""
+        return self.mode not in ("frozen", "none")
+
 
 def observed_tasks(tasks: Sequence[Task], layout: Layout) -> tuple[Task, ...]:
     """Return the tasks for which the cache has labels, in the cache's order of targets.
@@ -87,6 +92,7 @@ def model_of(
         cardinalities=[len(category.values) for category in layout.categories],
         vector_scaling=scaling.vectors,
         numeric_edges=_edges(recipe.model, scaling),
+        string_features={spec.name: len(spec.feature_columns) for spec in layout.strings},
     )
     loss = MultiTaskLoss(recipe.tasks, scaling, recipe.loss)
     return TrainableModel(encoders, network, loss, AUTOCAST_DTYPES[recipe.train.precision])

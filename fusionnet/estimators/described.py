@@ -110,7 +110,8 @@ def described(table: Path, folder: Path, said: Description) -> tuple[Experiment,
     for role in _FEATURES:
         data[role] = _filled(said.entries(role), guessed.get(role, []))
     values["tasks"] = _filled(said.entries("tasks"), draft.values["tasks"])
-    if "source" in said.config.get("encoder", {}):
+    encoder = said.config.get("encoder", {})
+    if "source" in encoder or encoder.get("mode") == "none":
         data["strings"] = [_shared(column, said.entries("strings")) for column in data["strings"]]
     marks = [*guessed.get("null_values", []), *given.get("null_values", [])]
     data["null_values"] = list(dict.fromkeys(marks))

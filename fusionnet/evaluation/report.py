@@ -26,6 +26,7 @@ from fusionnet.trained.run import TrainedRun
 from fusionnet.yamlfile import to_yaml
 
 MOST_TABLE_ROWS = 60
+NO_ENCODER = "none: no language model reads the strings (encoder.mode none)"
 
 
 def write_report(
@@ -110,11 +111,19 @@ def _string_facts(run: TrainedRun) -> list[tuple[str, str]]:
     if not specs:
         return []
     distinct = ", ".join(f"{spec.num_strings:,} distinct {spec.column}" for spec in specs)
-    encoders = {f"{spec.encoder.source}, {spec.pooling} pooling": None for spec in specs}
-    facts = [
-        ("strings", distinct),
-        ("encoder", f"{', '.join(encoders)}; trained in mode {run.recipe.mode}"),
+    encoders = {
+        f"{spec.encoder.source}, {spec.pooling} pooling": None for spec in specs if spec.width
+    }
+    encoder = f"{', '.join(encoders)}; trained in mode {run.recipe.mode}"
+    facts = [("strings", distinct), ("encoder", encoder if encoders else NO_ENCODER)]
+    features = [
+        f"{spec.column}: "
+        + ", ".join(f"{each.name} {len(each.columns):,}" for each in spec.features)
+        for spec in specs
+        if spec.features
     ]
+    if features:
+        facts.append(("features of strings", "; ".join(features)))
     return [*facts, ("saving", run.saving)] if run.saving else facts
 
 

@@ -69,17 +69,18 @@ class RowEvaluator:
     def tables(self, vectors: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ D"]]:
         """Return the projected summands of all strings and categories.
 
-        There is one table [U, D] per string column, then one per category column; `vectors` has one
-        matrix [U, E] per string column. For a single token they are to be summed, and the first of
-        them holds the bias, which is left to the numbers where there is no table; for modality
-        tokens each has its own.
+        There is one table [U, D] per summand of strings, then one per category column; `vectors`
+        has one matrix [U, E + K] per string column. For a single token they are to be summed, and
+        the first of them holds the bias, which is left to the numbers where there is no table; for
+        modality tokens each has its own.
         """
         network, blocks = self._network, self._blocks
         dtype = network.projection.weight.dtype
-        columns = zip(network.adapters.values(), vectors, blocks.strings, strict=True)
         tables = [
             F.linear(adapter.distinct(table.to(dtype)).float(), block)
-            for adapter, table, block in columns
+            for (adapter, table, _), block in zip(
+                network.string_parts(vectors), blocks.strings, strict=True
+            )
         ]
         tables += [
             F.linear(embedding.weight.float(), block)
@@ -112,7 +113,8 @@ class RowEvaluator:
         self, tables: Sequence[Float[Tensor, "_ D"]], inputs: RowInputs
     ) -> Float[Tensor, "B O"]:
         """Return the outputs of rows that are computed together."""
-        columns = [*inputs.string_id.unbind(1), *inputs.category.unbind(1)]
+        of_strings = [inputs.string_id[:, column] for column in self._network.string_columns]
+        columns = [*of_strings, *inputs.category.unbind(1)]
         gathered = [
             table.index_select(0, column) for table, column in zip(tables, columns, strict=True)
         ]
@@ -137,7 +139,7 @@ class RowEvaluator:
         self, gathered: Sequence[Float[Tensor, "B D"]], numbers: Sequence[Float[Tensor, "B D"]]
     ) -> Float[Tensor, "B M D"]:
         """Return [CLS] and the tokens in the order strings, numbers, categories."""
-        num_strings = len(self._network.adapters)
+        num_strings = len(self._network.string_columns)
         tokens = [
             *gathered[:num_strings],
             *(number + kind for number, kind in zip(numbers, self._kinds.numbers, strict=True)),

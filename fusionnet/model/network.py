@@ -1,5 +1,8 @@
 """The fusion network: strings' vectors, numbers and categories in, the outputs of all tasks out.
 
+Behind a string's vector lie its features, if it has any; they have an adapter and a summand of
+their own, and are gathered as late.
+
 The input projection W [v; p; c] (specification, 4.1) is a sum W_v v + W_p p + W_c c. Its string
 summands are computed once per distinct string where no dropout is drawn per row (evaluation), its
 category summands always once per category; rows gather them as late as that. One weight matrix
@@ -7,11 +10,11 @@ holds the blocks of all summands, as specified. The single token is the sum of t
 modality tokens are the summands themselves, and their numbers are encoded group by group.
 
 Axes: B rows, U distinct strings, E encoder width, F numeric features, D fusion width, O outputs,
-W the width of one summand before its projection.
+K features of a string, W the width of one summand before its projection.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -64,6 +67,7 @@ class FusionNetwork(nn.Module):
         feature_groups: Sequence[str] = (),
         vector_scaling: Mapping[str, VectorScaling] | None = None,
         numeric_edges: Sequence[Sequence[float]] = (),
+        string_features: Mapping[str, int] | None = None,
     ) -> None:
         """`strings` are (name, vector width E) per string column.
 
@@ -71,13 +75,19 @@ class FusionNetwork(nn.Module):
         group of each numeric feature, for modality tokens and noise (unset: they are one group,
         ''); `vector_scaling` standardises the vectors of a string column, by its name, and those of
         others enter as they are; `numeric_edges` are the edges of each feature's bins, for
-        piecewise-linear embeddings.
+        piecewise-linear embeddings; `string_features` are the numbers K of features that lie behind
+        the vectors of a string column, [E + K].
         """
         super().__init__()
         has_modality_tokens = config.fusion == "modality"
         scaling = (vector_scaling or {}) if config.standardize_vectors else {}
+        features = string_features or {}
+        self._parts = [(name, width, features.get(name, 0)) for name, width in strings]
         self.adapters = nn.ModuleDict(
-            {name: _adapter(config, width, scaling.get(name)) for name, width in strings}
+            {name: _adapter(config, width, scaling.get(name)) for name, width in strings if width}
+        )
+        self.feature_adapters = nn.ModuleDict(
+            {name: _adapter(config, num, None) for name, _, num in self._parts if num}
         )
         names = feature_groups or [""] * num_numeric
         self.numeric_embedding = numeric_embedding(config, num_numeric, numeric_edges)
@@ -94,7 +104,7 @@ class FusionNetwork(nn.Module):
             nn.Embedding(cardinality, config.category_width) for cardinality in cardinalities
         )
         self.summand_widths = (
-            [config.adapter_width] * len(strings)
+            [config.adapter_width] * len(self.string_columns)
             + [config.numeric_width] * len(self.numeric)
             + [config.category_width] * len(cardinalities)
         )
@@ -112,7 +122,7 @@ class FusionNetwork(nn.Module):
     ) -> Float[Tensor, "B O"]:
         """Return the outputs of each row (see `Heads`).
 
-        `vectors` has one matrix [U, E] per string column.
+        `vectors` has one matrix [U, E + K] per string column.
         """
         summands = self.summands(vectors, inputs)
         if isinstance(self.fusion, ModalityFusion):
@@ -135,12 +145,11 @@ class FusionNetwork(nn.Module):
         """
         dtype = self.projection.weight.dtype  # fp16 training casts the module, not its inputs
         blocks = self.projection_blocks(self.projection.weight)
-        columns = zip(
-            self.adapters.values(), vectors, inputs.string_id.unbind(1), blocks.strings, strict=True
-        )
         strings = [
-            _string_summand(adapter, table.to(dtype), index, block)
-            for adapter, table, index, block in columns
+            _string_summand(adapter, table.to(dtype), inputs.string_id[:, column], block)
+            for (adapter, table, column), block in zip(
+                self.string_parts(vectors), blocks.strings, strict=True
+            )
         ]
         encoded = self.numeric(inputs.numeric, self.numeric_embedding)
         numbers = [
@@ -154,6 +163,24 @@ class FusionNetwork(nn.Module):
         ]
         return [*strings, *numbers, *categories]
 
+    @property
+    def string_columns(self) -> list[int]:
+        """The string column of each summand of strings: of vectors first, then of features."""
+        of_vectors = [column for column, (_, width, _) in enumerate(self._parts) if width]
+        return of_vectors + [column for column, (_, _, num) in enumerate(self._parts) if num]
+
+    def string_parts(
+        self, vectors: Sequence[Float[Tensor, "_ _"]]
+    ) -> list[tuple[StringAdapter, Float[Tensor, "_ _"], int]]:
+        """Return each adapter of strings with what it reads of its column's vectors [U, E + K]."""
+        adapters: list[Any] = [*self.adapters.values(), *self.feature_adapters.values()]
+        found = []
+        for place, (adapter, column) in enumerate(zip(adapters, self.string_columns, strict=True)):
+            width, table = self._parts[column][1], vectors[column]
+            part = table[:, :width] if place < len(self.adapters) else table[:, width:]
+            found.append((adapter, part, column))
+        return found
+
     def projection_blocks(self, matrix: Float[Tensor, "D _"]) -> ByKind:
         """Return the input projection's matrix, or one of its shape, cut into a block per summand.
 
@@ -163,7 +190,7 @@ class FusionNetwork(nn.Module):
 
     def by_kind(self, each: Sequence[Tensor]) -> ByKind:
         """Return what the summands have one each of, in their order, cut by kind."""
-        num_strings, num_groups = len(self.adapters), len(self.numeric)
+        num_strings, num_groups = len(self.string_columns), len(self.numeric)
         end = num_strings + num_groups
         return ByKind(each[:num_strings], each[num_strings:end], each[end:])
 
@@ -174,6 +201,9 @@ class FusionNetwork(nn.Module):
         ]
         if self.numeric_embedding is not None:
             rows.append(("numeric embedding", self.numeric_embedding))
+        rows += [
+            (f"feature adapter {name}", adapter) for name, adapter in self.feature_adapters.items()
+        ]
         rows += [
             (f"numeric encoder {name}".rstrip(), encoder)
             for name, encoder in zip(self.numeric.names, self.numeric, strict=True)

@@ -21,7 +21,7 @@ import torch
 from embedcache.errors import RunError
 from embedcache.files import atomic_write
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 # What zipfile raises on bytes that changed: in the directory, in a local header (struct, EOF), in a
 # flag (compressed: zlib, unknown method: NotImplemented,
 # encrypted: Runtime), in a name or offset (Value).

@@ -67,7 +67,7 @@ def check_memory(recipe: Recipe, cache: Cache, world: World) -> str | None:
 
 def memory_parts(recipe: Recipe, cache: Cache, world: World) -> dict[str, int]:
     """Return the bytes of one rank at its peak, by what holds them."""
-    layout, train, live = cache.layout, recipe.train, recipe.mode != "frozen"
+    layout, train, live = cache.layout, recipe.train, recipe.is_live
     of_rows = layout.num_rows * row_bytes(layout)
     budget = train.rows_memory_mib << 20
     if train.rows == "streaming" or (train.rows == "auto" and of_rows > budget):

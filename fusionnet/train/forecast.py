@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from embedcache.live.features import bare
 from embedcache.live.shared import SharedColumn
 from embedcache.live.sources import EncoderSource, VectorSource
 from fusionnet.rows.tensors import empty_rows
@@ -81,7 +82,7 @@ def micro_batch_s(trainer: Trainer, num_rows: int) -> float:
         column.zero_()
     rows.weight.fill_(1)
     vectors = [
-        torch.zeros(spec.num_strings, spec.width, device=device, requires_grad=True)
+        torch.zeros(spec.num_strings, spec.full_width, device=device, requires_grad=True)
         for spec in layout.strings
     ]
     trained = [each for each in model.network.parameters() if each.requires_grad]
@@ -102,7 +103,8 @@ def micro_batch_s(trainer: Trainer, num_rows: int) -> float:
 
 def _encoders(sources: Sequence[VectorSource]) -> list[tuple[EncoderSource, int]]:
     """Return what encodes strings, and of how many columns each; one that columns share once."""
-    found = [each.live if isinstance(each, SharedColumn) else each for each in sources]
+    columns = map(bare, sources)
+    found = [each.live if isinstance(each, SharedColumn) else each for each in columns]
     return [
         (each, found.count(each))
         for each in dict.fromkeys(found)

@@ -91,7 +91,7 @@ def activation_bytes(model: ModelConfig, tasks: tuple[Task, ...], layout: Layout
     fp32 one of its norm, which together is no more than what is counted here.
     """
     width = model.fusion_width
-    num_strings = len(layout.strings)
+    num_strings = sum(bool(spec.width) + bool(spec.features) for spec in layout.strings)
     num_groups = 1
     layer = 12 * width + 4 * model.feedforward
     if model.fusion == "modality":

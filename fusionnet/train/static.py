@@ -25,6 +25,7 @@ from torch import Tensor
 
 from embedcache.errors import ConfigError, NonFiniteLossError, RunError
 from embedcache.kernels.seeds import seed_draws, seeds_drawn_at_once
+from embedcache.live.features import bare
 from embedcache.live.shared import SharedColumn, live_encoders
 from embedcache.live.sources import CachedVectors, VectorSource
 from embedcache.live.step import LiveEncoder
@@ -55,7 +56,8 @@ def why_not_static(
         return reason
     if not isinstance(rows, ResidentRows):
         return "rows are streamed (train.rows)"
-    if not all(isinstance(each, CachedVectors | LiveEncoder | SharedColumn) for each in sources):
+    known = CachedVectors | LiveEncoder | SharedColumn
+    if not all(isinstance(bare(each), known) for each in sources):
         return "this encoding mode looks at the strings of each micro-batch"
     for live, string_id in live_encoders(sources, rows.table.string_id):
         reason = live.why_not_fixed(string_id.unique().cpu())
@@ -140,7 +142,7 @@ class StaticSteps:
         self._last = 0  # number of the last step taken, over the whole run
         self._num_taken = 0
         with trainable(engine).autocast():
-            for column, source in enumerate(sources):
+            for column, source in enumerate(map(bare, sources)):
                 if isinstance(source, LiveEncoder | SharedColumn):
                     source.fix_strings(_strings(table, column))
 

@@ -56,11 +56,16 @@ def _facts(trainer: Trainer, asked: Experiment) -> list[str]:
         for spec in layout.strings
         if spec.standin
     ]
+    lines += [
+        f"features   {spec.in_words} ({spec.name})" for spec in layout.strings if spec.features
+    ]
     if layout.absent_targets:
         absent = ", ".join(layout.absent_targets)
         lines.append(f"tasks      not in the table, hence not trained: {absent}")
     precision = f"{train.precision} (auto)" if asked.train.precision == "auto" else train.precision
     mode = f", mode {trainer.recipe.mode}" if layout.strings else ""
+    if trainer.recipe.mode == "none":
+        mode += " (no language model: features of strings alone)"
     lines.append(
         f"training   {plan.num_rows:,} rows, {train.epochs} epochs x {plan.steps_per_epoch} steps"
         f" of up to {plan.batch_rows:,} rows, {trainer.world.size} rank(s) x"
@@ -166,6 +171,6 @@ def _is_specified(trainer: Trainer) -> bool:
     return (
         components >= _SPECIFIED.keys() - {"total"}
         and len(layout.numeric) == _NUM_FEATURES
-        and [spec.width for spec in layout.strings] == [_WIDTH]
+        and [spec.full_width for spec in layout.strings] == [_WIDTH]
         and widths == ModelConfig().model_dump(include=_SHAPING)
     )

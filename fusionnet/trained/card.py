@@ -44,7 +44,7 @@ def model_card(run: TrainedRun) -> str:
 
 def metadata(run: TrainedRun) -> ModelCardData:
     """Return what the hub shows and searches: base model, tags, validation metrics."""
-    sources = dict.fromkeys(spec.encoder.source for spec in run.layout.strings)
+    sources = dict.fromkeys(spec.encoder.source for spec in run.layout.strings if spec.width)
     on_hub = [
         source for source in sources if _HUB_ID.fullmatch(source) and not Path(source).exists()
     ]
@@ -67,7 +67,7 @@ def metadata(run: TrainedRun) -> ModelCardData:
         library_name="fusionnet",
         base_model=on_hub or None,
         pipeline_tag=kinds[0],
-        tags=[*kinds, *([] if run.recipe.mode == "frozen" else ["lora"])],
+        tags=[*kinds, *(["lora"] if run.recipe.is_live else [])],
         metrics=list(dict.fromkeys(metric for _, metric, _ in _metrics(run))),
         model_name=run.name,
         eval_results=results or None,
@@ -96,10 +96,7 @@ def _why_stopped(run: TrainedRun) -> str:
 def _features(run: TrainedRun) -> list[str]:
     """Return what the model reads, in words."""
     layout = run.layout
-    features = [
-        f"{spec.column} ({spec.kind}; encoder {spec.encoder.source}, {spec.pooling} pooling)"
-        for spec in layout.strings
-    ]
+    features = [f"{spec.column} ({spec.kind}; {spec.in_words})" for spec in layout.strings]
     if layout.numeric:
         features.append(f"{len(layout.numeric)} numeric features")
     return features + [column for column, _ in layout.categories]

@@ -38,7 +38,7 @@ def trained_encoder(run: TrainedRun, column: str) -> StringEncoder:
             " tokenizer or pooling differ)"
         )
     encoder = load_encoder(config)
-    if run.recipe.mode != "frozen":
+    if run.recipe.is_live:
         with own_random_state():
             add_lora(encoder, config.lora)
         prefix = f"encoders.{key}."
@@ -68,7 +68,7 @@ def encode_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float[Tens
         )
         refuse_unread_dots(run.data.strings[number], unknown)
     run.memory.unknown.update(unknown)
-    dtype = None if run.recipe.mode == "frozen" else AUTOCAST_DTYPES[run.recipe.train.precision]
+    dtype = AUTOCAST_DTYPES[run.recipe.train.precision] if run.recipe.is_live else None
     with torch.autocast(run.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         return torch.from_numpy(encode_all(encoder, tokens))
 

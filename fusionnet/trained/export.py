@@ -25,14 +25,14 @@ def export_run(folder: Path) -> None:
 
     That is adapter/ (PEFT), tokenizer/, network.safetensors and README.md, the model card.
     With several encoders the folders are adapter_<string column>/ and tokenizer_<string column>/; a
-    frozen run has no adapter.
+    frozen run has no adapter, and one without a language model neither.
     """
     run = load_run(folder, "best")
-    names = [spec.name for spec in run.layout.strings]
-    keys = list(dict.fromkeys(encoder_of_column(run.recipe, names)))
+    names = [spec.name for spec in run.layout.strings if spec.width]
+    keys = list(dict.fromkeys(encoder_of_column(run.recipe, names))) if names else []
     for name in keys:
         suffix = "" if len(keys) == 1 else f"_{name}"
-        if run.recipe.mode != "frozen":
+        if run.recipe.is_live:
             with _own_folder(run, f"adapter{suffix}") as partial:
                 _write_adapter(run, name, partial)
         config = run.recipe.encoders[names.index(name)]

@@ -59,14 +59,23 @@ def open_frame(run: TrainedRun, frame: Any, on_invalid: OnInvalid | None = None)
 
 
 def unreadable(run: TrainedRun, column: StringColumn, texts: Sequence[str]) -> dict[str, str]:
-    """Return the strings that the run's encoder cannot read, with the reason."""
+    """Return the new strings that the run's encoder cannot read, or that have no features, with the
+    reason.
+    """
     new = [text for text in texts if text not in run.strings[column.name]]
     if not new:
         return {}
+    reasons: dict[str, str] = {}
     # not at the top: known strings need no encoder, whose packages take seconds to import
-    from fusionnet.trained.encoder import unreadable_new
+    if column.features:
+        from fusionnet.trained.features import without_features
 
-    return unreadable_new(run, column, new)
+        reasons |= without_features(run, column, new)
+    if run.recipe.mode != "none":
+        from fusionnet.trained.encoder import unreadable_new
+
+        reasons |= unreadable_new(run, column, new)
+    return reasons
 
 
 def source_of(

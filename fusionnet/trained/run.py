@@ -50,6 +50,9 @@ class Memory:
 
     encoders: dict[str, nn.Module] = field(default_factory=dict)
     vectors: dict[str, dict[str, Float[Tensor, " E"]]] = field(default_factory=dict)
+    # features of new strings by column, and the users' tables that hold some
+    features: dict[str, dict[str, Float[Tensor, " K"]]] = field(default_factory=dict)
+    tables: Any = None  # OwnTables, whose packages a run of known strings does not need
     # new string -> its parts that the tokenizer does not know
     unknown: dict[str, list[str]] = field(default_factory=dict)
 
@@ -75,7 +78,8 @@ class TrainedRun:
     records: list[dict[str, Any]]
     model: TrainableModel  # network and loss; encoders are loaded when a new string asks for one
     strings: dict[str, dict[str, int]]  # by string column: text -> row of `vectors`
-    vectors: dict[str, Float[Tensor, "_S _E"]]  # by string column, of the strings trained on
+    # by string column, of the strings trained on: vectors, with scaled features behind them
+    vectors: dict[str, Float[Tensor, "_S _E"]]
     encoder_state: dict[str, Tensor]
     blend: Blend | None = None  # trees that predict beside the network
     memory: Memory = field(default_factory=Memory, repr=False, compare=False)
@@ -224,7 +228,7 @@ def _columns_of(checkpoint: dict[str, Any], path: Path) -> tuple[Layout, Scaling
         layout.check_scaling(scaling)
     except ValueError as error:
         raise RunError(f"{path} does not say what its columns are: {error}") from None
-    wanted = {spec.name: (spec.num_strings, spec.width) for spec in layout.strings}
+    wanted = {spec.name: (spec.num_strings, spec.full_width) for spec in layout.strings}
     found = {name: tuple(table.shape) for name, table in checkpoint["vectors"].items()}
     if found != wanted:
         raise RunError(f"{path} has vectors of {found}, its columns have {wanted}")

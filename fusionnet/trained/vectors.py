@@ -1,7 +1,8 @@
 """Vectors of strings from a trained run: those it was trained on, and new ones by its encoder.
 
 A new string is encoded once, with the run's LoRA weights, and remembered for the life of the run
-object; one that another column of the same encoder knows is not encoded at all.
+object; one that another column of the same encoder knows is not encoded at all. Behind a vector lie
+the string's features, if its column has any.
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ MOST_REMEMBERED = 65_536  # vectors of new strings per column, about 160 MB at p
 
 def vectors_of_all_strings(
     run: TrainedRun, column: str, texts: Sequence[str]
-) -> Float[Tensor, "U E"]:
-    """Return the run's vectors of prepared strings, one per text.
+) -> Float[Tensor, "U E_plus_K"]:
+    """Return the run's vectors of prepared strings, one per text, with their features behind.
 
     Strings of the training table have theirs in the checkpoint; new ones go through the encoder.
     """
@@ -32,7 +33,42 @@ def vectors_of_all_strings(
     return table[rows]
 
 
-def _vectors_of_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float[Tensor, "U E"]:
+def _vectors_of_new(
+    run: TrainedRun, column: str, texts: Sequence[str]
+) -> Float[Tensor, "U E_plus_K"]:
+    """Return the vectors of distinct new strings and their features, all behind one another."""
+    spec = run.layout.strings_of(column)
+    known = run.vectors[column]
+    parts = [known.new_zeros(len(texts), 0)]
+    if spec.width:
+        parts.append(_encoded_new(run, column, texts))
+    if spec.features:
+        parts.append(_described_new(run, column, texts))
+    return torch.cat(parts, dim=1)
+
+
+def _described_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float[Tensor, "U K"]:
+    """Return the features of distinct new strings, computing those that are not remembered."""
+    remembered = run.memory.features.setdefault(column, {})
+    missing = [text for text in texts if text not in remembered]
+    if missing:
+        # not at the top: known strings need no RDKit
+        from fusionnet.trained.features import features_of_new
+
+        (of_data,) = (each for each in run.data.strings if each.name == column)
+        found = features_of_new(run, of_data, missing).to(run.vectors[column])
+        remembered.update(zip(missing, found, strict=True))
+    stacked = torch.stack([remembered[text] for text in texts])
+    _forget_oldest(remembered)
+    return stacked
+
+
+def _forget_oldest(remembered: dict[str, Float[Tensor, " E"]]) -> None:
+    for text in list(remembered)[: max(0, len(remembered) - MOST_REMEMBERED)]:
+        del remembered[text]
+
+
+def _encoded_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float[Tensor, "U E"]:
     """Return the vectors of distinct new strings, encoding those that are not remembered."""
     remembered = run.memory.vectors.setdefault(column, {})
     missing = [text for text in texts if text not in remembered]
@@ -45,8 +81,7 @@ def _vectors_of_new(run: TrainedRun, column: str, texts: Sequence[str]) -> Float
         encoded = encode_new(run, column, missing).to(run.vectors[column])
         remembered.update(zip(missing, encoded, strict=True))
     found = torch.stack([remembered[text] for text in texts])
-    for text in list(remembered)[: max(0, len(remembered) - MOST_REMEMBERED)]:
-        del remembered[text]
+    _forget_oldest(remembered)
     return found
 
 
@@ -63,7 +98,7 @@ def _vectors_of_other_columns(
         row_of, remembered = run.strings[name], run.memory.vectors.get(name, {})
         for text in texts:
             if text in row_of:
-                found[text] = run.vectors[name][row_of[text]]
+                found[text] = run.vectors[name][row_of[text], : run.layout.strings_of(name).width]
             elif text in remembered:
                 found[text] = remembered[text]
     return found

@@ -201,7 +201,9 @@ def _encoder(encoder: Entry | None) -> Iterator[str]:
     if encoder.get("source", POLYBERT) == POLYBERT:
         yield from _comment(
             "a Hugging Face hub id or folder; without network: `embedcache make-encoder --out"
-            " encoder` makes a stand-in of random weights, for a try: {source: encoder}",
+            " encoder` makes a stand-in of random weights, for a try: {source: encoder}. Beside it,"
+            " or instead ({mode: none}), molecules are read by their chemistry: give string columns"
+            " features: [rdkit, morgan]",
             0,
         )
     yield f"encoder: {_flow(encoder)}"

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from embedcache.cache.reader import open_cache
+from embedcache.live.features import bare
 from embedcache.live.shared import SharedColumn
 from embedcache.live.step import LiveEncoder
 from fusionnet.assemble import build_model, make_sources
@@ -80,7 +81,7 @@ class Training:
 
     def reset(self) -> None:
         """Forget what a fault has left."""
-        for source in self.sources:
+        for source in map(bare, self.sources):
             if isinstance(source, LiveEncoder | SharedColumn):
                 source.abandon_step()
         self.engine._num_read = 0

@@ -50,6 +50,7 @@ class Subject:
     encoder_of: tuple[str, ...]  # of each string column
     tokens: tuple[TokenTable, ...]
     vectors: tuple[Float[Tensor, "_S _E"], ...] | None  # where none is encoded
+    features: tuple[Float[Tensor, "_S _K"], ...]  # raw, of each string column; NaN is missing
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,14 @@ def outputs_of(
         return weights[f"network.{name}"]
 
     numeric = rows.numeric.to(of("projection.weight").dtype)
-    parts = [_adapted(subject, of, column, each) for column, each in enumerate(vectors)]
+    parts = [
+        _adapted(subject, of, column, each) for column, each in enumerate(vectors) if each.shape[1]
+    ]
+    parts += [
+        _described(subject, of, column, rows)
+        for column, spec in enumerate(subject.layout.strings)
+        if spec.features
+    ]
     embedded = embedded_features(config, subject.scaling, of, numeric, relu)
     for number, features in enumerate(_feature_groups(subject)):
         names = (f"numeric.{number}.0", f"numeric.{number}.1")
@@ -228,6 +236,21 @@ def _adapted(
         x = (x - mean) / std
     for half in ("first", "second"):
         x = _layer(of, f"adapters.{name}.{half}.0", f"adapters.{name}.{half}.1", x, F.gelu)
+    return x
+
+
+def _described(subject: Subject, of: Getter, column: int, rows: RowTable) -> Float[Tensor, "B W"]:
+    """Return what the adapter of a string column's features makes of those of each row's string."""
+    name = subject.layout.strings[column].name
+    scaling = subject.scaling.string_features[name]
+    raw = subject.features[column].double()[rows.string_id[:, column].cpu()]
+    middle, scale = (torch.tensor(each).double() for each in (scaling.center, scaling.scale))
+    known = torch.where(raw.isnan(), middle, raw)
+    z = scale * (known - middle)
+    x = (z / torch.sqrt(1 + z * z / 9)).to(of("projection.weight"))
+    for half in ("first", "second"):
+        place = f"feature_adapters.{name}.{half}"
+        x = _layer(of, f"{place}.0", f"{place}.1", x, F.gelu)
     return x
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from embedcache.cache.reader import Cache
 from embedcache.errors import ProofError
+from embedcache.live.features import bare
 from embedcache.live.shared import SharedColumn
 from embedcache.live.sources import VectorSource
 from embedcache.live.step import LiveEncoder
@@ -140,7 +141,7 @@ class Prover:
     def _measure_memory(self) -> None:
         """Let encoders measure what fits into memory as the run's steps would, not as these."""
         with self._subject.model.autocast():
-            for source in self._sources:
+            for source in map(bare, self._sources):
                 if isinstance(source, LiveEncoder | SharedColumn):
                     source.measure()
 
@@ -216,7 +217,6 @@ def subject_of(model: TrainableModel, recipe: Recipe, cache: Cache) -> Subject:
     names = [spec.name for spec in cache.layout.strings]
     device = next(model.network.parameters()).device
     strings = [cache.strings(name) for name in names]
-    frozen = recipe.mode == "frozen"
     return Subject(
         model=model,
         recipe=recipe,
@@ -224,7 +224,8 @@ def subject_of(model: TrainableModel, recipe: Recipe, cache: Cache) -> Subject:
         scaling=cache.scaling,
         encoder_of=tuple(encoder_of_column(recipe, names)),
         tokens=tuple(each.tokens.to(device) for each in strings),
-        vectors=tuple(each.embeddings.to(device) for each in strings) if frozen else None,
+        vectors=None if recipe.is_live else tuple(each.embeddings.to(device) for each in strings),
+        features=tuple(each.features for each in strings),
     )
 
 

@@ -34,7 +34,7 @@ PARTS = ["patient"] * 6 + ["tissue"] * 5 + ["hydrogel"] * 3 + ["treatment"] * 5
 NUM_ROWS, WIDTH = 128, 600
 
 
-def kept_bytes(network: FusionNetwork, num_strings: int) -> int:
+def kept_bytes(network: FusionNetwork, num_strings: int, width: int = WIDTH) -> int:
     """Return the bytes that a forward pass leaves for the backward pass, each tensor once, the
     weights not counted.
     """
@@ -51,7 +51,7 @@ def kept_bytes(network: FusionNetwork, num_strings: int) -> int:
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    vectors = [torch.randn(4, WIDTH) for _ in range(num_strings)]
+    vectors = [torch.randn(4, width) for _ in range(num_strings)]
     ids = torch.randint(0, 4, (NUM_ROWS, num_strings))
     rows = RowInputs(ids, torch.randn(NUM_ROWS, len(PARTS)), torch.randint(0, 8, (NUM_ROWS, 1)))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -62,20 +62,25 @@ def kept_bytes(network: FusionNetwork, num_strings: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["joint", "modality", "mlp"])
-@pytest.mark.parametrize("num_strings", [1, 3])
-def test_the_count_bounds_what_autograd_keeps_of_a_row(fusion: str, num_strings: int) -> None:
+@pytest.mark.parametrize(("num_strings", "num_features"), [(1, 0), (3, 0), (2, 50)])
+def test_the_count_bounds_what_autograd_keeps_of_a_row(
+    fusion: str, num_strings: int, num_features: int
+) -> None:
     torch.manual_seed(0)
     config = ModelConfig(fusion=fusion)
     strings = tuple((f"s{k}", WIDTH) for k in range(num_strings))
-    network = FusionNetwork(config, TASKS, strings, len(PARTS), (8,), PARTS).train()
+    features = {name: num_features for name, _ in strings}
+    network = FusionNetwork(
+        config, TASKS, strings, len(PARTS), (8,), PARTS, string_features=features
+    ).train()
     layout = Layout.model_construct(
-        strings=strings,
+        strings=[SimpleNamespace(width=WIDTH, features=[None] * num_features) for _ in strings],
         numeric=[SimpleNamespace(feature_group=part) for part in PARTS],
         categories=[("kind", tuple("abcdefgh"))],
     )
     counted, found = (
         activation_bytes(config, TASKS, layout),
-        kept_bytes(network, num_strings) / NUM_ROWS,
+        kept_bytes(network, num_strings, WIDTH + num_features) / NUM_ROWS,
     )
     assert counted / 2 <= found <= counted, (
         f"{found:,.0f} bytes a row are kept, {counted:,} are counted"
