@@ -2,6 +2,7 @@
 Face and PEFT have of them.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from architectures import REAL, write_architecture
+from architectures import REAL, SIZES, write_architecture
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
@@ -221,6 +222,56 @@ def test_a_string_over_the_models_positions_is_refused_and_none_below(
     assert encoded(longest).isfinite().all()
     with pytest.raises(TokenizerError, match=f"longer than the encoder's {longest} positions"):
         encoded(longest + 1)
+
+
+# What config.json of published encoders holds beside sizes, as older programs wrote it.
+OLD_KEYS: dict[str, dict[str, Any]] = {
+    "bert": {
+        **{"directionality": "bidi", "gradient_checkpointing": False, "use_cache": True},
+        **{"pooler_fc_size": 24, "pooler_num_fc_layers": 3, "pooler_type": "first_token_transform"},
+        **{"position_embedding_type": "absolute", "type_vocab_size": 2, "layer_norm_eps": 1e-12},
+    },
+    "roberta": {"bos_token_id": 0, "eos_token_id": 2, "layer_norm_eps": 1e-5},
+    "albert": {
+        **{"embedding_size": 16, "down_scale_factor": 1, "gap_size": 0, "inner_group_num": 1},
+        **{"net_structure_type": 0, "num_hidden_groups": 1, "num_memory_blocks": 0},
+        **{"hidden_act": "gelu_new", "pruned_heads": {}, "output_past": True, "num_beams": 1},
+    },
+    "modernbert": {
+        **{"global_attn_every_n_layers": 3, "global_rope_theta": 50.0, "local_rope_theta": 20.0},
+        **{"local_attention": 8, "deterministic_flash_attn": False, "reference_compile": None},
+        **{"repad_logits_with_grad": False, "position_embedding_type": "absolute"},
+    },
+    "deberta-v2": {
+        **{"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm"},
+        **{"share_att_key": True, "pos_att_type": "p2c|c2p", "max_relative_positions": -1},
+        **{"position_biased_input": False, "type_vocab_size": 0},
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", OLD_KEYS)
+def test_config_files_of_older_programs_are_read_as_transformers_does(
+    model_type: str, tokens: TokenTable, tmp_path: Path
+) -> None:
+    own = {"model_type": model_type, **SIZES, **OLD_KEYS[model_type], "torch_dtype": "float32"}
+    own |= {"transformers_version": "4.6.0", "architectures": ["AnyForMaskedLM"]}
+    write_architecture(tmp_path, **(own | {"num_hidden_layers": 3}))
+    (tmp_path / "config.json").write_text(json.dumps(own | {"num_hidden_layers": 3}))
+    found = load_encoder(EncoderConfig(source=str(tmp_path)))(tokens)
+    wanted = torch.stack(list(alone(AutoModel.from_pretrained(tmp_path).eval(), tokens)))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shared_layer_may_be_passed_more_often_than_there_are_weights(
+    tokens: TokenTable, tmp_path: Path
+) -> None:
+    folder = write_architecture(
+        tmp_path, **(REAL[SHARED].settings | {"num_hidden_layers": 30, "initializer_range": 0.1})
+    )
+    found = load_encoder(EncoderConfig(source=str(folder)))(tokens)
+    wanted = torch.stack(list(alone(AutoModel.from_pretrained(folder).eval(), tokens)))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 OTHERS: dict[str, dict[str, Any]] = {
