@@ -198,7 +198,7 @@ def _predicted(
     rows = replace(rows, row=torch.from_numpy(given.row[chosen])).to(run.device)
     tables = [vectors_of_all_strings(run, name, texts) for name, texts in given.texts.items()]
     outputs = forward_rows(run.model, tables, rows, run.recipe.train.eval_batch_rows, progress)
-    found = found_of(run, outputs, rows.inputs, tree_tables(run, given.texts))
+    found = found_of(run, outputs, rows.inputs, tree_tables(run, given.texts, tables))
     in_units = found.in_units(run)
     where, columns = f"the {split} rows of {given.where}", run.scaling.columns
     refuse_non_finite(in_units, run.tasks, rows.numeric, columns, rows.row, where)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from embedcache.cache.layout import StringSpec
 from fusionnet.config.reward import BinaryUnit
 from fusionnet.model.forward import to_units
 from fusionnet.rows.tensors import RowInputs
@@ -34,12 +35,27 @@ class Found(NamedTuple):
         )
 
 
-def tree_tables(run: TrainedRun, texts: Mapping[str, Sequence[str]]) -> TreeTables:
-    """Return what trees read of prepared strings, by string column; nothing without trees."""
+def tree_tables(
+    run: TrainedRun,
+    texts: Mapping[str, Sequence[str]],
+    vectors: Sequence[Float[Tensor, "_U _"]],
+) -> TreeTables:
+    """Return what trees read of prepared strings, by string column; nothing without trees.
+
+    `vectors` are the strings' own, with their features behind them.
+    """
     if run.blend is None:
         return []
-    named = zip(run.blend.columns.strings, run.layout.strings, strict=True)
-    return [part.table(texts[spec.name], None).to(run.device) for part, spec in named]
+    named = zip(run.blend.columns.strings, run.layout.strings, vectors, strict=True)
+    return [
+        part.table(texts[spec.name], features_behind(spec, own)).to(run.device)
+        for part, spec, own in named
+    ]
+
+
+def features_behind(spec: StringSpec, vectors: Float[Tensor, "U _"]) -> Float[Tensor, "U K"] | None:
+    """Return the features of strings, which lie behind their vectors; None of a column without."""
+    return vectors[:, spec.width :] if spec.features else None
 
 
 def found_of(

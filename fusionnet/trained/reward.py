@@ -286,7 +286,7 @@ class RewardModel:
         vectors = self._vectors(table)
         tables = self._evaluate.tables(vectors) if all(map(len, vectors)) else None
         texts = {name: strings.text for name, strings in table.strings.items()}
-        of_strings = tree_tables(run, texts)
+        of_strings = tree_tables(run, texts, vectors)
         for block in frame_blocks(run, table, BATCH_ROWS, keep, with_marks):
             rows = _standardised(run, block.inputs)
             number = torch.from_numpy(np.flatnonzero(block.usable)) + start

@@ -35,6 +35,7 @@ from fusionnet.experiment import Experiment
 from fusionnet.model.forward import forward_rows, to_units
 from fusionnet.rows.tensors import RowTable, row_table
 from fusionnet.runfolder.listing import write_listed
+from fusionnet.trained.blended import features_behind
 from fusionnet.trained.run import TrainedRun, load_run
 from fusionnet.trained.vectors import vectors_of_all_strings
 
@@ -73,14 +74,15 @@ def blended(run: TrainedRun, experiment: Experiment, cache: Cache, progress: boo
     block = cache.rows()
     texts = {spec.name: cache.strings(spec.name).text for spec in cache.layout.strings}
     train = _rows_of(run, block, "train")
-    features: list[Tensor | None] = [None] * len(texts)
+    vectors = [vectors_of_all_strings(run, name, own) for name, own in texts.items()]
+    named = zip(run.layout.strings, vectors, strict=True)
+    features = [features_behind(spec, own) for spec, own in named]
     columns = tree_columns(train.inputs, list(texts.values()), features)
     parts = zip(columns.strings, texts.values(), features, strict=True)
     tables = [part.table(own, table) for part, own, table in parts]
     validation = _rows_of(run, block, "validation")
     own = Rows(train, columns.matrix(train.inputs, tables))
     judge = Rows(validation, columns.matrix(validation.inputs, tables))
-    vectors = [vectors_of_all_strings(run, name, own_texts) for name, own_texts in texts.items()]
     outputs = forward_rows(run.model, vectors, validation, run.recipe.train.eval_batch_rows)
     predictions = to_units(outputs, run.tasks, run.scaling)
     part_of = _parts(experiment, block, train.row.numpy())

@@ -4,6 +4,7 @@ run is loaded, it is part of what the run says of itself, and a file that is ano
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load, save
+from shared_fixtures import tiny_config, tiny_frame
 
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import RunError
@@ -24,6 +26,7 @@ from fusionnet.experiment import load_experiment
 from fusionnet.runfolder.listing import read_listing
 from fusionnet.trained.run import load_run
 from fusionnet.workflow.blending import blend_run, blended
+from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.training import train_experiment
 
 BLEND = {"boosting": True, "parts": 3, "most_trees": 30, "least_rows": 5}
@@ -158,3 +161,37 @@ def test_a_training_grows_trees_and_one_that_goes_on_without_takes_them_away(
     without = load_experiment(config, [*given, "blend.boosting=false"])
     train_experiment(without, str(config), resume=True, verbose=False)
     assert not path.exists()
+
+
+@pytest.mark.slow
+def test_trees_read_the_features_of_strings_new_ones_too(
+    tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    tiny_frame().write_parquet(tmp_path / "table.parquet")
+    values = tiny_config(tmp_path, tiny_encoder_folder)
+    values["encoder"] = {"mode": "none"}
+    values["data"]["strings"][0]["features"] = ["rdkit", "morgan"]
+    values["data"]["strings"][1]["features"] = ["morgan"]
+    values |= {"blend": BLEND}
+    values["train"]["epochs"] = 1
+    config = tmp_path / "own.yaml"
+    config.write_text(yaml.safe_dump(values))
+    experiment = load_experiment(config)
+    build_experiment(experiment)
+    train_experiment(experiment, str(config), verbose=False)
+    run, cache = load_run(experiment.run.dir), open_cache(experiment.cache.path)
+    polymer, partner = run.blend.columns.strings
+    # 7 polymers differ in many ways, and no way is read twice
+    assert 7 <= len(polymer.features) < 300
+    assert polymer.texts == partner.texts == ()
+    found = evaluate_run(run, cache, "test", progress=False, with_baselines=False)
+    rows = tiny_frame().filter(pl.Series(cache.rows().split == 2))
+    predicted = RewardModel(run).predict(rows)["predicted_outcome"].to_numpy()
+    np.testing.assert_allclose(found.predictions[:, 0], predicted, rtol=1e-4, atol=1e-5)
+    # a string by another name is another; one that is new has features of its own
+    new = rows.head(40).with_columns(smiles=pl.lit("[*]CCCCCCN[*]"))
+    moved = rows.head(40).with_columns(smiles=pl.lit("[*]CC[*]"))
+    trees = RewardModel(replace(run, blend=run.blend.trees_alone()))
+    at_new, at_old = (trees.predict(each)["predicted_outcome"].to_numpy() for each in (new, moved))
+    assert np.isfinite(at_new).all()
+    assert np.abs(at_new - at_old).max() > 1e-3
