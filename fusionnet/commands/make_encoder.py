@@ -82,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
         "--from",
         dest="published",
         choices=("polybert", *WHEEL_NAMES),
-        help="polybert: 25 M parameters, from the hub; rxnmapper: 0.8 M, and rxnfp: 6.5 M, by pip",
+        help="polybert: 25 M parameters, from the hub; rxnmapper: 0.8 M, and rxnfp: 6.7 M, by pip",
     )
     kind.add_argument(
         "--size",

