@@ -56,7 +56,7 @@ def features_of(
     values = np.full((len(texts), len(feature_names(feature, kind))), np.nan)
     with rdBase.BlockLogs():
         for row, text in zip(values, texts, strict=True):
-            views = [_computed(feature, molecule) for molecule in _molecules(text, kind)]
+            views = [computed(feature, molecule) for molecule in _molecules(text, kind)]
             row[:] = np.concatenate(views)
     return as_float32(values)
 
@@ -69,7 +69,7 @@ def as_float32(values: np.ndarray) -> np.ndarray:
     return kept
 
 
-def _computed(feature: FeatureKind, molecule: Chem.Mol | None) -> np.ndarray:
+def computed(feature: FeatureKind, molecule: Chem.Mol | None) -> np.ndarray:
     """Return one feature's numbers on one molecule, NaN where there is none."""
     if feature == "morgan":
         if molecule is None:
@@ -97,10 +97,10 @@ def _dimer(text: str) -> Chem.Mol | None:
         return None
     doubled = [dimer_form(part) if "[*]" in part else f"{part}.{part}" for part in parts]
     molecule = Chem.MolFromSmiles(".".join(doubled))
-    return None if molecule is None else _capped(Chem.RWMol(molecule))
+    return None if molecule is None else capped(Chem.RWMol(molecule))
 
 
-def _capped(molecule: Chem.RWMol) -> Chem.Mol:
+def capped(molecule: Chem.RWMol) -> Chem.Mol:
     """Return a molecule whose endpoints are hydrogens, or carbons where they have several bonds."""
     for atom in molecule.GetAtoms():
         if atom.GetAtomicNum() == 0:

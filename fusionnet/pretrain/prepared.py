@@ -27,7 +27,7 @@ from fusionnet.pretrain.lines import polymers_of_files
 from fusionnet.pretrain.masking import Vocabulary
 from fusionnet.pretrain.ranks import descriptors, standardised_ranks
 
-FORMAT = 1
+FORMAT = 2
 _MOST_RANKED = 20_000  # strings whose descriptors are computed: some 15 ms each
 _FEWEST = 20  # strings; fewer cannot be held out in part
 

@@ -13,19 +13,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Float
 from rdkit import Chem, rdBase
-from rdkit.Chem import Descriptors
 from scipy.stats import rankdata
 from tqdm import tqdm
 
+from embedcache.features.chemistry import capped, computed, descriptor_names
 from fusionnet.pretrain.processes import in_processes
 
 STRINGS_PER_ITEM = 64
-
-
-def descriptor_names() -> list[str]:
-    """Return the names of the K descriptors."""
-    # Ipc grows with the factorial of the atoms and overflows; AvgIpc says the same
-    return [name for name, _ in Descriptors.descList if name != "Ipc"]
 
 
 def descriptors(texts: Sequence[str], processes: int) -> Float[np.ndarray, "S K"]:
@@ -42,31 +36,11 @@ def descriptors(texts: Sequence[str], processes: int) -> Float[np.ndarray, "S K"
 
 
 def _descriptors(texts: list[str]) -> Float[np.ndarray, "S K"]:
-    found = np.full((len(texts), len(descriptor_names())), np.nan)
     with rdBase.BlockLogs():
-        for row, text in zip(found, texts, strict=True):
-            unit = _capped(text)
-            if unit is not None:
-                values = Descriptors.CalcMolDescriptors(unit, missingVal=np.nan)
-                row[:] = [values[name] for name in descriptor_names()]
+        units = [capped(Chem.RWMol(Chem.MolFromSmiles(text))) for text in texts]
+        found = np.stack([computed("rdkit", unit) for unit in units])
     found[~np.isfinite(found)] = np.nan
     return found
-
-
-def _capped(text: str) -> Chem.Mol | None:
-    """Return a repeat unit with hydrogen for its endpoints, None where that cannot be."""
-    unit = Chem.MolFromSmiles(text)
-    Chem.RemoveStereochemistry(unit)
-    for atom in unit.GetAtoms():
-        if atom.GetAtomicNum() == 0:
-            (bond,) = atom.GetBonds()
-            atom.SetAtomicNum(1 if bond.GetBondType() == Chem.BondType.SINGLE else 6)
-            atom.SetNoImplicit(False)
-    try:
-        Chem.SanitizeMol(unit)
-    except (Chem.MolSanitizeException, ValueError):
-        return None
-    return Chem.RemoveHs(unit)
 
 
 def standardised_ranks(values: Float[np.ndarray, "S K"]) -> Float[np.ndarray, "S R"]:

@@ -4,6 +4,7 @@ import gzip
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from deaths import run_until
 
@@ -14,7 +15,7 @@ from fusionnet.commands.command import run_job
 from fusionnet.pretrain.corpus import make_corpus
 from fusionnet.pretrain.fragments import fragments_of, partners, pool_of
 from fusionnet.pretrain.lines import Polymers, lines_of, lines_to, polymers_of_files
-from fusionnet.pretrain.recombine import CANONICAL
+from fusionnet.pretrain.recombine import CANONICAL, grow
 from fusionnet.pretrain.seen import Seen
 
 KNOWN = [
@@ -88,6 +89,15 @@ def test_a_bond_that_is_cut_can_be_made_again() -> None:
     assert pool.fits[3][acyl]
     assert pool.fits[1][ether]
     assert not pool.fits[3][ether]  # no peroxides
+
+
+def test_what_grows_has_two_endpoints() -> None:
+    pool = pool_of([fragments_of(text) for text in KNOWN])
+    rng = np.random.default_rng(0)
+    grown = [text for _ in range(200) if (text := grow(pool, rng)) is not None]
+    assert len(grown) > 150
+    assert {text.count("[*]") for text in grown} == {2}
+    assert not any(mark in text for text in grown for mark in ".@/\\")
 
 
 def test_stars_of_a_fragment_are_counted() -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fusionnet.pretrain.ranks import descriptor_names, descriptors, standardised_ranks
+from embedcache.features.chemistry import descriptor_names
+from fusionnet.pretrain.ranks import descriptors, standardised_ranks
 
 UNITS = ["[*]CC[*]", "[*]CC([*])c1ccccc1", "[*]=CC=[*]", "[*]N=P([*])(Cl)Cl", "[*]/C=C/C[*]"]
 
