@@ -95,6 +95,7 @@ def test_a_cache_holds_what_the_plain_model_gives_each_string_alone(
     assert (wanted - wanted.mean(0)).abs().max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AutoModelForMaskedLM, AutoModelForSequenceClassification])
 def test_heads_of_tasks_and_poolers_change_nothing_whether_there_or_not(
     kind: Any, folder: Path, tokens: TokenTable, tmp_path: Path
@@ -142,6 +143,7 @@ def test_a_steps_gradients_are_those_of_every_row_encoded_alone(
     assert_gradients(gradients(encoder), wanted)
 
 
+@pytest.mark.slow
 def test_both_passes_of_bounded_memory_drop_the_same(folder: Path, tokens: TokenTable) -> None:
     encoder = adapted(folder, dropout=0.3)
     batches = length_batches(tokens.lengths, 50)
@@ -192,6 +194,7 @@ def test_cached_states_of_the_layers_below_give_the_same_vectors_and_gradients(
     assert_gradients(gradients(encoder), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(PLAIN_PEFT)
 def test_plain_peft_reads_the_adapter(folder: Path, tokens: TokenTable, tmp_path: Path) -> None:
     encoder = adapted(folder).eval()
@@ -250,6 +253,7 @@ OLD_KEYS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", OLD_KEYS)
 def test_config_files_of_older_programs_are_read_as_transformers_does(
     model_type: str, tokens: TokenTable, tmp_path: Path
@@ -287,6 +291,7 @@ IN_ONE_PIECE: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", OTHERS)
 def test_cached_states_serve_others_that_are_built_alike(
     model_type: str, tokens: TokenTable, tmp_path: Path
