@@ -112,10 +112,11 @@ def feature_scaling(features: Float[np.ndarray, "S K"]) -> FeatureScaling:
 
     A feature that no string has, or all alike, gets a scale of 0.
     """
-    wide = features.astype(np.float64)
-    center, scale = np.zeros(wide.shape[1]), np.zeros(wide.shape[1])
-    for column in range(wide.shape[1]):
-        known = wide[:, column][~np.isnan(wide[:, column])]
+    width = features.shape[1]
+    center, scale = np.zeros(width), np.zeros(width)
+    for column in range(width):
+        values = features[:, column].astype(np.float64)
+        known = values[~np.isnan(values)]
         if not len(known):
             continue
         low, lower, center[column], upper, high = np.quantile(known, [0, 0.25, 0.5, 0.75, 1])

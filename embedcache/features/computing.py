@@ -7,12 +7,14 @@ survive.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 
 import joblib
 import numpy as np
 from jaxtyping import Float32
 
 from embedcache.config.features import FeatureKind
+from embedcache.errors import CacheError
 from embedcache.features.chemistry import features_of
 
 CHUNK = 32  # strings that a process computes at a time
@@ -27,9 +29,18 @@ def computed_chunks(
     chunks = [list(texts[first : first + CHUNK]) for first in range(0, len(texts), CHUNK)]
     num_processes = joblib.cpu_count() if len(texts) >= FEWEST else 1
     if num_processes == 1:
-        found = (features_of(chunk, kind, feature) for chunk in chunks)
-    else:
-        found = joblib.Parallel(
-            n_jobs=num_processes, return_as="generator", idle_worker_timeout=IDLE_S
-        )(joblib.delayed(features_of)(chunk, kind, feature) for chunk in chunks)
-    yield from zip(chunks, found, strict=True)
+        for chunk in chunks:
+            yield chunk, features_of(chunk, kind, feature)
+        return
+    processes = joblib.Parallel(
+        n_jobs=num_processes, return_as="generator", idle_worker_timeout=IDLE_S
+    )
+    compute = joblib.delayed(features_of)
+    try:
+        found = processes(compute(chunk, kind, feature) for chunk in chunks)
+        yield from zip(chunks, found, strict=True)
+    except BrokenExecutor:
+        raise CacheError(
+            "a process that computed features of strings was killed; is there enough memory? Run"
+            " the same command again: it goes on where it was"
+        ) from None

@@ -36,6 +36,7 @@ LIMITS = (
 REMEDIES = {
     "rows": "train.rows=streaming, or a smaller train.rows_memory_mib",
     "encoder": "encoder.mode=frozen, or a smaller encoder",
+    "features": "fewer data.strings.features",
     "network": "a smaller model.fusion_width or model.feedforward",
     "micro-batch": "a smaller train.micro_batch_rows",
     "strings": "a smaller encoder.memory_budget_gib",
@@ -85,6 +86,10 @@ def memory_parts(recipe: Recipe, cache: Cache, world: World) -> dict[str, int]:
         "program": PROGRAM_BYTES,
         "rows": of_rows,
         "encoder": int((1 + half) * sum(weight_bytes(config) for config in distinct)),
+        # raw, scaled, behind vectors for validation, and in a checkpoint on its way
+        "features": sum(
+            16 * spec.num_strings * len(spec.feature_columns) for spec in layout.strings
+        ),
         # weight, gradient and two moments, and two checkpoints of three of them on their way
         "network": int((4 + half + 6) * parameters),
         "micro-batch": rows * activation_bytes(recipe.model, recipe.tasks, layout),

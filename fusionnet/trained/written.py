@@ -1,5 +1,5 @@
 """What is read of a run's YAML file, which people edit after training: the reward, the goals, the
-note, and where encoders lie now. Everything else is as the checkpoint says.
+note, and where encoders and tables of features lie now. Everything else is as the checkpoint says.
 
 What is not understood is refused: a goal that was dropped in silence would be taken for reached.
 """
@@ -39,7 +39,9 @@ class WrittenRun(_Part):
     reward: RewardConfig = Field(default=RewardConfig(), description="terms and penalties")
     run: RunConfig = Field(default=RunConfig(), description="the note")
     blend: BlendConfig = Field(default=BlendConfig(), description="whether there are trees")
-    data: dict[str, Any] = Field(default_factory=dict, description="string columns' encoders")
+    data: dict[str, Any] = Field(
+        default_factory=dict, description="string columns' encoders and tables of features"
+    )
     encoder: dict[str, Any] = Field(default_factory=dict, description="the shared encoder")
 
 
@@ -79,14 +81,17 @@ def tasks_as_written(
     return [parse_config(Task, task, f"{file}: tasks") for task in edited]
 
 
-def relocated(trained: dict[str, Any], written: Any) -> dict[str, Any]:
-    """Return a config as it was trained, but with every encoder's `source` as it is written now."""
-    if not isinstance(written, dict):
+def relocated(trained: Any, written: Any) -> Any:
+    """Return a config as it was trained, but with every encoder's `source`, and every `table` of
+    features, as it is written now.
+    """
+    if not (isinstance(trained, dict) and isinstance(written, dict)):
         return trained
     moved = dict(trained)
-    if "source" in trained:
-        moved["source"] = written.get("source", trained["source"])
-    for key in ("strings", "encoder"):
+    for key in ("source", "table"):
+        if key in trained:
+            moved[key] = written.get(key, trained[key])
+    for key in ("strings", "encoder", "features"):
         old, new = trained.get(key), written.get(key)
         if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
             moved[key] = [relocated(mine, theirs) for mine, theirs in zip(old, new, strict=True)]

@@ -91,6 +91,7 @@ def cache_of(config: Path) -> Cache:
 CASES = {
     "per_step": ("beside", ["encoder.mode=per_step"], False),
     "per_step, modality": ("beside", ["encoder.mode=per_step", "model.fusion=modality"], False),
+    "per_step, static": ("beside", ["encoder.mode=per_step"], True),
     "naive": ("beside", ["encoder.mode=naive"], False),
     "frozen, static": ("beside", ["encoder.mode=frozen", "model.fusion=mlp"], True),
     "none": ("alone", [], False),
@@ -176,7 +177,10 @@ def test_without_a_language_model_nothing_is_read_or_tokenised(
 ) -> None:
     for place in ("embedcache.build.strings", "fusionnet.assemble", "embedcache.build.vectors"):
         monkeypatch.setattr(f"{place}.load_encoder", lambda *_: 1 / 0)
-    experiment = load_experiment(alone, ["train.prove=1", "train.baselines=true"])
+    changes = ["data.on_invalid=skip", f"cache.path={alone.parent / 'skipping.zarr'}"]
+    experiment = load_experiment(alone, ["train.prove=1", "train.baselines=true", *changes])
+    parts = (experiment.data, experiment.targets, experiment.split, experiment.encoder)
+    build_cache(*parts, experiment.cache)
     train_experiment(experiment, "alone.yaml")
     said = capsys.readouterr().out
     assert "no language model" in said
@@ -230,6 +234,10 @@ def test_a_run_beside_an_encoder_predicts_as_it_trained(
     RewardModel(gone).predict(frame)
     with pytest.raises(TableError, match=r"no table .*own.csv"):
         RewardModel(gone).predict(frame.with_columns(smiles=pl.lit(NEW[0])))
+    (folder / "moved.csv").write_text(kept + f"7,{NEW[0]}\n")
+    file = gone.folder / "tiny_config.yaml"  # says where the table lies now
+    file.write_text(file.read_text().replace("own.csv", "moved.csv"))
+    RewardModel(load_run(gone.folder)).predict(frame.with_columns(smiles=pl.lit(NEW[0])))
     own.write_text(kept)
 
 

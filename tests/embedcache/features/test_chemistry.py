@@ -1,6 +1,7 @@
 """Computed features: RDKit's own numbers, of the views that are promised, with nothing invented."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from rdkit import Chem
 from rdkit.Chem import Descriptors, rdFingerprintGenerator
 
 from embedcache.config.table import StringColumn
-from embedcache.errors import ConfigError
+from embedcache.errors import CacheError, ConfigError
 from embedcache.features import chemistry, computing
 from embedcache.features.chemistry import feature_names, features_of
 from embedcache.features.computing import computed_chunks
@@ -98,6 +99,15 @@ def test_several_processes_compute_what_one_does(monkeypatch: pytest.MonkeyPatch
     assert [chunk for chunk, _ in shared] == [chunk for chunk, _ in alone]
     for (_, mine), (_, theirs) in zip(alone, shared, strict=True):
         assert np.array_equal(mine, theirs)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(computing, "FEWEST", 1)
+    monkeypatch.setattr(computing.joblib, "cpu_count", lambda: 2)
+    monkeypatch.setattr(computing, "features_of", lambda *_: os._exit(9))
+    with pytest.raises(CacheError, match="was killed; is there enough memory"):
+        list(computed_chunks(["[*]CC[*]"] * 3, "psmiles", "morgan"))
 
 
 @pytest.mark.parametrize(
