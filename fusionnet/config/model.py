@@ -105,6 +105,21 @@ class ModelSection(Config):
     num_layers: Layers | None = Field(
         default=None, description="layers of the fusion; unset: 2, 4 from 200,000 train rows on"
     )
+    members: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1,
+        description=(
+            "networks of an ensemble that share encoder, adapters and all large matrices (TabM,"
+            " Gorishniy et al. 2025): each has signs, dropout masks and heads of its own and is"
+            " trained by its own loss; predictions are means"
+        ),
+    )
+    member_layers: Layers | None = Field(
+        default=None,
+        description=(
+            "layers of the fusion, the last ones, that each member computes for itself; what is"
+            " before them is computed once for all. Unset: half of num_layers, rounded up"
+        ),
+    )
     num_heads: Width | None = Field(
         default=None, description="attention heads; they divide fusion_width; unset: 8, or fewer"
     )
@@ -137,6 +152,11 @@ class ModelSection(Config):
         width, heads = self.fusion_width, self.num_heads
         if width is not None and heads is not None and width % heads:
             raise ValueError(f"num_heads must divide fusion_width, found {heads} and {width}")
+        own, layers = self.member_layers, self.num_layers
+        if self.members > 1 and own is not None and layers is not None and own > layers:
+            raise ValueError(
+                f"member_layers are some of num_layers, found {own} of {layers}; lower it"
+            )
         if self.fusion == "modality" and self.num_layers == 0:
             raise ValueError(
                 "fusion 'modality' needs num_layers of at least 1: without attention [CLS] knows"
@@ -156,3 +176,9 @@ class ModelConfig(ModelSection):
     num_layers: Layers = 4
     num_heads: Width = 8
     feedforward: Width = 2048
+
+    @property
+    def num_own_layers(self) -> int:
+        """How many of the last layers each member computes for itself."""
+        half = -(-self.num_layers // 2)
+        return half if self.member_layers is None else self.member_layers

@@ -8,6 +8,7 @@ attend to others.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -92,18 +93,22 @@ def constant_layers(
     The first attention over a single token is left out: `folded_projection` holds it.
     """
     steps: list[Callable[[Tensor], Tensor]] = []
+    members = [] if fusion.members is None else [deepcopy(fusion.members).float()]
     for number, layer in enumerate(fusion.layers):
+        if number == fusion.first_own:
+            steps += members
         if isinstance(layer, ModalityFusionLayer):
             is_last = number == len(fusion.layers) - 1
             steps.append(_attention(layer, dtype, num_queries=1 if is_last else None))
         elif isinstance(layer, SingleTokenFusionLayer):
             matrix, offset = _single_token_attention(layer)
-            linear = ConstantLinear(matrix.to(dtype), offset.to(dtype)) if number > 0 else None
+            is_folded = number == 0 and _first_is_linear(fusion)
+            linear = None if is_folded else ConstantLinear(matrix.to(dtype), offset.to(dtype))
             steps.append(_SingleTokenAttention(linear, ConstantNorm.of(layer.norm1)))
         norm = layer.norm if isinstance(layer, MLPLayer) else layer.norm2
         linear1, linear2 = _linear(layer.linear1, dtype), _linear(layer.linear2, dtype)
         steps.append(_Perceptron(linear1, linear2, ConstantNorm.of(norm)))
-    return steps
+    return steps + (members if fusion.first_own == len(fusion.layers) else [])
 
 
 def folded_projection(
@@ -115,11 +120,18 @@ def folded_projection(
     """
     weight = projection.weight.float()
     bias = None if projection.bias is None else projection.bias.float()
-    if not (isinstance(fusion, SingleTokenFusion) and len(fusion.layers)):
+    if not _first_is_linear(fusion):
         return weight, bias
     matrix, offset = _single_token_attention(fusion.layers[0])
     matrix += torch.eye(len(matrix), device=matrix.device)
     return matrix @ weight, matrix @ bias + offset
+
+
+def _first_is_linear(fusion: nn.Module) -> bool:
+    """Return whether the fusion begins with a linear function that all members have in common."""
+    if not (isinstance(fusion, SingleTokenFusion) and len(fusion.layers)):
+        return False
+    return fusion.members is None or fusion.first_own > 0
 
 
 def _single_token_attention(

@@ -24,7 +24,7 @@ from copy import deepcopy
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionnet.model.constant import ConstantLinear
@@ -36,6 +36,23 @@ from fusionnet.rows.tensors import RowInputs
 CPU_BLOCK_ROWS = 1024  # the widest activation of a block stays near the caches
 
 
+class _ConstantHeads:
+    """The heads of one member; their first layers are one product."""
+
+    def __init__(self, heads: Sequence[nn.Sequential], dtype: torch.dtype) -> None:
+        first_layers = [layer for head in heads if isinstance(layer := head[0], nn.Linear)]
+        self._first = ConstantLinear(
+            torch.cat([layer.weight for layer in first_layers]).to(dtype),
+            torch.cat([layer.bias for layer in first_layers]).to(dtype),
+        )
+        self._widths = [layer.out_features for layer in first_layers]
+        self._ends = [deepcopy(head[1:]).float() for head in heads]
+
+    def __call__(self, fused: Float[Tensor, "B D"]) -> Float[Tensor, "B O"]:
+        hidden = self._first(fused).float().split(self._widths, dim=1)
+        return torch.cat([end(each) for end, each in zip(self._ends, hidden, strict=True)], dim=1)
+
+
 class RowEvaluator:
     """Evaluates rows by a network in evaluation mode, whose weights must not change meanwhile."""
 
@@ -44,7 +61,7 @@ class RowEvaluator:
         """`dtype` is that of the large products."""
         assert not network.training
         self._network = network
-        fusion, heads = network.fusion, list(network.heads.values())
+        fusion = network.fusion
         weight, self._bias = folded_projection(network.projection, fusion)
         self._blocks = network.projection_blocks(weight)
         self._number_blocks = [
@@ -56,13 +73,8 @@ class RowEvaluator:
             self._kinds = network.by_kind(fusion.kinds.float().unbind())
         self._layers = constant_layers(fusion, dtype)
         self._norm = ConstantNorm.of(fusion.norm)
-        first_layers = [head[0] for head in heads]
-        self._heads = ConstantLinear(
-            torch.cat([layer.weight for layer in first_layers]).to(dtype),
-            torch.cat([layer.bias for layer in first_layers]).to(dtype),
-        )
-        self._head_widths = [layer.out_features for layer in first_layers]
-        self._head_ends = [deepcopy(head[1:]).float() for head in heads]
+        members = range(network.heads.num_members)
+        self._heads = [_ConstantHeads(network.heads.of_member(k), dtype) for k in members]
         self._skip = None if network.linear_skip is None else deepcopy(network.linear_skip).float()
 
     @torch.no_grad()
@@ -129,11 +141,13 @@ class RowEvaluator:
         for layer in self._layers:
             x = layer(x)
         x = x.squeeze(1) if x.dim() == 3 else x  # the last layer's only token
-        hidden = self._heads(self._norm(x)).float().split(self._head_widths, dim=1)
+        fused = self._norm(x).unflatten(0, (len(self._heads), inputs.num_rows))  # [k, B, D]
         outputs = torch.cat(
-            [end(each) for end, each in zip(self._head_ends, hidden, strict=True)], dim=1
+            [heads(rows) for heads, rows in zip(self._heads, fused, strict=True)], dim=1
         )
-        return outputs if self._skip is None else outputs + self._skip(inputs.numeric)
+        if self._skip is None:
+            return outputs
+        return outputs + self._skip(inputs.numeric).repeat(1, len(self._heads))
 
     def _modality_tokens(
         self, gathered: Sequence[Float[Tensor, "B D"]], numbers: Sequence[Float[Tensor, "B D"]]

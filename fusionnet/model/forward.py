@@ -14,6 +14,7 @@ from embedcache.text import NUM_EXAMPLES, count_of, rows_text
 from fusionnet.config.reward import BinaryUnit
 from fusionnet.config.tasks import Task, output_columns, prediction_columns
 from fusionnet.model.evaluator import RowEvaluator
+from fusionnet.model.members import members_of
 from fusionnet.model.probability import class_probabilities, probability_of_task
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.tensors import RowTable
@@ -109,16 +110,57 @@ def refuse_non_finite(
 
 
 def to_units(
-    outputs: Float[Tensor, "N O"],
+    outputs: Float[Tensor, "N kO"],
     tasks: Sequence[Task],
     scaling: Scaling,
     binary_unit: BinaryUnit = "probability",
 ) -> Float[Tensor, "N P"]:
     """Return predictions in the targets' own units, and what `binary_unit` says for classes.
 
+    Of several members they are the means of theirs: of numbers, and of probabilities or scores.
+    See `_in_units`, and `prediction_columns` for the P columns.
+    """
+    members = _predictions_of_members(outputs, tasks, scaling, binary_unit)
+    return members[0] if len(members) == 1 else torch.stack(members).mean(0)
+
+
+def spread_in_units(
+    outputs: Float[Tensor, "N kO"],
+    tasks: Sequence[Task],
+    scaling: Scaling,
+    binary_unit: BinaryUnit = "probability",
+) -> Float[Tensor, "N P"]:
+    """Return how far members are apart: the standard deviation of their predictions, in units.
+
+    Over k, not k - 1; 0 of a single one.
+    """
+    members = _predictions_of_members(outputs, tasks, scaling, binary_unit)
+    return torch.stack(members).std(0, correction=0)
+
+
+def _predictions_of_members(
+    outputs: Float[Tensor, "N kO"],
+    tasks: Sequence[Task],
+    scaling: Scaling,
+    binary_unit: BinaryUnit,
+) -> list[Float[Tensor, "N P"]]:
+    """Return the predictions of each member."""
+    num_outputs = sum(task.num_outputs for task in tasks)
+    members = members_of(outputs, num_outputs)
+    return [_in_units(each, tasks, scaling, binary_unit) for each in members]
+
+
+def _in_units(
+    outputs: Float[Tensor, "N O"],
+    tasks: Sequence[Task],
+    scaling: Scaling,
+    binary_unit: BinaryUnit,
+) -> Float[Tensor, "N P"]:
+    """Return one member's predictions in the targets' own units.
+
     A score is the sigmoid of the logit, above 0.5 where the loss decides for positive, of several
     classes the chances as their weights have moved them; metrics are of scores. Transforms are
-    undone; what is then beyond the type is infinite. See `prediction_columns` for the P columns.
+    undone; what is then beyond the type is infinite.
     """
     first = [outputs[:, columns.start] for columns in output_columns(tasks)]
     mean = torch.as_tensor(scaling.target_mean, dtype=outputs.dtype, device=outputs.device)

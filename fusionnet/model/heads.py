@@ -2,7 +2,8 @@
 
 In training steps on a GPU the first layers of all heads are one product of the fused rows, and one
 kernel takes their ReLU and dropout, and the last layers of the heads with one hidden layer and one
-output. Else they are computed head by head.
+output. Else they are computed head by head, and so are those of several members, whose matrices are
+batched products.
 
 Axes: B rows, D fusion width, O outputs of all tasks.
 """
@@ -19,42 +20,67 @@ from fusionnet.config.tasks import Task
 from fusionnet.kernels import head_ends
 from fusionnet.kernels.reference import Segment
 from fusionnet.model.linear import Linear, in_mixed_training, side_by_side
+from fusionnet.model.members import MemberLinear, members_as_columns
 
 
 def make_head(
-    width: int, hidden: Sequence[int], dropout: float, num_outputs: int = 1
+    width: int, hidden: Sequence[int], dropout: float, num_outputs: int = 1, num_members: int = 1
 ) -> nn.Sequential:
     """Return Linear and ReLU for each hidden width, and a last Linear to the task's outputs.
 
-    Dropout follows the first.
+    Dropout follows the first. Several members have matrices of their own.
     """
+
+    def linear(wide: int, narrow: int) -> nn.Module:
+        return Linear(wide, narrow) if num_members == 1 else MemberLinear(num_members, wide, narrow)
+
     layers: list[nn.Module] = []
     for number, (wide, narrow) in enumerate(pairwise([width, *hidden])):
-        layers += [Linear(wide, narrow), nn.ReLU()]
+        layers += [linear(wide, narrow), nn.ReLU()]
         if number == 0 and dropout > 0:
             layers.append(Dropout(dropout))
-    return nn.Sequential(*layers, Linear(hidden[-1], num_outputs))
+    return nn.Sequential(*layers, linear(hidden[-1], num_outputs))
 
 
 class Heads(nn.ModuleDict):
-    """One head per task, in the tasks' order."""
+    """One head per task, in the tasks' order; of several members each has its own."""
 
-    def __init__(self, width: int, tasks: Sequence[Task]) -> None:
+    def __init__(self, width: int, tasks: Sequence[Task], num_members: int = 1) -> None:
         super().__init__(
             {
-                task.name: make_head(width, task.head, task.head_dropout, task.num_outputs)
+                task.name: make_head(
+                    width, task.head, task.head_dropout, task.num_outputs, num_members
+                )
                 for task in tasks
             }
         )
+        self.num_members = num_members
+        self.num_outputs = num_members * sum(task.num_outputs for task in tasks)
 
-        self.num_outputs = sum(task.num_outputs for task in tasks)
+    def forward(self, fused: Float[Tensor, "_ D"]) -> Float[Tensor, "B O"]:
+        """Return the outputs of all tasks side by side: standardised numbers, or logits.
 
-    def forward(self, fused: Float[Tensor, "B D"]) -> Float[Tensor, "B O"]:
-        """Return the outputs of all tasks side by side: standardised numbers, or logits."""
+        Of several members `fused` has the rows one member after the other, and the outputs have
+        their columns so.
+        """
         heads = list(self.values())
+        if self.num_members > 1:
+            outputs = torch.cat([head(fused) for head in heads], dim=1)
+            return members_as_columns(outputs, self.num_members)
         if in_mixed_training(fused) and any(_ends(head) for head in heads):
             return _together(heads, fused)
         return torch.cat([head(fused) for head in heads], dim=1)
+
+    def of_member(self, member: int) -> list[nn.Sequential]:
+        """Return one member's heads; of several, copies."""
+        if self.num_members == 1:
+            return [head for head in self.values() if isinstance(head, nn.Sequential)]
+        found = []
+        for head in self.values():
+            assert isinstance(head, nn.Sequential)
+            layers = [x.of_member(member) if isinstance(x, MemberLinear) else x for x in head]
+            found.append(nn.Sequential(*layers))
+        return found
 
 
 def _together(heads: Sequence[nn.Sequential], fused: Float[Tensor, "B D"]) -> Float[Tensor, "B O"]:

@@ -35,6 +35,7 @@ from embedcache.scaling import Scaling
 from fusionnet.config.tasks import LossConfig, LossName, Task
 from fusionnet.kernels import multitask_loss
 from fusionnet.kernels.reference import TaskTerm
+from fusionnet.model.members import members_of
 
 
 class LossParts(NamedTuple):
@@ -62,15 +63,18 @@ class MultiTaskLoss(nn.Module):
             for task, (mean, std) in zip(tasks, statistics, strict=True)
         )
 
+        self._num_outputs = sum(term.num_outputs for term in self._terms)
+        self._is_of_rows = all(term.loss != "batch_focal" for term in self._terms)
+
     def forward(
         self,
-        outputs: Float[Tensor, "B O"],
+        outputs: Float[Tensor, "B kO"],
         targets: Float[Tensor, "B T"],
         weight: Float[Tensor, " B"],
         denominators: Float[Tensor, " T"],
         share: float,
     ) -> LossParts:
-        """Return this micro-batch's share of the step's loss.
+        """Return this micro-batch's share of the step's loss: the mean of the members' losses.
 
         `targets` are transformed, not yet standardised, NaN where unobserved; `denominators` are
         the sums of the weights of observed rows over the whole step; `share` is this micro-batch's
@@ -79,7 +83,19 @@ class MultiTaskLoss(nn.Module):
         does not move its s.
         """
         s = torch.zeros_like(self.log_variance) if self.uncertainty == "none" else self.log_variance
-        total, sums = multitask_loss(outputs, targets, weight, denominators, s, self._terms, share)
+        constants = (denominators, s, self._terms)
+        if outputs.shape[1] == self._num_outputs:
+            total, sums = multitask_loss(outputs, targets, weight, *constants, share)
+            return LossParts(total, sums.detach())
+        members = members_of(outputs, self._num_outputs)
+        num = len(members)
+        weight = weight / num  # so that sums over members are means
+        if self._is_of_rows:  # the rows of all members are those of one batch
+            members = [torch.cat(members)]
+            targets, weight = targets.repeat(num, 1), weight.repeat(num)
+        share /= len(members)
+        parts = [multitask_loss(each, targets, weight, *constants, share) for each in members]
+        total, sums = (torch.stack(each).sum(0) for each in zip(*parts, strict=True))
         return LossParts(total, sums.detach())
 
 

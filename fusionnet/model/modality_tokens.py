@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embedcache.encoder.add_norm import LayerNorm
+from fusionnet.model.members import MemberSplit
 from fusionnet.model.single_token import (
     SingleTokenFusionLayer,
     Stream,
     init_attention,
     query_key_value,
+    through,
 )
 
 
@@ -87,8 +89,11 @@ class ModalityFusion(nn.Module):
         feedforward: int,
         num_layers: int,
         dropout: float,
+        split: MemberSplit | None = None,
     ) -> None:
         super().__init__()
+        split = split or MemberSplit()
+        self.members, self.first_own = split.scaling(width), num_layers - split.num_own_layers
         self.cls = nn.Parameter(torch.empty(width).normal_(std=0.02))
         # tell the tokens apart: attention knows no order
         self.kinds = nn.Parameter(torch.empty(num_summands, width).normal_(std=0.02))
@@ -97,17 +102,21 @@ class ModalityFusion(nn.Module):
         )
         self.norm = LayerNorm(width)
 
-    def forward(self, summands: Sequence[Float[Tensor, "B D"]]) -> Float[Tensor, "B D"]:
-        """Return [CLS] of each row after all layers; `summands` are the projected modalities."""
+    def forward(self, summands: Sequence[Float[Tensor, "B D"]]) -> Float[Tensor, "kB D"]:
+        """Return [CLS] of each row after all layers, by member.
+
+        `summands` are the projected modalities.
+        """
         tokens = [summand + kind for summand, kind in zip(summands, self.kinds, strict=True)]
         return self.read_out(torch.stack([self.cls.expand_as(tokens[0]), *tokens], dim=1))
 
-    def read_out(self, x: Float[Tensor, "B M D"]) -> Float[Tensor, "B D"]:
-        """Return the first token after all layers."""
-        stream = Stream(x, x)
-        for layer in self.layers[:-1]:
-            stream = layer(stream)
-        return self.norm(self.layers[-1](stream, num_queries=1).state.squeeze(1))
+    def read_out(self, x: Float[Tensor, "B M D"]) -> Float[Tensor, "kB D"]:
+        """Return the first token after all layers, by member."""
+        stream = through(self.layers[:-1], Stream(x, x), self.members, self.first_own)
+        read = self.layers[-1](stream, num_queries=1).state.squeeze(1)
+        if self.members is not None and self.first_own == len(self.layers):
+            read = self.members(read)
+        return self.norm(read)
 
     def load_transformer(self, transformer: nn.TransformerEncoder) -> None:
         """Take over the weights of a transformer of the same sizes."""

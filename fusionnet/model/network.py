@@ -9,8 +9,8 @@ category summands always once per category; rows gather them as late as that. On
 holds the blocks of all summands, as specified. The single token is the sum of the summands;
 modality tokens are the summands themselves, and their numbers are encoded group by group.
 
-Axes: B rows, U distinct strings, E encoder width, F numeric features, D fusion width, O outputs,
-K features of a string, W the width of one summand before its projection.
+Axes: B rows, U distinct strings, E encoder width, F numeric features, D fusion width, O outputs of
+all members, K features of a string, W the width of one summand before its projection.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ from fusionnet.kernels import gather_add
 from fusionnet.model.adapters import LinearSkip, NumericGroups, StringAdapter
 from fusionnet.model.embeddings import numeric_embedding
 from fusionnet.model.heads import Heads
+from fusionnet.model.members import MemberSplit
 from fusionnet.model.modality_tokens import ModalityFusion
 from fusionnet.model.single_token import MLPFusion, SingleTokenFusion
 from fusionnet.rows.tensors import RowInputs
@@ -112,7 +113,7 @@ class FusionNetwork(nn.Module):
             sum(self.summand_widths), config.fusion_width, bias=not has_modality_tokens
         )
         self.fusion = _fusion(config, len(self.summand_widths))
-        self.heads = Heads(config.fusion_width, tasks)
+        self.heads = Heads(config.fusion_width, tasks, config.members)
         num_outputs = sum(task.num_outputs for task in tasks)
         has_skip = config.linear_skip and num_numeric > 0
         self.linear_skip = LinearSkip(num_numeric, num_outputs) if has_skip else None
@@ -120,7 +121,7 @@ class FusionNetwork(nn.Module):
     def forward(
         self, vectors: Sequence[Float[Tensor, "_ _"]], inputs: RowInputs
     ) -> Float[Tensor, "B O"]:
-        """Return the outputs of each row (see `Heads`).
+        """Return the outputs of each row (see `Heads`); of k members k O, member by member.
 
         `vectors` has one matrix [U, E + K] per string column.
         """
@@ -130,7 +131,10 @@ class FusionNetwork(nn.Module):
         else:
             fused = self.fusion(self.single_token(summands))
         outputs = self.heads(fused)
-        return outputs if self.linear_skip is None else outputs + self.linear_skip(inputs.numeric)
+        if self.linear_skip is None:
+            return outputs
+        skip, num_members = self.linear_skip(inputs.numeric), self.heads.num_members
+        return outputs + (skip if num_members == 1 else skip.repeat(1, num_members))
 
     def single_token(self, summands: Sequence[Summand]) -> Float[Tensor, "B D"]:
         """Return `projection(concat(strings, numbers, categories))` from its summands."""
@@ -244,14 +248,15 @@ def _fusion(
 ) -> SingleTokenFusion | ModalityFusion | MLPFusion:
     """Return the fusion that the config names."""
     width, feedforward, dropout = config.fusion_width, config.feedforward, config.dropout
-    sizes = (width, config.num_heads, feedforward, config.num_layers, dropout)
+    split = MemberSplit(config.members, config.num_own_layers)
+    sizes = (width, config.num_heads, feedforward, config.num_layers, dropout, split)
     match config.fusion:
         case "joint":  # the specification's word for a single token
             return SingleTokenFusion(*sizes)
         case "modality":
             return ModalityFusion(num_summands, *sizes)
         case "mlp":
-            return MLPFusion(width, feedforward, config.num_layers, dropout)
+            return MLPFusion(width, feedforward, config.num_layers, dropout, split)
 
 
 _NAMES = {

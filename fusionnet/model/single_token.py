@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from embedcache.encoder.add_norm import LayerNorm, add_norm
 from fusionnet.kernels import drop_heads, gelu_dropout
 from fusionnet.model.linear import Linear
+from fusionnet.model.members import MemberScaling, MemberSplit
 
 
 class Stream(NamedTuple):
@@ -32,6 +33,24 @@ class Stream(NamedTuple):
 
     state: Float[Tensor, "*tokens D"]
     operand: Float[Tensor, "*tokens D"]
+
+
+def through(
+    layers: nn.ModuleList, x: Stream, members: MemberScaling | None, first_own: int
+) -> Stream:
+    """Return the stream after the layers; layer `first_own` and what follows it get all members'
+    rows.
+    """
+    for number, layer in enumerate(layers):
+        x = layer(_of_members(x, members) if number == first_own else x)
+    return _of_members(x, members) if first_own == len(layers) else x
+
+
+def _of_members(x: Stream, members: MemberScaling | None) -> Stream:
+    if members is None:
+        return x
+    state = members(x.state)
+    return Stream(state, state.to(x.operand.dtype))  # rounded once
 
 
 class SingleTokenFusionLayer(nn.Module):
@@ -96,21 +115,26 @@ class SingleTokenFusion(nn.Module):
     """`nn.TransformerEncoder` on sequences of length 1, then LayerNorm."""
 
     def __init__(
-        self, width: int, num_heads: int, feedforward: int, num_layers: int, dropout: float
+        self,
+        width: int,
+        num_heads: int,
+        feedforward: int,
+        num_layers: int,
+        dropout: float,
+        split: MemberSplit | None = None,
     ) -> None:
         super().__init__()
+        split = split or MemberSplit()
+        self.members, self.first_own = split.scaling(width), num_layers - split.num_own_layers
         self.layers = nn.ModuleList(
             SingleTokenFusionLayer(width, num_heads, feedforward, dropout)
             for _ in range(num_layers)
         )
         self.norm = LayerNorm(width)
 
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Return the fused token of each row."""
-        stream = Stream(x, x)
-        for layer in self.layers:
-            stream = layer(stream)
-        return self.norm(stream.state)
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "kB D"]:
+        """Return the fused token of each row, by member."""
+        return self.norm(through(self.layers, Stream(x, x), self.members, self.first_own).state)
 
     def load_transformer(self, transformer: nn.TransformerEncoder) -> None:
         """Take over the weights of a transformer of the same sizes."""
@@ -147,19 +171,25 @@ class MLPLayer(nn.Module):
 class MLPFusion(nn.Module):
     """A residual MLP with as many layers and parameters as the single-token fusion."""
 
-    def __init__(self, width: int, feedforward: int, num_layers: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        feedforward: int,
+        num_layers: int,
+        dropout: float,
+        split: MemberSplit | None = None,
+    ) -> None:
         super().__init__()
+        split = split or MemberSplit()
+        self.members, self.first_own = split.scaling(width), num_layers - split.num_own_layers
         self.layers = nn.ModuleList(
             MLPLayer(width, feedforward, dropout) for _ in range(num_layers)
         )
         self.norm = LayerNorm(width)
 
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Return the fused features of each row."""
-        stream = Stream(x, x)
-        for layer in self.layers:
-            stream = layer(stream)
-        return self.norm(stream.state)
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "kB D"]:
+        """Return the fused features of each row, by member."""
+        return self.norm(through(self.layers, Stream(x, x), self.members, self.first_own).state)
 
 
 def init_attention(projection: nn.Linear) -> None:

@@ -92,17 +92,26 @@ def activation_bytes(model: ModelConfig, tasks: tuple[Task, ...], layout: Layout
     """
     width = model.fusion_width
     num_strings = sum(bool(spec.width) + bool(spec.features) for spec in layout.strings)
-    num_groups = 1
+    num_groups = num_tokens = 1
     layer = 12 * width + 4 * model.feedforward
     if model.fusion == "modality":
         num_groups = len({column.feature_group for column in layout.numeric})
         # tokens, and their queries, keys and values
-        layer = (1 + num_strings + num_groups + len(layout.categories)) * (layer + 3 * width)
+        num_tokens = 1 + num_strings + num_groups + len(layout.categories)
+        layer = num_tokens * (layer + 3 * width)
     strings = num_strings * (3 * model.adapter_hidden + 6 * model.adapter_width)
     numbers = num_groups * 6 * (model.numeric_hidden + model.numeric_width)
     numbers += len(layout.numeric) * (1 + _embedding_numbers(model))
     heads = sum(4 * sum(task.head) + width for task in tasks)
-    return 4 * (model.num_layers * layer + strings + numbers + heads + 4 * width)
+    layers, own = model.num_layers * layer, 0
+    if model.members > 1:
+        of_each = model.num_own_layers * layer
+        if model.fusion == "modality" and model.num_own_layers:  # one token leaves the last
+            of_each -= layer - layer // num_tokens - 3 * num_tokens * width
+        layers += (model.members - 1) * of_each
+        heads *= model.members
+        own = 2 * model.members * num_tokens * width  # tokens of all, and what is read of them
+    return 4 * (layers + strings + numbers + heads + own + 4 * width)
 
 
 def _embedding_numbers(model: ModelConfig) -> int:

@@ -36,6 +36,7 @@ _SHAPING = {"fusion", "adapter_hidden", "adapter_width", "numeric_hidden", "nume
     "linear_skip",
     "numeric",
     "numeric_embedding",
+    "members",
 }  # keys of ModelConfig that decide how many parameters there are; its defaults are the specified
 
 

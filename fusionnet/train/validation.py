@@ -17,6 +17,7 @@ from torch import Tensor
 from embedcache.live.shared import vectors_of_all_columns
 from fusionnet.metrics import Metrics, task_metrics
 from fusionnet.model.forward import forward_batches, refuse_non_finite, to_units
+from fusionnet.model.members import members_of
 from fusionnet.stopping import is_asked
 from fusionnet.train.trainer import Trainer
 
@@ -42,12 +43,13 @@ def validate(trainer: Trainer, tables: StringTables) -> Validated | None:
         return None
     rows, world, recipe = trainer.validation_rows, trainer.world, trainer.recipe
     num_tasks, shares = len(recipe.tasks), rows.shares(world.size)
-    num_outputs = sum(task.num_outputs for task in recipe.tasks)
-    everyone = world.gather_rows(own[0], shares)  # [N, O + T + 1]
+    num_outputs = trainer.model.network.heads.num_outputs
+    everyone = world.gather_rows(own[0], shares)  # [N, k O + T + 1]
     if not everyone[:, :num_outputs].isfinite().all():  # on every rank
         number = world.gather_rows(own[1], shares)
         what = "the validation rows (counted over all files, from 0)"
-        outputs, nothing = everyone[:, :num_outputs], everyone[:, :0]
+        members = members_of(everyone[:, :num_outputs], num_outputs // recipe.model.members)
+        outputs, nothing = torch.stack(members).sum(0), everyone[:, :0]
         refuse_non_finite(outputs, recipe.tasks, nothing, (), number, what)
     result: Validated | None = None
     if world.is_main:
@@ -75,7 +77,7 @@ def _own_part(trainer: Trainer, tables: StringTables) -> Part | None:
     None on every rank where one of them was told to stop.
     """
     world, tasks = trainer.world, trainer.recipe.tasks
-    width = sum(task.num_outputs for task in tasks) + len(tasks) + 1
+    width = trainer.model.network.heads.num_outputs + len(tasks) + 1
     values = [torch.zeros(0, width, device=world.device)]
     numbers = [torch.zeros(0, dtype=torch.int64, device=world.device)]
     with closing(_parts(trainer, tables)) as parts:

@@ -33,12 +33,12 @@ from embedcache.table.table import Table
 from fusionnet.config.reward import BinaryUnit, RewardPenalty, RewardTerm
 from fusionnet.config.tasks import prediction_columns
 from fusionnet.model.evaluator import RowEvaluator
-from fusionnet.model.forward import prediction_bar, refuse_non_finite
+from fusionnet.model.forward import prediction_bar, refuse_non_finite, spread_in_units
 from fusionnet.rows.tensors import RowInputs, joined
 from fusionnet.trained.blended import Found, found_of, tree_tables
 from fusionnet.trained.folder import Moment
 from fusionnet.trained.frames import FrameBlock, frame_blocks, is_pandas, open_frame
-from fusionnet.trained.named import prediction_frame
+from fusionnet.trained.named import prediction_frame, spread_frame
 from fusionnet.trained.run import Precision, TrainedRun, load_run
 from fusionnet.trained.vectors import vectors_of_all_strings
 
@@ -74,21 +74,24 @@ class RewardModel:
         """Return the reward model of a run folder; see `load_run` for `precision`."""
         return cls(load_run(folder, moment, device, precision))
 
-    def predict(self, frame: Any, on_invalid: OnInvalid | None = None) -> Any:
+    def predict(self, frame: Any, on_invalid: OnInvalid | None = None, spread: bool = False) -> Any:
         """Return predictions in raw units, and what is to be known of each.
 
         One column `predicted_<column>` per task (binary tasks have probabilities, see
         `fusionnet.model.probability`; of several classes the class, then the probability of each,
         `probability_<column>_<class>`), then `known`: training saw the row's strings and
         categories; `outside`: a number of it lies outside of the train rows'; `reason`: in words
-        why it is not known, is outside, or cannot be used.
+        why it is not known, is outside, or cannot be used. With `spread`, of an ensemble
+        (`model.members`): also `spread_<column>`, how far its networks are apart (standard
+        deviation, in the column's unit; of several classes `spread_<column>_<class>`).
 
         `frame` is a polars or pandas frame, or a path, with the columns that the run's config
         names, in their units; a pandas frame comes back as one, with its index. Raises TableError
         with all violations; with `on_invalid` "skip" (unset: as the run's config says) rows that
         break a rule have null instead.
         """
-        return _as_given(frame, pl.concat(self.batches(frame, on_invalid=on_invalid)))
+        batches = self.batches(frame, on_invalid=on_invalid, spread=spread)
+        return _as_given(frame, pl.concat(batches))
 
     def reward(self, frame: Any) -> Float[Tensor, " B"]:
         """Return one reward per row, with hard thresholds, without gradients.
@@ -113,23 +116,33 @@ class RewardModel:
         keep: pl.LazyFrame | None = None,
         progress: bool = False,
         on_invalid: OnInvalid | None = None,
+        spread: bool = False,
     ) -> Iterator[pl.DataFrame]:
-        """Yield predictions batch by batch in the frame's order, and rewards where asked.
+        """Yield predictions batch by batch in the frame's order, rewards and spreads where asked.
 
         They stand beside the same rows of `keep`. The whole frame is checked before the first
         batch; one without rows has one batch without rows.
         """
         if reward:
             self.check_reward()
+        if spread and self.run.recipe.model.members == 1:
+            raise ConfigError(
+                f"{self.run.folder} has one member, so there is no spread of members; train with"
+                " model.members=8"
+            )
         table = open_frame(self.run, frame, on_invalid)
         with prediction_bar(table.num_rows, progress) as bar:
             for found in self._batches(table, "probability", keep, with_marks=True):
                 block = found.block
                 batch = self._named(found)
+                if spread:
+                    apart = spread_in_units(found.found.outputs, self.run.tasks, self.run.scaling)
+                    on_rows = block.spread(apart).cpu().numpy()
+                    batch = batch.hstack(spread_frame(self.run.tasks, on_rows))
                 if reward:
                     rewards = self.reward_of(self._as_rewarded(found.found))
-                    spread = block.spread(rewards.unsqueeze(1)).squeeze(1)
-                    batch = batch.with_columns(reward=spread.cpu().numpy())
+                    on_rows = block.spread(rewards.unsqueeze(1)).squeeze(1).cpu().numpy()
+                    batch = batch.with_columns(reward=on_rows)
                 if not block.usable.all():
                     batch = batch.fill_nan(None)
                 assert block.marks is not None, "they were asked for"

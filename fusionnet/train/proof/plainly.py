@@ -15,7 +15,7 @@ Axes: B rows, E encoder width, L tokens, D fusion width, M tokens of a row, T ta
 one part of the input projection.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,11 +91,13 @@ def plain_gradients(
     for rows in sample.parts:
         with torch.autocast(s.device.type, autocast, enabled=autocast is not None):
             vectors = [reader.vectors_of(column, rows) for column in range(len(subject.tokens))]
-            outputs = outputs_of(subject, weights, vectors, rows)
-        wide = torch.promote_types(outputs.dtype, torch.float32)
-        total = total + rows_loss(
-            subject.recipe, subject.scaling, s, outputs.to(wide), rows, sample.denominators
-        )
+            members = outputs_of(subject, weights, vectors, rows)
+        for outputs in members:
+            wide = torch.promote_types(outputs.dtype, torch.float32)
+            loss = rows_loss(
+                subject.recipe, subject.scaling, s, outputs.to(wide), rows, sample.denominators
+            )
+            total = total + loss / len(members)
     trained = {name: value for name, value in weights.items() if value.requires_grad}
     found = torch.autograd.grad(total, list(trained.values()), materialize_grads=True)
     return dict(zip(trained, found, strict=True))
@@ -179,12 +181,34 @@ def outputs_of(
     vectors: Sequence[Float[Tensor, "B _"]],
     rows: RowTable,
     relu: Activation = F.relu,
-) -> Float[Tensor, "B T"]:
-    """Return the heads' outputs; `vectors` has one vector per row for each string column."""
+) -> list[Float[Tensor, "B O"]]:
+    """Return the heads' outputs, member by member.
+
+    `vectors` has one vector per row for each string column.
+    """
+    members = range(subject.recipe.model.members)
+    return [_outputs_of_member(subject, weights, vectors, rows, relu, each) for each in members]
+
+
+def _outputs_of_member(
+    subject: Subject,
+    weights: Weights,
+    vectors: Sequence[Float[Tensor, "B _"]],
+    rows: RowTable,
+    relu: Activation,
+    member: int,
+) -> Float[Tensor, "B O"]:
     config = subject.recipe.model
 
     def of(name: str) -> Tensor:
-        return weights[f"network.{name}"]
+        value = weights[f"network.{name}"]
+        is_own = config.members > 1 and name.startswith(("heads.", "fusion.members."))
+        return value[member] if is_own else value
+
+    def split(number: int, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        if config.members == 1 or number != config.num_layers - config.num_own_layers:
+            return x
+        return x * of("fusion.members.weight")
 
     numeric = rows.numeric.to(of("projection.weight").dtype)
     parts = [
@@ -203,17 +227,17 @@ def outputs_of(
     for number, code in enumerate(rows.category.unbind(1)):
         parts.append(of(f"categories.{number}.weight")[code])
     if config.fusion == "modality":
-        fused = _tokens_fused(of, parts, config.num_heads, config.num_layers)
+        fused = _tokens_fused(of, parts, config.num_heads, config.num_layers, split)
     else:
         x = F.linear(torch.cat(parts, dim=1), of("projection.weight"), of("projection.bias"))
         for number in range(config.num_layers):
-            name = f"fusion.layers.{number}"
+            name, x = f"fusion.layers.{number}", split(number, x)
             if config.fusion == "mlp":
                 inner = F.gelu(_linear(of, f"{name}.linear1", x))
                 x = _norm(of, f"{name}.norm", x + _linear(of, f"{name}.linear2", inner))
             else:  # a sequence of length 1
                 x = _transformer_layer(of, name, config.num_heads, x.unsqueeze(1)).squeeze(1)
-        fused = _norm(of, "fusion.norm", x)
+        fused = _norm(of, "fusion.norm", split(config.num_layers, x))
     columns = [
         _head(of, _layers_of(weights, f"network.heads.{task.name}."), fused, relu)
         for task in subject.recipe.tasks
@@ -281,7 +305,11 @@ def _layer(
 
 
 def _tokens_fused(
-    of: Getter, parts: Sequence[Float[Tensor, "B _"]], num_heads: int, num_layers: int
+    of: Getter,
+    parts: Sequence[Float[Tensor, "B _"]],
+    num_heads: int,
+    num_layers: int,
+    split: Callable[[int, Tensor], Tensor],
 ) -> Float[Tensor, "B D"]:
     """Return [CLS] after the transformer over a token per part, all tokens through all layers."""
     blocks = of("projection.weight").split([part.shape[1] for part in parts], dim=1)
@@ -289,8 +317,8 @@ def _tokens_fused(
     cls = of("fusion.cls").expand(len(tokens[0]), 1, -1)
     x = torch.cat([cls, torch.stack(tokens, dim=1) + of("fusion.kinds")], dim=1)  # [B, M, D]
     for number in range(num_layers):
-        x = _transformer_layer(of, f"fusion.layers.{number}", num_heads, x)
-    return _norm(of, "fusion.norm", x[:, 0])
+        x = _transformer_layer(of, f"fusion.layers.{number}", num_heads, split(number, x))
+    return _norm(of, "fusion.norm", split(num_layers, x[:, 0]))
 
 
 def _transformer_layer(

@@ -293,3 +293,14 @@ def test_what_a_fit_did_not_write_is_left_alone(tmp_path: Path, overwrite: bool)
         FusionModel(target="tg", folder=tmp_path).fit(table(), overwrite=overwrite)
     assert config.read_text() == "learning_rate: 0.1\n"
     assert own.read_bytes() == b"somebody's"
+
+
+@pytest.mark.slow
+def test_a_fit_of_members_and_bins_predicts(keys: dict[str, Any], tmp_path: Path) -> None:
+    changed = {**keys, "model": {**SMALL["model"], "members": 3, "numeric": "ple"}}
+    folder = tmp_path / "work"
+    model = FusionModel(strings="smiles", target="tg", folder=folder, verbose=False, **changed)
+    found = model.fit(table()).predict(table())
+    assert found["predicted_tg"].notna().all()
+    spread = model.model.predict(table(), spread=True)["spread_tg"]
+    assert (spread > 0).all()

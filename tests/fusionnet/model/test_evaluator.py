@@ -93,6 +93,18 @@ def test_fp32_outputs_are_the_networks(fusion: str, num_rows: int) -> None:
 
 
 @pytest.mark.parametrize("fusion", FORMS)
+@pytest.mark.parametrize("member_layers", [0, 1, 2, 3])
+def test_all_members_outputs_are_the_networks(fusion: str, member_layers: int) -> None:
+    net = network(fusion, members=3, member_layers=member_layers)
+    for num_rows in (1, 33):
+        given = inputs(num_rows)
+        found = evaluated(net, torch.float32, *given)
+        assert found.shape == (num_rows, 9)
+        torch.testing.assert_close(found, net(*given), rtol=1e-4, atol=1e-4)
+        assert (found[:, :3] - found[:, 3:6]).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("fusion", FORMS)
 @pytest.mark.parametrize("numeric", ["ple", "periodic"])
 def test_embedded_numbers_are_the_networks(fusion: str, numeric: str) -> None:
     net, given = network(fusion, numeric=numeric), inputs(33)

@@ -98,6 +98,12 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
         (("model.numeric=ple", "model.linear_skip=true", "model.feature_noise={first: 0.3}"), True),
         (("model.numeric=periodic", "model.fusion=modality", "train.precision=bf16"), False),
         (("model.numeric=periodic", "model.numeric_embedding.lite=false"), False),
+        (("model.members=3", "model.linear_skip=true"), True),
+        (("model.members=2", "train.precision=bf16", "model.numeric=ple"), False),
+        (("model.members=3", "model.fusion=modality", "encoder.mode=per_microbatch"), False),
+        (("model.members=3", "model.fusion=mlp", "tasks.1.reduction=batch"), False),
+        (("model.members=3", "model.member_layers=0", "encoder.mode=naive"), False),
+        (("model.members=2", "model.member_layers=2", "encoder.mode=frozen"), False),
     ],
 )
 def test_every_kind_of_training_is_proven(

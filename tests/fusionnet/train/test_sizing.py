@@ -62,12 +62,14 @@ def kept_bytes(network: FusionNetwork, num_strings: int, width: int = WIDTH) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["joint", "modality", "mlp"])
-@pytest.mark.parametrize(("num_strings", "num_features"), [(1, 0), (3, 0), (2, 50)])
+@pytest.mark.parametrize(
+    ("num_strings", "num_features", "members"), [(1, 0, 1), (3, 0, 1), (2, 50, 1), (1, 0, 4)]
+)
 def test_the_count_bounds_what_autograd_keeps_of_a_row(
-    fusion: str, num_strings: int, num_features: int
+    fusion: str, num_strings: int, num_features: int, members: int
 ) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(fusion=fusion)
+    config = ModelConfig(fusion=fusion, members=members)
     strings = tuple((f"s{k}", WIDTH) for k in range(num_strings))
     features = {name: num_features for name, _ in strings}
     network = FusionNetwork(

@@ -202,12 +202,18 @@ class NothingAsked(TorchDispatchMode):
 
 @pytest.mark.skipif(ON_GPU, reason="there the capture itself would fail")
 @pytest.mark.parametrize(
-    ("mode", "numeric"), [("per_step", "linear"), ("frozen", "ple"), ("frozen", "periodic")]
+    ("mode", "numeric", "members"),
+    [("per_step", "linear", 1), ("frozen", "ple", 3), ("frozen", "periodic", 1)],
 )
 def test_a_static_step_asks_the_host_nothing(
-    tiny_experiment: Path, mode: str, numeric: str, monkeypatch: pytest.MonkeyPatch
+    tiny_experiment: Path,
+    mode: str,
+    numeric: str,
+    members: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     changes = (f"model.numeric={numeric}", "model.feature_noise={first: 0.1}")
+    changes = (*changes, f"model.members={members}")
     setting = Setting(tiny_experiment, f"encoder.mode={mode}", *changes)
     steps = setting.steps(setting.engine())
     steps._step()  # what is made once
@@ -282,8 +288,10 @@ def test_a_checkpoint_has_tensors_of_its_own(tiny_experiment: Path) -> None:
     torch.testing.assert_close(content, before, rtol=0, atol=0)
 
 
-def test_a_run_goes_on_from_its_state(tiny_experiment: Path) -> None:
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_run_goes_on_from_its_state(tiny_experiment: Path, members: int) -> None:
     dropout = ("model.dropout=0.1", "encoder.lora.dropout=0.1", *FEW_STEPS)
+    dropout = (*dropout, f"model.members={members}")
     whole = Setting(tiny_experiment, *dropout)
     wanted = taken(whole.steps(whole.engine()), iter(range(EPOCHS)))
     half = Setting(tiny_experiment, *dropout)
