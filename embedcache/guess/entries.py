@@ -11,6 +11,7 @@ from embedcache.guess.words import short_name, unit_of
 from embedcache.text import count_of
 
 Entry = dict[str, Any]  # the keys of a column's config that are not its defaults
+CHEMISTRY = ("rdkit", "morgan")  # features of strings that RDKit reads
 RARE = 3  # rows of a category, below which it is one of several others
 MANY_ROWS = 100  # from where on rare categories are worth one together
 
@@ -53,6 +54,7 @@ def string_guess(profile: Profile, is_named: bool) -> Guess:
     else:
         entry |= {} if reading.kind == "psmiles" else {"kind": reading.kind}
         entry |= {"replace": reading.replace} if reading.replace else {}
+        entry["features"] = list(CHEMISTRY)
         reason = f"{'as named; ' if is_named else ''}{reading.in_words}, {saving}"
     if profile.num_missing:
         entry["if_null"] = ""

@@ -92,6 +92,7 @@ def draft_config(
     if strings := values["data"].get("strings"):
         values["encoder"] = {"source": POLYBERT} if tokens is None else tokens.entry
         values["data"]["strings"] = [_with_encoder(column, tokens) for column in strings]
+    values["blend"] = {"boosting": True}
     values |= {"cache": {"path": f"{name}.zarr"}, "run": {"dir": f"runs/{name}", "name": name}}
     counts = {
         name: tokens.count(texts, guess.rows_of_strings[name])
@@ -135,6 +136,11 @@ def as_yaml(draft: Draft, schema: bool = False) -> str:
     lines += _ignored(guess.of(Role.IGNORED))
     lines += ["", "tasks:", *_entries(guess.of(Role.TARGET), values["tasks"], 2)]
     lines += ["", *_split(guess), *_encoder(values.get("encoder"))]
+    lines += [
+        "",
+        "# trees on the same rows and features, weighed against the network on validation rows",
+        f"blend: {_flow(values['blend'])}",
+    ]
     lines += ["", f"cache: {_flow(values['cache'])}", f"run: {_flow(values['run'])}", ""]
     text = "\n".join(lines)
     if parse_yaml(text, "the config") != values:  # a name that YAML cannot hold
@@ -201,9 +207,8 @@ def _encoder(encoder: Entry | None) -> Iterator[str]:
     if encoder.get("source", POLYBERT) == POLYBERT:
         yield from _comment(
             "a Hugging Face hub id or folder; without network: `embedcache make-encoder --out"
-            " encoder` makes a stand-in of random weights, for a try: {source: encoder}. Beside it,"
-            " or instead ({mode: none}), molecules are read by their chemistry: give string columns"
-            " features: [rdkit, morgan]",
+            " encoder` makes a stand-in of random weights, for a try: {source: encoder}; or {mode:"
+            " none}, which reads strings by their features alone",
             0,
         )
     yield f"encoder: {_flow(encoder)}"

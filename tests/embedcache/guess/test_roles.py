@@ -13,6 +13,8 @@ from embedcache.guess.roles import Named
 from embedcache.guess.whole import TableGuess, guess_table
 
 POLYMERS = ["*CC*", "*CCO*", "*CC(*)C", "[*]CC([*])c1ccccc1"]
+CHEMISTRY = {"features": ["rdkit", "morgan"]}
+SALTS = ["[Li+].[Cl-]", "CC(=O)O", "c1ccccc1"]
 NUM = 120
 NAMED_Y = Named(targets=("y",))
 
@@ -69,19 +71,19 @@ def numbers(low: float = 0.0, high: float = 1.0) -> list[float]:
         ("paperDOI", [f"10.1/{row // 6}" for row in range(NUM)], Role.GROUP, {}),
         ("batch", [row // 6 for row in range(NUM)], Role.GROUP, {}),
         ("tube", [f"T{row // 6}" for row in range(NUM)], Role.GROUP, {}),
-        ("salt", ["[Li+].[Cl-]", "CC(=O)O", "c1ccccc1"] * 40, Role.STRING, {"kind": "smiles"}),
+        ("salt", SALTS * 40, Role.STRING, {"kind": "smiles", **CHEMISTRY}),
         ("additive", ["PEO", "POSS", "CO", "NO"] * 30, Role.CATEGORY, {}),
         (
             "comonomer",
             ["*CC*", None, "*CCO*"] * 40,
             Role.STRING,
-            {"name": "comonomer", "if_null": ""},
+            {"name": "comonomer", "if_null": "", **CHEMISTRY},
         ),
         (
             "unit",
             ["[Cu]CC[Au]", "[Cu]CCO[Au]"] * 60,
             Role.STRING,
-            {"name": "unit", "replace": {"[Cu]": "[*]", "[Au]": "[*]"}},
+            {"name": "unit", "replace": {"[Cu]": "[*]", "[Au]": "[*]"}, **CHEMISTRY},
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -20,6 +20,7 @@ from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.training import train_experiment
 
 SMALL: dict[str, Any] = {
+    "blend": {"boosting": False},
     "model": {
         "adapter_hidden": 16,
         "adapter_width": 16,

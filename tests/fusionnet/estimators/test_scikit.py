@@ -20,6 +20,7 @@ from fusionnet import FusionClassifier, FusionRegressor
 
 # a fit of such takes a third of a second
 TINY: dict[str, Any] = {
+    "blend": {"boosting": False},
     "model": {
         "adapter_hidden": 8,
         "adapter_width": 8,
