@@ -65,8 +65,16 @@ class CachedVectors:
         """Nothing to prepare."""
 
     def read(self, string_id: Int[Tensor, " B"]) -> RowVectors:
-        """Return the whole table, indexed by string id."""
-        return RowVectors(self._embeddings, string_id, self._all)
+        """Return the whole table, indexed by string id; of fewer rows than strings each row's own.
+
+        What is computed of vectors is then computed for the rows, not for all strings. Which of the
+        two it is depends on sizes alone, so no step waits for the device.
+        """
+        num_rows = len(string_id)
+        if num_rows >= len(self._all):
+            return RowVectors(self._embeddings, string_id, self._all)
+        vectors = self._embeddings.index_select(0, string_id)
+        return RowVectors(vectors, self._all[:num_rows], string_id)
 
     def end_step(self) -> None:
         """Nothing flows back."""
