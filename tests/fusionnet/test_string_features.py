@@ -95,6 +95,8 @@ CASES = {
     "naive": ("beside", ["encoder.mode=naive"], False),
     "frozen, static": ("beside", ["encoder.mode=frozen", "model.fusion=mlp"], True),
     "none": ("alone", [], False),
+    "none, members": ("alone", ["model.members=3"], False),
+    "per_step, members, modality": ("beside", ["model.members=2", "model.fusion=modality"], False),
     "none, static, modality": ("alone", ["model.fusion=modality"], True),
 }
 

@@ -13,6 +13,7 @@ import torch
 import zarr
 
 from embedcache.build import features as stage
+from embedcache.build.identity import wanted_identity
 from embedcache.build.moments import feature_scaling
 from embedcache.build.rotation import rotated
 from embedcache.cache.consistency import vector_hashes
@@ -142,9 +143,16 @@ def test_other_features_are_another_identity(
     assert study.open().strings("polymer").features[:, 0].min() == 1.0
 
 
-def test_another_rdkit_is_another_identity(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from embedcache.build.identity import wanted_identity
+def test_a_missing_table_needs_its_known_digest(study: Any, tmp_path: Path) -> None:
+    arguments = study.arguments()[:4]
+    identity = wanted_identity(*arguments)
+    (tmp_path / "own.csv").unlink()
+    with pytest.raises(TableError, match=r"no table .*own.csv; features.table must name"):
+        wanted_identity(*arguments)
+    assert wanted_identity(*arguments, known_tables=identity.entries) == identity
 
+
+def test_another_rdkit_is_another_identity(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = study.arguments()[:4]
     before = wanted_identity(*arguments)
     monkeypatch.setattr(origin, "version", lambda name: "2031.1")
