@@ -61,7 +61,11 @@ def report(
             *before.get("invalid", []),
             *(line for each in tables for line in each.invalid),
         ],
-        "remarks": [*strings.remarks, *remarks],
+        "remarks": [
+            *strings.remarks,
+            *(line for each in features.values() for line in each.remarks),
+            *remarks,
+        ],
         "saving": strings.saving(files.num_rows),
         "features": {name: _missing(each) for name, each in features.items() if each.sets},
         "unknown": {column.spec.name: column.unknown for column in strings.columns},

@@ -2,7 +2,8 @@
 
     <cache.vectors>/<encoding key>/<sha256>.safetensors    texts and vectors of some strings
 
-Another split, target or table of the same strings then encodes nothing. A piece is written once,
+Another split, target or table of the same strings then encodes nothing, nor are RDKit's descriptors
+computed again, which lie here too, as if by an encoder of their own. A piece is written once,
 whole, under the digest of its content, and never changed: so builds read and write at once without
 a lock, and a piece whose bytes are no longer those of its name is dropped and its strings are
 encoded again. A build reads what it needs into memory when it begins, so nobody can take it away.
@@ -78,9 +79,13 @@ class NoStore:
 class VectorStore:
     """The store as one build sees it, of one encoder; `remarks` are what went wrong with it."""
 
-    def __init__(self, root: Path, encoding: str, most_bytes: int) -> None:
-        """`root` is the store's folder, of at most so many bytes; `encoding` the encoder's key."""
+    def __init__(self, root: Path, encoding: str, most_bytes: int, finite: bool = True) -> None:
+        """`root` is the store's folder, of at most so many bytes; `encoding` the encoder's key.
+
+        `finite`: vectors with NaN or infinity are damaged.
+        """
         self._root, self._folder, self._most_bytes = root, root / encoding, most_bytes
+        self._finite = finite
         self._own: set[Path] = set()  # pieces that this build has read or written
         self._found: set[str] = set()
         self.remarks: list[str] = []
@@ -91,7 +96,7 @@ class VectorStore:
         with self._told("read"):
             for file in pieces_in(self._folder) if wanted else ():
                 try:
-                    fresh = _vectors_of(file, wanted - found.keys(), width)
+                    fresh = _vectors_of(file, wanted - found.keys(), width, self._finite)
                 except FileNotFoundError:
                     continue  # another build made room
                 except DamagedPieceError:
@@ -163,10 +168,14 @@ class VectorStore:
             )
 
 
-def vector_store(cache: CacheConfig, encoding: str) -> VectorStore | NoStore:
-    """Return the store that a build of this config shares with all others, of one encoder."""
+def vector_store(cache: CacheConfig, encoding: str, finite: bool = True) -> VectorStore | NoStore:
+    """Return the store that a build of this config shares with all others, of one encoder, or of
+    one kind of features, which may be missing (`finite` false).
+    """
     root = cache.vectors_folder
-    return NoStore() if root is None else VectorStore(root, encoding, cache.vectors_bytes)
+    if root is None:
+        return NoStore()
+    return VectorStore(root, encoding, cache.vectors_bytes, finite)
 
 
 def summary_of(root: Path) -> str:
@@ -229,7 +238,7 @@ def _clear(folder: Path) -> None:
                 clean_up_after_killed(folder / f"{left.name[1:].partition(SUFFIX)[0]}{SUFFIX}")
 
 
-def _vectors_of(file: Path, wanted: set[str], width: int) -> VectorsByText:
+def _vectors_of(file: Path, wanted: set[str], width: int, finite: bool) -> VectorsByText:
     """Return the wanted vectors of a piece; raises DamagedPieceError unless all of it is whole."""
     texts, _ = _header_of(file)
     rows = [row for row, text in enumerate(texts) if text in wanted]
@@ -242,7 +251,7 @@ def _vectors_of(file: Path, wanted: set[str], width: int) -> VectorsByText:
         raise DamagedPieceError(str(error)) from None
     if vectors.dtype != np.float32 or vectors.shape != (len(texts), width):
         raise DamagedPieceError(f"it holds {vectors.dtype} {vectors.shape}")
-    if _digest(texts, vectors) != file.stem or not np.isfinite(vectors).all():
+    if _digest(texts, vectors) != file.stem or (finite and not np.isfinite(vectors).all()):
         raise DamagedPieceError("its bytes changed")
     return dict(zip((texts[row] for row in rows), vectors[rows], strict=True))
 

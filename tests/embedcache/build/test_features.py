@@ -16,6 +16,7 @@ from embedcache.build import features as stage
 from embedcache.build.identity import wanted_identity
 from embedcache.build.moments import feature_scaling
 from embedcache.build.rotation import rotated
+from embedcache.build.store import summary_of
 from embedcache.cache.consistency import vector_hashes
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
@@ -124,6 +125,35 @@ def test_a_killed_build_goes_on(study: Any, monkeypatch: pytest.MonkeyPatch) -> 
     )
     study.build()
     check(study.open())
+
+
+@pytest.mark.slow
+def test_descriptors_outlive_a_cache(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = study.cache.model_copy(update={"vectors": str(tmp_path / "store")})
+    study = replace(study, cache=cache)
+    study.build()
+    wanted = study.open().strings("polymer").features
+    other = replace(
+        study.but(split={"seed": 1}),
+        cache=cache.model_copy(update={"path": str(tmp_path / "other.zarr")}),
+    )
+    computed: dict[str, list[str]] = {}
+    chunks = stage.computed_chunks
+
+    def counted(texts: Any, kind: str, feature: Any) -> Any:
+        computed[feature] = list(texts)
+        return chunks(texts, kind, feature)
+
+    monkeypatch.setattr(stage, "computed_chunks", counted)
+    other.build()
+    assert computed["rdkit"] == []
+    assert len(computed["morgan"]) == 5
+    check(other.open())
+    found = other.open().strings("polymer").features
+    assert torch.equal(found.nan_to_num(-1), wanted.nan_to_num(-1))
+    assert "rdkit of psmiles" in summary_of(tmp_path / "store")
 
 
 def test_other_features_are_another_identity(
