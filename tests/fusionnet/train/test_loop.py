@@ -9,7 +9,9 @@ import torch
 
 from embedcache.cache.reader import open_cache
 from embedcache.errors import NonFinitePredictionError
+from fusionnet.assemble import build_model
 from fusionnet.experiment import load_experiment
+from fusionnet.model.trainable import TrainableModel
 from fusionnet.rows.streaming import open_rows
 from fusionnet.train import validation
 from fusionnet.train.loop import checkpoint_due
@@ -32,15 +34,16 @@ def test_checkpoints_are_due_inside_epochs_alone() -> None:
 def test_validation_rows_without_finite_predictions_are_named(
     tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment = load_experiment(tiny_experiment)
+    experiment = load_experiment(tiny_experiment, ["train.precision=fp32"])
     cache, world = open_cache(experiment.cache.path), World()
     recipe = recipe_of(experiment, cache)
     rows = open_rows(cache, recipe.train, world.device)[1]
     trainer = object.__new__(Trainer)  # with what validation reads alone
-    vars(trainer).update(validation_rows=rows, world=world, recipe=recipe, model=None, cache=cache)
+    model = build_model(recipe, cache.layout, cache.scaling, live=False)
+    vars(trainer).update(validation_rows=rows, world=world, recipe=recipe, model=model, cache=cache)
 
     def outputs(
-        model: None, tables: list[torch.Tensor], block: Any, *_: object
+        model: TrainableModel, tables: list[torch.Tensor], block: Any, *_: object
     ) -> Iterator[torch.Tensor]:
         found = torch.zeros(block.num_rows, len(recipe.tasks))
         found[[2, 5], 1] = torch.tensor([torch.nan, torch.inf])
