@@ -73,6 +73,12 @@ def _facts(trainer: Trainer, asked: Experiment) -> list[str]:
         f" {plan.num_micro_batches} micro-batches, {precision}{mode},"
         f" {_optimizer(trainer)}"
     )
+    model = trainer.recipe.model
+    if model.members > 1:
+        lines.append(
+            f"members    {model.members} networks in one, each with its own heads and the last"
+            f" {model.num_own_layers} of {model.num_layers} layers computed for itself"
+        )
     if saved := trainer.saving:
         lines.append(f"saving     {saved}")
     lines += [f"fitted     {text}" for text in _fitted(trainer, asked)]

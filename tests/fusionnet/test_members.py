@@ -21,10 +21,10 @@ from fusionnet.workflow.training import train_experiment
 NUM_OUTPUTS = 3  # of the tiny experiment's tasks
 
 
-def trained(config: Path, folder: Path, *further: str) -> Path:
+def trained(config: Path, folder: Path, *further: str, verbose: bool = False) -> Path:
     """Return the folder of a run of three members."""
     keys = [f"run.dir={folder}", "model.members=3", "train.prove=1", *further]
-    train_experiment(load_experiment(config, keys), str(config), verbose=False)
+    train_experiment(load_experiment(config, keys), str(config), verbose=verbose)
     return folder
 
 
@@ -38,6 +38,7 @@ def run(tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_run_of_members_is_proven_and_read(run: Path, tiny_experiment: Path) -> None:
     loaded = load_run(run)
     assert loaded.certificate.startswith("proven")
+    assert loaded.recipe.model.num_own_layers == 1
     frame = pl.read_parquet(tiny_experiment.parent / "table.parquet")
     model = RewardModel(loaded)
     found = model.predict(frame, spread=True)
@@ -87,11 +88,13 @@ def test_the_rewards_slope_is_that_of_the_mean(run: Path, tiny_experiment: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["modality", "mlp"])
-def test_other_fusions_train_and_predict(
-    fusion: str, tiny_experiment: Path, tmp_path: Path
+def test_other_fusions_train(
+    fusion: str, tiny_experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = (f"model.fusion={fusion}", "encoder.mode=frozen", "train.epochs=1")
-    folder = trained(tiny_experiment, tmp_path / "run", *keys)
+    folder = trained(tiny_experiment, tmp_path / "run", *keys, verbose=True)
+    said = "members    3 networks in one, each with its own heads and the last 1 of 2 layers"
+    assert said in capsys.readouterr().out
     frame = pl.read_parquet(tiny_experiment.parent / "table.parquet")
     found = RewardModel.load(folder).predict(frame, spread=True)
     assert found["predicted_outcome"].is_finite().all()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import embedcache.encoder.add_norm as dispatch
 from fusionnet import kernels
+from fusionnet.model.members import MemberSplit
 from fusionnet.model.modality_tokens import ModalityFusion
 from fusionnet.model.single_token import MLPFusion, SingleTokenFusion
 
@@ -17,17 +18,18 @@ pytestmark = MARKS
 WIDTH, HEADS, FEEDFORWARD, LAYERS, PARTS = 24, 4, 40, 2, 3
 
 
-def fusion_of(kind: str, dropout: float = 0.0) -> nn.Module:
+def fusion_of(kind: str, dropout: float = 0.0, members: int = 1) -> nn.Module:
     torch.manual_seed(0)
+    split = MemberSplit(members, 1)
     made: nn.Module
     if kind == "joint":
-        made = SingleTokenFusion(WIDTH, HEADS, FEEDFORWARD, LAYERS, dropout)
+        made = SingleTokenFusion(WIDTH, HEADS, FEEDFORWARD, LAYERS, dropout, split)
     elif kind == "mlp":
-        made = MLPFusion(WIDTH, FEEDFORWARD, LAYERS, dropout)
+        made = MLPFusion(WIDTH, FEEDFORWARD, LAYERS, dropout, split)
     else:
-        made = ModalityFusion(PARTS, WIDTH, HEADS, FEEDFORWARD, LAYERS, dropout)
+        made = ModalityFusion(PARTS, WIDTH, HEADS, FEEDFORWARD, LAYERS, dropout, split)
     for name, parameter in made.named_parameters():
-        if "norm" in name or "bias" in name:
+        if "norm" in name or "bias" in name or "members" in name:
             nn.init.normal_(parameter, std=0.5)
     return made.to(DEVICE)
 
@@ -50,9 +52,13 @@ def outcome(fusion: nn.Module, dtype: torch.dtype, num_rows: int = 33) -> list[T
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["joint", "mlp", "modality"])
-def test_with_and_without(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    fusion = fusion_of(kind)
+@pytest.mark.parametrize(
+    ("kind", "members"), [("joint", 1), ("joint", 3), ("mlp", 1), ("modality", 1), ("modality", 2)]
+)
+def test_with_and_without(
+    kind: str, members: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fusion = fusion_of(kind, members=members)
     found = outcome(fusion, dtype)
     for module in (dispatch, kernels):
         monkeypatch.setattr(module, "has_kernels", lambda x: False)

@@ -175,6 +175,20 @@ def test_modality_tokens_equal_naive_adamw(tiny_experiment: Path, run_workers: W
 
 
 @pytest.mark.dist
+def test_members_equal_naive_adamw(tiny_experiment: Path, run_workers: Workers) -> None:
+    extra = ("model.members=3", "model.numeric=ple")
+    wanted, initial = (
+        plain_pytorch(tiny_experiment, "naive", steps, extra) for steps in (NUM_STEPS, 0)
+    )
+    for case, result in run_workers(2, [("per_step", 3, NUM_STEPS, ())], extra).items():
+        assert_same_motion(case, result["state"], wanted, initial)
+    for part in ("lora_B", "members", "heads", "numeric_embedding"):
+        assert any(
+            part in name and (wanted[name] - initial[name]).abs().max() > 1e-3 for name in wanted
+        ), part
+
+
+@pytest.mark.dist
 def test_standardised_vectors_equal_naive_adamw(
     tiny_experiment: Path, run_workers: Workers
 ) -> None:
