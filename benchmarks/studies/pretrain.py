@@ -243,7 +243,7 @@ def _remarks(found: dict[str, Any]) -> list[str]:
         f" them were used to choose objective, rate and batch, {found['unseen']:,} were not.",
         f"Encoder: {made['layers']} layers of width {made['width']}, {made['parameters']:,}"
         f" parameters, objective {settings['objective']}, {last['tokens']:,} tokens"
-        f" ({last['epochs']:.1f} epochs of {made['corpus']['num_strings']:,} polymers) in"
+        f" of {made['corpus']['num_strings']:,} polymers in"
         f" {last['seconds'] / 60:.0f} min on {made['threads']} thread(s) of a machine shared with"
         f" other work ({last['tokens_per_s']:,.0f} tokens/s).",
         f"Mean Tanimoto of random pairs {found['random_pairs']:.3f}, of the most alike pairs"
