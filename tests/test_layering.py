@@ -63,7 +63,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
         | {"runfolder", "yamlfile", "blend", "model", "rows"},
-        "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"},
+        "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"}
+        | {"blend"},
         "commands": {"experiment", "workflow", "pretrain", "trained", "runfolder", "stopping"},
     },
 }

@@ -79,7 +79,7 @@ def _parameters(config: BlendConfig, task: Task, seed: int, num_threads: int) ->
     return {
         "objective": _OBJECTIVES[kind],
         **({"num_class": task.num_classes} if task.has_codes else {}),
-        "learning_rate": config.learning_rate,
+        "learning_rate": config.shrinkage,
         "num_leaves": config.leaves,
         "min_data_in_leaf": config.least_rows,
         "lambda_l2": 1.0,

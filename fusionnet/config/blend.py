@@ -31,7 +31,7 @@ class BlendConfig(Config):
         ),
     )
     most_trees: Count = Field(default=3000, description="of one model, for each class")
-    learning_rate: Annotated[float, Field(ge=1e-6, le=1)] = Field(
+    shrinkage: Annotated[float, Field(ge=1e-6, le=1)] = Field(
         default=0.05, description="share of each tree that is added"
     )
     leaves: Annotated[int, Field(ge=2, le=4096)] = Field(

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 from embedcache.errors import OutputError, RunError
 from embedcache.files import atomic_write
 from embedcache.values import expanded_path
+from fusionnet.blend.saved import blend_path
 from fusionnet.runfolder.listing import LIST, read_listing
 from fusionnet.trained.folder import Moment
 
@@ -90,11 +91,11 @@ class RunBytes(NamedTuple):
 
 
 def run_bytes(run: Path, moment: Moment) -> RunBytes:
-    """Return what a run needs to predict: its list, config, proof and one checkpoint."""
+    """Return what a run needs to predict: its list, config, proof, one checkpoint and its trees."""
     listing = read_listing(run)
     assert listing is not None, "it was loaded from there"
     wanted = (LIST, *(f"{listing.name}_{part}" for part in ("config.yaml", "proof.json")))
-    names = [*wanted, f"{listing.name}_{moment}.pt"]
+    names = [*wanted, f"{listing.name}_{moment}.pt", blend_path(run, listing.name).name]
     return RunBytes(
         moment, {name: (run / name).read_bytes() for name in names if (run / name).is_file()}
     )

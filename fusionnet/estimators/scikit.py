@@ -53,6 +53,7 @@ class _FusionEstimator(BaseEstimator):
         loss: Any = None,
         optim: Any = None,
         train: Any = None,
+        blend: Any = None,
         device: Any = "cpu",
         verbose: Any = False,
         random_state: Any = None,
@@ -71,6 +72,7 @@ class _FusionEstimator(BaseEstimator):
         self.loss = loss
         self.optim = optim
         self.train = train
+        self.blend = blend
         self.device = device
         self.verbose = verbose
         self.random_state = random_state
@@ -118,7 +120,7 @@ class _FusionEstimator(BaseEstimator):
 
     def _keys(self, num_rows: int) -> dict[str, Any]:
         """Return the sections of the config that are given, with split and seed."""
-        names = ("encoder", "model", "loss", "optim", "train")
+        names = ("encoder", "model", "loss", "optim", "train", "blend")
         keys = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         seed = int(check_random_state(self.random_state).randint(_MOST_SEED))
         folds = max(3, min(_FOLDS, num_rows))

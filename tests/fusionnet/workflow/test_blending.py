@@ -3,6 +3,7 @@ run is loaded, it is part of what the run says of itself, and a file that is ano
 """
 
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from shared_fixtures import tiny_config, tiny_frame
 
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import RunError
-from fusionnet import RewardModel
+from fusionnet import FusionModel, RewardModel
 from fusionnet.blend.saved import blend_bytes, blend_path
 from fusionnet.config.tasks import prediction_columns
 from fusionnet.evaluation.evaluate import NETWORK_ALONE, TREES_ALONE, evaluate_run
@@ -87,6 +88,17 @@ def test_frames_are_predicted_as_the_evaluation_is(
     np.testing.assert_array_equal(
         found.scores[:, column] > 0.5, found.predictions[:, column] > rate
     )
+
+
+def test_copies_of_a_model_predict_with_its_trees(
+    run_folder: Path, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    model = FusionModel.load(run_folder)
+    wanted = model.predict(frame)
+    alone = RewardModel(load_run(run_folder, with_blend=False)).predict(frame)
+    assert not wanted["predicted_outcome"].equals(alone["predicted_outcome"])
+    assert pickle.loads(pickle.dumps(model)).predict(frame).equals(wanted)
+    assert FusionModel.load(model.save(tmp_path / "saved")).predict(frame).equals(wanted)
 
 
 def test_a_string_that_trees_never_saw_is_predicted(run_folder: Path, frame: pl.DataFrame) -> None:
