@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sklearn.model_selection import GroupKFold
 from torch import Tensor
 from tqdm import tqdm
@@ -112,12 +112,12 @@ def _of_task(
         return None
     forest = grown(config, task, learned, judged, run.recipe.train.seed, torch.get_num_threads())
     columns, transform = prediction_columns(run.tasks)[t], run.scaling.of_target(t)
-    observed = judge.table.targets[:, t].isfinite()
-    network = as_learnt(task, predictions[observed][:, columns], transform)
+    counted = _counted(judge.table, t)
+    network = as_learnt(task, predictions[counted][:, columns], transform)
     share = network_share(
         task,
         network.double().numpy(),
-        tree_predictions(task, forest, judge.x[observed]).double().numpy(),
+        tree_predictions(task, forest, judge.x[counted]).double().numpy(),
         judged.label,
         judged.weight,
     )
@@ -132,13 +132,18 @@ def _rows_of(run: TrainedRun, block: RowBlock, split: str) -> RowTable:
 def _labelled(rows: Rows, t: int, part: Int[np.ndarray, " n"]) -> TrainRows:
     """Return the rows that have a label of a target and a weight."""
     table = rows.table
-    chosen = (table.targets[:, t].isfinite() & (table.weight > 0)).numpy()
+    chosen = _counted(table, t).numpy()
     return TrainRows(
         rows.x.numpy()[chosen],
         table.targets[:, t].double().numpy()[chosen],
         table.weight.double().numpy()[chosen],
         part[chosen],
     )
+
+
+def _counted(table: RowTable, t: int) -> Bool[Tensor, " B"]:
+    """Return which rows have a label of a target and a weight."""
+    return table.targets[:, t].isfinite() & (table.weight > 0)
 
 
 def _parts(

@@ -20,7 +20,7 @@ from fusionnet import FusionClassifier, FusionRegressor
 
 # a fit of such takes a third of a second
 TINY: dict[str, Any] = {
-    "blend": {"boosting": False},
+    "blend": {"parts": 2, "most_trees": 20},
     "model": {
         "adapter_hidden": 8,
         "adapter_width": 8,
