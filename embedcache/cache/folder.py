@@ -13,9 +13,11 @@ the new one complete in `store/`; `recover` puts it back. Nothing is ever delete
 """
 
 import json
+import math
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -37,6 +39,7 @@ from embedcache.errors import (
 from embedcache.files import sync, write_atomically
 from embedcache.system import NO_SPACE, explained, is_closed
 
+QUIET_S, MOST_LATE_S = 0.05, 5.0  # without, and with, writes of a build that has failed
 WAIT_S = 10.0  # for another builder, before saying who it is
 
 
@@ -100,8 +103,18 @@ class CacheFolder:
         return found if found.identity == identity else None
 
     def discard_store(self) -> None:
-        """Delete the new cache, keeping the embeddings."""
-        shutil.rmtree(self.store, ignore_errors=True)
+        """Delete the new cache, keeping the embeddings.
+
+        After an error zarr's threads may still be writing what was asked of them, into folders that
+        are being deleted.
+        """
+        gone_since, deadline = math.inf, time.monotonic() + MOST_LATE_S
+        while time.monotonic() < min(deadline, gone_since + QUIET_S):
+            if self.store.exists():
+                gone_since = math.inf
+                shutil.rmtree(self.store, ignore_errors=True)
+            gone_since = min(gone_since, time.monotonic())
+            time.sleep(QUIET_S / 5)
 
     def publish(self) -> None:
         """Move the sealed store to its final name, the old cache out of it; then clean up."""

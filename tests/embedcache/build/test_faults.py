@@ -4,12 +4,14 @@ is published is always whole.
 Builders that are killed are real processes.
 """
 
+import contextlib
 import errno
 import json
 import os
 import resource
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -376,6 +378,23 @@ def test_a_full_disk_is_a_clear_error_and_the_old_cache_stays(
     assert not CacheFolder(path).store.exists(), (
         "the unfinished cache must not go on filling the disk"
     )
+
+
+def test_what_is_still_being_written_is_deleted_too(tmp_path: Path) -> None:
+    folder = CacheFolder(str(tmp_path / "cache.zarr"))
+    ends = time.monotonic() + 0.3
+
+    def write() -> None:  # as zarr does: folders are made where they are missing
+        while time.monotonic() < ends:
+            with contextlib.suppress(OSError):
+                (folder.store / "rows" / "c").mkdir(parents=True, exist_ok=True)
+                (folder.store / "rows" / "c" / "0").write_bytes(b"late")
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    folder.discard_store()
+    thread.join()
+    assert not folder.store.exists()
 
 
 @pytest.fixture
