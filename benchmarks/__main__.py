@@ -29,6 +29,7 @@ STUDIES = {
     "loading": "the share of a step spent waiting for rows, resident and streamed, and memory",
     "endurance": "memory over ten thousand steps and ten million predicted rows",
     "defaults": "a newcomer's commands, nothing set, beside boosting on tables of all sizes",
+    "worth": "what the defaults give beside the best that a user would pick, over several seeds",
     "electrolyte": "ionic conductivity of real polymer electrolytes beside gradient boosting",
     "members": "an ensemble of eight members in one network: a step and a prediction against one",
     "pretrain": "what pre-training brings: a frozen probe and neighbours, beside random weights",

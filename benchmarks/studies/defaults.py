@@ -33,9 +33,11 @@ from fusionnet.experiment import load_experiment
 from fusionnet.metrics import regression_metrics
 
 PATIENTS = 60
-ROWS_PER_PATIENT = {300: 5, 3_000: 50, 100_020: 1_667, 447_480: 7_458}
+ROWS_PER_PATIENT = {300: 5, 3_000: 50, 30_000: 500, 100_020: 1_667, 447_480: 7_458}
+SIZES = (300, 3_000, 100_020, 447_480)
 COHORT_TARGET = "delta_EF_pct"
 FINGERPRINTS = "boosting, Morgan fingerprints"
+ORACLE = "oracle.parquet"  # beside the cohort's table
 OURS = "all defaults"
 SHOWN = (TRAIN_MEAN, STRING_MEAN, BOOSTING, FINGERPRINTS)
 Maker = Callable[[Path, argparse.Namespace], str]  # writes a table, returns its target
@@ -72,13 +74,17 @@ def main(words: list[str]) -> None:
     publish(output, {**made, "tables": tables}, report)
 
 
-def _cohort(num_rows: int) -> Maker:
-    """Return what writes the cohort's features and one outcome in so many rows."""
+def cohort_table(num_rows: int) -> Maker:
+    """Return what writes the cohort's features and one outcome in so many rows, and beside it all
+    outcomes without noise.
+    """
 
     def make(table: Path, arguments: argparse.Namespace) -> str:
         whole = table.with_name("cohort.parquet")
         rows = str(ROWS_PER_PATIENT[num_rows])
-        run_python("-m", "jobs.make_cohort", "--out", str(whole), "--rows-per-patient", rows)
+        without_noise = ("--noise-free", str(table.with_name(ORACLE)))
+        words = ("--out", str(whole), "--rows-per-patient", rows, *without_noise)
+        run_python("-m", "jobs.make_cohort", *words)
         data = load_experiment(REPOSITORY / "configs" / "stage1.yaml").data
         columns = [each.column for each in (*data.strings, *data.numeric, *data.categories)]
         pl.scan_parquet(whole).select("patient_id", *columns, COHORT_TARGET).sink_parquet(table)
@@ -88,7 +94,7 @@ def _cohort(num_rows: int) -> Maker:
     return make
 
 
-def _given(option: str, target: str) -> Maker:
+def given_table(option: str, target: str) -> Maker:
     """Return what copies a table that the command line names."""
 
     def make(table: Path, arguments: argparse.Namespace) -> str:
@@ -102,9 +108,9 @@ def _given(option: str, target: str) -> Maker:
 
 
 TABLES: dict[str, Maker] = {
-    **{f"cohort, {rows:,} rows": _cohort(rows) for rows in ROWS_PER_PATIENT},
-    "band gaps of polymers": _given("egc", "value"),
-    "polymer electrolytes": _given("electrolyte", "conductivity"),
+    **{f"cohort, {rows:,} rows": cohort_table(rows) for rows in SIZES},
+    "band gaps of polymers": given_table("egc", "value"),
+    "polymer electrolytes": given_table("electrolyte", "conductivity"),
 }
 
 

@@ -1,0 +1,308 @@
+"""Is it worth it? What the defaults give, beside the best that a user would pick, on real tables
+and the synthetic cohort, over several seeds.
+
+A task is a table and what is left out of training. For each seed `fusionnet init` writes the
+config, of which only the split and the encoder are set; then folds are trained (`jobs.
+cross_validate`) or, for the cohort, one split. Baselines and rivals (`benchmarks.rivals`) read the
+same cache, so the same train, validation and test rows. Errors are mean absolute errors of test
+rows, the mean over folds. Each result is written as it is found: a run that is broken off goes on
+where it was, and `--only`, `--models` and `--seeds` choose.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from benchmarks.harness.cells import Column, Table, mean_and_sd, number
+from benchmarks.harness.pictures import Panel
+from benchmarks.harness.publish import Report, output_path, parser, publish, tell
+from benchmarks.harness.stamp import stamp
+from benchmarks.harness.workers import run_python
+from benchmarks.rivals import RIVALS, predictions_of
+from benchmarks.studies.defaults import ORACLE, cohort_table, given_table
+from embedcache.build.decide import Existing
+from embedcache.build.rotation import rotated
+from embedcache.cache.reader import Cache, open_cache
+from embedcache.config.split import SPLITS
+from embedcache.errors import UserError
+from fusionnet.evaluation.baselines import BASELINES, BOOSTING, STRING_MEAN
+from fusionnet.experiment import Experiment, load_experiment
+from fusionnet.metrics import regression_metrics
+from fusionnet.train.runlog import write_json
+from fusionnet.workflow.building import build_experiment
+
+OURS, FINGERPRINTS = "ours", "boosting, Morgan fingerprints"
+SHOWN = (STRING_MEAN, BOOSTING, FINGERPRINTS)
+FOLDS = {"folds": 10, "train_folds": 7, "validation_folds": 1}  # five times two folds test
+COHORT_ROWS = 30_000
+# what is taken from the defaults, or set, of each ablation
+PLAIN = (
+    "blend.boosting=false",
+    "model.members=1",
+    "model.numeric=linear",
+    "data.strings.*.features=[]",
+)
+ABLATIONS = {
+    "network, vectors alone": PLAIN,
+    "and features of strings": (*PLAIN[:3],),
+    "and numeric embeddings": (*PLAIN[:2], PLAIN[3]),
+    "and members": (PLAIN[0], *PLAIN[2:]),
+    "and boosting": PLAIN[1:],
+    "all but boosting": PLAIN[:1],
+    "no language model": ("encoder.mode=none",),
+}
+
+
+class Setting(NamedTuple):
+    """A table, and how it is split."""
+
+    make: Callable[[Path, argparse.Namespace], str]
+    split: dict[str, Any]
+    has_folds: bool
+    needs: str = ""  # the option that names its table
+
+
+ELECTROLYTE, EGC = (
+    given_table("electrolyte", "conductivity"),
+    given_table("egc", "value"),
+)
+TASKS = {
+    "electrolyte_random": Setting(ELECTROLYTE, {"strategy": "random"}, True, "electrolyte"),
+    "electrolyte_by_polymer": Setting(
+        ELECTROLYTE, {"strategy": "leave_strings_out"}, True, "electrolyte"
+    ),
+    "cohort_patients": Setting(cohort_table(COHORT_ROWS), {"strategy": "group"}, False),
+    "cohort_strings": Setting(cohort_table(COHORT_ROWS), {"strategy": "leave_strings_out"}, False),
+    "egc": Setting(EGC, {"strategy": "random"}, True, "egc"),
+}
+
+
+def main(words: list[str]) -> None:
+    """Run what is asked for and write benchmarks/results/worth.json, .md and .png."""
+    arguments = _options().parse_args(words)
+    output = output_path("worth", arguments)
+    found: dict[str, Any] = json.loads(output.read_text()) if output.is_file() else {}
+    kept = {key: found[key] for key in ("error", "cells") if key in found}
+    found = {**stamp(), "quick": arguments.quick, "error": {}, "cells": {}, **kept}
+    for name in arguments.only or list(TASKS):
+        for seed in arguments.seeds:
+            for model, cell in _cells(name, seed, arguments, found["cells"]):
+                found["cells"].setdefault(name, {}).setdefault(model, {})[str(seed)] = cell
+                found["error"] = _errors(found["cells"])
+                output.parent.mkdir(parents=True, exist_ok=True)
+                write_json(output, found)
+                tell(f"{name}, seed {seed}: {model} {cell['mae']:.4f} in {cell['seconds']:,.0f} s")
+    publish(output, found, report)
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser("worth", __doc__ or "")
+    encoder = "a model folder, such as jobs.make_encoder writes"
+    options.add_argument("--encoder", type=Path, required=True, help=encoder)
+    options.add_argument("--egc", type=Path, help="Egc.csv of the public band gaps of TransPolymer")
+    electrolyte = "clean_train_data.csv of the public polymer electrolyte table"
+    options.add_argument("--electrolyte", type=Path, help=electrolyte)
+    options.add_argument("--only", nargs="+", choices=TASKS, help="these tasks (all)")
+    models = "these models (ours, baselines and rivals; ablations only if they are named)"
+    names = [OURS, *SHOWN, *RIVALS, *ABLATIONS]
+    plain = names[: -len(ABLATIONS)]
+    options.add_argument("--models", nargs="+", choices=names, default=plain, help=models)
+    options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options.add_argument("--threads", type=int, default=2, help="of each model")
+    options.add_argument("--set", action="append", default=[], help="KEY=VALUE for ours")
+    return options
+
+
+def _cells(
+    name: str, seed: int, arguments: argparse.Namespace, done: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the models of one task and seed that are not done yet, each with what was found."""
+    own = done.get(name, {})
+    wanted = [model for model in arguments.models if str(seed) not in own.get(model, {})]
+    if not wanted:
+        return
+    setting, made = TASKS[name], {key: stamp()[key] for key in ("commit", "date")}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        config = _config(setting, place, seed, arguments)
+        for model in wanted:
+            started = time.perf_counter()
+            if model == OURS or model in ABLATIONS:
+                changes = ABLATIONS.get(model, ())
+                metrics = _ours(setting, place, config, changes, arguments)
+            else:
+                caches = _views(setting, place, config)
+                metrics = [_beside(model, cache, seed, arguments) for cache in caches]
+            seconds = time.perf_counter() - started
+            cell = {**_mean(metrics), "folds": metrics, "seconds": seconds, **made}
+            yield model, cell | ({"set": arguments.set} if arguments.set else {})
+
+
+def _config(setting: Setting, place: Path, seed: int, arguments: argparse.Namespace) -> Path:
+    """Write the table and the config that the defaults give, with this split and seed."""
+    table, config = place / "table.parquet", place / "table.yaml"
+    if setting.needs and getattr(arguments, setting.needs) is None:
+        raise UserError(f"--{setting.needs} FILE says where that table is")
+    target = setting.make(table, arguments)
+    encoder = ["--encoder", str(arguments.encoder.resolve())]
+    run_python(
+        *("-m", "jobs.init_config", str(table), "--target", target, *encoder, "--out", str(config))
+    )
+    values = yaml.safe_load(config.read_text())
+    values["split"] = {**FOLDS, **setting.split, "seed": seed}
+    values.setdefault("train", {}).update(seed=seed, cpu_threads=arguments.threads)
+    if arguments.quick:
+        values["train"] |= {"epochs": 1}
+    values["cache"], values["run"] = (
+        {"path": str(place / "cache.zarr")},
+        {"dir": str(place / "run")},
+    )
+    config.write_text(yaml.safe_dump(values, sort_keys=False))
+    return config
+
+
+def _changed(config: Path, changes: Sequence[str]) -> list[str]:
+    """Return overrides in which a star stands for every string column."""
+    num_strings = len(yaml.safe_load(config.read_text())["data"].get("strings", ()))
+    return [
+        change.replace("*", str(column))
+        for change in changes
+        for column in range(num_strings if "*" in change else 1)
+    ]
+
+
+def _ours(
+    setting: Setting,
+    place: Path,
+    config: Path,
+    changes: Sequence[str],
+    arguments: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Return the test metrics of our model, fold by fold."""
+    given = ["--config", str(config)]
+    for change in _changed(config, [*changes, *arguments.set]):
+        given += ["--set", change]
+    run = place / "run"
+    run_python("-m", "jobs.build_cache", *given, "--overwrite", shown=True)
+    if setting.has_folds:
+        run_python(
+            *("-m", "jobs.cross_validate", *given, "--overwrite", "--no-baselines"), shown=True
+        )
+        (written,) = run.glob("*metrics*.json")
+        folds = json.loads(written.read_text())["folds"]
+        (target,) = folds[0]["metrics"]
+        return [fold["metrics"][target] for fold in folds]
+    run_python("-m", "jobs.train", *given, "--overwrite", shown=True)
+    oracle = ["--oracle", str(place / ORACLE)] if (place / ORACLE).is_file() else []
+    words = ("-m", "jobs.evaluate_model", "--run", str(run), "--no-baselines", *oracle)
+    run_python(*words, shown=True)
+    metrics = json.loads((run / "metrics.json").read_text())
+    (found,) = metrics["test"].values()
+    for shares in metrics.get("oracle_share", {}).values():
+        found["oracle_share"] = shares["r2"]
+    return [found]
+
+
+def _views(setting: Setting, place: Path, config: Path) -> Iterator[Cache]:
+    """Yield the cache in each rotation, built without a language model's vectors being read."""
+    experiment: Experiment = load_experiment(config)
+    build_experiment(experiment, Existing.KEEP)
+    cache = open_cache(experiment.cache.path)
+    if not setting.has_folds:
+        yield cache
+        return
+    for rotation in experiment.split.plan().rotations:
+        split = experiment.split.model_copy(update={"rotation": rotation})
+        yield cache if rotation == 0 else rotated(cache, split)
+
+
+def _beside(
+    model: str, cache: Cache, seed: int, arguments: argparse.Namespace
+) -> dict[str, float | None]:
+    """Return a baseline's or rival's metrics on the test rows."""
+    rows = cache.rows()
+    test = rows.split == SPLITS.index("test")
+    if model in BASELINES:
+        predicted = BASELINES[model](cache, 0, seed)[test, 0]
+    else:
+        predicted = predictions_of(RIVALS[model], cache, seed, arguments.threads)
+    return regression_metrics(rows.targets[test, 0], predicted)
+
+
+def _mean(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    keys = [key for key in ("mae", "r2", "oracle_share") if key in metrics[0]]
+    return {key: float(np.mean([fold[key] for fold in metrics])) for key in keys}
+
+
+def _errors(cells: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Return each model's mean absolute errors, one per seed, by task."""
+    return {
+        task: {
+            model: [by_seed[seed]["mae"] for seed in sorted(by_seed)]
+            for model, by_seed in models.items()
+            if model not in ABLATIONS
+        }
+        for task, models in cells.items()
+    }
+
+
+def report(found: dict[str, Any]) -> Report:
+    """Return each task's errors, ours first, and how far it is from the best rival."""
+    blocks: list[str | Table] = []
+    panels = []
+    for task, models in found["cells"].items():
+        rows = [_row(name, by_seed) for name, by_seed in models.items()]
+        best = _best_rival(rows)
+        columns = [
+            Column("model", "name"),
+            Column("MAE", lambda row: (row["mae"], row["mae_sd"]), mean_and_sd),
+            Column("R2", lambda row: (row["r2"], row["r2_sd"]), mean_and_sd),
+            Column("of the oracle's R2", lambda row: row["oracle_share"], number),
+            Column("of the best rival's error", lambda row, best=best: _share(row, best), number),
+            Column("seeds", "seeds"),
+            Column("seconds", "seconds", ",.0f"),
+        ]
+        order = sorted(rows, key=lambda row: (row["name"] in ABLATIONS, row["mae"]))
+        blocks += [f"## {task}", Table(columns, order)]
+        bars = {row["name"]: _bar(row) for row in order if row["name"] not in ABLATIONS}
+        panels.append(Panel(task, "mean absolute error of test rows", bars, ours=[OURS]))
+    return Report(
+        "What the defaults are worth: mean absolute errors of test rows beside what else there is",
+        (
+            "Mean over seeds, ± standard deviation; of five folds where rows or polymers are left"
+            " out. Below the models stand ablations: what each part of the defaults does alone.",
+        ),
+        blocks,
+        panels,
+    )
+
+
+def _row(name: str, by_seed: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "seeds": len(by_seed)}
+    for key in ("mae", "r2", "oracle_share", "seconds"):
+        values = [cell[key] for cell in by_seed.values() if key in cell]
+        row[key] = float(np.mean(values)) if values else None
+        row[f"{key}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return row
+
+
+def _bar(row: dict[str, Any]) -> tuple[float, float, float]:
+    """Return a mean with the ends of its standard deviation."""
+    mean, sd = row["mae"], row["mae_sd"] or 0.0
+    return mean, mean - sd, mean + sd
+
+
+def _best_rival(rows: list[dict[str, Any]]) -> float | None:
+    errors = [row["mae"] for row in rows if row["name"] not in (OURS, *ABLATIONS)]
+    return min(errors, default=None)
+
+
+def _share(row: dict[str, Any], best: float | None) -> float | None:
+    return None if best is None else row["mae"] / best
