@@ -186,7 +186,8 @@ def _blend_of(
     has_ended = path.with_name(f"{listing.name}_final.pt").is_file()
     if not (path.is_file() or (config.boosting and has_ended)):
         return None
-    return read_blend(path, listing.run_id, checkpoint["epoch"], recipe.tasks)
+    blend = read_blend(path, listing.run_id, checkpoint["epoch"], recipe.tasks)
+    return blend if blend.tasks else None
 
 
 def _check_moment(path: Path, content: dict[str, Any], moment: Moment) -> None:

@@ -26,7 +26,7 @@ from fusionnet.blend.blend import (
     tree_predictions,
 )
 from fusionnet.blend.boosting import TrainRows, grown
-from fusionnet.blend.columns import tree_columns
+from fusionnet.blend.columns import TreeColumns, tree_columns
 from fusionnet.blend.saved import blend_bytes, blend_path
 from fusionnet.blend.weights import network_share
 from fusionnet.config.blend import BlendConfig
@@ -39,7 +39,8 @@ from fusionnet.trained.blended import features_behind
 from fusionnet.trained.run import TrainedRun, load_run
 from fusionnet.trained.vectors import vectors_of_all_strings
 
-MOST_ROWS = 5_000_000  # of a table: trees read their columns of all train rows at once
+MOST_ROWS = 5_000_000  # of a table, all of which are read
+MOST_BYTES = 2 * 2**30  # of what trees read of train rows; more rows than that are drawn from
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,17 @@ class Rows:
 def blend_run(folder: Path, experiment: Experiment, cache: Cache, verbose: bool = True) -> None:
     """Grow trees beside the best epoch of a run that has just been trained, and write the blend.
 
-    Says in a line how much each counts. A table of more than MOST_ROWS rows has none.
+    Says in a line how much each counts. In that of a table of more than MOST_ROWS rows the network
+    is alone.
     """
     started = time.perf_counter()
-    if cache.layout.num_rows > MOST_ROWS:
-        if verbose:
-            print(f"no blend: the table has more than {MOST_ROWS:,} rows")
-        return
     run = load_run(folder, "best", with_blend=False)
-    blend = blended(run, experiment, cache, verbose)
+    if cache.layout.num_rows > MOST_ROWS:
+        blend = Blend(TreeColumns(num_numeric=0, categories=(), strings=()), {})
+        if verbose:
+            print(f"no trees are blended in: the table has more than {MOST_ROWS:,} rows")
+    else:
+        blend = blended(run, experiment, cache, verbose)
     content = blend_bytes(blend, run.run_id, run.epoch)
     write_listed(folder, run.run_id, blend_path(folder, run.name), content)
     if verbose:
@@ -81,6 +84,7 @@ def blended(run: TrainedRun, experiment: Experiment, cache: Cache, progress: boo
     parts = zip(columns.strings, texts.values(), features, strict=True)
     tables = [part.table(own, table) for part, own, table in parts]
     validation = _rows_of(run, block, "validation")
+    train = train.take(_drawn(train.num_rows, columns.num_columns, experiment.train.seed))
     own = Rows(train, columns.matrix(train.inputs, tables))
     judge = Rows(validation, columns.matrix(validation.inputs, tables))
     outputs = forward_rows(run.model, vectors, validation, run.recipe.train.eval_batch_rows)
@@ -139,6 +143,15 @@ def _labelled(rows: Rows, t: int, part: Int[np.ndarray, " n"]) -> TrainRows:
         table.weight.double().numpy()[chosen],
         part[chosen],
     )
+
+
+def _drawn(num_rows: int, num_columns: int, seed: int) -> Int[Tensor, " n"]:
+    """Return the positions of as many rows, in order, as MOST_BYTES have room for."""
+    most = max(1, MOST_BYTES // (4 * max(1, num_columns)))
+    chosen = np.arange(num_rows)
+    if num_rows > most:
+        chosen = np.sort(np.random.default_rng(seed).choice(num_rows, most, replace=False))
+    return torch.from_numpy(chosen)
 
 
 def _counted(table: RowTable, t: int) -> Bool[Tensor, " B"]:

@@ -26,6 +26,7 @@ from fusionnet.evaluation.summary import summary
 from fusionnet.experiment import load_experiment
 from fusionnet.runfolder.listing import read_listing
 from fusionnet.trained.run import load_run
+from fusionnet.workflow import blending
 from fusionnet.workflow.blending import blend_run, blended
 from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.training import train_experiment
@@ -126,6 +127,35 @@ def test_no_test_row_and_no_other_label_changes_a_blend(
     assert (changed.tasks["ef"].share, other.tasks["ef"].share) == (0, 1)
     for name, tensor in other.tasks["ef"].forest.tensors().items():
         assert torch.equal(tensor, changed.tasks["ef"].forest.tensors()[name])  # the trees are not
+
+
+def test_a_table_too_large_for_trees_is_predicted_by_the_network(
+    run_folder: Path, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    monkeypatch.setattr(blending, "MOST_ROWS", 10)
+    blend_run(copy, load_experiment(run_folder.with_name("run.yaml")), cache)
+    assert "no trees are blended in: the table has more than 10 rows" in capsys.readouterr().out
+    assert load_run(copy).blend is None
+
+
+def test_trees_read_no_more_rows_than_memory_has_room_for(
+    run_folder: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load_run(run_folder, with_blend=False)
+    sizes = []
+    grow = blending.grown
+
+    def watched(config, task, rows, *others):
+        sizes.append(rows.x.nbytes)
+        return grow(config, task, rows, *others)
+
+    monkeypatch.setattr(blending, "grown", watched)
+    monkeypatch.setattr(blending, "MOST_BYTES", 5_000)
+    found = blended(run, load_experiment(run_folder.with_name("run.yaml")), cache, False)
+    assert found.tasks.keys() == {"ef", "opt", "aux"}
+    assert 2_500 < max(sizes) <= 5_000
 
 
 @pytest.mark.parametrize(
