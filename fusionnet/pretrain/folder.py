@@ -5,7 +5,7 @@ by this project and not by polyBERT's authors, and the card says so.
 """
 
 import json
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from transformers.utils import logging as transformers_logging
 
 from embedcache.encoder.standin import MARK as STANDIN_MARK
 from embedcache.errors import EncoderError
-from embedcache.files import atomic_write
+from embedcache.files import atomic_write, clean_up_after_killed
 
 MARK = "pretraining.json"
 CARD = "README.md"
 SPM = "spm.model"
+CHECKPOINT, CORPUS = "checkpoint.pt", "corpus.safetensors"  # of a training that is not done
 
 
 def check_folder(folder: Path) -> None:
@@ -56,8 +57,14 @@ def write_folder(
 
 
 def remove_work(work: Path) -> None:
-    """Delete the checkpoint and the prepared corpus of a training that is done."""
-    shutil.rmtree(work, ignore_errors=True)
+    """Delete the checkpoint and the prepared corpus of a training that is done, and their folder
+    where nothing else is in it.
+    """
+    for name in (CHECKPOINT, CORPUS):
+        clean_up_after_killed(work / name)
+        (work / name).unlink(missing_ok=True)
+    with suppress(OSError):  # what else is in there is somebody's
+        work.rmdir()
 
 
 def _names(folder: Path) -> list[str]:

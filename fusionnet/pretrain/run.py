@@ -19,7 +19,14 @@ from embedcache.encoder.standin import architecture, published_pieces, sentencep
 from embedcache.encoder.tokenizer import build_tokenizer, load_tokenizer, wrap
 from embedcache.errors import EncoderError, RunError
 from fusionnet.config.train import TrainConfig
-from fusionnet.pretrain.folder import SPM, check_folder, remove_work, write_folder
+from fusionnet.pretrain.folder import (
+    CHECKPOINT,
+    CORPUS,
+    SPM,
+    check_folder,
+    remove_work,
+    write_folder,
+)
 from fusionnet.pretrain.loop import GROUPS, Position, Trainer, pretrain
 from fusionnet.pretrain.objectives import PretrainedModel
 from fusionnet.pretrain.prepared import Prepared, Wanted, prepared, vocabulary_of
@@ -58,7 +65,7 @@ def pretrain_encoder(
     """
     check_folder(out)
     work = out.with_name(f"{out.name}.pretraining")
-    checkpoint = work / "checkpoint.pt"
+    checkpoint = work / CHECKPOINT
     if checkpoint.is_file() and not (resume or overwrite):
         raise RunError(
             f"{checkpoint} is of a training that was not finished; go on with it by --resume, or"
@@ -104,7 +111,7 @@ def _corpus(
     wanted: Wanted, tokenizer: PreTrainedTokenizerBase, work: Path, processes: int, world: World
 ) -> Prepared:
     """Return the corpus, made by the first rank alone."""
-    kept = work / "corpus.safetensors"
+    kept = work / CORPUS
     if world.is_main:
         work.mkdir(parents=True, exist_ok=True)
         found = prepared(wanted, tokenizer, kept, processes)

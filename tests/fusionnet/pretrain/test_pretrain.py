@@ -18,6 +18,7 @@ from embedcache.encoder.tokenizer import load_tokenizer
 from fusionnet.commands import cli
 from fusionnet.commands.command import run_job
 from fusionnet.pretrain import loop
+from fusionnet.pretrain.folder import CHECKPOINT, CORPUS, remove_work
 from fusionnet.pretrain.prepared import Wanted
 from fusionnet.pretrain.run import pretrain_encoder
 from fusionnet.pretrain.settings import Settings
@@ -209,3 +210,16 @@ def test_what_cannot_be_done_is_refused_by_name(
     assert "nowhere" in refusal("--from", tmp_path / "nowhere")
     assert (mine / "thesis.tex").read_text() == "all of it"
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_user_has_beside_the_checkpoint_stays(tmp_path: Path) -> None:
+    mine, theirs = tmp_path / "a.pretraining", tmp_path / "b.pretraining"
+    for work in (mine, theirs):
+        work.mkdir()
+        (work / CHECKPOINT).write_bytes(b"x")
+        (work / CORPUS).write_bytes(b"x")
+    (theirs / "notes.txt").write_text("mine")
+    for work in (mine, theirs):
+        remove_work(work)
+    assert not mine.exists()
+    assert [file.name for file in theirs.iterdir()] == ["notes.txt"]
