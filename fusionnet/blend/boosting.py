@@ -22,6 +22,7 @@ from fusionnet.config.tasks import Task
 
 PATIENCE = 50  # trees without a gain on left-out rows, after which no more are added
 _OBJECTIVES = {"regression": "regression", "binary": "binary", "multiclass": "multiclass"}
+MOST_BINS = 63  # of a column: no worse than 255 on five tables, in half the time where it is wide
 # a node's children in LightGBM's dump of a tree
 _LEFT, _RIGHT = "left_child", "right_child"
 
@@ -82,6 +83,7 @@ def _parameters(config: BlendConfig, task: Task, seed: int, num_threads: int) ->
         "learning_rate": config.shrinkage,
         "num_leaves": config.leaves,
         "min_data_in_leaf": config.least_rows,
+        "max_bin": MOST_BINS,
         "lambda_l2": 1.0,
         "feature_fraction": 0.5,
         "bagging_fraction": 0.8,

@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # transformers take seconds, and polyBERT is not asked
 
 POLYBERT = "kuelumbus/polyBERT"
 READS_TEXT = "sentence-transformers/all-MiniLM-L6-v2"  # for columns of words, not of SMILES
+# distinct strings up to which a laptop adapts the encoder; in every step of some 1,000 each of them
+# is encoded and differentiated
+MOST_TUNED = 64
 _WIDTH = 100
 _NO_NAME = "(no name)"
 _HEADS = {Role.STRING: "strings", Role.NUMERIC: "numeric", Role.CATEGORY: "categories"}
@@ -90,7 +93,9 @@ def draft_config(
     values: Entry = {"data": {"path": str(table), **guess.data}, "tasks": guess.tasks}
     values["split"] = guess.split
     if strings := values["data"].get("strings"):
-        values["encoder"] = {"source": POLYBERT} if tokens is None else tokens.entry
+        source = {"source": POLYBERT} if tokens is None else tokens.entry
+        frozen = {"mode": "frozen"} if sum(guess.num_distinct.values()) > MOST_TUNED else {}
+        values["encoder"] = source | frozen
         values["data"]["strings"] = [_with_encoder(column, tokens) for column in strings]
     values["blend"] = {"boosting": True}
     values |= {"cache": {"path": f"{name}.zarr"}, "run": {"dir": f"runs/{name}", "name": name}}
@@ -209,6 +214,12 @@ def _encoder(encoder: Entry | None) -> Iterator[str]:
             "a Hugging Face hub id or folder; without network: `embedcache make-encoder --out"
             " encoder` makes a stand-in of random weights, for a try: {source: encoder}; or {mode:"
             " none}, which reads strings by their features alone",
+            0,
+        )
+    if encoder.get("mode") == "frozen":
+        yield from _comment(
+            "frozen: so many strings are encoded once, not in every step; {mode: per_step} adapts"
+            " the encoder by LoRA, which takes hours without a GPU",
             0,
         )
     yield f"encoder: {_flow(encoder)}"

@@ -13,7 +13,7 @@ import pytest
 from embedcache.build.report import BuildReport
 from fusionnet.experiment import load_experiment
 from fusionnet.workflow.building import build_experiment
-from fusionnet.workflow.drafting import as_yaml, draft_config
+from fusionnet.workflow.drafting import MOST_TUNED, as_yaml, draft_config
 from fusionnet.workflow.schema import config_schema
 from fusionnet.workflow.tokens import Tokens
 
@@ -158,6 +158,17 @@ def test_what_deduplication_saves_is_counted(tmp_path: Path, tiny_encoder_folder
     assert f"4 distinct strings in 40 rows: one encoding serves 10.0 rows; {once:,}" in (
         draft.saving()
     )
+
+
+@pytest.mark.parametrize(("num_strings", "mode"), [(MOST_TUNED, None), (MOST_TUNED + 1, "frozen")])
+def test_many_strings_are_encoded_once(tmp_path: Path, num_strings: int, mode: str | None) -> None:
+    chains = [f"*{'C' * (1 + row % num_strings)}*" for row in range(2 * num_strings)]
+    rows = np.arange(len(chains))
+    table = tmp_path / "chains.csv"
+    pl.DataFrame({"smiles": chains, "y": np.sin(rows)}).write_csv(table)
+    draft = draft_config(table)
+    assert draft.values["encoder"].get("mode") == mode
+    assert ("{mode: per_step}" in as_yaml(draft)) == (mode == "frozen")
 
 
 def test_an_encoder_says_what_it_cannot_read(tmp_path: Path, tiny_encoder_folder: Path) -> None:
