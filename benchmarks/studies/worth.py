@@ -129,6 +129,7 @@ def _cells(
     if not wanted:
         return
     setting, made = TASKS[name], {key: stamp()[key] for key in ("commit", "date")}
+    made["encoder"] = arguments.encoder.name
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         config = _config(setting, place, seed, arguments)

@@ -97,6 +97,7 @@ def draft_config(
         frozen = {"mode": "frozen"} if sum(guess.num_distinct.values()) > MOST_TUNED else {}
         values["encoder"] = source | frozen
         values["data"]["strings"] = [_with_encoder(column, tokens) for column in strings]
+    values["model"] = _model(guess)
     values["blend"] = {"boosting": True}
     values |= {"cache": {"path": f"{name}.zarr"}, "run": {"dir": f"runs/{name}", "name": name}}
     counts = {
@@ -105,6 +106,16 @@ def draft_config(
         if tokens is not None
     }
     return Draft(guess, values, counts)
+
+
+def _model(guess: TableGuess) -> Entry:
+    """Return the form of network that had the least error on validation rows (LOG)."""
+    model: Entry = {"fusion": "mlp"}
+    if guess.data.get("numeric"):
+        model["numeric"] = "ple"
+        if guess.data.get("group"):
+            model["linear_skip"] = True
+    return model
 
 
 def _with_encoder(column: Entry, tokens: "Tokens | None") -> Entry:
@@ -142,6 +153,9 @@ def as_yaml(draft: Draft, schema: bool = False) -> str:
     lines += ["", "tasks:", *_entries(guess.of(Role.TARGET), values["tasks"], 2)]
     lines += ["", *_split(guess), *_encoder(values.get("encoder"))]
     lines += [
+        "",
+        "# the form of least error on validation rows of five tables; the specification's is joint",
+        f"model: {_flow(values['model'])}",
         "",
         "# trees on the same rows and features, weighed against the network on validation rows",
         f"blend: {_flow(values['blend'])}",

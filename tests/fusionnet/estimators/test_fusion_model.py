@@ -14,6 +14,7 @@ from shared_fixtures import TINY_STRINGS
 from embedcache.cache.reader import open_cache
 from embedcache.errors import ConfigError, OutputError, RunError, SplitError, TableError
 from fusionnet import FusionModel, RewardModel
+from fusionnet.estimators.described import Description, described
 from fusionnet.estimators.workfolder import TABLE
 from fusionnet.experiment import load_experiment
 from fusionnet.workflow.building import build_experiment
@@ -227,6 +228,17 @@ def test_a_config_that_names_the_features_is_not_added_to(
     assert not data.strings
     assert not data.categories
     assert model.experiment.train.epochs == 2  # what is given by name wins
+
+
+@pytest.mark.parametrize(("numeric", "form"), [(None, "ple"), ([], "linear")])
+def test_numbers_have_bins_where_there_are_any(
+    keys: dict[str, Any], tmp_path: Path, numeric: list[str] | None, form: str
+) -> None:
+    said = Description("smiles", numeric, None, "tg", None, (), keys)
+    file = tmp_path / "table.csv"
+    table().to_csv(file, index=False)
+    experiment, _ = described(file, tmp_path, said)
+    assert (experiment.model.fusion, experiment.model.numeric) == ("mlp", form)
 
 
 @pytest.mark.parametrize(
