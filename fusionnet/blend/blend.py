@@ -98,7 +98,11 @@ def as_learnt(
 
 def tree_predictions(task: Task, forest: Forest, x: Float32[Tensor, "B C"]) -> Float[Tensor, "B K"]:
     """Return what trees predict: numbers as they are learnt, or chances."""
-    raw = forest(x)
+    return of_raw(task, forest(x))
+
+
+def of_raw(task: Task, raw: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    """Return what sums of trees' leaves stand for: numbers as they are learnt, or chances."""
     if task.kind == "regression":
         return raw
     return raw.softmax(1) if task.has_codes else raw.sigmoid()

@@ -2,27 +2,32 @@
 
 One model is grown on each all-but-one part of the rows, whose left-out part says when trees no
 longer help; what is predicted is the mean of their outputs. So all train rows are learned from, and
-validation rows are left for the weights.
+validation rows are left for the weights. Two kinds of trees are grown, which split at the best
+thresholds or at random ones (Geurts et al. 2006); how much each counts is chosen by what they
+predict of the parts left out (stacking: Wolpert 1992, Breiman 1996).
 
 Axes: n train rows, C columns, K outputs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightgbm
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from fusionnet.blend.blend import of_raw
 from fusionnet.blend.forest import Forest, joined
+from fusionnet.blend.weights import best_share, error_of
 from fusionnet.config.blend import BlendConfig
 from fusionnet.config.tasks import Task
 
 PATIENCE = 50  # trees without a gain on left-out rows, after which no more are added
 _OBJECTIVES = {"regression": "regression", "binary": "binary", "multiclass": "multiclass"}
 MOST_BINS = 63  # of a column: no worse than 255 on five tables, in half the time where it is wide
+KINDS: tuple[dict[str, Any], ...] = ({}, {"extra_trees": True})
 # a node's children in LightGBM's dump of a tree
 _LEFT, _RIGHT = "left_child", "right_child"
 
@@ -35,6 +40,10 @@ class TrainRows:
     label: Float[np.ndarray, " n"]
     weight: Float[np.ndarray, " n"]
     part: Int[np.ndarray, " n"]  # rows of one part stay together
+
+    def parted(self, left_out: Bool[np.ndarray, " n"]) -> tuple["TrainRows", "TrainRows"]:
+        """Return the other rows, and those left out."""
+        return self.take(~left_out), self.take(left_out)
 
     def take(self, chosen: Any) -> "TrainRows":
         """Return the rows at these positions."""
@@ -54,25 +63,48 @@ def grown(
     if len(np.unique(label)) == 1:
         return _constant(task, float(label[0]))
     parameters = _parameters(config, task, seed, num_threads)
-    forests = [
-        _grown(parameters, config.most_trees, own, judge, task.num_classes)
-        for own, judge in _parts(config, rows, validation)
+    left_out = _left_out(config, rows)
+    if not left_out:
+        judge = validation if len(validation.label) else rows
+        return _grown(parameters, config.most_trees, rows, judge, task.num_classes).forest
+    by_kind = [
+        [
+            _grown(parameters | kind, config.most_trees, *rows.parted(part), task.num_classes)
+            for part in left_out
+        ]
+        for kind in KINDS
     ]
-    return joined(forests)
+    share = _share_of_first(task, by_kind, [rows.take(part) for part in left_out])
+    forests, weights = [], []
+    for models, of_kind in zip(by_kind, (share, 1 - share), strict=True):
+        if of_kind > 0:
+            forests += [model.forest for model in models]
+            weights += [of_kind / len(models)] * len(models)
+    return joined(forests, weights)
 
 
-def _parts(
-    config: BlendConfig, rows: TrainRows, validation: TrainRows
-) -> Iterator[tuple[TrainRows, TrainRows]]:
-    """Yield the rows to learn from and those that say when to stop."""
+def _left_out(config: BlendConfig, rows: TrainRows) -> list[Bool[np.ndarray, " n"]]:
+    """Return which rows each model does not learn from; none of one model on all rows."""
     numbers = np.unique(rows.part)
     if config.parts == 1 or len(numbers) < 2:
-        yield rows, validation if len(validation.label) else rows
-        return
-    for number in numbers:
-        own = rows.part != number
-        if len(np.unique(rows.label[own])) > 1:
-            yield rows.take(own), rows.take(~own)
+        return []
+    parts = [rows.part == number for number in numbers]
+    return [part for part in parts if len(np.unique(rows.label[~part])) > 1]
+
+
+def _share_of_first(
+    task: Task, by_kind: Sequence[Sequence["_Grown"]], left_out: Sequence[TrainRows]
+) -> float:
+    """Return how much the first kind of trees counts, beside the second, by left-out parts."""
+    first, second = (np.concatenate([each.raw for each in models]) for models in by_kind)
+    label = np.concatenate([part.label for part in left_out])
+    weight = np.concatenate([part.weight for part in left_out])
+
+    def error(share: float) -> float:
+        raw = torch.from_numpy(share * first + (1 - share) * second)
+        return error_of(task, of_raw(task, raw).numpy(), label, weight)
+
+    return best_share(error)
 
 
 def _parameters(config: BlendConfig, task: Task, seed: int, num_threads: int) -> dict[str, Any]:
@@ -97,14 +129,23 @@ def _parameters(config: BlendConfig, task: Task, seed: int, num_threads: int) ->
     }
 
 
+@dataclass(frozen=True)
+class _Grown:
+    """One model, and what it predicts of the rows that said when to stop."""
+
+    forest: Forest
+    raw: Float[np.ndarray, "m K"]
+
+
 def _grown(
     parameters: dict[str, Any], most_trees: int, own: TrainRows, judge: TrainRows, num_classes: int
-) -> Forest:
+) -> _Grown:
     data = lightgbm.Dataset(own.x, own.label, weight=own.weight, params=parameters)
     judging = data.create_valid(judge.x, judge.label, weight=judge.weight)
     stop = lightgbm.early_stopping(PATIENCE, verbose=False)
     booster = lightgbm.train(parameters, data, most_trees, [judging], callbacks=[stop])
-    return forest_of(booster, num_classes)
+    raw = np.asarray(booster.predict(judge.x, raw_score=True)).reshape(-1, num_classes)
+    return _Grown(forest_of(booster, num_classes), raw)
 
 
 def forest_of(booster: lightgbm.Booster, num_outputs: int) -> Forest:

@@ -107,13 +107,13 @@ def _within(numbers: Int64[Tensor, " _"], end: int) -> bool:
     return bool(((numbers >= 0) & (numbers < end)).all())
 
 
-def joined(forests: Sequence[Forest]) -> Forest:
-    """Return the mean of several forests of the same outputs as one."""
+def joined(forests: Sequence[Forest], weights: Sequence[float]) -> Forest:
+    """Return the weighted sum of several forests of the same outputs as one."""
     tensors: dict[str, list[Tensor]] = {}
     start = 0
-    for forest in forests:
+    for forest, weight in zip(forests, weights, strict=True):
         moved = {"left": forest.left + start, "right": forest.right + start}
-        moved |= {"root": forest.root + start, "value": forest.value / len(forests)}
+        moved |= {"root": forest.root + start, "value": forest.value * weight}
         for name, each in (forest.tensors() | moved).items():
             tensors.setdefault(name, []).append(each)
         start += len(forest.column)

@@ -7,6 +7,8 @@ so the least on a grid is the least.
 Axes: n rows, K classes (1 of a number).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
 
@@ -29,10 +31,14 @@ def network_share(
     """
     if not len(label) or not weight.sum() > 0:
         return 1.0
-    errors = [
-        error_of(task, share * network + (1 - share) * trees, label, weight) for share in GRID
-    ]
-    return float(GRID[int(np.argmin(errors))])
+    return best_share(
+        lambda share: error_of(task, share * network + (1 - share) * trees, label, weight)
+    )
+
+
+def best_share(error: Callable[[float], float]) -> float:
+    """Return the share, of a grid, of the least error."""
+    return float(min(GRID, key=error))
 
 
 def error_of(

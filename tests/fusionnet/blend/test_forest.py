@@ -11,7 +11,7 @@ import pytest
 import torch
 from jaxtyping import Float
 
-from fusionnet.blend.boosting import TrainRows, forest_of, grown
+from fusionnet.blend.boosting import KINDS, TrainRows, forest_of, grown
 from fusionnet.blend.forest import Forest, joined
 from fusionnet.config.blend import BlendConfig
 from fusionnet.config.tasks import Task
@@ -53,11 +53,12 @@ def small_forest(seed: int = 0) -> Forest:
     return forest_of(lightgbm.train(parameters, lightgbm.Dataset(x, y + seed), 3), 1)
 
 
-def test_several_forests_are_joined_to_their_mean() -> None:
+def test_several_forests_are_joined_to_their_weighted_sum() -> None:
     x = torch.from_numpy(RNG.normal(size=(50, COLUMNS)).astype(np.float32))
     forests = [small_forest(seed) for seed in range(3)]
-    wanted = torch.stack([forest(x) for forest in forests]).mean(0)
-    torch.testing.assert_close(joined(forests)(x), wanted)
+    weights = [0.5, 0.2, 0.3]
+    wanted = sum(weight * forest(x) for weight, forest in zip(weights, forests, strict=True))
+    torch.testing.assert_close(joined(forests, weights)(x), wanted)
 
 
 def test_many_rows_are_walked_in_parts_and_none_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,3 +135,30 @@ def test_the_same_rows_and_seed_grow_the_same_trees() -> None:
     pairs = zip(first.tensors().values(), second.tensors().values(), strict=True)
     assert all(torch.equal(one, another) for one, another in pairs)
     assert not torch.equal(first.value, other.value)
+
+
+@pytest.mark.parametrize("kind", ["regression", "binary", "multiclass"])
+@pytest.mark.parametrize("useless", [0, 1])
+def test_trees_that_predict_nothing_of_parts_left_out_count_nothing(
+    kind: str, useless: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = train_rows(kind, 3)
+    config, x = BlendConfig(parts=3, most_trees=100, least_rows=3), torch.from_numpy(rows.x)
+    kinds: list[dict[str, Any]] = [{}, {}]
+    monkeypatch.setattr("fusionnet.blend.boosting.KINDS", kinds)
+    alike = grown(config, task_of(kind), rows, rows, 0, 1)(x)
+    kinds[useless] = {"learning_rate": 1e-6}
+    found = grown(config, task_of(kind), rows, rows, 0, 1)(x)
+    assert (found - alike).norm() < 0.1 * (alike - alike.mean(0)).norm()
+
+
+def test_two_kinds_of_trees_predict_rows_left_out_as_well_as_the_better_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, new = train_rows("regression", 5), train_rows("regression", 1)
+    config, errors = BlendConfig(parts=5, most_trees=200), []
+    for kinds in (KINDS[:1] * 2, KINDS[1:] * 2, KINDS):
+        monkeypatch.setattr("fusionnet.blend.boosting.KINDS", kinds)
+        found = grown(config, task_of("regression"), rows, rows, 0, 1)(torch.from_numpy(new.x))
+        errors.append(np.square(found[:, 0].numpy() - new.label).mean())
+    assert errors[2] < 1.02 * min(errors[:2])
