@@ -25,11 +25,11 @@ class BlendConfig(Config):
     parts: Annotated[int, Field(ge=1, le=100)] = Field(
         default=5,
         description=(
-            "boosted models per target and kind of trees, each on all parts of the train rows but one, which says"
-            " when trees no longer help; groups (and left-out strings) stay together. Two kinds are"
-            " grown, with the best thresholds and with random ones, and weighed by what they predict"
-            " of the parts left out. 1: one model on all train rows, and validation rows say when to"
-            " stop"
+            "boosted models per target and kind of trees, each on all parts of the train rows but"
+            " one, which says when trees no longer help; groups (and left-out strings) stay"
+            " together. Two kinds are grown, with the best thresholds and with random ones, and"
+            " weighed by what they predict of the parts left out. 1: one model on all train rows,"
+            " and validation rows say when to stop"
         ),
     )
     most_trees: Count = Field(default=3000, description="of one model, for each class")
