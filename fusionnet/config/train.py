@@ -10,7 +10,8 @@ from embedcache.values import Count, FilePath, FolderToWrite, Seed
 from fusionnet.config.tasks import Task
 
 TrackerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
-VAL_LOSS = "val_loss"  # of the log, the weighted loss of all tasks
+# of the log: the weighted loss of all tasks, and the mean of the logarithms of theirs
+VAL_LOSS, VAL_ERROR = "val_loss", "val_error"
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 Rate = Annotated[float, Field(ge=1e-12, le=10)]  # of learning
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -19,7 +20,11 @@ Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
 
 def monitor_names(tasks: Iterable[Task]) -> list[str]:
     """Return what `train.monitor` may be where these tasks are trained."""
-    return [VAL_LOSS, *(f"{task.name}_{metric}" for task in tasks for metric in task.metrics)]
+    return [
+        VAL_LOSS,
+        VAL_ERROR,
+        *(f"{task.name}_{metric}" for task in tasks for metric in task.metrics),
+    ]
 
 
 class OptimConfig(Config):
@@ -96,9 +101,11 @@ class TrainSection(Config):
     monitor: str = Field(
         default=VAL_LOSS,
         description=(
-            "what decides which epoch is the best, and when there is no better one: val_loss, or a"
-            " metric of a task on validation rows, named as in the log: <task>_<metric>, such as"
-            " tg_r2; whether more or less is better follows from it"
+            "what decides which epoch is the best, and when there is no better one: val_loss;"
+            " val_error, the mean over tasks of the logarithm of their losses on validation rows,"
+            " which does not rise because the learned weights of the loss trust the train rows more"
+            " and more; or a metric of a task on validation rows, named as in the log:"
+            " <task>_<metric>, such as tg_r2; whether more or less is better follows from it"
         ),
     )
     early_stopping: EarlyStopping = Field(

@@ -234,6 +234,7 @@ def epoch_record(
         "epoch": trained.epoch + 1,
         "train_loss": float(train_losses[0]),
         "val_loss": validated.loss,
+        "val_error": validated.error,
     }
     for task in tasks:
         for metric, value in validated.metrics[task.column].items():

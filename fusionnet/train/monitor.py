@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from embedcache.errors import ConfigError
 from fusionnet.config.tasks import Task
-from fusionnet.config.train import VAL_LOSS, TrainConfig, TrainSection, monitor_names
+from fusionnet.config.train import VAL_ERROR, VAL_LOSS, TrainConfig, TrainSection, monitor_names
 from fusionnet.metrics import is_error
 from fusionnet.train.callbacks import Record
 
@@ -50,7 +50,7 @@ def _best(records: Sequence[Record], monitor: str, min_delta: float) -> tuple[in
 
     With its value; 0 where no epoch has a number.
     """
-    sign = -1.0 if monitor == VAL_LOSS or is_error(monitor) else 1.0
+    sign = -1.0 if monitor in (VAL_LOSS, VAL_ERROR) or is_error(monitor) else 1.0
     found, best = 0, -math.inf
     for epoch, record in enumerate(records, start=1):
         value = record.get(monitor)

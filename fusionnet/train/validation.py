@@ -6,7 +6,7 @@ batch whether to stop, and who has no batch left goes on telling until nobody ha
 ms of a step (`loop`), where a batch on a CPU takes some ten; one rank alone pays nothing.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from embedcache.live.shared import vectors_of_all_columns
+from fusionnet.config.tasks import Task
 from fusionnet.metrics import Metrics, task_metrics
 from fusionnet.model.forward import forward_batches, refuse_non_finite, to_units
 from fusionnet.model.members import members_of
@@ -23,6 +24,7 @@ from fusionnet.train.trainer import Trainer
 
 Part = tuple[Float[Tensor, "B columns"], Int[Tensor, " B"]]
 StringTables = list[Float[Tensor, "_S _E"]]  # one per string column
+LEAST_LOSS = 1e-6  # a task without any error does not outweigh all others
 _ASKED, _WORKING, _DONE = range(3)  # the least of all ranks' decides
 
 
@@ -30,6 +32,7 @@ class Validated(NamedTuple):
     """What an epoch's validation found."""
 
     loss: float | None  # of the tasks that have labels; None where no task has any
+    error: float | None  # the mean of the logarithms of their losses, by the tasks' weights
     metrics: dict[str, Metrics]  # by target column
 
 
@@ -56,13 +59,30 @@ def validate(trainer: Trainer, tables: StringTables) -> Validated | None:
         outputs, targets, weight = everyone.split([num_outputs, num_tasks, 1], dim=1)
         denominators = (weight * targets.isfinite()).sum(0)  # [T]
         with torch.no_grad():
-            loss = trainer.model.loss(outputs, targets, weight.squeeze(1), denominators, 1.0).total
+            loss = trainer.model.loss(outputs, targets, weight.squeeze(1), denominators, 1.0)
         scaling = trainer.cache.scaling
         predictions = to_units(outputs, recipe.tasks, scaling, "score")
         raw = scaling.in_units(targets.cpu().double()).numpy()
         metrics = task_metrics(recipe.tasks, raw, predictions.cpu().numpy())
-        result = Validated(float(loss) if denominators.any() else None, metrics)
+        if denominators.any():
+            error = mean_log_loss(loss.task_sums, denominators, recipe.tasks)
+            result = Validated(float(loss.total), error, metrics)
+        else:
+            result = Validated(None, None, metrics)
     return world.broadcast(result)
+
+
+def mean_log_loss(
+    sums: Float[Tensor, " T"], denominators: Float[Tensor, " T"], tasks: Sequence[Task]
+) -> float | None:
+    """Return the mean of log L_t, by the tasks' weights: the multi-task loss at the log-variances
+    that fit these rows best, min_s exp(-s) L + s = 1 + log L. None where no weight is positive.
+    """
+    weight = sums.new_tensor([task.weight for task in tasks]) * (denominators > 0)
+    if not weight.sum() > 0:
+        return None
+    mean = (sums / denominators.clamp_min(torch.finfo(sums.dtype).tiny)).clamp_min(LEAST_LOSS)
+    return float((weight * mean.log()).sum() / weight.sum())
 
 
 def string_tables(trainer: Trainer) -> StringTables:

@@ -15,6 +15,7 @@ from embedcache.guess.roles import Named
 from embedcache.guess.whole import TableGuess, guess_table
 from embedcache.schema import parse_config
 from embedcache.text import count_of, text_table, visible
+from fusionnet.config.train import VAL_ERROR
 from fusionnet.experiment import Experiment
 from fusionnet.workflow.schema import SCHEMA_FILE
 from fusionnet.yamlfile import parse_yaml
@@ -98,6 +99,7 @@ def draft_config(
         values["encoder"] = source | frozen
         values["data"]["strings"] = [_with_encoder(column, tokens) for column in strings]
     values["model"] = _model(guess)
+    values["train"] = {"monitor": VAL_ERROR}
     values["blend"] = {"boosting": True}
     values |= {"cache": {"path": f"{name}.zarr"}, "run": {"dir": f"runs/{name}", "name": name}}
     counts = {
@@ -156,6 +158,9 @@ def as_yaml(draft: Draft, schema: bool = False) -> str:
         "",
         "# the form of least error on validation rows of five tables; the specification's is joint",
         f"model: {_flow(values['model'])}",
+        "",
+        "# the epoch whose losses on validation rows are the least, whatever the tasks' weights",
+        f"train: {_flow(values['train'])}",
         "",
         "# trees on the same rows and features, weighed against the network on validation rows",
         f"blend: {_flow(values['blend'])}",

@@ -117,6 +117,7 @@ def test_a_run_leaves_what_the_specification_names(four_epochs: Path) -> None:
     assert {
         "train_loss",
         "val_loss",
+        "val_error",
         "ef_mae",
         "ef_r2",
         "opt_auroc",

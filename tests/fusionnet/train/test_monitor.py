@@ -29,7 +29,7 @@ def ends_after(monitor: str, *values: float | None, patience: int, min_delta: fl
 
 def test_whether_more_or_less_is_better_follows_from_the_metric() -> None:
     values = (1.0, 3.0, 0.5)
-    for monitor in ("val_loss", "tg_mae", "tg_log10_rmse"):
+    for monitor in ("val_loss", "val_error", "tg_mae", "tg_log10_rmse"):
         assert best_epoch(records(monitor, *values), monitor) == 3
     for monitor in ("tg_r2", "good_auroc"):
         assert best_epoch(records(monitor, *values), monitor) == 2
@@ -79,5 +79,7 @@ def test_the_monitored_metric_decides_which_epoch_is_kept_and_when_training_ends
 
 
 def test_a_metric_that_is_not_there_is_refused_with_those_that_are(tiny_experiment: Path) -> None:
-    with pytest.raises(ConfigError, match=r"names 'ef_auroc', .*val_loss, ef_mae, ef_rmse, ef_r2,"):
+    with pytest.raises(
+        ConfigError, match=r"names 'ef_auroc', .*val_loss, val_error, ef_mae, ef_rmse, ef_r2,"
+    ):
         load_experiment(tiny_experiment, ["train.monitor=ef_auroc"])

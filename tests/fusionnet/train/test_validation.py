@@ -7,17 +7,20 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import yaml
 from forks import Forks
 from shared_fixtures import tiny_config, tiny_frame
 
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.text import NONE
+from fusionnet.config.tasks import Task
 from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.evaluation.report import write_report
 from fusionnet.evaluation.summary import summary
 from fusionnet.experiment import load_experiment
 from fusionnet.train.checkpoint import load_checkpoint
+from fusionnet.train.validation import mean_log_loss
 from fusionnet.trained.card import model_card
 from fusionnet.trained.run import load_run
 from fusionnet.workflow.building import build_experiment
@@ -68,6 +71,7 @@ def test_the_last_epoch_is_the_best_and_training_says_so(config: Path, printed: 
     assert "the last epoch, 2, is the best" in printed
     records = json.loads((run / "training_log.json").read_text())
     assert [record["val_loss"] for record in records] == [None, None]
+    assert [record["val_error"] for record in records] == [None, None]
     assert {record["ef_r2"] for record in records} == {None}
     assert all(record["train_loss"] is not None for record in records)
     assert load_checkpoint(run / "tiny_best.pt")["epoch"] == 2
@@ -99,5 +103,24 @@ def test_a_task_without_validation_labels_does_not_count(
     assert "label for 'ef': the validation loss is that of the others" in done.out
     records = json.loads((tmp_path / "some" / "run" / "training_log.json").read_text())
     assert all(record["val_loss"] > 0 for record in records)
+    assert all(np.isfinite(record["val_error"]) for record in records)
     best = load_checkpoint(tmp_path / "some" / "run" / "tiny_best.pt")["best_val_loss"]
     assert best == min(record["val_loss"] for record in records)
+
+
+def test_the_error_is_the_loss_at_the_log_variances_that_fit_best() -> None:
+    tasks = [
+        Task.model_validate({"name": name, "column": name, "weight": weight})
+        for name, weight in (("a", 1), ("b", 3), ("none", 5))
+    ]
+    losses = torch.tensor([0.2, 1.7, 0.0], dtype=torch.float64)
+    denominators = torch.tensor([40.0, 7.0, 0.0], dtype=torch.float64)
+    grid = torch.linspace(-5, 5, 100_001, dtype=torch.float64)[:, None]
+    weighted = torch.tensor([1, 3, 0]) * ((-grid).exp() * losses + grid)  # [grid, task]
+    least = float(weighted.min(0).values.sum()) / 4
+    found = mean_log_loss(losses * denominators, denominators, tasks)
+    assert found == pytest.approx(least - 1, abs=1e-6)
+    assert mean_log_loss(losses, 0 * denominators, tasks) is None
+    zero = mean_log_loss(0 * losses, denominators, tasks)
+    assert zero is not None
+    assert np.isfinite(zero)
