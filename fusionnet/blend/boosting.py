@@ -1,10 +1,11 @@
 """Trees grown by LightGBM (Ke et al. 2017) on the train rows of one target.
 
 One model is grown on each all-but-one part of the rows, whose left-out part says when trees no
-longer help; what is predicted is the mean of their outputs. So all train rows are learned from, and
-validation rows are left for the weights. Two kinds of trees are grown, which split at the best
-thresholds or at random ones (Geurts et al. 2006); how much each counts is chosen by what they
-predict of the parts left out (stacking: Wolpert 1992, Breiman 1996).
+longer help; then one on all rows, with as many trees as these had. What is predicted is the mean of
+it and the mean of the others. So all train rows are learned from, and validation rows are left for
+the weights. Two kinds of trees are grown, which split at the best thresholds or at random ones
+(Geurts et al. 2006); how much each counts is chosen by what they predict of the parts left out
+(stacking: Wolpert 1992, Breiman 1996).
 
 Axes: n train rows, C columns, K outputs.
 """
@@ -26,7 +27,9 @@ from fusionnet.config.tasks import Task
 
 PATIENCE = 50  # trees without a gain on left-out rows, after which no more are added
 _OBJECTIVES = {"regression": "regression", "binary": "binary", "multiclass": "multiclass"}
-MOST_BINS = 63  # of a column: no worse than 255 on five tables, in half the time where it is wide
+# of a column of numbers, and of one of a string's features: there are thousands of these, and no
+# table lost by it
+BINS_OF_NUMBERS, BINS_OF_FEATURES = 255, 63
 KINDS: tuple[dict[str, Any], ...] = ({}, {"extra_trees": True})
 # a node's children in LightGBM's dump of a tree
 _LEFT, _RIGHT = "left_child", "right_child"
@@ -55,14 +58,22 @@ def grown(
     task: Task,
     rows: TrainRows,
     validation: TrainRows,
+    num_numbers: int,
     seed: int,
     num_threads: int,
 ) -> Forest:
-    """Return the trees of one task; one class, or one value, alone is a leaf."""
+    """Return the trees of one task; one class, or one value, alone is a leaf.
+
+    The first `num_numbers` columns are numbers.
+    """
     label = rows.label
     if len(np.unique(label)) == 1:
         return _constant(task, float(label[0]))
     parameters = _parameters(config, task, seed, num_threads)
+    parameters["max_bin_by_feature"] = [
+        BINS_OF_NUMBERS if column < num_numbers else BINS_OF_FEATURES
+        for column in range(rows.x.shape[1])
+    ]
     left_out = _left_out(config, rows)
     if not left_out:
         judge = validation if len(validation.label) else rows
@@ -76,10 +87,13 @@ def grown(
     ]
     share = _share_of_first(task, by_kind, [rows.take(part) for part in left_out])
     forests, weights = [], []
-    for models, of_kind in zip(by_kind, (share, 1 - share), strict=True):
+    for kind, models, of_kind in zip(KINDS, by_kind, (share, 1 - share), strict=True):
         if of_kind > 0:
             forests += [model.forest for model in models]
-            weights += [of_kind / len(models)] * len(models)
+            weights += [of_kind / 2 / len(models)] * len(models)
+            num_trees = round(float(np.mean([model.num_trees for model in models])))
+            forests.append(_grown_of_all(parameters | kind, num_trees, rows, task.num_classes))
+            weights.append(of_kind / 2)
     return joined(forests, weights)
 
 
@@ -115,7 +129,6 @@ def _parameters(config: BlendConfig, task: Task, seed: int, num_threads: int) ->
         "learning_rate": config.shrinkage,
         "num_leaves": config.leaves,
         "min_data_in_leaf": config.least_rows,
-        "max_bin": MOST_BINS,
         "lambda_l2": 1.0,
         "feature_fraction": 0.5,
         "bagging_fraction": 0.8,
@@ -135,6 +148,7 @@ class _Grown:
 
     forest: Forest
     raw: Float[np.ndarray, "m K"]
+    num_trees: int  # of a class
 
 
 def _grown(
@@ -145,7 +159,14 @@ def _grown(
     stop = lightgbm.early_stopping(PATIENCE, verbose=False)
     booster = lightgbm.train(parameters, data, most_trees, [judging], callbacks=[stop])
     raw = np.asarray(booster.predict(judge.x, raw_score=True)).reshape(-1, num_classes)
-    return _Grown(forest_of(booster, num_classes), raw)
+    return _Grown(forest_of(booster, num_classes), raw, booster.best_iteration)
+
+
+def _grown_of_all(
+    parameters: dict[str, Any], num_trees: int, rows: TrainRows, num_classes: int
+) -> Forest:
+    data = lightgbm.Dataset(rows.x, rows.label, weight=rows.weight, params=parameters)
+    return forest_of(lightgbm.train(parameters, data, num_trees), num_classes)
 
 
 def forest_of(booster: lightgbm.Booster, num_outputs: int) -> Forest:

@@ -114,7 +114,9 @@ def _of_task(
     judged = _labelled(judge, t, np.zeros(judge.table.num_rows, dtype=np.int64))
     if not len(learned.label):
         return None
-    forest = grown(config, task, learned, judged, run.recipe.train.seed, torch.get_num_threads())
+    seed, num_threads = run.recipe.train.seed, torch.get_num_threads()
+    num_numbers = own.table.inputs.numeric.shape[1]
+    forest = grown(config, task, learned, judged, num_numbers, seed, num_threads)
     columns, transform = prediction_columns(run.tasks)[t], run.scaling.of_target(t)
     counted = _counted(judge.table, t)
     network = as_learnt(task, predictions[counted][:, columns], transform)

@@ -104,7 +104,7 @@ def task_of(kind: str) -> Task:
 def test_grown_trees_learn(kind: str, parts: int) -> None:
     rows, new = train_rows(kind, parts), train_rows(kind, 1)
     config = BlendConfig(parts=parts, most_trees=60)
-    forest = grown(config, task_of(kind), rows, new, 0, 1)
+    forest = grown(config, task_of(kind), rows, new, COLUMNS, 0, 1)
     raw = forest(torch.from_numpy(new.x)).numpy()
     if kind == "regression":
         assert (
@@ -118,7 +118,7 @@ def test_grown_trees_learn(kind: str, parts: int) -> None:
 @pytest.mark.parametrize("kind", ["regression", "binary", "multiclass"])
 def test_one_label_alone_is_what_is_predicted(kind: str) -> None:
     rows = replace(train_rows(kind, 2), label=np.ones(ROWS))
-    raw = grown(BlendConfig(), task_of(kind), rows, rows, 0, 1)(torch.from_numpy(rows.x))
+    raw = grown(BlendConfig(), task_of(kind), rows, rows, COLUMNS, 0, 1)(torch.from_numpy(rows.x))
     if kind == "multiclass":
         assert (raw.softmax(1)[:, 1] > 0.99).all()
     elif kind == "binary":
@@ -131,7 +131,7 @@ def test_the_same_rows_and_seed_grow_the_same_trees() -> None:
     rows = train_rows("regression", 3)
     config = BlendConfig(parts=3, most_trees=20)
     task = task_of("regression")
-    first, second, other = (grown(config, task, rows, rows, seed, 1) for seed in (1, 1, 2))
+    first, second, other = (grown(config, task, rows, rows, COLUMNS, seed, 1) for seed in (1, 1, 2))
     pairs = zip(first.tensors().values(), second.tensors().values(), strict=True)
     assert all(torch.equal(one, another) for one, another in pairs)
     assert not torch.equal(first.value, other.value)
@@ -146,9 +146,9 @@ def test_trees_that_predict_nothing_of_parts_left_out_count_nothing(
     config, x = BlendConfig(parts=3, most_trees=100, least_rows=3), torch.from_numpy(rows.x)
     kinds: list[dict[str, Any]] = [{}, {}]
     monkeypatch.setattr("fusionnet.blend.boosting.KINDS", kinds)
-    alike = grown(config, task_of(kind), rows, rows, 0, 1)(x)
+    alike = grown(config, task_of(kind), rows, rows, COLUMNS, 0, 1)(x)
     kinds[useless] = {"learning_rate": 1e-6}
-    found = grown(config, task_of(kind), rows, rows, 0, 1)(x)
+    found = grown(config, task_of(kind), rows, rows, COLUMNS, 0, 1)(x)
     assert (found - alike).norm() < 0.1 * (alike - alike.mean(0)).norm()
 
 
@@ -159,6 +159,8 @@ def test_two_kinds_of_trees_predict_rows_left_out_as_well_as_the_better_one(
     config, errors = BlendConfig(parts=5, most_trees=200), []
     for kinds in (KINDS[:1] * 2, KINDS[1:] * 2, KINDS):
         monkeypatch.setattr("fusionnet.blend.boosting.KINDS", kinds)
-        found = grown(config, task_of("regression"), rows, rows, 0, 1)(torch.from_numpy(new.x))
+        found = grown(config, task_of("regression"), rows, rows, COLUMNS, 0, 1)(
+            torch.from_numpy(new.x)
+        )
         errors.append(np.square(found[:, 0].numpy() - new.label).mean())
     assert errors[2] < 1.02 * min(errors[:2])
