@@ -117,8 +117,10 @@ def test_the_four_commands_take_a_table_to_a_report(
         script.write_text(f"from fusionnet.commands.cli import {program}\n\n{program}()\n")
         forks.run(script, *words)
         if words[0] == "init":
-            with (own_table / "mine.yaml").open("a") as config:
-                config.write(yaml.safe_dump(SHORT))
+            config = own_table / "mine.yaml"
+            values = yaml.safe_load(config.read_text(encoding="utf-8"))
+            values["train"] |= SHORT["train"]
+            config.write_text(yaml.safe_dump(values), encoding="utf-8")
     assert (own_table / "runs" / "mine" / "report.html").is_file()
 
 
