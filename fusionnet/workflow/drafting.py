@@ -28,6 +28,7 @@ READS_TEXT = "sentence-transformers/all-MiniLM-L6-v2"  # for columns of words, n
 # distinct strings up to which a laptop adapts the encoder; in every step of some 1,000 each of them
 # is encoded and differentiated
 MOST_TUNED = 64
+ROWS_FOR_BINS = 1000  # of a table; numbers of smaller ones enter as they are
 _WIDTH = 100
 _NO_NAME = "(no name)"
 _HEADS = {Role.STRING: "strings", Role.NUMERIC: "numeric", Role.CATEGORY: "categories"}
@@ -113,10 +114,10 @@ def draft_config(
 def _model(guess: TableGuess) -> Entry:
     """Return the form of network that had the least error on validation rows (LOG)."""
     model: Entry = {"fusion": "mlp"}
-    if guess.data.get("numeric"):
+    if guess.data.get("numeric") and guess.num_rows >= ROWS_FOR_BINS:
         model["numeric"] = "ple"
-        if guess.data.get("group"):
-            model["linear_skip"] = True
+    if guess.data.get("numeric") and guess.data.get("group"):
+        model["linear_skip"] = True
     return model
 
 

@@ -240,6 +240,7 @@ def made_record(epoch: int) -> dict[str, Any]:
         "epoch": epoch,
         "train_loss": 2.0 / epoch,
         "val_loss": 2.5 / epoch,
+        "val_error": 1 / epoch,
         **named,
         **per_task,
         **costs,

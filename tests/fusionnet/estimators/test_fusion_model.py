@@ -18,6 +18,7 @@ from fusionnet.estimators.described import Description, described
 from fusionnet.estimators.workfolder import TABLE
 from fusionnet.experiment import load_experiment
 from fusionnet.workflow.building import build_experiment
+from fusionnet.workflow.drafting import ROWS_FOR_BINS
 from fusionnet.workflow.training import train_experiment
 
 SMALL: dict[str, Any] = {
@@ -230,13 +231,16 @@ def test_a_config_that_names_the_features_is_not_added_to(
     assert model.experiment.train.epochs == 2  # what is given by name wins
 
 
-@pytest.mark.parametrize(("numeric", "form"), [(None, "ple"), ([], "linear")])
-def test_numbers_have_bins_where_there_are_any(
-    keys: dict[str, Any], tmp_path: Path, numeric: list[str] | None, form: str
+@pytest.mark.parametrize(
+    ("num_rows", "numeric", "form"),
+    [(ROWS_FOR_BINS, None, "ple"), (ROWS_FOR_BINS - 1, None, "linear"), (2000, [], "linear")],
+)
+def test_numbers_of_larger_tables_have_bins(
+    keys: dict[str, Any], tmp_path: Path, num_rows: int, numeric: list[str] | None, form: str
 ) -> None:
     said = Description("smiles", numeric, None, "tg", None, (), keys)
     file = tmp_path / "table.csv"
-    table().to_csv(file, index=False)
+    table(num_rows).to_csv(file, index=False)
     experiment, _ = described(file, tmp_path, said)
     assert (experiment.model.fusion, experiment.model.numeric) == ("mlp", form)
 
