@@ -1,11 +1,10 @@
 """Trees grown by LightGBM (Ke et al. 2017) on the train rows of one target.
 
 One model is grown on each all-but-one part of the rows, whose left-out part says when trees no
-longer help; then one on all rows, with as many trees as these had. What is predicted is the mean of
-it and the mean of the others. So all train rows are learned from, and validation rows are left for
-the weights. Two kinds of trees are grown, which split at the best thresholds or at random ones
-(Geurts et al. 2006); how much each counts is chosen by what they predict of the parts left out
-(stacking: Wolpert 1992, Breiman 1996).
+longer help. What predicts is a model on all rows, with as many trees as these had. So all train
+rows are learned from, and validation rows are left for the weights. Two kinds of trees are grown,
+which split at the best thresholds or at random ones (Geurts et al. 2006); how much each counts is
+chosen by what they predict of the parts left out (stacking: Wolpert 1992, Breiman 1996).
 
 Axes: n train rows, C columns, K outputs.
 """
@@ -77,7 +76,8 @@ def grown(
     left_out = _left_out(config, rows)
     if not left_out:
         judge = validation if len(validation.label) else rows
-        return _grown(parameters, config.most_trees, rows, judge, task.num_classes).forest
+        stopped = _stopped(parameters, config.most_trees, rows, judge)
+        return forest_of(stopped, task.num_classes)
     by_kind = [
         [
             _grown(parameters | kind, config.most_trees, *rows.parted(part), task.num_classes)
@@ -89,11 +89,9 @@ def grown(
     forests, weights = [], []
     for kind, models, of_kind in zip(KINDS, by_kind, (share, 1 - share), strict=True):
         if of_kind > 0:
-            forests += [model.forest for model in models]
-            weights += [of_kind / 2 / len(models)] * len(models)
             num_trees = round(float(np.mean([model.num_trees for model in models])))
             forests.append(_grown_of_all(parameters | kind, num_trees, rows, task.num_classes))
-            weights.append(of_kind / 2)
+            weights.append(of_kind)
     return joined(forests, weights)
 
 
@@ -144,9 +142,8 @@ def _parameters(config: BlendConfig, task: Task, seed: int, num_threads: int) ->
 
 @dataclass(frozen=True)
 class _Grown:
-    """One model, and what it predicts of the rows that said when to stop."""
+    """What one model predicts of the rows that said when to stop, and the trees it then had."""
 
-    forest: Forest
     raw: Float[np.ndarray, "m K"]
     num_trees: int  # of a class
 
@@ -154,12 +151,19 @@ class _Grown:
 def _grown(
     parameters: dict[str, Any], most_trees: int, own: TrainRows, judge: TrainRows, num_classes: int
 ) -> _Grown:
+    booster = _stopped(parameters, most_trees, own, judge)
+    raw = np.asarray(booster.predict(judge.x, raw_score=True)).reshape(-1, num_classes)
+    return _Grown(raw, booster.best_iteration)
+
+
+def _stopped(
+    parameters: dict[str, Any], most_trees: int, own: TrainRows, judge: TrainRows
+) -> lightgbm.Booster:
+    """Return a model that has as many trees as are best for the judging rows."""
     data = lightgbm.Dataset(own.x, own.label, weight=own.weight, params=parameters)
     judging = data.create_valid(judge.x, judge.label, weight=judge.weight)
     stop = lightgbm.early_stopping(PATIENCE, verbose=False)
-    booster = lightgbm.train(parameters, data, most_trees, [judging], callbacks=[stop])
-    raw = np.asarray(booster.predict(judge.x, raw_score=True)).reshape(-1, num_classes)
-    return _Grown(forest_of(booster, num_classes), raw, booster.best_iteration)
+    return lightgbm.train(parameters, data, most_trees, [judging], callbacks=[stop])
 
 
 def _grown_of_all(

@@ -27,9 +27,10 @@ class BlendConfig(Config):
         description=(
             "boosted models per target and kind of trees, each on all parts of the train rows but"
             " one, which says when trees no longer help; groups (and left-out strings) stay"
-            " together; one more is grown on all of them with as many trees. Two kinds are grown,"
-            " with the best thresholds and with random ones, and weighed by what they predict of"
-            " parts left out. 1: one model on all train rows, and validation rows say when to stop"
+            " together. What predicts is a model on all of them, with as many trees. Two kinds are"
+            " grown, with the best thresholds and with random ones, weighed by what they predict of"
+            " parts left out. 1: one model on all train rows, and validation rows say when to"
+            " stop"
         ),
     )
     most_trees: Count = Field(default=3000, description="of one model, for each class")
