@@ -109,8 +109,6 @@ def described(table: Path, folder: Path, said: Description) -> tuple[Experiment,
     guessed = draft.values["data"]
     for role in _FEATURES:
         data[role] = _filled(said.entries(role), guessed.get(role, []))
-    if not data["numeric"]:
-        values["model"] = {"fusion": "mlp"} | said.config.get("model", {})
     values["tasks"] = _filled(said.entries("tasks"), draft.values["tasks"])
     encoder = said.config.get("encoder", {})
     if "source" in encoder or encoder.get("mode") == "none":

@@ -160,7 +160,7 @@ def as_yaml(draft: Draft, schema: bool = False) -> str:
         "# the form of least error on validation rows of five tables; the specification's is joint",
         f"model: {_flow(values['model'])}",
         "",
-        "# the epoch whose losses on validation rows are the least, whatever the tasks' weights",
+        "# the epoch of the least validation losses, whatever weights of tasks were learnt",
         f"train: {_flow(values['train'])}",
         "",
         "# trees on the same rows and features, weighed against the network on validation rows",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from jaxtyping import Float
 
-from fusionnet.blend.boosting import KINDS, TrainRows, forest_of, grown
+from fusionnet.blend.boosting import BINS_OF_FEATURES, KINDS, TrainRows, forest_of, grown
 from fusionnet.blend.forest import Forest, joined
 from fusionnet.config.blend import BlendConfig
 from fusionnet.config.tasks import Task
@@ -164,3 +164,12 @@ def test_two_kinds_of_trees_predict_rows_left_out_as_well_as_the_better_one(
         )
         errors.append(np.square(found[:, 0].numpy() - new.label).mean())
     assert errors[2] < 1.02 * min(errors[:2])
+
+
+@pytest.mark.parametrize(("num_numbers", "has_many"), [(COLUMNS, True), (0, False)])
+def test_numbers_have_more_thresholds_than_features(num_numbers: int, has_many: bool) -> None:
+    rows = train_rows("regression", 3)
+    config = BlendConfig(parts=3, most_trees=300, least_rows=1)
+    forest = grown(config, task_of("regression"), rows, rows, num_numbers, 0, 1)
+    thresholds = forest.threshold[forest.column == 0].unique()
+    assert (len(thresholds) >= BINS_OF_FEATURES) == has_many
