@@ -46,11 +46,7 @@ Maker = Callable[[Path, argparse.Namespace], str]  # writes a table, returns its
 def main(words: list[str]) -> None:
     """Run all tables, or one, and write benchmarks/results/defaults.json, .md and .png."""
     options = parser("defaults", __doc__ or "")
-    encoder = "a model folder, such as jobs.make_encoder writes"
-    options.add_argument("--encoder", type=Path, required=True, help=encoder)
-    options.add_argument("--egc", type=Path, help="Egc.csv of the public band gaps of TransPolymer")
-    electrolyte = "clean_train_data.csv of the public polymer electrolyte table"
-    options.add_argument("--electrolyte", type=Path, help=electrolyte)
+    add_inputs(options)
     threads = "threads of the training (all cores); only its time depends on them"
     options.add_argument("--threads", type=int, help=threads)
     only = "run one table; the others stay as the file has them"
@@ -72,6 +68,15 @@ def main(words: list[str]) -> None:
     output = output_path("defaults", arguments)
     tables = with_kept(output, "tables", fresh, TABLES) if arguments.only else fresh
     publish(output, {**made, "tables": tables}, report)
+
+
+def add_inputs(options: argparse.ArgumentParser) -> None:
+    """Add the options that name the encoder and the public tables."""
+    encoder = "a model folder, such as jobs.make_encoder writes"
+    options.add_argument("--encoder", type=Path, required=True, help=encoder)
+    options.add_argument("--egc", type=Path, help="Egc.csv of the public band gaps of TransPolymer")
+    electrolyte = "clean_train_data.csv of the public polymer electrolyte table"
+    options.add_argument("--electrolyte", type=Path, help=electrolyte)
 
 
 def cohort_table(num_rows: int) -> Maker:

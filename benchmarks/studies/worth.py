@@ -13,7 +13,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from benchmarks.harness.publish import Report, output_path, parser, publish, tel
 from benchmarks.harness.stamp import stamp
 from benchmarks.harness.workers import run_python
 from benchmarks.rivals import RIVALS, predictions_of
-from benchmarks.studies.defaults import ORACLE, cohort_table, given_table
+from benchmarks.studies.defaults import ORACLE, add_inputs, cohort_table, given_table
 from embedcache.build.decide import Existing
 from embedcache.build.rotation import rotated
 from embedcache.cache.reader import Cache, open_cache
@@ -88,12 +88,11 @@ def main(words: list[str]) -> None:
     """Run what is asked for and write benchmarks/results/worth.json, .md and .png."""
     arguments = _options().parse_args(words)
     output = output_path("worth", arguments)
-    found: dict[str, Any] = json.loads(output.read_text()) if output.is_file() else {}
-    kept = {key: found[key] for key in ("error", "cells") if key in found}
-    found = {**stamp(), "quick": arguments.quick, "error": {}, "cells": {}, **kept}
+    found = {**stamp(), "quick": arguments.quick, "error": {}, "cells": _kept(output)}
     for name in arguments.only or list(TASKS):
         for seed in arguments.seeds:
             for model, cell in _cells(name, seed, arguments, found["cells"]):
+                found["cells"] = _kept(output)  # another process may have written meanwhile
                 found["cells"].setdefault(name, {}).setdefault(model, {})[str(seed)] = cell
                 found["error"] = _errors(found["cells"])
                 output.parent.mkdir(parents=True, exist_ok=True)
@@ -102,13 +101,14 @@ def main(words: list[str]) -> None:
     publish(output, found, report)
 
 
+def _kept(output: Path) -> dict[str, Any]:
+    """Return the cells that the file has: by task, model and seed."""
+    return json.loads(output.read_text())["cells"] if output.is_file() else {}
+
+
 def _options() -> argparse.ArgumentParser:
     options = parser("worth", __doc__ or "")
-    encoder = "a model folder, such as jobs.make_encoder writes"
-    options.add_argument("--encoder", type=Path, required=True, help=encoder)
-    options.add_argument("--egc", type=Path, help="Egc.csv of the public band gaps of TransPolymer")
-    electrolyte = "clean_train_data.csv of the public polymer electrolyte table"
-    options.add_argument("--electrolyte", type=Path, help=electrolyte)
+    add_inputs(options)
     options.add_argument("--only", nargs="+", choices=TASKS, help="these tasks (all)")
     models = "these models (ours, baselines and rivals; ablations only if they are named)"
     names = [OURS, *SHOWN, *RIVALS, *ABLATIONS]
@@ -260,15 +260,21 @@ def report(found: dict[str, Any]) -> Report:
     panels = []
     for task, models in found["cells"].items():
         rows = [_row(name, by_seed) for name, by_seed in models.items()]
-        best = _best_rival(rows)
+        shares = {name: _share(by_seed, models) for name, by_seed in models.items()}
         columns = [
             Column("model", "name"),
             Column("MAE", lambda row: (row["mae"], row["mae_sd"]), mean_and_sd),
             Column("R2", lambda row: (row["r2"], row["r2_sd"]), mean_and_sd),
             Column("of the oracle's R2", lambda row: row["oracle_share"], number),
-            Column("of the best rival's error", lambda row, best=best: _share(row, best), number),
+            Column(
+                "of the best rival's error",
+                lambda row, shares=shares: shares[row["name"]],
+                number,
+            ),
             Column("seeds", "seeds"),
             Column("seconds", "seconds", ",.0f"),
+            Column("at", "at"),
+            Column("encoder", "encoder"),
         ]
         order = sorted(rows, key=lambda row: (row["name"] in ABLATIONS, row["mae"]))
         blocks += [f"## {task}", Table(columns, order)]
@@ -278,7 +284,10 @@ def report(found: dict[str, Any]) -> Report:
         "What the defaults are worth: mean absolute errors of test rows beside what else there is",
         (
             "Mean over seeds, ± standard deviation; of five folds where rows or polymers are left"
-            " out. Below the models stand ablations: what each part of the defaults does alone.",
+            " out. Beside the best rival: the least error of those that have the line's seeds too,"
+            " on these seeds. A line has the commits that it was made at, and the folder of the"
+            " encoder that it used. Below the models stand ablations: what each part of the"
+            " defaults does alone.",
         ),
         blocks,
         panels,
@@ -287,6 +296,9 @@ def report(found: dict[str, Any]) -> Report:
 
 def _row(name: str, by_seed: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "seeds": len(by_seed)}
+    row["at"] = ", ".join(sorted({cell["commit"] for cell in by_seed.values()}))
+    encoders = {cell.get("encoder") for cell in by_seed.values()} if _reads_vectors(name) else ()
+    row["encoder"] = ", ".join(sorted(filter(None, encoders))) or "-"
     for key in ("mae", "r2", "oracle_share", "seconds"):
         values = [cell[key] for cell in by_seed.values() if key in cell]
         row[key] = float(np.mean(values)) if values else None
@@ -300,10 +312,19 @@ def _bar(row: dict[str, Any]) -> tuple[float, float, float]:
     return mean, mean - sd, mean + sd
 
 
-def _best_rival(rows: list[dict[str, Any]]) -> float | None:
-    errors = [row["mae"] for row in rows if row["name"] not in (OURS, *ABLATIONS)]
-    return min(errors, default=None)
+def _reads_vectors(name: str) -> bool:
+    return name == OURS or name in ABLATIONS
 
 
-def _share(row: dict[str, Any], best: float | None) -> float | None:
-    return None if best is None else row["mae"] / best
+def _share(by_seed: dict[str, Any], models: dict[str, Any]) -> float | None:
+    """Return an error beside the least of the rivals that have these seeds too, on these alone."""
+    errors = [
+        _mean_error(rival, by_seed)
+        for name, rival in models.items()
+        if not _reads_vectors(name) and by_seed.keys() <= rival.keys()
+    ]
+    return _mean_error(by_seed, by_seed) / min(errors) if errors else None
+
+
+def _mean_error(by_seed: dict[str, Any], seeds: Iterable[str]) -> float:
+    return float(np.mean([by_seed[seed]["mae"] for seed in seeds]))

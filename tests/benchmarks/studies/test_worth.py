@@ -1,0 +1,40 @@
+"""A study that goes on where it was broken off, and compares errors of the same seeds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.studies import worth
+
+
+def cell(mae: float) -> dict[str, Any]:
+    return {"mae": mae, "r2": 0.5, "seconds": 1.0, "commit": "abc", "encoder": "tiny"}
+
+
+def test_an_error_is_compared_on_its_own_seeds() -> None:
+    models = {
+        "ours": {"0": cell(1.0)},
+        "a": {"0": cell(2.0), "1": cell(0.1)},
+        "b": {"1": cell(0.1)},  # has no seed 0
+    }
+    (text, table) = worth.report({"cells": {"egc": models}}).blocks
+    shares = {row["name"]: table.columns[4].value(row) for row in table.rows}
+    assert text == "## egc"
+    assert shares["ours"] == pytest.approx(0.5)
+    assert shares["a"] == pytest.approx(1.0)
+
+
+def test_cells_of_another_process_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "worth.json"
+
+    def cells(name: str, seed: int, arguments: Any, done: Any) -> Any:
+        other = {"cells": {"egc": {"a": {"0": cell(2.0)}}}}
+        output.write_text(json.dumps(other))  # meanwhile
+        yield "ours", cell(1.0)
+
+    monkeypatch.setattr(worth, "_cells", cells)
+    words = ["--encoder", "tiny", "--only", "egc", "--seeds", "0", "--json", str(output)]
+    worth.main(words)
+    assert json.loads(output.read_text())["error"] == {"egc": {"a": [2.0], "ours": [1.0]}}
