@@ -48,6 +48,11 @@ class StringSpec(Config):
         return tuple(name for each in self.features for name in each.columns)
 
     @property
+    def feature_sets(self) -> tuple[str, ...]:
+        """The name of the set that each of the K features of a string is of."""
+        return tuple(each.name for each in self.features for _ in each.columns)
+
+    @property
     def in_words(self) -> str:
         """What is read of a string: by which encoder, and which features."""
         encoder = f"encoder {self.encoder.source}, {self.pooling} pooling"

@@ -3,14 +3,15 @@
 One model is grown on each all-but-one part of the rows, whose left-out part says when trees no
 longer help. What predicts is a model on all rows, with as many trees as these had. So all train
 rows are learned from, and validation rows are left for the weights. Two kinds of trees are grown,
-which split at the best thresholds or at random ones (Geurts et al. 2006); how much each counts is
-chosen by what they predict of the parts left out (stacking: Wolpert 1992, Breiman 1996).
+which split at the best thresholds or at random ones (Geurts et al. 2006), and one more, at random
+ones, for each selection of columns that is asked for; how much each counts is chosen by what they
+predict of the parts left out (stacking: Wolpert 1992, Breiman 1996).
 
-Axes: n train rows, C columns, K outputs.
+Axes: n train rows, C columns, c those that a kind of trees reads, K outputs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightgbm
@@ -20,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from fusionnet.blend.blend import of_raw
 from fusionnet.blend.forest import Forest, joined
-from fusionnet.blend.weights import best_share, error_of
+from fusionnet.blend.weights import best_shares, error_of
 from fusionnet.config.blend import BlendConfig
 from fusionnet.config.tasks import Task
 
@@ -29,7 +30,8 @@ _OBJECTIVES = {"regression": "regression", "binary": "binary", "multiclass": "mu
 # of a column of numbers, and of one of a string's features: there are thousands of these, and four
 # tables lost nothing by it
 BINS_OF_NUMBERS, BINS_OF_FEATURES = 255, 63
-KINDS: tuple[dict[str, Any], ...] = ({}, {"extra_trees": True})
+_AT_RANDOM = {"extra_trees": True}
+KINDS: tuple[dict[str, Any], ...] = ({}, _AT_RANDOM)
 # a node's children in LightGBM's dump of a tree
 _LEFT, _RIGHT = "left_child", "right_child"
 
@@ -52,47 +54,74 @@ class TrainRows:
         return TrainRows(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
 
+@dataclass(frozen=True)
+class ColumnUse:
+    """What is known of the columns before trees are grown."""
+
+    num_numbers: int  # the first ones
+    selections: Sequence[Int[np.ndarray, " _"]] = ()  # columns that one more kind each reads alone
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Parameters of LightGBM, and the numbers of the columns that are read."""
+
+    parameters: dict[str, Any]
+    columns: Int[np.ndarray, " c"]
+
+    def of(self, rows: TrainRows) -> TrainRows:
+        """Return rows of the columns that are read."""
+        if len(self.columns) == rows.x.shape[1]:
+            return rows
+        return replace(rows, x=rows.x[:, self.columns])
+
+
 def grown(
     config: BlendConfig,
     task: Task,
     rows: TrainRows,
     validation: TrainRows,
-    num_numbers: int,
+    use: ColumnUse,
     seed: int,
     num_threads: int,
 ) -> Forest:
-    """Return the trees of one task; one class, or one value, alone is a leaf.
-
-    The first `num_numbers` columns are numbers.
-    """
+    """Return the trees of one task; one class, or one value, alone is a leaf."""
     label = rows.label
     if len(np.unique(label)) == 1:
         return _constant(task, float(label[0]))
-    parameters = _parameters(config, task, seed, num_threads)
-    parameters["max_bin_by_feature"] = [
-        BINS_OF_NUMBERS if column < num_numbers else BINS_OF_FEATURES
-        for column in range(rows.x.shape[1])
-    ]
+    kinds = _kinds(_parameters(config, task, seed, num_threads), use, rows.x.shape[1])
     left_out = _left_out(config, rows)
     if not left_out:
         judge = validation if len(validation.label) else rows
-        stopped = _stopped(parameters, config.most_trees, rows, judge)
+        stopped = _stopped(kinds[0].parameters, config.most_trees, rows, judge)
         return forest_of(stopped, task.num_classes)
     by_kind = [
-        [
-            _grown(parameters | kind, config.most_trees, *rows.parted(part), task.num_classes)
-            for part in left_out
-        ]
-        for kind in KINDS
+        [_grown(config, task, kind.parameters, *kind.of(rows).parted(part)) for part in left_out]
+        for kind in kinds
     ]
-    share = _share_of_first(task, by_kind, [rows.take(part) for part in left_out])
+    shares = _shares(task, by_kind, [rows.take(part) for part in left_out])
     forests, weights = [], []
-    for kind, models, of_kind in zip(KINDS, by_kind, (share, 1 - share), strict=True):
-        if of_kind > 0:
+    for kind, models, share in zip(kinds, by_kind, shares, strict=True):
+        if share > 0:
             num_trees = round(float(np.mean([model.num_trees for model in models])))
-            forests.append(_grown_of_all(parameters | kind, num_trees, rows, task.num_classes))
-            weights.append(of_kind)
+            forest = _grown_of_all(kind.parameters, num_trees, kind.of(rows), task.num_classes)
+            forests.append(forest.of_columns(kind.columns))
+            weights.append(share)
     return joined(forests, weights)
+
+
+def _kinds(parameters: dict[str, Any], use: ColumnUse, num_columns: int) -> list[_Kind]:
+    """Return all kinds of trees."""
+    every = np.arange(num_columns)
+    read = [(kind, every) for kind in KINDS] + [(_AT_RANDOM, each) for each in use.selections]
+    return [
+        _Kind(parameters | kind | {"max_bin_by_feature": _bins(use, columns)}, columns)
+        for kind, columns in read
+    ]
+
+
+def _bins(use: ColumnUse, columns: Int[np.ndarray, " c"]) -> list[int]:
+    return [BINS_OF_NUMBERS if each < use.num_numbers else BINS_OF_FEATURES for each in columns]
 
 
 def _left_out(config: BlendConfig, rows: TrainRows) -> list[Bool[np.ndarray, " n"]]:
@@ -104,19 +133,18 @@ def _left_out(config: BlendConfig, rows: TrainRows) -> list[Bool[np.ndarray, " n
     return [part for part in parts if len(np.unique(rows.label[~part])) > 1]
 
 
-def _share_of_first(
+def _shares(
     task: Task, by_kind: Sequence[Sequence["_Grown"]], left_out: Sequence[TrainRows]
-) -> float:
-    """Return how much the first kind of trees counts, beside the second, by left-out parts."""
-    first, second = (np.concatenate([each.raw for each in models]) for models in by_kind)
+) -> list[float]:
+    """Return how much each kind of trees counts, by the parts left out."""
     label = np.concatenate([part.label for part in left_out])
     weight = np.concatenate([part.weight for part in left_out])
 
-    def error(share: float) -> float:
-        raw = torch.from_numpy(share * first + (1 - share) * second)
-        return error_of(task, of_raw(task, raw).numpy(), label, weight)
+    def error(raw: Float[np.ndarray, "m K"]) -> float:
+        return error_of(task, of_raw(task, torch.from_numpy(raw)).numpy(), label, weight)
 
-    return best_share(error)
+    found = [np.concatenate([each.raw for each in models]) for models in by_kind]
+    return best_shares(found, error)
 
 
 def _parameters(config: BlendConfig, task: Task, seed: int, num_threads: int) -> dict[str, Any]:
@@ -149,10 +177,10 @@ class _Grown:
 
 
 def _grown(
-    parameters: dict[str, Any], most_trees: int, own: TrainRows, judge: TrainRows, num_classes: int
+    config: BlendConfig, task: Task, parameters: dict[str, Any], own: TrainRows, judge: TrainRows
 ) -> _Grown:
-    booster = _stopped(parameters, most_trees, own, judge)
-    raw = np.asarray(booster.predict(judge.x, raw_score=True)).reshape(-1, num_classes)
+    booster = _stopped(parameters, config.most_trees, own, judge)
+    raw = np.asarray(booster.predict(judge.x, raw_score=True)).reshape(-1, task.num_classes)
     return _Grown(raw, booster.best_iteration)
 
 

@@ -60,6 +60,21 @@ class TreeColumns(Config):
         widths = [len(codes) for codes in self.categories]
         return self.num_numeric + sum(widths) + sum(part.width for part in self.strings)
 
+    def selections(self, string: int, sets: Sequence[str]) -> list[Int[np.ndarray, " _"]]:
+        """Return columns in which one string column has fewer features: each set alone, and none.
+
+        `sets` has the name of the set that each of its K features is of.
+        """
+        others = [self.num_numeric, *map(len, self.categories)]
+        start = sum(others) + sum(part.width for part in self.strings[:string])
+        own = [sets[feature] for feature in self.strings[string].features]
+        set_of = np.full(self.num_columns, "", dtype=object)
+        set_of[start : start + len(own)] = own
+        names = sorted(set(own))
+        kept = [(set_of == "") | (set_of == name) for name in names if len(names) > 1]
+        kept += [set_of == ""]
+        return [np.flatnonzero(each) for each in kept if 0 < each.sum() < self.num_columns]
+
     def matrix(
         self, inputs: RowInputs, tables: Sequence[Float[Tensor, "_ _"]]
     ) -> Float32[Tensor, "B C"]:

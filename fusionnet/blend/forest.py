@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
 ROWS_AT_ONCE = 4_194_304  # of rows times trees: a walk's working memory is some 100 MB
@@ -54,6 +55,12 @@ class Forest:
         """Return the same trees on a device."""
         moved: dict[str, Any] = {name: each.to(device) for name, each in self.tensors().items()}
         return replace(self, **moved)
+
+    def of_columns(self, numbers: Int[np.ndarray, " c"]) -> "Forest":
+        """Return the same trees over more columns, of which these are their own."""
+        own = torch.from_numpy(numbers).to(self.column)
+        is_split = self.column >= 0
+        return replace(self, column=torch.where(is_split, own[self.column * is_split], self.column))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all arrays by name."""

@@ -1,13 +1,14 @@
-"""How much each of two predictions counts, from rows that neither has learned from.
+"""How much each of several predictions counts, from rows that none has learned from.
 
 A regression is blended as it is learnt (after its transform), in the loss that it is trained by;
 chances of classes are averaged, in log loss (a linear pool). Both errors are convex in the weight,
-so the least on a grid is the least.
+so the least on a grid is the least of two predictions. More than two are mixed greedily (Caruana et
+al. 2004, Ensemble selection from libraries of models).
 
 Axes: n rows, K classes (1 of a number).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from fusionnet.config.tasks import Task
 
 GRID = np.linspace(0, 1, 101)
+LEAST_GAIN = 1e-3  # of the error, by which one more prediction has to lower it
 _LEAST_CHANCE = 1e-7  # a chance of 0 that comes true would count infinitely
 
 
@@ -39,6 +41,43 @@ def network_share(
 def best_share(error: Callable[[float], float]) -> float:
     """Return the share, of a grid, of the least error."""
     return float(min(GRID, key=error))
+
+
+def best_shares(
+    predictions: Sequence[Float[np.ndarray, "n K"]],
+    error: Callable[[Float[np.ndarray, "n K"]], float],
+) -> list[float]:
+    """Return how much each prediction counts, 0 or more with sum 1, in a mix of the least error.
+
+    To a mix, at first the best prediction alone, the one that helps most is added, with the share
+    that is best for it, until none helps by LEAST_GAIN.
+    """
+    errors = [error(each) for each in predictions]
+    first = int(np.argmin(errors))
+    mix, least, shares = predictions[first], errors[first], np.eye(len(predictions))[first]
+    while True:
+        options = [_added(mix, each, error) for each in predictions]
+        number = int(np.argmin([found for found, _ in options]))
+        found, share = options[number]
+        if not found < least * (1 - LEAST_GAIN):
+            return [float(each) for each in shares]
+        mix = (1 - share) * mix + share * predictions[number]
+        shares = (1 - share) * shares + share * np.eye(len(predictions))[number]
+        least = found
+
+
+def _added(
+    mix: Float[np.ndarray, "n K"],
+    other: Float[np.ndarray, "n K"],
+    error: Callable[[Float[np.ndarray, "n K"]], float],
+) -> tuple[float, float]:
+    """Return the least error of a mix with some of another prediction, and how much of it."""
+
+    def error_with(share: float) -> float:
+        return error((1 - share) * mix + share * other)
+
+    share = best_share(error_with)
+    return error_with(share), share
 
 
 def error_of(

@@ -28,9 +28,10 @@ class BlendConfig(Config):
             "boosted models per target and kind of trees, each on all parts of the train rows but"
             " one, which says when trees no longer help; groups (and left-out strings) stay"
             " together. What predicts is a model on all of them, with as many trees. Two kinds are"
-            " grown, with the best thresholds and with random ones, weighed by what they predict of"
-            " parts left out. 1: one model on all train rows, and validation rows say when to"
-            " stop"
+            " grown, with the best thresholds and with random ones, and where strings are left out"
+            " others that read of those strings one set of features alone, or none; kinds are"
+            " weighed by what they predict of parts left out. 1: one model on all train rows, and"
+            " validation rows say when to stop"
         ),
     )
     most_trees: Count = Field(default=3000, description="of one model, for each class")

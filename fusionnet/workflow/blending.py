@@ -17,6 +17,7 @@ from tqdm import tqdm
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
+from embedcache.split.plan import left_out_column
 from fusionnet.blend.blend import (
     Blend,
     TaskBlend,
@@ -25,7 +26,7 @@ from fusionnet.blend.blend import (
     shares_in_words,
     tree_predictions,
 )
-from fusionnet.blend.boosting import TrainRows, grown
+from fusionnet.blend.boosting import ColumnUse, TrainRows, grown
 from fusionnet.blend.columns import TreeColumns, tree_columns
 from fusionnet.blend.saved import blend_bytes, blend_path
 from fusionnet.blend.weights import network_share
@@ -90,10 +91,11 @@ def blended(run: TrainedRun, experiment: Experiment, cache: Cache, progress: boo
     outputs = forward_rows(run.model, vectors, validation, run.recipe.train.eval_batch_rows)
     predictions = to_units(outputs, run.tasks, run.scaling)
     part_of = _parts(experiment, block, train.row.numpy())
+    use = ColumnUse(columns.num_numeric, _selections(experiment, run, columns))
     found = {}
     wanted = [(t, task) for t, task in enumerate(run.tasks) if is_blended(task)]
     for t, task in tqdm(wanted, desc="boosting", leave=False, disable=None if progress else True):
-        blend = _of_task(run, experiment.blend, t, own, judge, part_of, predictions)
+        blend = _of_task(run, experiment.blend, t, use, own, judge, part_of, predictions)
         if blend is not None:
             found[task.name] = blend
     return Blend(columns, found)
@@ -103,6 +105,7 @@ def _of_task(
     run: TrainedRun,
     config: BlendConfig,
     t: int,
+    use: ColumnUse,
     own: Rows,
     judge: Rows,
     part_of: Int[np.ndarray, " n"],
@@ -115,8 +118,7 @@ def _of_task(
     if not len(learned.label):
         return None
     seed, num_threads = run.recipe.train.seed, torch.get_num_threads()
-    num_numbers = own.table.inputs.numeric.shape[1]
-    forest = grown(config, task, learned, judged, num_numbers, seed, num_threads)
+    forest = grown(config, task, learned, judged, use, seed, num_threads)
     columns, transform = prediction_columns(run.tasks)[t], run.scaling.of_target(t)
     counted = _counted(judge.table, t)
     network = as_learnt(task, predictions[counted][:, columns], transform)
@@ -183,10 +185,29 @@ def _together(
     experiment: Experiment, block: RowBlock, rows: Int[np.ndarray, " n"]
 ) -> Int[np.ndarray, " n"]:
     """Return for each row the number of what it must stay with."""
-    split, names = experiment.split, [column.name for column in experiment.data.strings]
-    if split.strategy == "leave_strings_out":
-        column = names.index(split.string) if split.string is not None else 0
-        return block.string_id[rows, column].astype(np.int64)
+    string = _left_out_string(experiment)
+    if string is not None:
+        return block.string_id[rows, string].astype(np.int64)
     if experiment.data.group is not None:
         return block.group[rows].astype(np.int64)
     return np.arange(len(rows))
+
+
+def _left_out_string(experiment: Experiment) -> int | None:
+    """Return the number of the string column whose strings are left out of training; or None."""
+    kinds = {column.name: column.kind for column in experiment.data.strings}
+    name = left_out_column(kinds, experiment.split)
+    return None if name is None else list(kinds).index(name)
+
+
+def _selections(
+    experiment: Experiment, run: TrainedRun, columns: TreeColumns
+) -> list[Int[np.ndarray, " _"]]:
+    """Return columns with fewer features of new strings, if strings are left out.
+
+    What tells many strings that were seen apart may mislead about new ones.
+    """
+    string = _left_out_string(experiment)
+    if string is None:
+        return []
+    return columns.selections(string, run.layout.strings[string].feature_sets)

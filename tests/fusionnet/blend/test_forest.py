@@ -11,13 +11,21 @@ import pytest
 import torch
 from jaxtyping import Float
 
-from fusionnet.blend.boosting import BINS_OF_FEATURES, KINDS, TrainRows, forest_of, grown
+from fusionnet.blend.boosting import (
+    BINS_OF_FEATURES,
+    KINDS,
+    ColumnUse,
+    TrainRows,
+    forest_of,
+    grown,
+)
 from fusionnet.blend.forest import Forest, joined
 from fusionnet.config.blend import BlendConfig
 from fusionnet.config.tasks import Task
 
 ROWS, COLUMNS = 300, 5
 RNG = np.random.default_rng(0)
+USE = ColumnUse(COLUMNS)
 
 
 def rows_of(kind: str, missing: bool) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, " N"]]:
@@ -104,7 +112,7 @@ def task_of(kind: str) -> Task:
 def test_grown_trees_learn(kind: str, parts: int) -> None:
     rows, new = train_rows(kind, parts), train_rows(kind, 1)
     config = BlendConfig(parts=parts, most_trees=60)
-    forest = grown(config, task_of(kind), rows, new, COLUMNS, 0, 1)
+    forest = grown(config, task_of(kind), rows, new, USE, 0, 1)
     raw = forest(torch.from_numpy(new.x)).numpy()
     if kind == "regression":
         assert (
@@ -118,7 +126,7 @@ def test_grown_trees_learn(kind: str, parts: int) -> None:
 @pytest.mark.parametrize("kind", ["regression", "binary", "multiclass"])
 def test_one_label_alone_is_what_is_predicted(kind: str) -> None:
     rows = replace(train_rows(kind, 2), label=np.ones(ROWS))
-    raw = grown(BlendConfig(), task_of(kind), rows, rows, COLUMNS, 0, 1)(torch.from_numpy(rows.x))
+    raw = grown(BlendConfig(), task_of(kind), rows, rows, USE, 0, 1)(torch.from_numpy(rows.x))
     if kind == "multiclass":
         assert (raw.softmax(1)[:, 1] > 0.99).all()
     elif kind == "binary":
@@ -131,7 +139,7 @@ def test_the_same_rows_and_seed_grow_the_same_trees() -> None:
     rows = train_rows("regression", 3)
     config = BlendConfig(parts=3, most_trees=20)
     task = task_of("regression")
-    first, second, other = (grown(config, task, rows, rows, COLUMNS, seed, 1) for seed in (1, 1, 2))
+    first, second, other = (grown(config, task, rows, rows, USE, seed, 1) for seed in (1, 1, 2))
     pairs = zip(first.tensors().values(), second.tensors().values(), strict=True)
     assert all(torch.equal(one, another) for one, another in pairs)
     assert not torch.equal(first.value, other.value)
@@ -146,9 +154,9 @@ def test_trees_that_predict_nothing_of_parts_left_out_count_nothing(
     config, x = BlendConfig(parts=3, most_trees=100, least_rows=3), torch.from_numpy(rows.x)
     kinds: list[dict[str, Any]] = [{}, {}]
     monkeypatch.setattr("fusionnet.blend.boosting.KINDS", kinds)
-    alike = grown(config, task_of(kind), rows, rows, COLUMNS, 0, 1)(x)
+    alike = grown(config, task_of(kind), rows, rows, USE, 0, 1)(x)
     kinds[useless] = {"learning_rate": 1e-6}
-    found = grown(config, task_of(kind), rows, rows, COLUMNS, 0, 1)(x)
+    found = grown(config, task_of(kind), rows, rows, USE, 0, 1)(x)
     assert (found - alike).norm() < 0.1 * (alike - alike.mean(0)).norm()
 
 
@@ -159,9 +167,7 @@ def test_two_kinds_of_trees_predict_rows_left_out_as_well_as_the_better_one(
     config, errors = BlendConfig(parts=5, most_trees=200), []
     for kinds in (KINDS[:1] * 2, KINDS[1:] * 2, KINDS):
         monkeypatch.setattr("fusionnet.blend.boosting.KINDS", kinds)
-        found = grown(config, task_of("regression"), rows, rows, COLUMNS, 0, 1)(
-            torch.from_numpy(new.x)
-        )
+        found = grown(config, task_of("regression"), rows, rows, USE, 0, 1)(torch.from_numpy(new.x))
         errors.append(np.square(found[:, 0].numpy() - new.label).mean())
     assert errors[2] < 1.02 * min(errors[:2])
 
@@ -170,6 +176,44 @@ def test_two_kinds_of_trees_predict_rows_left_out_as_well_as_the_better_one(
 def test_numbers_have_more_thresholds_than_features(num_numbers: int, has_many: bool) -> None:
     rows = train_rows("regression", 3)
     config = BlendConfig(parts=3, most_trees=300, least_rows=1)
-    forest = grown(config, task_of("regression"), rows, rows, num_numbers, 0, 1)
+    forest = grown(config, task_of("regression"), rows, rows, ColumnUse(num_numbers), 0, 1)
     thresholds = forest.threshold[forest.column == 0].unique()
     assert (len(thresholds) >= BINS_OF_FEATURES) == has_many
+
+
+def test_trees_over_some_columns_are_trees_over_all() -> None:
+    forest, x = small_forest(), torch.from_numpy(rows_of("regression", missing=False)[0])
+    wider = torch.zeros(len(x), 20)
+    numbers = np.array([3, 4, 11, 12, 17])
+    wider[:, numbers] = x
+    assert torch.equal(forest.of_columns(numbers)(wider), forest(x))
+
+
+def rows_of_groups(num_groups: int, seed: int) -> TrainRows:
+    """Rows of a number that matters, and of features of groups that tell nothing of new ones."""
+    rng = np.random.default_rng(seed)
+    group = np.repeat(np.arange(num_groups), 40)
+    number, features = rng.normal(size=len(group)), rng.normal(size=(num_groups, 6))
+    label = number + 1.5 * rng.normal(size=num_groups)[group]
+    x = np.column_stack([number, features[group]]).astype(np.float32)
+    return TrainRows(x, label, np.ones(len(label)), group % 5)
+
+
+def test_features_that_mislead_about_new_groups_count_less() -> None:
+    config, task = BlendConfig(parts=3, most_trees=60), task_of("regression")
+    errors = np.zeros((5, 2))
+    for seed in range(5):
+        rows, new = rows_of_groups(15, seed), rows_of_groups(200, 100 + seed)
+        for column, selections in enumerate(([], [np.array([0])])):
+            forest = grown(config, task, rows, rows, ColumnUse(1, selections), 0, 1)
+            predicted = forest(torch.from_numpy(new.x))[:, 0].numpy()
+            errors[seed, column] = np.abs(predicted - new.label).mean()
+    assert errors[:, 1].sum() < 0.98 * errors[:, 0].sum()
+    assert (errors[:, 1] < 1.01 * errors[:, 0]).all()
+
+
+def test_one_model_on_all_rows_reads_all_columns() -> None:
+    rows, config = rows_of_groups(15, 0), BlendConfig(most_trees=20, parts=1)
+    use = ColumnUse(1, [np.array([0])])
+    forest = grown(config, task_of("regression"), rows, rows, use, 0, 1)
+    assert (forest.column > 0).any()

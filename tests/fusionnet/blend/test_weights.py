@@ -4,11 +4,11 @@ what is worse in every way counts nothing.
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusionnet.blend.columns import distinct_orders
-from fusionnet.blend.weights import error_of, network_share
+from fusionnet.blend.columns import StringPart, TreeColumns, distinct_orders
+from fusionnet.blend.weights import best_shares, error_of, network_share
 from fusionnet.config.tasks import Task
 
 
@@ -64,6 +64,49 @@ def test_without_labels_or_weights_nothing_speaks_for_the_trees() -> None:
     assert network_share(task_of("regression"), none, none, np.zeros(0), np.zeros(0)) == 1
     some = np.ones((3, 1))
     assert network_share(task_of("regression"), some, 0 * some, np.zeros(3), np.zeros(3)) == 1
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 10**6), kinds=st.integers(1, 5), rows=st.integers(2, 40))
+def test_a_mix_of_several_is_no_worse_than_any(seed: int, kinds: int, rows: int) -> None:
+    rng, task = np.random.default_rng(seed), task_of("regression")
+    label, weight = rng.normal(size=rows), rng.random(rows) + 0.1
+    each = [label[:, None] + rng.normal(size=(rows, 1)) for _ in range(kinds)]
+
+    def error(mix: np.ndarray) -> float:
+        return error_of(task, mix, label, weight)
+
+    shares = best_shares(each, error)
+    assert min(shares) >= 0
+    assert sum(shares) == pytest.approx(1)
+    found = error(sum(share * one for share, one in zip(shares, each, strict=True)))
+    assert found <= min(map(error, each)) + 1e-9
+    if kinds == 2:
+        share = network_share(task, *each, label, weight)
+        assert found <= error(share * each[0] + (1 - share) * each[1]) * 1.02
+
+
+def test_errors_of_several_are_averaged_away() -> None:
+    rng = np.random.default_rng(0)
+    label = rng.normal(size=4000)
+    each = [label[:, None] + rng.normal(size=(4000, 1)) for _ in range(4)]
+    shares = best_shares(each, lambda mix: float(np.square(mix[:, 0] - label).mean()))
+    assert shares == pytest.approx([0.25] * 4, abs=0.05)
+
+
+def test_a_string_column_is_read_by_fewer_of_its_features() -> None:
+    columns = TreeColumns(
+        num_numeric=2,
+        categories=((0, 1),),
+        strings=(StringPart(texts=("a", "b")), StringPart(features=(0, 2, 3))),
+    )
+    sets = ("rdkit", "rdkit", "morgan", "morgan")
+    found = [list(each) for each in columns.selections(1, sets)]
+    others = [0, 1, 2, 3, 4, 5]
+    assert found == [[*others, 7, 8], [*others, 6], others]
+    assert columns.selections(0, ()) == []  # there is nothing less to read
+    lone = TreeColumns(num_numeric=0, categories=(), strings=(StringPart(features=(0, 1)),))
+    assert lone.selections(0, ("morgan", "morgan")) == []
 
 
 def test_columns_that_order_strings_alike_are_one() -> None:

@@ -158,6 +158,24 @@ def test_trees_read_no_more_rows_than_memory_has_room_for(
     assert 2_500 < max(sizes) <= 5_000
 
 
+@pytest.mark.parametrize("strategy", ["group", "random", "leave_strings_out", "scaffold"])
+def test_what_no_split_takes_apart_is_in_one_part_of_the_trees(
+    run_folder: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    experiment = load_experiment(run_folder.with_name("run.yaml"))
+    split = experiment.split.model_copy(update={"strategy": strategy})
+    parts: list[np.ndarray] = []
+    monkeypatch.setattr(blending, "_of_task", lambda *given: parts.append(given[6]))
+    run = load_run(run_folder, with_blend=False)
+    blended(run, experiment.model_copy(update={"split": split}), cache, progress=False)
+    rows = cache.rows()
+    train = np.flatnonzero(rows.split == 0)
+    together = rows.group[train] if strategy in ("group", "random") else rows.string_id[train, 0]
+    assert len(np.unique(parts[0])) == BLEND["parts"]
+    for number in np.unique(together):
+        assert len(np.unique(parts[0][together == number])) == 1
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -207,7 +225,7 @@ def test_a_training_grows_trees_and_one_that_goes_on_without_takes_them_away(
 
 @pytest.mark.slow
 def test_trees_read_the_features_of_strings_new_ones_too(
-    tiny_encoder_folder: Path, tmp_path: Path
+    tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_frame().write_parquet(tmp_path / "table.parquet")
     values = tiny_config(tmp_path, tiny_encoder_folder)
@@ -237,3 +255,20 @@ def test_trees_read_the_features_of_strings_new_ones_too(
     at_new, at_old = (trees.predict(each)["predicted_outcome"].to_numpy() for each in (new, moved))
     assert np.isfinite(at_new).all()
     assert np.abs(at_new - at_old).max() > 1e-3
+    # where strings are left out, trees are grown on fewer features of theirs too
+    grow, selections = blending.grown, []
+
+    def watched(config, task, rows, validation, use, *others):
+        selections.append([len(each) for each in use.selections])
+        return grow(config, task, rows, validation, use, *others)
+
+    monkeypatch.setattr(blending, "grown", watched)
+    left_out = experiment.split.model_copy(update={"strategy": "leave_strings_out"})
+    for split in (experiment.split, left_out):
+        blended(run, experiment.model_copy(update={"split": split}), cache, progress=False)
+    width = run.blend.columns.num_columns
+    assert selections[:3] == [[]] * 3  # of three tasks
+    assert selections[3] == selections[4] == selections[5]
+    rdkit_or_morgan, none = selections[3][:2], selections[3][2]
+    assert none == width - len(polymer.features)
+    assert sum(rdkit_or_morgan) == width + none
