@@ -93,19 +93,13 @@ def grown(
     left_out = _left_out(config, rows)
     if not left_out:
         judge = validation if len(validation.label) else rows
-        stopped = _stopped(kinds[0].parameters, config.most_trees, rows, judge)
-        return forest_of(stopped, task.num_classes)
-    by_kind = [
-        [_grown(config, task, kind.parameters, *kind.of(rows).parted(part)) for part in left_out]
-        for kind in kinds
-    ]
+        return forest_of(_best_size(config, task, kinds[0], rows, judge).booster, task.num_classes)
+    by_kind = [_grown_by_parts(config, task, kind, rows, left_out) for kind in kinds]
     shares = _shares(task, by_kind, [rows.take(part) for part in left_out])
     forests, weights = [], []
     for kind, models, share in zip(kinds, by_kind, shares, strict=True):
         if share > 0:
-            num_trees = round(float(np.mean([model.num_trees for model in models])))
-            forest = _grown_of_all(kind.parameters, num_trees, kind.of(rows), task.num_classes)
-            forests.append(forest.of_columns(kind.columns))
+            forests.append(_of_all(task, kind, rows, models))
             weights.append(share)
     return joined(forests, weights)
 
@@ -140,11 +134,8 @@ def _shares(
     label = np.concatenate([part.label for part in left_out])
     weight = np.concatenate([part.weight for part in left_out])
 
-    def error(raw: Float[np.ndarray, "m K"]) -> float:
-        return error_of(task, of_raw(task, torch.from_numpy(raw)).numpy(), label, weight)
-
     found = [np.concatenate([each.raw for each in models]) for models in by_kind]
-    return best_shares(found, error)
+    return best_shares(found, lambda raw: _error(task, raw, label, weight))
 
 
 def _parameters(config: BlendConfig, task: Task, seed: int, num_threads: int) -> dict[str, Any]:
@@ -153,7 +144,6 @@ def _parameters(config: BlendConfig, task: Task, seed: int, num_threads: int) ->
         "objective": _OBJECTIVES[kind],
         **({"num_class": task.num_classes} if task.has_codes else {}),
         "learning_rate": config.shrinkage,
-        "num_leaves": config.leaves,
         "min_data_in_leaf": config.least_rows,
         "lambda_l2": 1.0,
         "feature_fraction": 0.5,
@@ -170,35 +160,68 @@ def _parameters(config: BlendConfig, task: Task, seed: int, num_threads: int) ->
 
 @dataclass(frozen=True)
 class _Grown:
-    """What one model predicts of the rows that said when to stop, and the trees it then had."""
+    """A model, and what it predicts of the rows that said when to stop."""
 
     raw: Float[np.ndarray, "m K"]
-    num_trees: int  # of a class
+    error: float
+    booster: lightgbm.Booster
+    leaves: int
+
+
+def _grown_by_parts(
+    config: BlendConfig,
+    task: Task,
+    kind: _Kind,
+    rows: TrainRows,
+    left_out: Sequence[Bool[np.ndarray, " n"]],
+) -> list[_Grown]:
+    """Return a model for each part left out, of the size that is best for the first."""
+    read, (first, *others) = kind.of(rows), left_out
+    best = _best_size(config, task, kind, *read.parted(first))
+    return [
+        best,
+        *(_grown(config, task, kind, best.leaves, *read.parted(part)) for part in others),
+    ]
+
+
+def _best_size(
+    config: BlendConfig, task: Task, kind: _Kind, own: TrainRows, judge: TrainRows
+) -> _Grown:
+    """Return the model of the size that is best for the rows that say when to stop."""
+    sizes = (_grown(config, task, kind, leaves, own, judge) for leaves in config.leaves)
+    return min(sizes, key=lambda grown: grown.error)
 
 
 def _grown(
-    config: BlendConfig, task: Task, parameters: dict[str, Any], own: TrainRows, judge: TrainRows
+    config: BlendConfig, task: Task, kind: _Kind, leaves: int, own: TrainRows, judge: TrainRows
 ) -> _Grown:
-    booster = _stopped(parameters, config.most_trees, own, judge)
-    raw = np.asarray(booster.predict(judge.x, raw_score=True)).reshape(-1, task.num_classes)
-    return _Grown(raw, booster.best_iteration)
-
-
-def _stopped(
-    parameters: dict[str, Any], most_trees: int, own: TrainRows, judge: TrainRows
-) -> lightgbm.Booster:
-    """Return a model that has as many trees as are best for the judging rows."""
+    parameters = kind.parameters | {"num_leaves": leaves}
     data = lightgbm.Dataset(own.x, own.label, weight=own.weight, params=parameters)
     judging = data.create_valid(judge.x, judge.label, weight=judge.weight)
     stop = lightgbm.early_stopping(PATIENCE, verbose=False)
-    return lightgbm.train(parameters, data, most_trees, [judging], callbacks=[stop])
+    booster = lightgbm.train(parameters, data, config.most_trees, [judging], callbacks=[stop])
+    raw = np.asarray(booster.predict(judge.x, raw_score=True)).reshape(-1, task.num_classes)
+    error = _error(task, raw, judge.label, judge.weight)
+    return _Grown(raw, error, booster.free_dataset(), leaves)
 
 
-def _grown_of_all(
-    parameters: dict[str, Any], num_trees: int, rows: TrainRows, num_classes: int
-) -> Forest:
-    data = lightgbm.Dataset(rows.x, rows.label, weight=rows.weight, params=parameters)
-    return forest_of(lightgbm.train(parameters, data, num_trees), num_classes)
+def _error(
+    task: Task,
+    raw: Float[np.ndarray, "m K"],
+    label: Float[np.ndarray, " m"],
+    weight: Float[np.ndarray, " m"],
+) -> float:
+    return error_of(task, of_raw(task, torch.from_numpy(raw)).numpy(), label, weight)
+
+
+def _of_all(task: Task, kind: _Kind, rows: TrainRows, models: Sequence[_Grown]) -> Forest:
+    """Return a model on all rows: trees as large as these, as many as they have on average."""
+    parameters = kind.parameters | {"num_leaves": models[0].leaves}
+    num_trees = round(float(np.mean([each.booster.best_iteration for each in models])))
+    read = kind.of(rows)
+    data = lightgbm.Dataset(read.x, read.label, weight=read.weight, params=parameters)
+    forest = forest_of(lightgbm.train(parameters, data, num_trees), task.num_classes)
+    return forest.of_columns(kind.columns)
 
 
 def forest_of(booster: lightgbm.Booster, num_outputs: int) -> Forest:

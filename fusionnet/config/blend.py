@@ -7,6 +7,8 @@ from pydantic import Field
 from embedcache.schema import Config
 from embedcache.values import Count
 
+Leaves = Annotated[int, Field(ge=2, le=4096)]
+
 
 class BlendConfig(Config):
     """Gradient boosting on the same features, blended with the network after it is trained.
@@ -38,7 +40,11 @@ class BlendConfig(Config):
     shrinkage: Annotated[float, Field(ge=1e-6, le=1)] = Field(
         default=0.05, description="share of each tree that is added"
     )
-    leaves: Annotated[int, Field(ge=2, le=4096)] = Field(
-        default=31, description="most leaves of a tree"
+    leaves: Annotated[tuple[Leaves, ...], Field(min_length=1)] = Field(
+        default=(31, 127),
+        description=(
+            "most leaves of a tree. Of several sizes the one of the least error on the first part"
+            " is taken, for each kind of trees"
+        ),
     )
     least_rows: Count = Field(default=10, description="rows that a leaf has at least")

@@ -172,6 +172,29 @@ def test_two_kinds_of_trees_predict_rows_left_out_as_well_as_the_better_one(
     assert errors[2] < 1.02 * min(errors[:2])
 
 
+@pytest.mark.parametrize(
+    ("parts", "is_additive", "best"), [(1, True, 2), (1, False, 31), (3, False, 31)]
+)
+def test_trees_have_the_size_that_is_best_for_rows_left_out(
+    parts: int, is_additive: bool, best: int
+) -> None:
+    rng, task = np.random.default_rng(0), task_of("regression")
+
+    def drawn(num_rows: int) -> TrainRows:
+        x = rng.normal(size=(num_rows, 4)).astype(np.float32)
+        label = x[:, 0] + x[:, 1] if is_additive else 2.0 * x[:, 0] * x[:, 1]
+        label = label + rng.normal(size=num_rows)
+        return TrainRows(x, label, np.ones(num_rows), np.arange(num_rows) % 3)
+
+    rows, validation = drawn(600), drawn(300)
+    forests = [
+        grown(BlendConfig(parts=parts, leaves=leaves), task, rows, validation, ColumnUse(4), 0, 1)
+        for leaves in ((best,), (31, 2), (2, 31))
+    ]
+    for name, wanted in forests[0].tensors().items():
+        assert all(torch.equal(forest.tensors()[name], wanted) for forest in forests[1:])
+
+
 @pytest.mark.parametrize(("num_numbers", "has_many"), [(COLUMNS, True), (0, False)])
 def test_numbers_have_more_thresholds_than_features(num_numbers: int, has_many: bool) -> None:
     rows = train_rows("regression", 3)
