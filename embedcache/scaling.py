@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Float64
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from embedcache.config.table import Transform
+from embedcache.config.columns import Transform
 from embedcache.config.targets import TargetColumn, TargetTransform
 
 CELSIUS_ZERO_K = 273.15

@@ -24,8 +24,8 @@ from embedcache.build.store import NoStore, vector_store
 from embedcache.build.vectors import free_name, save_piece, saved_vectors
 from embedcache.cache.layout import FeatureSet
 from embedcache.cache.reader import Cache
+from embedcache.config.columns import StringColumn
 from embedcache.config.features import FeatureKind, FeatureTable
-from embedcache.config.table import StringColumn
 from embedcache.errors import CacheError
 from embedcache.features.chemistry import feature_names
 from embedcache.features.computing import computed_chunks

@@ -8,10 +8,11 @@ from typing import Any
 
 from embedcache.cache.identity import FORMAT_VERSION, ROTATION, Identity
 from embedcache.cache.reader import Cache
+from embedcache.config.columns import StringColumn
 from embedcache.config.encoder import EncoderConfig
 from embedcache.config.features import FeatureTable
 from embedcache.config.split import SplitConfig
-from embedcache.config.table import DataConfig, StringColumn
+from embedcache.config.table import DataConfig
 from embedcache.config.targets import TargetColumn
 from embedcache.encoder.loading import DTYPE, encoder_entries
 from embedcache.errors import TableError

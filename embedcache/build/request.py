@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from embedcache.config.cache import CacheConfig
+from embedcache.config.columns import StringColumn
 from embedcache.config.encoder import EncoderConfig
 from embedcache.config.split import SplitConfig
-from embedcache.config.table import DataConfig, StringColumn
+from embedcache.config.table import DataConfig
 from embedcache.config.targets import TargetColumn
 
 

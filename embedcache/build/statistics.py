@@ -20,8 +20,8 @@ from embedcache.build.moments import (
 )
 from embedcache.build.sample import RowSample
 from embedcache.cache.layout import Layout, RowBlock, StringTable
+from embedcache.config.columns import NumericColumn
 from embedcache.config.split import SPLITS
-from embedcache.config.table import NumericColumn
 from embedcache.config.targets import TargetColumn
 from embedcache.errors import SplitError
 from embedcache.scaling import Scaling, transformed

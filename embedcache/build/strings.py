@@ -22,8 +22,8 @@ from embedcache.build.store import vector_store
 from embedcache.build.vectors import StringVectors, cached_vectors
 from embedcache.cache.layout import StringSpec, StringTable
 from embedcache.cache.reader import Cache
+from embedcache.config.columns import StringColumn
 from embedcache.config.encoder import EncoderConfig
-from embedcache.config.table import StringColumn
 from embedcache.encoder.loading import encoding_key, load_encoder
 from embedcache.encoder.model import StringEncoder
 from embedcache.encoder.prefix import check_layers

@@ -7,9 +7,9 @@ from jaxtyping import Float, Float32, Int, Int8, Int16, Int32, Int64
 from pydantic import Field
 from torch import Tensor
 
+from embedcache.config.columns import NumericColumn
 from embedcache.config.encoder import EncoderConfig
 from embedcache.config.split import SPLITS
-from embedcache.config.table import NumericColumn
 from embedcache.config.targets import TargetColumn
 from embedcache.encoder.tokens import TokenTable
 from embedcache.scaling import Scaling

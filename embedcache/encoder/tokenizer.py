@@ -22,8 +22,8 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from embedcache.config.columns import StringColumn
 from embedcache.config.encoder import EncoderConfig
-from embedcache.config.table import StringColumn
 from embedcache.encoder.description import UNREADABLE, described_config, refuse_keys
 from embedcache.encoder.folder import encoder_file, encoder_folder, read_mapping
 from embedcache.encoder.tokens import TokenTable, offsets_of

@@ -6,7 +6,7 @@ where what is lost is the dot between two molecules, a vector would stand for an
 
 from collections.abc import Mapping, Sequence
 
-from embedcache.config.table import StringColumn
+from embedcache.config.columns import StringColumn
 from embedcache.errors import TokenizerError
 
 MOST_LISTED = 10

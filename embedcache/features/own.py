@@ -13,8 +13,9 @@ import polars as pl
 from jaxtyping import Float32
 from tqdm import tqdm
 
+from embedcache.config.columns import StringColumn
 from embedcache.config.features import FeatureTable
-from embedcache.config.table import DataConfig, StringColumn
+from embedcache.config.table import DataConfig
 from embedcache.errors import TableError
 from embedcache.features.chemistry import as_float32
 from embedcache.table.psmiles import prepare_string

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from embedcache.config.table import StringColumn
+from embedcache.config.columns import StringColumn
 from embedcache.guess.profile import Profile
 from embedcache.guess.words import is_called
 from embedcache.table.psmiles import prepare_string

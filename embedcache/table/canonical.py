@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from embedcache.config.table import NumericColumn
+from embedcache.config.columns import NumericColumn
 from embedcache.config.targets import TargetColumn
 from embedcache.scaling import DOMAIN_LOW
 from embedcache.table.checks import (

@@ -11,7 +11,8 @@ from types import MappingProxyType
 
 import polars as pl
 
-from embedcache.config.table import DataConfig, NumericColumn, StringColumn, indicator_of
+from embedcache.config.columns import NumericColumn, StringColumn, indicator_of
+from embedcache.config.table import DataConfig
 from embedcache.config.targets import TargetColumn
 from embedcache.table.canonical import Canonical, check_domain, check_numbers, refuse_inexact
 from embedcache.table.checks import (

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from embedcache.config.table import RowWeight
+from embedcache.config.columns import RowWeight
 from embedcache.config.targets import TargetColumn
 from embedcache.table.canonical import (
     Canonical,

@@ -10,7 +10,7 @@ import re
 
 from rdkit import Chem, rdBase
 
-from embedcache.config.table import StringColumn
+from embedcache.config.columns import StringColumn
 from embedcache.table.polymer import polymer_form, unit_form
 from embedcache.table.repeatunit import check_repeat_units, check_stars, syntax_error
 from embedcache.table.stars import bracket_stars, unlabelled_stars

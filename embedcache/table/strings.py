@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64
 from tqdm import tqdm
 
-from embedcache.config.table import StringColumn
+from embedcache.config.columns import StringColumn
 from embedcache.table.psmiles import prepare_string
 from embedcache.table.vocabulary import followed_by
 

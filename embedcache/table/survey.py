@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from embedcache.config.table import CategoryColumn, DataConfig, RowWeight, StringColumn
+from embedcache.config.columns import CategoryColumn, RowWeight, StringColumn
+from embedcache.config.table import DataConfig
 from embedcache.config.targets import TargetColumn
 from embedcache.table.checks import first_rows
 from embedcache.table.classes import with_classes

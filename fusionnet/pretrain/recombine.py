@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from rdkit import Chem, rdBase
 
-from embedcache.config.table import StringColumn
+from embedcache.config.columns import StringColumn
 from embedcache.table.psmiles import prepare_string
 from embedcache.table.stars import bracket_stars
 from fusionnet.pretrain.fragments import Fragment, Pool, partners

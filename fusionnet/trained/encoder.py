@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from embedcache.config.table import StringColumn
+from embedcache.config.columns import StringColumn
 from embedcache.encoder.loading import encoding_key, load_encoder
 from embedcache.encoder.lora import add_lora
 from embedcache.encoder.model import StringEncoder, encode_all

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from embedcache.cache.layout import FeatureSet
+from embedcache.config.columns import StringColumn
 from embedcache.config.features import FeatureKind, FeatureTable
-from embedcache.config.table import StringColumn
 from embedcache.errors import RunError
 from embedcache.features.computing import computed_chunks
 from embedcache.features.origin import computed_origin

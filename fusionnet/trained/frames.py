@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from embedcache.config.table import CsvConfig, DataConfig, OnInvalid, StringColumn
+from embedcache.config.columns import StringColumn
+from embedcache.config.table import CsvConfig, DataConfig, OnInvalid
 from embedcache.errors import TableError
 from embedcache.table.invalid import REASON
 from embedcache.table.read import read_features

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from embedcache.build.report import BuildReport
 from embedcache.cache.reader import Cache
-from embedcache.config.table import NumericColumn
+from embedcache.config.columns import NumericColumn
 from embedcache.config.targets import TargetColumn
 from embedcache.text import text_table
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from embedcache.config.columns import StringColumn
 from embedcache.config.encoder import EncoderConfig
-from embedcache.config.table import StringColumn
 from embedcache.encoder.loading import load_encoder
 from embedcache.encoder.tokenizer import load_tokenizer, unreadable_strings
 from embedcache.errors import TokenizerError

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from embedcache.build.moments import SPREAD_FLOOR, Moments, vector_scaling
 from embedcache.build.sample import RowSample
 from embedcache.build.statistics import ScalingFit
-from embedcache.config.table import NumericColumn
+from embedcache.config.columns import NumericColumn
 from embedcache.config.targets import TargetColumn
 from embedcache.scaling import CELSIUS_ZERO_K, Scaling, transformed, undone
 

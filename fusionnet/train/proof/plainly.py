@@ -15,12 +15,12 @@ Axes: B rows, E encoder width, L tokens, D fusion width, M tokens of a row, T ta
 one part of the input projection.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -32,6 +32,15 @@ from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe
 from fusionnet.rows.tensors import RowTable
 from fusionnet.train.proof.embedded import Activation, Getter, embedded_features
+from fusionnet.train.proof.layers import (
+    head_outputs,
+    hidden_layer,
+    layers_of,
+    linear_map,
+    normed,
+    tokens_fused,
+    transformer_layer,
+)
 from fusionnet.train.proof.losses import regularisers, rows_loss
 
 Weights = Mapping[str, Tensor]
@@ -222,24 +231,24 @@ def _outputs_of_member(
     embedded = embedded_features(config, subject.scaling, of, numeric, relu)
     for number, features in enumerate(_feature_groups(subject)):
         names = (f"numeric.{number}.0", f"numeric.{number}.1")
-        hidden = _layer(of, *names, embedded[:, features].flatten(1), relu)
-        parts.append(_layer(of, f"numeric.{number}.4", f"numeric.{number}.5", hidden, relu))
+        hidden = hidden_layer(of, *names, embedded[:, features].flatten(1), relu)
+        parts.append(hidden_layer(of, f"numeric.{number}.4", f"numeric.{number}.5", hidden, relu))
     for number, code in enumerate(rows.category.unbind(1)):
         parts.append(of(f"categories.{number}.weight")[code])
     if config.fusion == "modality":
-        fused = _tokens_fused(of, parts, config.num_heads, config.num_layers, split)
+        fused = tokens_fused(of, parts, config.num_heads, config.num_layers, split)
     else:
         x = F.linear(torch.cat(parts, dim=1), of("projection.weight"), of("projection.bias"))
         for number in range(config.num_layers):
             name, x = f"fusion.layers.{number}", split(number, x)
             if config.fusion == "mlp":
-                inner = F.gelu(_linear(of, f"{name}.linear1", x))
-                x = _norm(of, f"{name}.norm", x + _linear(of, f"{name}.linear2", inner))
+                inner = F.gelu(linear_map(of, f"{name}.linear1", x))
+                x = normed(of, f"{name}.norm", x + linear_map(of, f"{name}.linear2", inner))
             else:  # a sequence of length 1
-                x = _transformer_layer(of, name, config.num_heads, x.unsqueeze(1)).squeeze(1)
-        fused = _norm(of, "fusion.norm", split(config.num_layers, x))
+                x = transformer_layer(of, name, config.num_heads, x.unsqueeze(1)).squeeze(1)
+        fused = normed(of, "fusion.norm", split(config.num_layers, x))
     columns = [
-        _head(of, _layers_of(weights, f"network.heads.{task.name}."), fused, relu)
+        head_outputs(of, layers_of(weights, f"network.heads.{task.name}."), fused, relu)
         for task in subject.recipe.tasks
     ]
     outputs = torch.cat(columns, dim=1)
@@ -259,7 +268,7 @@ def _adapted(
         mean, std = (torch.tensor(each).to(x) for each in (scaling.mean, scaling.std))
         x = (x - mean) / std
     for half in ("first", "second"):
-        x = _layer(of, f"adapters.{name}.{half}.0", f"adapters.{name}.{half}.1", x, F.gelu)
+        x = hidden_layer(of, f"adapters.{name}.{half}.0", f"adapters.{name}.{half}.1", x, F.gelu)
     return x
 
 
@@ -274,7 +283,7 @@ def _described(subject: Subject, of: Getter, column: int, rows: RowTable) -> Flo
     x = (z / torch.sqrt(1 + z * z / 9)).to(of("projection.weight"))
     for half in ("first", "second"):
         place = f"feature_adapters.{name}.{half}"
-        x = _layer(of, f"{place}.0", f"{place}.1", x, F.gelu)
+        x = hidden_layer(of, f"{place}.0", f"{place}.1", x, F.gelu)
     return x
 
 
@@ -288,84 +297,3 @@ def _feature_groups(subject: Subject) -> list[list[int]]:
         [number for number, column in enumerate(columns) if column.feature_group == name]
         for name in names
     ]
-
-
-def _linear(of: Getter, name: str, x: Float[Tensor, "*B _"]) -> Float[Tensor, "*B _"]:
-    return F.linear(x, of(f"{name}.weight"), of(f"{name}.bias"))
-
-
-def _norm(of: Getter, name: str, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-    return F.layer_norm(x, x.shape[-1:], of(f"{name}.weight"), of(f"{name}.bias"))
-
-
-def _layer(
-    of: Getter, linear: str, norm: str, x: Float[Tensor, "B _"], activation: Activation
-) -> Float[Tensor, "B W"]:
-    return activation(_norm(of, norm, _linear(of, linear, x)))
-
-
-def _tokens_fused(
-    of: Getter,
-    parts: Sequence[Float[Tensor, "B _"]],
-    num_heads: int,
-    num_layers: int,
-    split: Callable[[int, Tensor], Tensor],
-) -> Float[Tensor, "B D"]:
-    """Return [CLS] after the transformer over a token per part, all tokens through all layers."""
-    blocks = of("projection.weight").split([part.shape[1] for part in parts], dim=1)
-    tokens = [F.linear(part, block) for part, block in zip(parts, blocks, strict=True)]
-    cls = of("fusion.cls").expand(len(tokens[0]), 1, -1)
-    x = torch.cat([cls, torch.stack(tokens, dim=1) + of("fusion.kinds")], dim=1)  # [B, M, D]
-    for number in range(num_layers):
-        x = _transformer_layer(of, f"fusion.layers.{number}", num_heads, split(number, x))
-    return _norm(of, "fusion.norm", split(num_layers, x[:, 0]))
-
-
-def _transformer_layer(
-    of: Getter, name: str, num_heads: int, x: Float[Tensor, "B M D"]
-) -> Float[Tensor, "B M D"]:
-    """Return what torch's own layer makes of the tokens with these weights.
-
-    Over one token queries and keys are without effect, and without weights: zeros stand for them.
-    """
-    width, inner = x.shape[2], len(of(f"{name}.linear1.bias"))
-    with torch.device("meta"):  # its weights are given below
-        layer = nn.TransformerEncoderLayer(
-            width, num_heads, inner, dropout=0.0, activation=F.gelu, batch_first=True
-        )
-    value = of(f"{name}.value.weight")
-    none = torch.zeros_like(of(f"{name}.value.bias"))
-    if x.shape[1] == 1:
-        query = key = torch.zeros_like(value)
-        query_bias = none
-    else:
-        query, key = of(f"{name}.query.weight"), of(f"{name}.key.weight")
-        query_bias = of(f"{name}.query.bias")
-    weights = {
-        "self_attn.in_proj_weight": torch.cat([query, key, value]),
-        "self_attn.in_proj_bias": torch.cat([query_bias, none, of(f"{name}.value.bias")]),
-    }
-    names = {"self_attn.out_proj": "output"} | {
-        each: each for each in ("linear1", "linear2", "norm1", "norm2")
-    }
-    for theirs, ours in names.items():
-        for kind in ("weight", "bias"):
-            weights[f"{theirs}.{kind}"] = of(f"{name}.{ours}.{kind}")
-    return functional_call(layer, weights, (x,), tie_weights=False)
-
-
-def _head(
-    of: Getter, layers: Sequence[str], fused: Float[Tensor, "B D"], relu: Activation
-) -> Float[Tensor, "B _"]:
-    """Return one head's outputs: its linear layers in order, ReLU between them."""
-    for name in layers[:-1]:
-        fused = relu(_linear(of, name, fused))
-    return _linear(of, layers[-1], fused)
-
-
-def _layers_of(weights: Weights, prefix: str) -> list[str]:
-    """Return the names of a sequence's layers inside the network, in order."""
-    numbers = {
-        int(name.removeprefix(prefix).split(".")[0]) for name in weights if name.startswith(prefix)
-    }
-    return [f"{prefix.removeprefix('network.')}{number}" for number in sorted(numbers)]

@@ -8,7 +8,7 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem import Descriptors, rdFingerprintGenerator
 
-from embedcache.config.table import StringColumn
+from embedcache.config.columns import StringColumn
 from embedcache.errors import CacheError, ConfigError
 from embedcache.features import chemistry, computing
 from embedcache.features.chemistry import feature_names, features_of

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rdkit import Chem
 
-from embedcache.config.table import StringColumn
+from embedcache.config.columns import StringColumn
 from embedcache.table.psmiles import prepare_string
 from embedcache.table.repeatunit import each_kind_first, reasons_text
 from embedcache.table.stars import bracket_stars, unlabelled_stars

@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from embedcache.config.columns import StringColumn
 from embedcache.config.split import SplitConfig
-from embedcache.config.table import DataConfig, StringColumn
+from embedcache.config.table import DataConfig
 from embedcache.config.targets import TargetColumn
 from embedcache.errors import ConfigError, TableError
 from embedcache.table.columns import NO_VALUE

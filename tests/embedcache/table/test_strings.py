@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embedcache.config.table import StringColumn
+from embedcache.config.columns import StringColumn
 from embedcache.table.strings import distinct_strings
 
 PLAIN = StringColumn(name="polymer", column="smiles")

@@ -10,7 +10,7 @@ import torch
 from rtdl_num_embeddings import PeriodicEmbeddings, PiecewiseLinearEmbeddings
 
 from embedcache.build.statistics import ScalingFit
-from embedcache.config.table import NumericColumn
+from embedcache.config.columns import NumericColumn
 from embedcache.scaling import Scaling
 from fusionnet.config.model import ModelConfig, NumericEmbedding
 from fusionnet.model.embeddings import Periodic, PiecewiseLinear, numeric_embedding
