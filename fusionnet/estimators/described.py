@@ -111,6 +111,8 @@ def described(table: Path, folder: Path, said: Description) -> tuple[Experiment,
         data[role] = _filled(said.entries(role), guessed.get(role, []))
     values["tasks"] = _filled(said.entries("tasks"), draft.values["tasks"])
     encoder = said.config.get("encoder", {})
+    if "lora" in encoder and "mode" not in encoder:
+        values["encoder"].pop("mode", None)  # who asks for adapters wants them trained
     if "source" in encoder or encoder.get("mode") == "none":
         data["strings"] = [_shared(column, said.entries("strings")) for column in data["strings"]]
     marks = [*guessed.get("null_values", []), *given.get("null_values", [])]

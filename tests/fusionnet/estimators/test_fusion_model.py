@@ -18,7 +18,7 @@ from fusionnet.estimators.described import Description, described
 from fusionnet.estimators.workfolder import TABLE
 from fusionnet.experiment import load_experiment
 from fusionnet.workflow.building import build_experiment
-from fusionnet.workflow.drafting import ROWS_FOR_BINS
+from fusionnet.workflow.drafting import MOST_TUNED, ROWS_FOR_BINS
 from fusionnet.workflow.training import train_experiment
 
 SMALL: dict[str, Any] = {
@@ -243,6 +243,26 @@ def test_numbers_of_larger_tables_have_bins(
     table(num_rows).to_csv(file, index=False)
     experiment, _ = described(file, tmp_path, said)
     assert (experiment.model.fusion, experiment.model.numeric) == ("mlp", form)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "mode"),
+    [
+        ({}, "frozen"),
+        ({"lora": {"r": 4}}, "per_step"),
+        ({"mode": "frozen", "lora": {"r": 4}}, "frozen"),
+    ],
+)
+def test_many_strings_are_frozen_unless_adapters_are_asked_for(
+    keys: dict[str, Any], tmp_path: Path, encoder: dict[str, Any], mode: str
+) -> None:
+    many = table(MOST_TUNED + 5)
+    many["smiles"] = ["[*]" + "C" * (1 + length) + "[*]" for length in range(len(many))]
+    many.to_csv(tmp_path / "table.csv", index=False)
+    said = {**keys, "encoder": {**keys["encoder"], **encoder}}
+    names = Description("smiles", ["x"], None, "tg", None, (), said)
+    experiment, _ = described(tmp_path / "table.csv", tmp_path, names)
+    assert experiment.encoder.mode == mode
 
 
 @pytest.mark.parametrize(
