@@ -16,9 +16,9 @@ from fusionnet.blend.boosting import (
     KINDS,
     ColumnUse,
     TrainRows,
-    forest_of,
     grown,
 )
+from fusionnet.blend.dumped import forest_of
 from fusionnet.blend.forest import Forest, joined
 from fusionnet.config.blend import BlendConfig
 from fusionnet.config.tasks import Task
