@@ -17,6 +17,7 @@ from fusionnet.config.tasks import Task
 
 GRID = np.linspace(0, 1, 101)
 LEAST_GAIN = 1e-3  # of the error, by which one more prediction has to lower it
+MOST_ADDED = 50  # an error that falls to 0 would go on for a thousand
 _LEAST_CHANCE = 1e-7  # a chance of 0 that comes true would count infinitely
 
 
@@ -50,20 +51,21 @@ def best_shares(
     """Return how much each prediction counts, 0 or more with sum 1, in a mix of the least error.
 
     To a mix, at first the best prediction alone, the one that helps most is added, with the share
-    that is best for it, until none helps by LEAST_GAIN.
+    that is best for it, until none helps by LEAST_GAIN, or MOST_ADDED times.
     """
     errors = [error(each) for each in predictions]
     first = int(np.argmin(errors))
     mix, least, shares = predictions[first], errors[first], np.eye(len(predictions))[first]
-    while True:
+    for _ in range(MOST_ADDED):
         options = [_added(mix, each, error) for each in predictions]
         number = int(np.argmin([found for found, _ in options]))
         found, share = options[number]
         if not found < least * (1 - LEAST_GAIN):
-            return [float(each) for each in shares]
+            break
         mix = (1 - share) * mix + share * predictions[number]
         shares = (1 - share) * shares + share * np.eye(len(predictions))[number]
         least = found
+    return [float(each) for each in shares]
 
 
 def _added(

@@ -44,7 +44,7 @@ class BlendConfig(Config):
         default=(31, 127),
         description=(
             "most leaves of a tree. Of several sizes the one of the least error on the first part"
-            " is taken, for each kind of trees"
+            " is taken, for each kind of trees (of one model: on validation rows)"
         ),
     )
     least_rows: Count = Field(default=10, description="rows that a leaf has at least")

@@ -4,6 +4,7 @@ Axes: N rows, n train rows, B validation rows.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
 from embedcache.split.plan import left_out_column
+from embedcache.split.scaffold import scaffold_groups
 from fusionnet.blend.blend import (
     Blend,
     TaskBlend,
@@ -90,7 +92,7 @@ def blended(run: TrainedRun, experiment: Experiment, cache: Cache, progress: boo
     judge = Rows(validation, columns.matrix(validation.inputs, tables))
     outputs = forward_rows(run.model, vectors, validation, run.recipe.train.eval_batch_rows)
     predictions = to_units(outputs, run.tasks, run.scaling)
-    part_of = _parts(experiment, block, train.row.numpy())
+    part_of = _parts(experiment, block, train.row.numpy(), list(texts.values()))
     use = ColumnUse(columns.num_numeric, _selections(experiment, run, columns))
     found = {}
     wanted = [(t, task) for t, task in enumerate(run.tasks) if is_blended(task)]
@@ -164,13 +166,16 @@ def _counted(table: RowTable, t: int) -> Bool[Tensor, " B"]:
 
 
 def _parts(
-    experiment: Experiment, block: RowBlock, rows: Int[np.ndarray, " n"]
+    experiment: Experiment,
+    block: RowBlock,
+    rows: Int[np.ndarray, " n"],
+    texts: Sequence[Sequence[str]],
 ) -> Int[np.ndarray, " n"]:
     """Return which part of the train rows each is in: rows that never straddle two splits stay
-    together here too.
+    together here too. `texts` are the distinct strings, by string column.
     """
     number = experiment.blend.parts
-    together = _together(experiment, block, rows)
+    together = _together(experiment, block, rows, texts)
     number = min(number, len(np.unique(together)))
     part = np.zeros(len(rows), dtype=np.int64)
     if number < 2:
@@ -182,12 +187,17 @@ def _parts(
 
 
 def _together(
-    experiment: Experiment, block: RowBlock, rows: Int[np.ndarray, " n"]
+    experiment: Experiment,
+    block: RowBlock,
+    rows: Int[np.ndarray, " n"],
+    texts: Sequence[Sequence[str]],
 ) -> Int[np.ndarray, " n"]:
     """Return for each row the number of what it must stay with."""
     string = _left_out_string(experiment)
     if string is not None:
-        return block.string_id[rows, string].astype(np.int64)
+        number = block.string_id[rows, string].astype(np.int64)
+        is_scaffold = experiment.split.strategy == "scaffold"
+        return scaffold_groups(texts[string])[number] if is_scaffold else number
     if experiment.data.group is not None:
         return block.group[rows].astype(np.int64)
     return np.arange(len(rows))

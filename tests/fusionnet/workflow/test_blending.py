@@ -18,6 +18,7 @@ from shared_fixtures import tiny_config, tiny_frame
 
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import RunError
+from embedcache.split.scaffold import scaffold_groups
 from fusionnet import FusionModel, RewardModel
 from fusionnet.blend.saved import blend_bytes, blend_path
 from fusionnet.config.tasks import prediction_columns
@@ -171,6 +172,8 @@ def test_what_no_split_takes_apart_is_in_one_part_of_the_trees(
     rows = cache.rows()
     train = np.flatnonzero(rows.split == 0)
     together = rows.group[train] if strategy in ("group", "random") else rows.string_id[train, 0]
+    if strategy == "scaffold":
+        together = scaffold_groups(cache.strings("polymer").text)[together]
     assert len(np.unique(parts[0])) == BLEND["parts"]
     for number in np.unique(together):
         assert len(np.unique(parts[0][together == number])) == 1
