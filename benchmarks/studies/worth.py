@@ -13,75 +13,30 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import yaml
 
 from benchmarks.harness.cells import Column, Table, mean_and_sd, number
 from benchmarks.harness.pictures import Panel
 from benchmarks.harness.publish import Report, output_path, parser, publish, tell
 from benchmarks.harness.stamp import stamp
-from benchmarks.harness.workers import run_python
-from benchmarks.rivals import RIVALS, predictions_of
-from benchmarks.studies.defaults import ORACLE, add_inputs, cohort_table, given_table
-from embedcache.build.decide import Existing
-from embedcache.build.rotation import rotated
-from embedcache.cache.reader import Cache, open_cache
-from embedcache.config.split import SPLITS
-from embedcache.errors import UserError
-from fusionnet.evaluation.baselines import BASELINES, BOOSTING, STRING_MEAN
-from fusionnet.experiment import Experiment, load_experiment
-from fusionnet.metrics import regression_metrics
+from benchmarks.rivals import RIVALS
+from benchmarks.studies.defaults import add_inputs
+from benchmarks.studies.worth_models import (
+    ABLATIONS,
+    OURS,
+    SHOWN,
+    TASKS,
+    config_of,
+    is_ours,
+    metrics_of_ours,
+    metrics_of_rival,
+    views,
+)
 from fusionnet.train.runlog import write_json
-from fusionnet.workflow.building import build_experiment
-
-OURS, FINGERPRINTS = "ours", "boosting, Morgan fingerprints"
-SHOWN = (STRING_MEAN, BOOSTING, FINGERPRINTS)
-FOLDS = {"folds": 10, "train_folds": 7, "validation_folds": 1}  # five times two folds test
-COHORT_ROWS = 30_000
-# what is taken from the defaults, or set, of each ablation
-PLAIN = (
-    "blend.boosting=false",
-    "model.members=1",
-    "model.numeric=linear",
-    "data.strings.*.features=[]",
-)
-ABLATIONS = {
-    "network, vectors alone": PLAIN,
-    "and features of strings": (*PLAIN[:3],),
-    "and numeric embeddings": (*PLAIN[:2], PLAIN[3]),
-    "and members": (PLAIN[0], *PLAIN[2:]),
-    "and boosting": PLAIN[1:],
-    "all but boosting": PLAIN[:1],
-    "no language model": ("encoder.mode=none",),
-}
-
-
-class Setting(NamedTuple):
-    """A table, and how it is split."""
-
-    make: Callable[[Path, argparse.Namespace], str]
-    split: dict[str, Any]
-    has_folds: bool
-    needs: str = ""  # the option that names its table
-
-
-ELECTROLYTE, EGC = (
-    given_table("electrolyte", "conductivity"),
-    given_table("egc", "value"),
-)
-TASKS = {
-    "electrolyte_random": Setting(ELECTROLYTE, {"strategy": "random"}, True, "electrolyte"),
-    "electrolyte_by_polymer": Setting(
-        ELECTROLYTE, {"strategy": "leave_strings_out"}, True, "electrolyte"
-    ),
-    "cohort_patients": Setting(cohort_table(COHORT_ROWS), {"strategy": "group"}, False),
-    "cohort_strings": Setting(cohort_table(COHORT_ROWS), {"strategy": "leave_strings_out"}, False),
-    "egc": Setting(EGC, {"strategy": "random"}, True, "egc"),
-}
 
 
 def main(words: list[str]) -> None:
@@ -132,109 +87,18 @@ def _cells(
     made["encoder"] = arguments.encoder.name
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        config = _config(setting, place, seed, arguments)
+        config = config_of(setting, place, seed, arguments)
         for model in wanted:
             started = time.perf_counter()
-            if model == OURS or model in ABLATIONS:
+            if is_ours(model):
                 changes = ABLATIONS.get(model, ())
-                metrics = _ours(setting, place, config, changes, arguments)
+                metrics = metrics_of_ours(setting, place, config, changes, arguments)
             else:
-                caches = _views(setting, place, config)
-                metrics = [_beside(model, cache, seed, arguments) for cache in caches]
+                caches = views(setting, place, config)
+                metrics = [metrics_of_rival(model, cache, seed, arguments) for cache in caches]
             seconds = time.perf_counter() - started
             cell = {**_mean(metrics), "folds": metrics, "seconds": seconds, **made}
             yield model, cell | ({"set": arguments.set} if arguments.set else {})
-
-
-def _config(setting: Setting, place: Path, seed: int, arguments: argparse.Namespace) -> Path:
-    """Write the table and the config that the defaults give, with this split and seed."""
-    table, config = place / "table.parquet", place / "table.yaml"
-    if setting.needs and getattr(arguments, setting.needs) is None:
-        raise UserError(f"--{setting.needs} FILE says where that table is")
-    target = setting.make(table, arguments)
-    encoder = ["--encoder", str(arguments.encoder.resolve())]
-    run_python(
-        *("-m", "jobs.init_config", str(table), "--target", target, *encoder, "--out", str(config))
-    )
-    values = yaml.safe_load(config.read_text())
-    values["split"] = {**FOLDS, **setting.split, "seed": seed}
-    values.setdefault("train", {}).update(seed=seed, cpu_threads=arguments.threads)
-    if arguments.quick:
-        values["train"] |= {"epochs": 1}
-    values["cache"], values["run"] = (
-        {"path": str(place / "cache.zarr")},
-        {"dir": str(place / "run")},
-    )
-    config.write_text(yaml.safe_dump(values, sort_keys=False))
-    return config
-
-
-def _changed(config: Path, changes: Sequence[str]) -> list[str]:
-    """Return overrides in which a star stands for every string column."""
-    num_strings = len(yaml.safe_load(config.read_text())["data"].get("strings", ()))
-    return [
-        change.replace("*", str(column))
-        for change in changes
-        for column in range(num_strings if "*" in change else 1)
-    ]
-
-
-def _ours(
-    setting: Setting,
-    place: Path,
-    config: Path,
-    changes: Sequence[str],
-    arguments: argparse.Namespace,
-) -> list[dict[str, Any]]:
-    """Return the test metrics of our model, fold by fold."""
-    given = ["--config", str(config)]
-    for change in _changed(config, [*changes, *arguments.set]):
-        given += ["--set", change]
-    run = place / "run"
-    run_python("-m", "jobs.build_cache", *given, "--overwrite", shown=True)
-    if setting.has_folds:
-        run_python(
-            *("-m", "jobs.cross_validate", *given, "--overwrite", "--no-baselines"), shown=True
-        )
-        (written,) = run.glob("*metrics*.json")
-        folds = json.loads(written.read_text())["folds"]
-        (target,) = folds[0]["metrics"]
-        return [fold["metrics"][target] for fold in folds]
-    run_python("-m", "jobs.train", *given, "--overwrite", shown=True)
-    oracle = ["--oracle", str(place / ORACLE)] if (place / ORACLE).is_file() else []
-    words = ("-m", "jobs.evaluate_model", "--run", str(run), "--no-baselines", *oracle)
-    run_python(*words, shown=True)
-    metrics = json.loads((run / "metrics.json").read_text())
-    (found,) = metrics["test"].values()
-    for shares in metrics.get("oracle_share", {}).values():
-        found["oracle_share"] = shares["r2"]
-    return [found]
-
-
-def _views(setting: Setting, place: Path, config: Path) -> Iterator[Cache]:
-    """Yield the cache in each rotation, built without a language model's vectors being read."""
-    experiment: Experiment = load_experiment(config)
-    build_experiment(experiment, Existing.KEEP)
-    cache = open_cache(experiment.cache.path)
-    if not setting.has_folds:
-        yield cache
-        return
-    for rotation in experiment.split.plan().rotations:
-        split = experiment.split.model_copy(update={"rotation": rotation})
-        yield cache if rotation == 0 else rotated(cache, split)
-
-
-def _beside(
-    model: str, cache: Cache, seed: int, arguments: argparse.Namespace
-) -> dict[str, float | None]:
-    """Return a baseline's or rival's metrics on the test rows."""
-    rows = cache.rows()
-    test = rows.split == SPLITS.index("test")
-    if model in BASELINES:
-        predicted = BASELINES[model](cache, 0, seed)[test, 0]
-    else:
-        predicted = predictions_of(RIVALS[model], cache, seed, arguments.threads)
-    return regression_metrics(rows.targets[test, 0], predicted)
 
 
 def _mean(metrics: list[dict[str, Any]]) -> dict[str, float]:
@@ -297,7 +161,7 @@ def report(found: dict[str, Any]) -> Report:
 def _row(name: str, by_seed: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "seeds": len(by_seed)}
     row["at"] = ", ".join(sorted({cell["commit"] for cell in by_seed.values()}))
-    encoders = {cell.get("encoder") for cell in by_seed.values()} if _reads_vectors(name) else ()
+    encoders = {cell.get("encoder") for cell in by_seed.values()} if is_ours(name) else ()
     row["encoder"] = ", ".join(sorted(filter(None, encoders))) or "-"
     for key in ("mae", "r2", "oracle_share", "seconds"):
         values = [cell[key] for cell in by_seed.values() if key in cell]
@@ -312,16 +176,12 @@ def _bar(row: dict[str, Any]) -> tuple[float, float, float]:
     return mean, mean - sd, mean + sd
 
 
-def _reads_vectors(name: str) -> bool:
-    return name == OURS or name in ABLATIONS
-
-
 def _share(by_seed: dict[str, Any], models: dict[str, Any]) -> float | None:
     """Return an error beside the least of the rivals that have these seeds too, on these alone."""
     errors = [
         _mean_error(rival, by_seed)
         for name, rival in models.items()
-        if not _reads_vectors(name) and by_seed.keys() <= rival.keys()
+        if not is_ours(name) and by_seed.keys() <= rival.keys()
     ]
     return _mean_error(by_seed, by_seed) / min(errors) if errors else None
 

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.studies import worth
+from benchmarks.studies import worth, worth_models
+from embedcache.guess.roles import Named
+from fusionnet.experiment import load_experiment
+from fusionnet.workflow.drafting import ROWS_FOR_BINS, as_yaml, draft_config
 
 
 def cell(mae: float) -> dict[str, Any]:
@@ -38,3 +41,16 @@ def test_cells_of_another_process_stay(tmp_path: Path, monkeypatch: pytest.Monke
     words = ["--encoder", "tiny", "--only", "egc", "--seeds", "0", "--json", str(output)]
     worth.main(words)
     assert json.loads(output.read_text())["error"] == {"egc": {"a": [2.0], "ours": [1.0]}}
+
+
+def test_each_ablation_trains_something_else(tmp_path: Path) -> None:
+    """An ablation of a part that is no default would be the network without any."""
+    table, config = tmp_path / "table.csv", tmp_path / "table.yaml"
+    lines = [f"[*]{i % 9 * 'C'}O[*],{i}.5,{i}.25" for i in range(ROWS_FOR_BINS)]
+    table.write_text("\n".join(["smiles,dose,y", *lines]))
+    config.write_text(as_yaml(draft_config(table, Named(targets=("y",)))))
+    settings = {
+        name: load_experiment(config, worth_models.overrides(config, changes)).model_dump_json()
+        for name, changes in {"ours": (), **worth_models.ABLATIONS}.items()
+    }
+    assert len(set(settings.values())) == len(settings)
