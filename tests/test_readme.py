@@ -143,7 +143,9 @@ def test_the_notebook_runs_and_shows_what_it_prints(
     num_shortened = 0
     for cell in cells:
         code, shortened = re.subn(
-            r'"epochs": \d+', '"epochs": 1, "prove": 0', "".join(cell["source"])
+            r'train=\{"epochs": \d+\}',
+            'train={"epochs": 1, "prove": 0}, blend={"parts": 2, "most_trees": 20}',
+            "".join(cell["source"]),
         )
         num_shortened += shortened
         exec(compile(code, "notebook.ipynb", "exec"), names)

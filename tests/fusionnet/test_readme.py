@@ -72,7 +72,8 @@ def test_the_example_fits_a_frame(
     assert code.count(given) == 1
     small = (
         f'encoder={{"source": "{tiny_encoder_folder.name}"}}, verbose=False,'
-        ' train={"epochs": 1, "prove": 0}, model={"num_layers": 1, "feedforward": 32}'
+        ' train={"epochs": 1, "prove": 0}, model={"num_layers": 1, "feedforward": 32},'
+        ' blend={"parts": 2, "most_trees": 20}'
     )
     names: dict[str, Any] = {"frame": pl.read_parquet(tiny_experiment.parent / "table.parquet")}
     exec(compile(code.replace(given, small), "fusionnet/README.md", "exec"), names)
