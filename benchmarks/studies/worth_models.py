@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import polars as pl
 import yaml
 
 from benchmarks.harness.workers import run_python
@@ -18,12 +19,15 @@ from benchmarks.studies.defaults import ORACLE, cohort_table, given_table
 from embedcache.build.decide import Existing
 from embedcache.build.rotation import rotated
 from embedcache.cache.reader import Cache, open_cache
+from embedcache.config.columns import StringColumn
 from embedcache.config.split import SPLITS
 from embedcache.errors import UserError
+from embedcache.table.psmiles import prepare_string
 from fusionnet.evaluation.baselines import BASELINES, BOOSTING, STRING_MEAN
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.metrics import regression_metrics
 from fusionnet.workflow.building import build_experiment
+from fusionnet.workflow.tokens import Tokens
 
 OURS, FINGERPRINTS = "ours", "boosting, Morgan fingerprints"
 SHOWN = (STRING_MEAN, BOOSTING, FINGERPRINTS)
@@ -92,7 +96,23 @@ def config_of(setting: Setting, place: Path, seed: int, arguments: argparse.Name
         {"dir": str(place / "run")},
     )
     config.write_text(yaml.safe_dump(values, sort_keys=False))
+    leave_out_unreadable(table, load_experiment(config).data.strings, arguments.encoder)
     return config
+
+
+def leave_out_unreadable(table: Path, columns: Sequence[StringColumn], encoder: Path) -> None:
+    """Take the rows away that the encoder cannot read, which a build with it skips.
+
+    So what is trained without it has the same rows, and the same splits.
+    """
+    tokens, frame = Tokens(str(encoder)), pl.read_parquet(table)
+    for column in columns:
+        texts = frame[column.column].drop_nulls().unique().to_list()
+        prepared = {text: prepare_string(text, column) for text in texts}
+        unreadable = tokens.unreadable(column, sorted(set(prepared.values())))
+        left_out = [text for text in texts if prepared[text] in unreadable]
+        frame = frame.filter(~pl.col(column.column).is_in(left_out).fill_null(value=False))
+    frame.write_parquet(table)
 
 
 def overrides(config: Path, changes: Sequence[str]) -> list[str]:

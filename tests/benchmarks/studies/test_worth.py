@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from benchmarks.studies import worth, worth_models
+from embedcache.config.columns import StringColumn
 from embedcache.guess.roles import Named
 from fusionnet.experiment import load_experiment
 from fusionnet.workflow.drafting import ROWS_FOR_BINS, as_yaml, draft_config
@@ -54,3 +56,15 @@ def test_each_ablation_trains_something_else(tmp_path: Path) -> None:
         for name, changes in {"ours": (), **worth_models.ABLATIONS}.items()
     }
     assert len(set(settings.values())) == len(settings)
+
+
+def test_rows_that_the_encoder_cannot_read_are_left_out_for_all_models(
+    tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "table.parquet"
+    long = f"[Cu]{'C' * 2000}[Cu]"
+    smiles = ["[Cu]CC[Cu]", long, None, "[Cu]CO[Cu]"]
+    pl.DataFrame({"smiles": smiles, "y": [0.0, 1.0, 2.0, 3.0]}).write_parquet(table)
+    column = StringColumn(name="smiles", column="smiles", replace={"[Cu]": "[*]"})
+    worth_models.leave_out_unreadable(table, [column], tiny_encoder_folder)
+    assert pl.read_parquet(table)["y"].to_list() == [0.0, 2.0, 3.0]
