@@ -7,13 +7,18 @@ which split at the best thresholds or at random ones (Geurts et al. 2006), and o
 ones, for each selection of columns that is asked for; how much each counts is chosen by what they
 predict of the parts left out (stacking: Wolpert 1992, Breiman 1996).
 
+Models are grown side by side, each on few threads: those of one model wait for each other at every
+split, for longer than they work where rows are few. Their number changes no tree.
+
 Axes: n train rows, C columns, c those that a kind of trees reads, K outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+import joblib
 import lightgbm
 import numpy as np
 import torch
@@ -33,6 +38,8 @@ _OBJECTIVES = {"regression": "regression", "binary": "binary", "multiclass": "mu
 BINS_OF_NUMBERS, BINS_OF_FEATURES = 255, 63
 _AT_RANDOM = {"extra_trees": True}
 KINDS: tuple[dict[str, Any], ...] = ({}, _AT_RANDOM)
+MOST_BYTES = 2 * 2**30  # of copies of rows that are learned from at the same time
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -88,19 +95,22 @@ def grown(
     label = rows.label
     if len(np.unique(label)) == 1:
         return _constant(task, float(label[0]))
-    kinds = _kinds(_parameters(config, task, seed, num_threads), use, rows.x.shape[1])
     left_out = _left_out(config, rows)
+    together = max(1, min(num_threads, len(left_out), MOST_BYTES // max(1, rows.x.nbytes)))
+    parameters = _parameters(config, task, seed, num_threads // together)
+    kinds = _kinds(parameters, use, rows.x.shape[1])
     if not left_out:
         judge = validation if len(validation.label) else rows
-        return forest_of(_best_size(config, task, kinds[0], rows, judge).booster, task.num_classes)
-    by_kind = [_grown_by_parts(config, task, kind, rows, left_out) for kind in kinds]
+        sizes = [_grown(config, task, kinds[0], leaves, rows, judge) for leaves in config.leaves]
+        return forest_of(_best(sizes).booster, task.num_classes)
+    by_kind = _grown_by_parts(config, task, kinds, rows, left_out, together)
     shares = _shares(task, by_kind, [rows.take(part) for part in left_out])
-    forests, weights = [], []
-    for kind, models, share in zip(kinds, by_kind, shares, strict=True):
-        if share > 0:
-            forests.append(_of_all(task, kind, rows, models))
-            weights.append(share)
-    return joined(forests, weights)
+    chosen = [number for number, share in enumerate(shares) if share > 0]
+    forests = _together(
+        (partial(_of_all, task, kinds[number], rows, by_kind[number]) for number in chosen),
+        together,
+    )
+    return joined(forests, [shares[number] for number in chosen])
 
 
 def _kinds(parameters: dict[str, Any], use: ColumnUse, num_columns: int) -> list[_Kind]:
@@ -169,25 +179,42 @@ class _Grown:
 def _grown_by_parts(
     config: BlendConfig,
     task: Task,
-    kind: _Kind,
+    kinds: Sequence[_Kind],
     rows: TrainRows,
     left_out: Sequence[Bool[np.ndarray, " n"]],
-) -> list[_Grown]:
-    """Return a model for each part left out, of the size that is best for the first."""
-    read, (first, *others) = kind.of(rows), left_out
-    best = _best_size(config, task, kind, *read.parted(first))
-    return [
-        best,
-        *(_grown(config, task, kind, best.leaves, *read.parted(part)) for part in others),
-    ]
+    together: int,
+) -> list[list[_Grown]]:
+    """Return by kind a model for each part left out, of the size that is best for the first."""
+
+    def model(kind: _Kind, leaves: int, part: Bool[np.ndarray, " n"]) -> _Grown:
+        return _grown(config, task, kind, leaves, *kind.of(rows).parted(part))
+
+    first, *others = left_out
+    num_sizes, num_others = len(config.leaves), len(others)
+    tried = [partial(model, kind, leaves, first) for kind in kinds for leaves in config.leaves]
+    sizes = _together(tried, together)
+    best = [_best(sizes[k * num_sizes : (k + 1) * num_sizes]) for k in range(len(kinds))]
+    rest = _together(
+        (
+            partial(model, kind, own.leaves, part)
+            for kind, own in zip(kinds, best, strict=True)
+            for part in others
+        ),
+        together,
+    )
+    return [[own, *rest[k * num_others : (k + 1) * num_others]] for k, own in enumerate(best)]
 
 
-def _best_size(
-    config: BlendConfig, task: Task, kind: _Kind, own: TrainRows, judge: TrainRows
-) -> _Grown:
+def _best(sizes: Sequence[_Grown]) -> _Grown:
     """Return the model of the size that is best for the rows that say when to stop."""
-    sizes = (_grown(config, task, kind, leaves, own, judge) for leaves in config.leaves)
     return min(sizes, key=lambda grown: grown.error)
+
+
+def _together(calls: Iterable[Callable[[], _T]], number: int) -> list[_T]:
+    """Return what the calls return, so many of which run at the same time."""
+    run = joblib.Parallel(n_jobs=number, backend="threading", batch_size=1)
+    found: list[_T] = run(joblib.delayed(call)() for call in calls)
+    return found
 
 
 def _grown(

@@ -14,8 +14,12 @@ from jaxtyping import Float
 from fusionnet.blend.boosting import (
     BINS_OF_FEATURES,
     KINDS,
+    MOST_BYTES,
     ColumnUse,
     TrainRows,
+    _grown,
+    _grown_by_parts,
+    _Kind,
     grown,
 )
 from fusionnet.blend.dumped import forest_of
@@ -28,11 +32,13 @@ RNG = np.random.default_rng(0)
 USE = ColumnUse(COLUMNS)
 
 
-def rows_of(kind: str, missing: bool) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, " N"]]:
-    x = RNG.normal(size=(ROWS, COLUMNS)).astype(np.float32)
-    y = x[:, 0] * x[:, 1] + x[:, 2] + 0.1 * RNG.normal(size=ROWS)
+def rows_of(
+    kind: str, missing: bool, rng: np.random.Generator = RNG
+) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, " N"]]:
+    x = rng.normal(size=(ROWS, COLUMNS)).astype(np.float32)
+    y = x[:, 0] * x[:, 1] + x[:, 2] + 0.1 * rng.normal(size=ROWS)
     if missing:
-        x[RNG.random(x.shape) < 0.2] = np.nan
+        x[rng.random(x.shape) < 0.2] = np.nan
     if kind == "binary":
         y = (y > 0).astype(np.float64)
     elif kind == "multiclass":
@@ -97,8 +103,8 @@ def test_arrays_that_are_no_trees_are_refused(change: Any) -> None:
         Forest.of_tensors(forest.tensors() | change(forest), 1, COLUMNS)
 
 
-def train_rows(kind: str, num_parts: int) -> TrainRows:
-    x, y = rows_of(kind, missing=False)
+def train_rows(kind: str, num_parts: int, rng: np.random.Generator = RNG) -> TrainRows:
+    x, y = rows_of(kind, missing=False, rng=rng)
     return TrainRows(x, y, np.ones(ROWS), np.arange(ROWS) % num_parts)
 
 
@@ -145,6 +151,48 @@ def test_the_same_rows_and_seed_grow_the_same_trees() -> None:
     assert not torch.equal(first.value, other.value)
 
 
+@pytest.mark.parametrize("most_bytes", [0, MOST_BYTES])  # one model at a time; side by side
+@pytest.mark.parametrize("kind", ["regression", "multiclass"])
+def test_threads_change_no_tree(
+    kind: str, most_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = train_rows(kind, 4)
+    config = BlendConfig(parts=4, most_trees=30, leaves=(4, 8))
+    use = ColumnUse(3, [np.array([0, 1, 2]), np.array([0, 3, 4])])
+    task = task_of(kind)
+    alone = grown(config, task, rows, rows, use, 0, 1)
+    monkeypatch.setattr("fusionnet.blend.boosting.MOST_BYTES", most_bytes)
+    threads: list[int] = []
+    train = lightgbm.train
+
+    def seen(parameters: dict[str, Any], *rest: Any, **named: Any) -> lightgbm.Booster:
+        threads.append(parameters["num_threads"])
+        return train(parameters, *rest, **named)
+
+    monkeypatch.setattr("fusionnet.blend.boosting.lightgbm.train", seen)
+    found = grown(config, task, rows, rows, use, 0, 2)
+    pairs = zip(alone.tensors().values(), found.tensors().values(), strict=True)
+    assert all(torch.equal(one, another) for one, another in pairs)
+    assert set(threads) == {1 if most_bytes else 2}
+
+
+def test_each_kind_has_its_own_size_and_a_model_for_each_part_left_out() -> None:
+    rng, task = np.random.default_rng(0), task_of("regression")
+    rows = train_rows("regression", 3, rng)
+    config = BlendConfig(parts=3, most_trees=30, leaves=(2, 16), least_rows=2)
+    every = np.arange(COLUMNS)
+    large = {"objective": "regression", "num_threads": 1, "verbosity": -1, "seed": 0}
+    # with 100 rows in a leaf no tree has more than two, whatever its size: the first size is kept
+    kinds = [_Kind(large, every), _Kind(large | {"min_data_in_leaf": 100}, every[:3])]
+    left_out = [rows.part == number for number in range(3)]
+    by_kind = _grown_by_parts(config, task, kinds, rows, left_out, 2)
+    assert [[model.leaves for model in models] for models in by_kind] == [[16] * 3, [2] * 3]
+    for kind, models in zip(kinds, by_kind, strict=True):
+        for part, model in zip(left_out, models, strict=True):
+            alone = _grown(config, task, kind, model.leaves, *kind.of(rows).parted(part))
+            np.testing.assert_array_equal(model.raw, alone.raw)
+
+
 @pytest.mark.parametrize("kind", ["regression", "binary", "multiclass"])
 @pytest.mark.parametrize("useless", [0, 1])
 def test_trees_that_predict_nothing_of_parts_left_out_count_nothing(
@@ -160,16 +208,20 @@ def test_trees_that_predict_nothing_of_parts_left_out_count_nothing(
     assert (found - alike).norm() < 0.1 * (alike - alike.mean(0)).norm()
 
 
-def test_two_kinds_of_trees_predict_rows_left_out_as_well_as_the_better_one(
+def test_two_kinds_of_trees_predict_rows_left_out_better_than_either(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rows, new = train_rows("regression", 5), train_rows("regression", 1)
-    config, errors = BlendConfig(parts=5, most_trees=200), []
-    for kinds in (KINDS[:1] * 2, KINDS[1:] * 2, KINDS):
-        monkeypatch.setattr("fusionnet.blend.boosting.KINDS", kinds)
-        found = grown(config, task_of("regression"), rows, rows, USE, 0, 1)(torch.from_numpy(new.x))
-        errors.append(np.square(found[:, 0].numpy() - new.label).mean())
-    assert errors[2] < 1.02 * min(errors[:2])
+    config, errors = BlendConfig(parts=5, most_trees=200), np.zeros((3, 3))
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        rows, new = train_rows("regression", 5, rng), train_rows("regression", 1, rng)
+        for number, kinds in enumerate((KINDS[:1] * 2, KINDS[1:] * 2, KINDS)):
+            monkeypatch.setattr("fusionnet.blend.boosting.KINDS", kinds)
+            found = grown(config, task_of("regression"), rows, rows, USE, 0, 1)
+            raw = found(torch.from_numpy(new.x))[:, 0].numpy()
+            errors[seed, number] = np.square(raw - new.label).mean()
+    first, second, both = errors.mean(0)
+    assert both < 0.98 * min(first, second)
 
 
 @pytest.mark.parametrize(
