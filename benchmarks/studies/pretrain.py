@@ -39,6 +39,7 @@ from embedcache.encoder.model import StringEncoder, encode_all
 from embedcache.encoder.tokenizer import load_tokenizer, tokenize
 from embedcache.encoder.tokens import TokenTable
 from embedcache.errors import UserError
+from embedcache.text import count_of
 from fusionnet.pretrain.folder import MARK
 from fusionnet.pretrain.lines import polymers_of_files
 from fusionnet.pretrain.ranks import descriptors
@@ -244,8 +245,8 @@ def _remarks(found: dict[str, Any]) -> list[str]:
         f"Encoder: {made['layers']} layers of width {made['width']}, {made['parameters']:,}"
         f" parameters, objective {settings['objective']}, {last['tokens']:,} tokens"
         f" of {made['corpus']['num_strings']:,} polymers in"
-        f" {last['seconds'] / 60:.0f} min on {made['threads']} thread(s) of a machine shared with"
-        f" other work ({last['tokens_per_s']:,.0f} tokens/s).",
+        f" {last['seconds'] / 60:.0f} min on {count_of(made['threads'], 'thread')}"
+        f" ({last['tokens_per_s']:,.0f} tokens/s).",
         f"Mean Tanimoto of random pairs {found['random_pairs']:.3f}, of the most alike pairs"
         f" {found['most_alike']:.3f}.",
     ]
