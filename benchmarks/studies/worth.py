@@ -30,6 +30,7 @@ from benchmarks.studies.worth_models import (
     OURS,
     SHOWN,
     TASKS,
+    WITHOUT_ENCODER,
     config_of,
     is_ours,
     metrics_of_ours,
@@ -143,7 +144,7 @@ def report(found: dict[str, Any]) -> Report:
         order = sorted(rows, key=lambda row: (row["name"] in ABLATIONS, row["mae"]))
         blocks += [f"## {task}", Table(columns, order)]
         bars = {row["name"]: _bar(row) for row in order if row["name"] not in ABLATIONS}
-        panels.append(Panel(task, "mean absolute error of test rows", bars, ours=[OURS]))
+        panels.append(Panel(task, "MAE of test rows", bars, ours=[OURS]))
     return Report(
         "What the defaults are worth: mean absolute errors of test rows beside what else there is",
         (
@@ -161,7 +162,8 @@ def report(found: dict[str, Any]) -> Report:
 def _row(name: str, by_seed: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "seeds": len(by_seed)}
     row["at"] = ", ".join(sorted({cell["commit"] for cell in by_seed.values()}))
-    encoders = {cell.get("encoder") for cell in by_seed.values()} if is_ours(name) else ()
+    reads_vectors = is_ours(name) and WITHOUT_ENCODER not in ABLATIONS.get(name, ())
+    encoders = {cell.get("encoder") for cell in by_seed.values()} if reads_vectors else ()
     row["encoder"] = ", ".join(sorted(filter(None, encoders))) or "-"
     for key in ("mae", "r2", "oracle_share", "seconds"):
         values = [cell[key] for cell in by_seed.values() if key in cell]

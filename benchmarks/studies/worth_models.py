@@ -35,6 +35,7 @@ FOLDS = {"folds": 10, "train_folds": 7, "validation_folds": 1}  # five times two
 COHORT_ROWS = 30_000
 # Each part of the defaults is taken away, then given back alone. An ensemble is no default: added.
 WITHOUT_TREES, ONE_MEMBER = "blend.boosting=false", "model.members=1"
+WITHOUT_ENCODER = "encoder.mode=none"
 LINEAR, WITHOUT_FEATURES = "model.numeric=linear", "data.strings.*.features=[]"
 ABLATIONS = {
     "network, vectors alone": (WITHOUT_TREES, ONE_MEMBER, LINEAR, WITHOUT_FEATURES),
@@ -43,7 +44,7 @@ ABLATIONS = {
     "and members": (WITHOUT_TREES, "model.members=8", LINEAR, WITHOUT_FEATURES),
     "and boosting": (ONE_MEMBER, LINEAR, WITHOUT_FEATURES),
     "all but boosting": (WITHOUT_TREES,),
-    "no language model": ("encoder.mode=none",),
+    "no language model": (WITHOUT_ENCODER,),
 }
 
 
