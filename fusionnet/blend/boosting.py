@@ -96,19 +96,19 @@ def grown(
     if len(np.unique(label)) == 1:
         return _constant(task, float(label[0]))
     left_out = _left_out(config, rows)
-    together = max(1, min(num_threads, len(left_out), MOST_BYTES // max(1, rows.x.nbytes)))
-    parameters = _parameters(config, task, seed, num_threads // together)
+    at_once = max(1, min(num_threads, len(left_out), MOST_BYTES // max(1, rows.x.nbytes)))
+    parameters = _parameters(config, task, seed, num_threads // at_once)
     kinds = _kinds(parameters, use, rows.x.shape[1])
     if not left_out:
         judge = validation if len(validation.label) else rows
         sizes = [_grown(config, task, kinds[0], leaves, rows, judge) for leaves in config.leaves]
         return forest_of(_best(sizes).booster, task.num_classes)
-    by_kind = _grown_by_parts(config, task, kinds, rows, left_out, together)
+    by_kind = _grown_by_parts(config, task, kinds, rows, left_out, at_once)
     shares = _shares(task, by_kind, [rows.take(part) for part in left_out])
     chosen = [number for number, share in enumerate(shares) if share > 0]
-    forests = _together(
+    forests = _in_threads(
         (partial(_of_all, task, kinds[number], rows, by_kind[number]) for number in chosen),
-        together,
+        at_once,
     )
     return joined(forests, [shares[number] for number in chosen])
 
@@ -182,7 +182,7 @@ def _grown_by_parts(
     kinds: Sequence[_Kind],
     rows: TrainRows,
     left_out: Sequence[Bool[np.ndarray, " n"]],
-    together: int,
+    at_once: int,
 ) -> list[list[_Grown]]:
     """Return by kind a model for each part left out, of the size that is best for the first."""
 
@@ -192,15 +192,15 @@ def _grown_by_parts(
     first, *others = left_out
     num_sizes, num_others = len(config.leaves), len(others)
     tried = [partial(model, kind, leaves, first) for kind in kinds for leaves in config.leaves]
-    sizes = _together(tried, together)
+    sizes = _in_threads(tried, at_once)
     best = [_best(sizes[k * num_sizes : (k + 1) * num_sizes]) for k in range(len(kinds))]
-    rest = _together(
+    rest = _in_threads(
         (
             partial(model, kind, own.leaves, part)
             for kind, own in zip(kinds, best, strict=True)
             for part in others
         ),
-        together,
+        at_once,
     )
     return [[own, *rest[k * num_others : (k + 1) * num_others]] for k, own in enumerate(best)]
 
@@ -210,7 +210,7 @@ def _best(sizes: Sequence[_Grown]) -> _Grown:
     return min(sizes, key=lambda grown: grown.error)
 
 
-def _together(calls: Iterable[Callable[[], _T]], number: int) -> list[_T]:
+def _in_threads(calls: Iterable[Callable[[], _T]], number: int) -> list[_T]:
     """Return what the calls return, so many of which run at the same time."""
     run = joblib.Parallel(n_jobs=number, backend="threading", batch_size=1)
     found: list[_T] = run(joblib.delayed(call)() for call in calls)

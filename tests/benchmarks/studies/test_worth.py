@@ -31,6 +31,13 @@ def test_an_error_is_compared_on_its_own_seeds() -> None:
     assert shares["a"] == pytest.approx(1.0)
 
 
+def test_a_model_that_reads_no_vectors_names_no_encoder() -> None:
+    models = {name: {"0": cell(1.0)} for name in ("ours", "a", "no language model", "and members")}
+    (_, table) = worth.report({"cells": {"egc": models}}).blocks
+    named = {row["name"]: row["encoder"] for row in table.rows}
+    assert named == {"ours": "tiny", "a": "-", "no language model": "-", "and members": "tiny"}
+
+
 def test_cells_of_another_process_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "worth.json"
 

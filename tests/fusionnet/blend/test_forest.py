@@ -156,7 +156,7 @@ def test_the_same_rows_and_seed_grow_the_same_trees() -> None:
 def test_threads_change_no_tree(
     kind: str, most_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = train_rows(kind, 4)
+    rows = train_rows(kind, 4, np.random.default_rng(0))
     config = BlendConfig(parts=4, most_trees=30, leaves=(4, 8))
     use = ColumnUse(3, [np.array([0, 1, 2]), np.array([0, 3, 4])])
     task = task_of(kind)
