@@ -23,6 +23,7 @@ from embedcache.errors import ConfigError
 from embedcache.schema import Config, also_called, merged, parse_config
 from embedcache.values import expanded_path
 from fusionnet.config.blend import BlendConfig
+from fusionnet.config.intervals import IntervalConfig
 from fusionnet.config.model import ModelSection
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
@@ -49,6 +50,7 @@ class Experiment(Config):
     optim: OptimConfig = OptimConfig()
     train: TrainSection = TrainSection()
     blend: BlendConfig = BlendConfig()
+    intervals: IntervalConfig = IntervalConfig()
     run: RunConfig = RunConfig()
     reward: RewardConfig = RewardConfig()
 
@@ -105,6 +107,21 @@ class Experiment(Config):
             )
         if self.split.strategy == "group" and self.data.group is None:
             raise ValueError("split.strategy 'group' needs data.group")
+        return self
+
+    @model_validator(mode="after")
+    def _intervals_fit(self) -> "Experiment":
+        strings = [column.name for column in self.data.strings]
+        columns = [*strings, *(column.column for column in self.data.categories)]
+        if self.intervals.by is not None and self.intervals.by not in columns:
+            raise ValueError(
+                f"intervals.by names '{self.intervals.by:.80}', which is neither a string column's"
+                f" name nor a category's column: {', '.join(columns) or 'there are none'}"
+            )
+        if self.intervals.unit == "group" and self.data.group is None:
+            raise ValueError("intervals.unit 'group' needs data.group")
+        if self.intervals.unit == "string" and not strings:
+            raise ValueError("intervals.unit 'string' needs a column in data.strings")
         return self
 
     @model_validator(mode="after")

@@ -53,18 +53,20 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "rows": {"config"},
         "model": {"config", "kernels", "rows"},
         "blend": {"config", "model", "rows"},
+        "intervals": {"config"},
         "recipe": {"config", "model"},
         "assemble": {"recipe", "model"},
         "train": {"config", "experiment", "metrics", "recipe", "assemble", "model", "rows"}
         | {"runfolder", "launchers", "stopping", "yamlfile"},
         "pretrain": {"config", "stopping", "train"},
         "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"}
-        | {"runfolder", "blend"},
-        "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"},
+        | {"runfolder", "blend", "intervals"},
+        "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"}
+        | {"intervals"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
-        | {"runfolder", "yamlfile", "blend", "model", "rows"},
+        | {"runfolder", "yamlfile", "blend", "model", "rows", "intervals"},
         "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"}
-        | {"blend"},
+        | {"blend", "intervals"},
         "commands": {"experiment", "workflow", "pretrain", "trained", "runfolder", "stopping"},
     },
 }

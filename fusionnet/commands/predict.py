@@ -2,6 +2,7 @@
 
 Input columns are kept, predictions added as predicted_<column>, and what is to be known of each:
 known (training saw its strings and categories), outside (of the train rows' range), reason.
+Intervals and uncertainties on request.
 """
 
 import argparse
@@ -20,7 +21,6 @@ def main() -> None:
     find_checkpoint(arguments.run, arguments.checkpoint)
     check_file(arguments.output, arguments.input, tables_of(arguments.run))
     with importing():
-        from fusionnet.trained.named import prediction_names
         from fusionnet.trained.reward import RewardModel
         from fusionnet.workflow.predicting import write_scores
 
@@ -28,15 +28,15 @@ def main() -> None:
     model = RewardModel.load(
         arguments.run, arguments.device, arguments.checkpoint, arguments.precision
     )
-    added = prediction_names(model.run.tasks) + ["reward"] * arguments.reward
     written = write_scores(
         model,
         arguments.input,
         arguments.output,
-        added,
         arguments.reward,
         arguments.on_invalid,
         dict(arguments.csv),
+        arguments.coverage,
+        arguments.uncertainty,
     )
     seconds = time.perf_counter() - started
     means = ", ".join(f"{visible(name)} {mean:.4g}" for name, mean in written.means.items())
@@ -86,6 +86,23 @@ def parse_arguments() -> argparse.Namespace:
         "--reward",
         action="store_true",
         help="add the column reward (the run's config says what it is)",
+    )
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        metavar="SHARE",
+        help=(
+            "add lower_<column> and upper_<column> of each number, between which this share of"
+            " labels lies, e.g. 0.9"
+        ),
+    )
+    parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help=(
+            "add standard deviations: aleatoric_<column>, learnt noise (loss: beta_nll), and"
+            " epistemic_<column>, of an ensemble (model.members)"
+        ),
     )
     parser.add_argument(
         "--on-invalid",

@@ -10,9 +10,9 @@ from embedcache.config.targets import TargetColumn
 from embedcache.schema import Config
 from embedcache.values import Share, Spelled, Spread, Weight, Width
 
-LossName = Literal["smooth_l1", "mse", "bce", "focal", "cross_entropy", "ordered_logit"]
+LossName = Literal["smooth_l1", "mse", "beta_nll", "bce", "focal", "cross_entropy", "ordered_logit"]
 _LOSSES_OF: dict[str, tuple[LossName, ...]] = {
-    "regression": ("smooth_l1", "mse"),
+    "regression": ("smooth_l1", "mse", "beta_nll"),
     "binary": ("focal", "bce"),
     "multiclass": ("cross_entropy",),
     "ordinal": ("ordered_logit", "cross_entropy"),
@@ -42,7 +42,7 @@ class Task(TargetColumn):
         description=(
             "unset: smooth_l1 for regression, focal for binary, cross_entropy for multiclass,"
             " ordered_logit for ordinal: K - 1 cumulative logits, whose order is kept (McCullagh"
-            " 1980)"
+            " 1980). beta_nll learns the noise of each row beside its number (Seitzer et al. 2022)"
         ),
     )
     weight: Weight = Field(
@@ -60,6 +60,13 @@ class Task(TargetColumn):
         description=(
             "smooth_l1: where the quadratic part ends, in the unit of the target as it is learnt"
             " (decades where transform is log10)"
+        ),
+    )
+    nll_beta: Share = Field(
+        default=0.5,
+        description=(
+            "beta_nll: exponent of the variance that a row's loss is multiplied by; 0 is the"
+            " likelihood, by which noisy rows teach little, with 1 numbers are learnt as by mse"
         ),
     )
     gamma: float = Field(default=2.0, ge=0, le=100, description="focal: exponent of 1 - p_t")
@@ -148,7 +155,12 @@ class Task(TargetColumn):
 
     @property
     def num_outputs(self) -> int:
-        """How many numbers the task's head puts out: a logit for each class or threshold."""
+        """How many numbers the task's head puts out.
+
+        A logit for each class or threshold; of a number with its noise the number first.
+        """
+        if self.has_noise:
+            return 2
         return self.num_classes - 1 if self.loss_name == "ordered_logit" else self.num_classes
 
     @property
@@ -157,6 +169,11 @@ class Task(TargetColumn):
         if self.loss_name == "focal":
             return self.reduction == "row"
         return self.kind != "regression"
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether the network says of each row how noisy its label is (aleatoric uncertainty)."""
+        return self.loss_name == "beta_nll"
 
     @property
     def loss_name(self) -> LossName:

@@ -93,12 +93,19 @@ class FusionModel:
         self._model = RewardModel.load(experiment.run.dir, self.device)
         return self
 
-    def predict(self, frame: Any, on_invalid: OnInvalid | None = None) -> Any:
+    def predict(
+        self,
+        frame: Any,
+        on_invalid: OnInvalid | None = None,
+        coverage: float | None = None,
+        uncertainty: bool = False,
+    ) -> Any:
         """Return predictions of a frame's rows as a frame of its own kind, in the targets' units.
 
-        See `RewardModel.predict`: `predicted_<column>`, `known`, `outside`, `reason`.
+        See `RewardModel.predict`: `predicted_<column>`, intervals and uncertainties where they are
+        asked for, `known`, `outside`, `reason`.
         """
-        return self.model.predict(frame, on_invalid)
+        return self.model.predict(frame, on_invalid, coverage, uncertainty)
 
     def predict_proba(self, frame: Any) -> Any:
         """Return the probability of each class of each row, as a frame of the frame's own kind.

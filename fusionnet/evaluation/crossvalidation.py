@@ -31,15 +31,15 @@ class FoldResult:
     metrics: MetricsOf
     baselines: Mapping[str, MetricsOf]  # by name; empty if not asked for
 
-    def line(self, tasks: Sequence[Task], num_folds: int) -> str:
-        """Return the fold in words, with the main metrics of the tasks."""
+    def line(self, tasks: Sequence[Task], place: int, num_folds: int) -> str:
+        """Return the fold in words, with the main metrics of the tasks; places count from 1."""
         main = [
             f"{task.column} {metric} {number(self.metrics[task.column][metric])}"
             for task, metric in main_metrics(tasks)
         ]
         return (
-            f"rotation {self.rotation} of {num_folds} folds: {self.num_train:,} train rows, best"
-            f" epoch {self.epoch}, {self.num_test:,} test rows: {', '.join(main)}"
+            f"fold {place} of {num_folds} (rotation {self.rotation}): {self.num_train:,} train"
+            f" rows, best epoch {self.epoch}, {self.num_test:,} test rows: {', '.join(main)}"
         )
 
 

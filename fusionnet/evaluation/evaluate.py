@@ -21,6 +21,7 @@ from embedcache.config.split import SPLITS
 from embedcache.errors import RunError
 from embedcache.text import visible
 from fusionnet.config.tasks import Task
+from fusionnet.evaluation.coverage import LEVEL, Coverage, Grouping, coverage_of
 from fusionnet.evaluation.oracle import oracle_metrics, read_oracle
 from fusionnet.evaluation.rows import WHOLE, RunRows, rows_of_cache
 from fusionnet.metrics import Metrics, macro_metrics, reaches, task_metrics
@@ -28,6 +29,7 @@ from fusionnet.model.forward import forward_rows, refuse_non_finite
 from fusionnet.rows.tensors import row_table
 from fusionnet.trained.blended import Found, found_of, tree_tables
 from fusionnet.trained.run import TrainedRun
+from fusionnet.trained.uncertain import find_intervals, interval_bounds
 from fusionnet.trained.vectors import vectors_of_all_strings
 
 NETWORK_ALONE, TREES_ALONE = "its network alone", "its boosting alone"
@@ -53,6 +55,7 @@ class Evaluation:
     scores: Float[np.ndarray, "N P"]  # as metrics read them
     parts: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # of a blend, each alone
     remark: str = ""  # what a reader must know of the rows
+    intervals: dict[str, Coverage] = field(default_factory=dict)  # by target column
 
     def to_json(self, run: TrainedRun) -> dict[str, Any]:
         """Return what metrics.json holds.
@@ -65,6 +68,10 @@ class Evaluation:
             content["macro"] = macro
         if self.parts:
             content["parts"] = self.parts
+        if self.intervals:
+            content["intervals"] = {
+                column: each.model_dump(mode="json") for column, each in self.intervals.items()
+            }
         if self.baselines:
             content["baselines"] = self.baselines
             content["baselines_remark"] = self.baselines_remark
@@ -176,6 +183,7 @@ def evaluate_rows(
         targets=targets,
         predictions=predicted.in_units,
         scores=scores,
+        intervals=_coverage(run, layout, arrays, predicted.bounds),
         parts={
             name: task_metrics(run.tasks, targets, alone) for name, alone in predicted.alone.items()
         },
@@ -188,6 +196,7 @@ class _Predicted(NamedTuple):
     in_units: Float[np.ndarray, "n P"]
     scores: Float[np.ndarray, "n P"]
     alone: dict[str, Float[np.ndarray, "n P"]]  # scores by what is alone
+    bounds: dict[str, Float[np.ndarray, "n 2"]]  # of intervals at LEVEL, by target column
 
 
 def _predicted(
@@ -202,11 +211,34 @@ def _predicted(
     in_units = found.in_units(run)
     where, columns = f"the {split} rows of {given.where}", run.scaling.columns
     refuse_non_finite(in_units, run.tasks, rows.numeric, columns, rows.row, where)
+    intervals, bounds = find_intervals(run), {}
+    if intervals is not None:
+        bounds = interval_bounds(run, intervals, LEVEL, outputs, in_units, rows.inputs, given.texts)
     return _Predicted(
         _numpy(in_units),
         _numpy(found.in_units(run, "score")),
         {name: _numpy(alone) for name, alone in _alone(run, found).items()},
+        {column: _numpy(each) for column, each in bounds.items()},
     )
+
+
+def _coverage(
+    run: TrainedRun,
+    layout: Layout,
+    arrays: "_Arrays",
+    bounds: Mapping[str, Float[np.ndarray, "N 2"]],
+) -> dict[str, Coverage]:
+    """Return what intervals hold, and of which group and value of `report_by` the least."""
+    intervals = find_intervals(run)
+    if intervals is None:
+        return {}
+    groupings = [
+        Grouping(column, arrays.facets[:, number], values)
+        for number, (column, values) in enumerate(layout.facets)
+    ]
+    if layout.groups and run.data.group not in [each.column for each in groupings]:
+        groupings.insert(0, Grouping(str(run.data.group), arrays.group, layout.groups))
+    return coverage_of(run.tasks, intervals, bounds, arrays.targets, groupings, arrays.best)
 
 
 def _alone(run: TrainedRun, found: Found) -> dict[str, Float[Tensor, "n P"]]:

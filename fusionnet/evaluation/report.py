@@ -54,6 +54,7 @@ def write_report(
             for metrics in dict.fromkeys(task.metrics for task in run.tasks if task.kind == kind)
         ],
         beside=beside_rows(run, evaluation),
+        **_intervals(run, evaluation),
         plots=[(plot.title, plot.remark, base64.b64encode(plot.png).decode()) for plot in plots],
         main=[(task, metric, title(metric), unit_of(task, metric)) for task, metric in main],
         groups=[_group_table(run, evaluation, column) for column in evaluation.by],
@@ -71,9 +72,13 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(number=number, titled=title)
+    environment.filters.update(number=number, titled=title, percent=_percent)
     file = resources.files("fusionnet.evaluation").joinpath("report.html.j2")
     return environment.from_string(file.read_text(encoding="utf-8"))
+
+
+def _percent(value: float | None) -> str:
+    return number(value) if value is None else f"{100 * value:.1f} %"
 
 
 def _visible_lines(value: object) -> object:
@@ -168,6 +173,18 @@ def _target_table(
                 }
             )
     return {"kind": kind, "metrics": metrics, "lines": lines}
+
+
+def _intervals(run: TrainedRun, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the columns by which the coverage of intervals is shown, and what their unit is."""
+    found = list(evaluation.intervals.values())
+    columns = dict.fromkeys(worst.column for each in found for worst in each.worst)
+    unit = found[0].unit if found else "row"
+    return {
+        "interval_columns": list(columns),
+        "interval_unit": unit,
+        "interval_is_of_strings": unit in [spec.name for spec in run.layout.strings],
+    }
 
 
 def _group_table(run: TrainedRun, evaluation: Evaluation, column: str) -> dict[str, Any]:

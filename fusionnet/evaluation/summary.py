@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from embedcache.text import number, text_table, visible
+from fusionnet.evaluation.coverage import Coverage
 from fusionnet.evaluation.evaluate import Breakdown, Evaluation
 from fusionnet.metrics import Metrics, main_metrics, spread_metric
 from fusionnet.trained.run import TrainedRun
@@ -23,6 +24,7 @@ def summary(run: TrainedRun, evaluation: Evaluation, records: Sequence[dict[str,
         *_heading(run, evaluation, records),
         *text_table(_metric_rows(run, evaluation), num_left=2),
         *_beside(run, evaluation),
+        *(coverage_in_words(column, each) for column, each in evaluation.intervals.items()),
     ]
     lines += [_spread(run, column, table) for column, table in evaluation.by.items()]
     return "\n".join(visible(part) for line in lines for part in line.split("\n"))
@@ -127,6 +129,21 @@ def _beside(run: TrainedRun, evaluation: Evaluation) -> list[str]:
     table = text_table([("beside baselines", *heads), *rows])
     remark = [evaluation.baselines_remark] if evaluation.baselines_remark else []
     return ["", *table, *remark, ""]
+
+
+def coverage_in_words(column: str, found: Coverage) -> str:
+    """Return what the intervals of a target promise and hold, in a line."""
+    if found.covered is None:
+        return f"{column}: no row with a label for its intervals"
+    text = f"{found.promised:.0%} intervals of {column} hold {found.covered:.1%} of its labels"
+    for worst in found.worst:
+        text += f", {worst.covered:.1%} in the worst {worst.column} ({worst.value})"
+    if found.mean_width is None:
+        return f"{text}; some have no end"
+    text += f"; mean width {number(found.mean_width)}"
+    if found.oracle_width is not None:
+        text += f", {number(found.oracle_width)} around noise-free outcomes"
+    return f"{text}; guaranteed for a new {found.unit}: {found.guaranteed:.0%}"
 
 
 def _spread(run: TrainedRun, column: str, table: Breakdown) -> str:

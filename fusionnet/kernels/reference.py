@@ -25,10 +25,19 @@ class TaskTerm(NamedTuple):
     L is in standardised units of the target.
     """
 
-    loss: Literal["smooth_l1", "mse", "focal", "batch_focal", "cross_entropy", "ordered_logit"]
+    loss: Literal[
+        "smooth_l1",
+        "mse",
+        "beta_nll",
+        "focal",
+        "batch_focal",
+        "cross_entropy",
+        "ordered_logit",
+    ]
     mean: float = 0.0
     std: float = 1.0
     beta: float = 1.0  # smooth_l1, in standardised units
+    nll_beta: float = 0.5
     gamma: float = 0.0  # focal; 0 is cross-entropy
     pos_weight: float = 1.0
     factor: float = 1.0
@@ -38,6 +47,8 @@ class TaskTerm(NamedTuple):
     @property
     def num_outputs(self) -> int:
         """How many columns of the outputs are the task's."""
+        if self.loss == "beta_nll":
+            return 2
         num_classes = len(self.class_weights)
         return num_classes - (self.loss == "ordered_logit") if num_classes else 1
 
@@ -170,6 +181,9 @@ def multitask_loss(
     present = denominators > 0
     means = sums / torch.where(present, denominators, 1.0).to(dtype)
     s = log_variance.to(dtype).clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+    if any(term.loss == "beta_nll" for term in terms):  # which has a variance for each row
+        learnt = tuple(0.0 if term.loss == "beta_nll" else 1.0 for term in terms)
+        s = s * constants(learnt, means.device, dtype)
     factor = constants(tuple(term.factor for term in terms), means.device, dtype)
     regulariser = constants(tuple(term.regulariser for term in terms), means.device, dtype)
     weighted = factor * (-s).exp() * means
@@ -197,6 +211,8 @@ def _task_sum(
     """
     if term.class_weights:
         return (weight * class_losses(term, outputs, target)).sum()
+    if term.loss == "beta_nll":
+        return (weight * beta_nll(outputs, target, term.nll_beta)).sum()
     output = outputs.squeeze(1)
     match term.loss:
         case "smooth_l1":
@@ -210,6 +226,28 @@ def _task_sum(
             return batch_focal(output, target, weight, term.gamma, term.pos_weight)
         case "cross_entropy" | "ordered_logit":
             raise AssertionError("a loss of several classes needs their weights")
+
+
+def beta_nll(
+    outputs: Float[Tensor, "B 2"], target: Float[Tensor, " B"], beta: float
+) -> Float[Tensor, " B"]:
+    """Return per row sigma^(2 beta) times the Gaussian negative log-likelihood, less its constant.
+
+    The factor has no gradient (Seitzer et al. 2022, equation 5). The outputs are the mean and what
+    `log_noise_variance` reads.
+    """
+    log_variance = log_noise_variance(outputs[:, 1])
+    squares = (target - outputs[:, 0]).square() * (-log_variance).exp()
+    factor = (beta * log_variance.detach()).exp()
+    return factor * (squares + log_variance) / 2
+
+
+def log_noise_variance(output: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """Return log sigma^2 of an output, in standardised units of the target.
+
+    It has the limits of the tasks' log-variances, and a slope everywhere.
+    """
+    return LOG_VARIANCE_LIMIT * (output / LOG_VARIANCE_LIMIT).tanh()
 
 
 def class_losses(

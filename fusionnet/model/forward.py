@@ -120,25 +120,11 @@ def to_units(
     Of several members they are the means of theirs: of numbers, and of probabilities or scores.
     See `_in_units`, and `prediction_columns` for the P columns.
     """
-    members = _predictions_of_members(outputs, tasks, scaling, binary_unit)
+    members = predictions_of_members(outputs, tasks, scaling, binary_unit)
     return members[0] if len(members) == 1 else torch.stack(members).mean(0)
 
 
-def spread_in_units(
-    outputs: Float[Tensor, "N kO"],
-    tasks: Sequence[Task],
-    scaling: Scaling,
-    binary_unit: BinaryUnit = "probability",
-) -> Float[Tensor, "N P"]:
-    """Return how far members are apart: the standard deviation of their predictions, in units.
-
-    Over k, not k - 1; 0 of a single one.
-    """
-    members = _predictions_of_members(outputs, tasks, scaling, binary_unit)
-    return torch.stack(members).std(0, correction=0)
-
-
-def _predictions_of_members(
+def predictions_of_members(
     outputs: Float[Tensor, "N kO"],
     tasks: Sequence[Task],
     scaling: Scaling,

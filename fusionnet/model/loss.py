@@ -17,6 +17,9 @@ Focal loss. Per row (Lin et al. 2017): (1 - p_t)^gamma times cross-entropy, p_t 
 logit, class weight outside. The specification computes the focal weight once from the mean of the
 weighted cross-entropy; that form, which depends on the micro-batch, is `reduction: batch`.
 
+Noise. `beta_nll` learns a variance for each row (`kernels.reference.beta_nll`), in standardised
+units, and needs no further one for the task: its s is 0.
+
 Several classes. The loss is the cross-entropy of the label's class, times the class's weight;
 ordinal classes have cumulative logits in order (`kernels.reference.log_probabilities`).
 
@@ -63,6 +66,8 @@ class MultiTaskLoss(nn.Module):
             for task, (mean, std) in zip(tasks, statistics, strict=True)
         )
 
+        # what is least at the right noise, whatever training multiplies it by
+        self._judging = tuple(term._replace(nll_beta=0.0) for term in self._terms)
         self._num_outputs = sum(term.num_outputs for term in self._terms)
         self._is_of_rows = all(term.loss != "batch_focal" for term in self._terms)
 
@@ -82,8 +87,30 @@ class MultiTaskLoss(nn.Module):
         L_t + s_t) in the specification's form. A task without labels in the step adds nothing and
         does not move its s.
         """
+        return self._parts(self._terms, outputs, targets, weight, denominators, share)
+
+    @torch.no_grad()
+    def judged(
+        self,
+        outputs: Float[Tensor, "B kO"],
+        targets: Float[Tensor, "B T"],
+        weight: Float[Tensor, " B"],
+        denominators: Float[Tensor, " T"],
+    ) -> LossParts:
+        """Return the loss of all rows of a split as they are judged: noise by its likelihood."""
+        return self._parts(self._judging, outputs, targets, weight, denominators, 1.0)
+
+    def _parts(
+        self,
+        terms: Sequence[TaskTerm],
+        outputs: Float[Tensor, "B kO"],
+        targets: Float[Tensor, "B T"],
+        weight: Float[Tensor, " B"],
+        denominators: Float[Tensor, " T"],
+        share: float,
+    ) -> LossParts:
         s = torch.zeros_like(self.log_variance) if self.uncertainty == "none" else self.log_variance
-        constants = (denominators, s, self._terms)
+        constants = (denominators, s, terms)
         if outputs.shape[1] == self._num_outputs:
             total, sums = multitask_loss(outputs, targets, weight, *constants, share)
             return LossParts(total, sums.detach())
@@ -102,7 +129,8 @@ class MultiTaskLoss(nn.Module):
 def _term(task: Task, mean: float, std: float, scaling: Scaling, config: LossConfig) -> TaskTerm:
     """Return one task's constants.
 
-    With uncertainty none, s is held at 0, where exp(-s) L is L and nothing regularises.
+    With uncertainty none, s is held at 0, where exp(-s) L is L and nothing regularises; so it is
+    for a task with noise, whose loss has each row's own variance instead.
     """
     name: LossName | Literal["batch_focal"] = task.loss_name
     gamma = task.gamma
@@ -111,17 +139,18 @@ def _term(task: Task, mean: float, std: float, scaling: Scaling, config: LossCon
     elif name == "bce":
         name, gamma = "focal", 0.0
     kendall = config.uncertainty == "kendall"
-    half = 0.5 if kendall and task.kind == "regression" else 1.0
+    half = 0.5 if kendall and task.kind == "regression" and not task.has_noise else 1.0
     regulariser = {"specification": 1.0, "kendall": 0.5, "none": 0.0}[config.uncertainty]
     return TaskTerm(
         loss=name,
         mean=mean,
         std=std,
         beta=task.beta / std,
+        nll_beta=task.nll_beta,
         gamma=gamma,
         pos_weight=class_weight(task, scaling.positive_rate.get(task.name)),
         factor=half * task.weight,
-        regulariser=regulariser * task.weight,
+        regulariser=0.0 if task.has_noise else regulariser * task.weight,
         class_weights=class_weights(task, scaling),
     )
 

@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "run.",
     "reward.",
     "blend.",
+    "intervals.",
     "cache.",
     "data.path",
     "encoder.source",

@@ -58,8 +58,7 @@ def validate(trainer: Trainer, tables: StringTables) -> Validated | None:
     if world.is_main:
         outputs, targets, weight = everyone.split([num_outputs, num_tasks, 1], dim=1)
         denominators = (weight * targets.isfinite()).sum(0)  # [T]
-        with torch.no_grad():
-            loss = trainer.model.loss(outputs, targets, weight.squeeze(1), denominators, 1.0)
+        loss = trainer.model.loss.judged(outputs, targets, weight.squeeze(1), denominators)
         scaling = trainer.cache.scaling
         predictions = to_units(outputs, recipe.tasks, scaling, "score")
         raw = scaling.in_units(targets.cpu().double()).numpy()
@@ -77,12 +76,17 @@ def mean_log_loss(
 ) -> float | None:
     """Return the mean of log L_t, by the tasks' weights: the multi-task loss at the log-variances
     that fit these rows best, min_s exp(-s) L + s = 1 + log L. None where no weight is positive.
+
+    Of a task with noise, whose loss is half of log sigma^2 + r^2 / sigma^2, it is that sum less 1:
+    the logarithm of the mean square where the noise is one number that fits.
     """
     weight = sums.new_tensor([task.weight for task in tasks]) * (denominators > 0)
     if not weight.sum() > 0:
         return None
-    mean = (sums / denominators.clamp_min(torch.finfo(sums.dtype).tiny)).clamp_min(LEAST_LOSS)
-    return float((weight * mean.log()).sum() / weight.sum())
+    mean = sums / denominators.clamp_min(torch.finfo(sums.dtype).tiny)
+    has_noise = torch.tensor([task.has_noise for task in tasks], device=sums.device)
+    log = torch.where(has_noise, 2 * mean - 1, mean.clamp_min(LEAST_LOSS).log())
+    return float((weight * log).sum() / weight.sum())
 
 
 def string_tables(trainer: Trainer) -> StringTables:

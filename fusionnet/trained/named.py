@@ -44,19 +44,6 @@ def prediction_frame(
     return pl.DataFrame(columns)
 
 
-def spread_frame(tasks: Sequence[Task], spreads: Float[np.ndarray, "B P"]) -> pl.DataFrame:
-    """Return how far an ensemble's members are apart: `spread_<column>`, in the target's unit.
-
-    Of several classes `spread_<column>_<class>`, that of the probability of each.
-    """
-    columns = {}
-    for task, own in zip(tasks, prediction_columns(tasks), strict=True):
-        labels = [f"_{label}" for label in task.classes or ()] if task.has_codes else [""]
-        for place, label in zip(range(own.start, own.stop), labels, strict=True):
-            columns[f"spread_{task.column}{label}"] = pl.Series(spreads[:, place])
-    return pl.DataFrame(columns)
-
-
 def labels_in_words(task: Task, labels: Float[np.ndarray, " B"]) -> pl.Series:
     """Return labels as the table has them: numbers, or the classes' names; null where NaN."""
     if not task.has_codes:

@@ -16,7 +16,7 @@ A threshold has no gradient; there it is a sigmoid of the penalty's `width`, in 
 task.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,13 +33,24 @@ from embedcache.table.table import Table
 from fusionnet.config.reward import BinaryUnit, RewardPenalty, RewardTerm
 from fusionnet.config.tasks import prediction_columns
 from fusionnet.model.evaluator import RowEvaluator
-from fusionnet.model.forward import prediction_bar, refuse_non_finite, spread_in_units
+from fusionnet.model.forward import prediction_bar, refuse_non_finite
 from fusionnet.rows.tensors import RowInputs, joined
 from fusionnet.trained.blended import Found, found_of, tree_tables
 from fusionnet.trained.folder import Moment
 from fusionnet.trained.frames import FrameBlock, frame_blocks, is_pandas, open_frame
-from fusionnet.trained.named import prediction_frame, spread_frame
+from fusionnet.trained.named import prediction_frame, prediction_names
 from fusionnet.trained.run import Precision, TrainedRun, load_run
+from fusionnet.trained.uncertain import (
+    Columns,
+    check_uncertain,
+    interval_bounds,
+    interval_columns,
+    interval_names,
+    level_of,
+    load_intervals,
+    uncertainty_columns,
+    uncertainty_names,
+)
 from fusionnet.trained.vectors import vectors_of_all_strings
 
 BATCH_ROWS = 8192
@@ -74,23 +85,35 @@ class RewardModel:
         """Return the reward model of a run folder; see `load_run` for `precision`."""
         return cls(load_run(folder, moment, device, precision))
 
-    def predict(self, frame: Any, on_invalid: OnInvalid | None = None, spread: bool = False) -> Any:
+    def predict(
+        self,
+        frame: Any,
+        on_invalid: OnInvalid | None = None,
+        coverage: float | None = None,
+        uncertainty: bool = False,
+    ) -> Any:
         """Return predictions in raw units, and what is to be known of each.
 
         One column `predicted_<column>` per task (binary tasks have probabilities, see
         `fusionnet.model.probability`; of several classes the class, then the probability of each,
         `probability_<column>_<class>`), then `known`: training saw the row's strings and
         categories; `outside`: a number of it lies outside of the train rows'; `reason`: in words
-        why it is not known, is outside, or cannot be used. With `spread`, of an ensemble
-        (`model.members`): also `spread_<column>`, how far its networks are apart (standard
-        deviation, in the column's unit; of several classes `spread_<column>_<class>`).
+        why it is not known, is outside, or cannot be used. With `coverage` 0.9, of each number also
+        `lower_<column>` and `upper_<column>`, between which nine of ten labels of new units are
+        (`intervals` in the config says of what units). With `uncertainty` also
+        `aleatoric_<column>`, the learnt noise of a label (`loss: beta_nll`), and
+        `epistemic_<column>`, how far an ensemble's networks are apart (`model.members`; of several
+        classes `epistemic_<column>_<class>`): standard deviations, in the column's unit.
 
         `frame` is a polars or pandas frame, or a path, with the columns that the run's config
         names, in their units; a pandas frame comes back as one, with its index. Raises TableError
         with all violations; with `on_invalid` "skip" (unset: as the run's config says) rows that
-        break a rule have null instead.
+        break a rule have null instead. Raises ConfigError for a coverage that is none, or an
+        uncertainty that the run has not learnt, RunError where it has no intervals.
         """
-        batches = self.batches(frame, on_invalid=on_invalid, spread=spread)
+        batches = self.batches(
+            frame, on_invalid=on_invalid, coverage=coverage, uncertainty=uncertainty
+        )
         return _as_given(frame, pl.concat(batches))
 
     def reward(self, frame: Any) -> Float[Tensor, " B"]:
@@ -116,29 +139,33 @@ class RewardModel:
         keep: pl.LazyFrame | None = None,
         progress: bool = False,
         on_invalid: OnInvalid | None = None,
-        spread: bool = False,
+        coverage: float | None = None,
+        uncertainty: bool = False,
     ) -> Iterator[pl.DataFrame]:
-        """Yield predictions batch by batch in the frame's order, rewards and spreads where asked.
+        """Yield predictions batch by batch in the frame's order, and what is asked for beside them.
 
         They stand beside the same rows of `keep`. The whole frame is checked before the first
         batch; one without rows has one batch without rows.
         """
         if reward:
             self.check_reward()
-        if spread and self.run.recipe.model.members == 1:
-            raise ConfigError(
-                f"{self.run.folder} has one member, so there is no spread of members; train with"
-                " model.members=8"
-            )
+        if uncertainty:
+            check_uncertain(self.run)
+        bounds_of = None if coverage is None else self._bounds(coverage)
         table = open_frame(self.run, frame, on_invalid)
         with prediction_bar(table.num_rows, progress) as bar:
             for found in self._batches(table, "probability", keep, with_marks=True):
                 block = found.block
                 batch = self._named(found)
-                if spread:
-                    apart = spread_in_units(found.found.outputs, self.run.tasks, self.run.scaling)
-                    on_rows = block.spread(apart).cpu().numpy()
-                    batch = batch.hstack(spread_frame(self.run.tasks, on_rows))
+                beside: list[Columns] = []
+                if bounds_of is not None:
+                    beside.append(interval_columns(bounds_of(found, table)))
+                if uncertainty:
+                    outputs = found.found.outputs
+                    beside.append(uncertainty_columns(self.run, outputs, found.predictions))
+                for names, values in beside:
+                    on_rows = block.spread(values).cpu().numpy()
+                    batch = batch.hstack(pl.DataFrame(on_rows, schema=names))
                 if reward:
                     rewards = self.reward_of(self._as_rewarded(found.found))
                     on_rows = block.spread(rewards.unsqueeze(1)).squeeze(1).cpu().numpy()
@@ -149,6 +176,18 @@ class RewardModel:
                 batch = batch.hstack(block.marks)
                 yield batch if keep is None else block.kept.hstack(batch)
                 bar.update(len(batch))
+
+    def columns(
+        self, reward: bool = False, coverage: float | None = None, uncertainty: bool = False
+    ) -> list[str]:
+        """Return the columns of `batches` before `known`, in their order."""
+        names = prediction_names(self.run.tasks)
+        if coverage is not None:
+            own = load_intervals(self.run).tasks
+            names += interval_names(task.column for task in self.run.tasks if task.name in own)
+        if uncertainty:
+            names += uncertainty_names(self.run)
+        return names + ["reward"] * reward
 
     def inputs(self, frame: Any) -> tuple[list[Float[Tensor, "_ _"]], RowInputs]:
         """Return a frame's vectors, one matrix per string column, and its rows in raw units.
@@ -281,6 +320,19 @@ class RewardModel:
             f" and its value is not invented; trained are {', '.join(trained)}. Train on a table"
             " with these labels, or take the task out of reward in the run's config"
         )
+
+    def _bounds(
+        self, coverage: float
+    ) -> Callable[[_Batch, Table], dict[str, Float[Tensor, "U 2"]]]:
+        """Return what gives the bounds of a batch by target column."""
+        run, level, intervals = self.run, level_of(coverage), load_intervals(self.run)
+
+        def bounds_of(batch: _Batch, table: Table) -> dict[str, Float[Tensor, "U 2"]]:
+            texts = {name: strings.text for name, strings in table.strings.items()}
+            outputs, inputs = batch.found.outputs, batch.block.inputs
+            return interval_bounds(run, intervals, level, outputs, batch.predictions, inputs, texts)
+
+        return bounds_of
 
     def _as_rewarded(self, found: Found) -> Float[Tensor, "B P"]:
         """Return predictions in the units that the reward reads."""

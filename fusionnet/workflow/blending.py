@@ -18,8 +18,6 @@ from tqdm import tqdm
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
-from embedcache.split.plan import left_out_column
-from embedcache.split.scaffold import scaffold_groups
 from fusionnet.blend.blend import (
     Blend,
     TaskBlend,
@@ -41,6 +39,7 @@ from fusionnet.runfolder.listing import write_listed
 from fusionnet.trained.blended import features_behind
 from fusionnet.trained.run import TrainedRun, load_run
 from fusionnet.trained.vectors import vectors_of_all_strings
+from fusionnet.workflow.units import left_out_string, split_unit, unit_of_rows
 
 MOST_ROWS = 5_000_000  # of a table, all of which are read
 MOST_BYTES = 2 * 2**30  # of what trees read of train rows; more rows than that are drawn from
@@ -175,7 +174,7 @@ def _parts(
     together here too. `texts` are the distinct strings, by string column.
     """
     number = experiment.blend.parts
-    together = _together(experiment, block, rows, texts)
+    together = unit_of_rows(experiment, split_unit(experiment), block, rows, texts)
     number = min(number, len(np.unique(together)))
     part = np.zeros(len(rows), dtype=np.int64)
     if number < 2:
@@ -186,30 +185,6 @@ def _parts(
     return part
 
 
-def _together(
-    experiment: Experiment,
-    block: RowBlock,
-    rows: Int[np.ndarray, " n"],
-    texts: Sequence[Sequence[str]],
-) -> Int[np.ndarray, " n"]:
-    """Return for each row the number of what it must stay with."""
-    string = _left_out_string(experiment)
-    if string is not None:
-        number = block.string_id[rows, string].astype(np.int64)
-        is_scaffold = experiment.split.strategy == "scaffold"
-        return scaffold_groups(texts[string])[number] if is_scaffold else number
-    if experiment.data.group is not None:
-        return block.group[rows].astype(np.int64)
-    return np.arange(len(rows))
-
-
-def _left_out_string(experiment: Experiment) -> int | None:
-    """Return the number of the string column whose strings are left out of training; or None."""
-    kinds = {column.name: column.kind for column in experiment.data.strings}
-    name = left_out_column(kinds, experiment.split)
-    return None if name is None else list(kinds).index(name)
-
-
 def _selections(
     experiment: Experiment, run: TrainedRun, columns: TreeColumns
 ) -> list[Int[np.ndarray, " _"]]:
@@ -217,7 +192,7 @@ def _selections(
 
     What tells many strings that were seen apart may mislead about new ones.
     """
-    string = _left_out_string(experiment)
+    string = left_out_string(experiment)
     if string is None:
         return []
     return columns.selections(string, run.layout.strings[string].feature_sets)

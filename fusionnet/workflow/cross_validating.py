@@ -78,7 +78,8 @@ def cross_validate(
                 train_experiment(own, config_path, True, False, (bar,), shown, view)
             place.finish(_evaluated(place.fold(rotation), view, rotation, with_baselines))
             if verbose:
-                print(place.done[rotation].line(tasks, len(rotations)), flush=True)
+                number = rotations.index(rotation) + 1
+                print(place.done[rotation].line(tasks, number, len(rotations)), flush=True)
         done = tuple(place.done[rotation] for rotation in rotations)
         result = CrossValidation(folder, tasks, cache.layout.num_rows, done)
         _write_predictions(place, rotations, cache.layout.num_rows)

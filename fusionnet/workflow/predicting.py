@@ -38,24 +38,29 @@ def write_scores(
     model: RewardModel,
     path: Path,
     target: Path,
-    added: list[str],
     reward: bool,
     on_invalid: OnInvalid | None = None,
     csv: Mapping[str, str] = MappingProxyType({}),
+    coverage: float | None = None,
+    uncertainty: bool = False,
 ) -> Written:
-    """Write the columns of the table at `path` and the added ones, and count what was written.
+    """Write the columns of the table at `path` and predictions, and count what was written.
 
+    Rewards, intervals and uncertainties stand beside these where asked (`RewardModel.predict`).
     `csv` has keys of the run's `data.csv` that are others for this table. Memory does not grow with
     the rows. Nothing is written before the whole input is checked, and `target` is what it was
     until the last row is in the new file.
     """
     as_csv = target.suffix.lower() == ".csv"
+    added = model.columns(reward, coverage, uncertainty)
     options = parse_config(CsvConfig, {**model.run.data.csv.model_dump(), **csv}, "--csv")
     # polars says of a file that may not be read that something may not
     with naming(path), _naming_the_flag():
         source = source_of(model.run, path, "--input", options)
         keep = _source_rows(source, [*added, *MARKS], as_csv)
-        batches = model.batches(source, reward, keep, progress=True, on_invalid=on_invalid)
+        batches = model.batches(
+            source, reward, keep, True, on_invalid, coverage=coverage, uncertainty=uncertainty
+        )
         first = next(batches)  # the whole input is checked before anything is written
     written = Written()
     sums = {name: 0.0 for name in added if first.schema[name].is_numeric()}  # not of classes

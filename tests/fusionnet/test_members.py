@@ -41,7 +41,7 @@ def test_a_run_of_members_is_proven_and_read(run: Path, tiny_experiment: Path) -
     assert loaded.recipe.model.num_own_layers == 1
     frame = pl.read_parquet(tiny_experiment.parent / "table.parquet")
     model = RewardModel(loaded)
-    found = model.predict(frame, spread=True)
+    found = model.predict(frame, uncertainty=True)
     vectors, inputs = model.inputs(frame)
     standardised = loaded.scaling.apply(inputs.numeric)
     rows = type(inputs)(inputs.string_id, standardised, inputs.category)
@@ -51,11 +51,11 @@ def test_a_run_of_members_is_proven_and_read(run: Path, tiny_experiment: Path) -
         [to_units(each, loaded.tasks, loaded.scaling) for each in members_of(outputs, NUM_OUTPUTS)]
     )
     for place, column in enumerate(("outcome", "good", "gappy")):
-        for name, wanted in (("predicted", members.mean(0)), ("spread", members.std(0, False))):
+        for name, wanted in (("predicted", members.mean(0)), ("epistemic", members.std(0, False))):
             values = found[f"{name}_{column}"].to_torch().float()
             torch.testing.assert_close(values, wanted[:, place], rtol=1e-3, atol=1e-3)
-    assert found["spread_outcome"].min() > 0
-    assert not [name for name in model.predict(frame).columns if "spread" in name]
+    assert found["epistemic_outcome"].min() > 0
+    assert not [name for name in model.predict(frame).columns if "epistemic" in name]
 
     cache = open_cache(load_experiment(tiny_experiment).cache.path)
     evaluated = evaluate_run(loaded, cache, "test", progress=False)
@@ -96,12 +96,12 @@ def test_other_fusions_train(
     said = "members    3 networks in one, each with its own heads and the last 1 of 2 layers"
     assert said in capsys.readouterr().out
     frame = pl.read_parquet(tiny_experiment.parent / "table.parquet")
-    found = RewardModel.load(folder).predict(frame, spread=True)
+    found = RewardModel.load(folder).predict(frame, uncertainty=True)
     assert found["predicted_outcome"].is_finite().all()
-    assert found["spread_good"].min() >= 0
+    assert found["epistemic_good"].min() >= 0
 
 
 def test_a_spread_of_one_member_is_refused(made_run: Path, tiny_experiment: Path) -> None:
     frame = pl.read_parquet(tiny_experiment.parent / "table.parquet")
-    with pytest.raises(ConfigError, match=r"has one member.*train with model\.members=8"):
-        RewardModel.load(made_run).predict(frame, spread=True)
+    with pytest.raises(ConfigError, match=r"learnt no uncertainty: train with .*model\.members=8"):
+        RewardModel.load(made_run).predict(frame, uncertainty=True)

@@ -347,9 +347,9 @@ def test_means_are_those_of_all_rows(
 ) -> None:
     monkeypatch.setattr(reward, "BATCH_ROWS", 50)  # the last batch has 20 rows
     frame.write_parquet(tmp_path / "in.parquet")
-    added = ["predicted_outcome", "reward"]
     model, target = RewardModel.load(folder), tmp_path / "out.parquet"
-    found = write_scores(model, tmp_path / "in.parquet", target, added, reward=True)
+    added = model.columns(reward=True)
+    found = write_scores(model, tmp_path / "in.parquet", target, reward=True)
     wanted = pl.read_parquet(target).select(pl.col(added).cast(pl.Float64).mean()).row(0)
     assert found.num_rows == 420
     np.testing.assert_allclose(list(found.means.values()), wanted, rtol=1e-12)

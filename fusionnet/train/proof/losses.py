@@ -37,15 +37,19 @@ def rows_loss(
         label = rows.targets[seen, number].double()  # its transform is applied
         mean, std = scaling.target_mean[number], scaling.target_std[number]
         target = ((label - mean) / std).to(outputs.dtype)
-        if task.has_codes:
+        if task.loss_name == "beta_nll":
+            summed = (weight * _noisy_losses(task, output, target)).sum()
+        elif task.has_codes:
             summed = (weight * _class_losses(task, scaling, output, label.long())).sum()
         else:
             summed = _weighted_losses(task, scaling, std, output.squeeze(1), target, weight)
+        mean_loss = summed / denominators[number].to(outputs.dtype)
+        if task.loss_name == "beta_nll":  # weighed by each row's own variance
+            total = total + task.weight * mean_loss
+            continue
         half = recipe.loss.uncertainty == "kendall" and task.kind == "regression"
         factor = task.weight * (0.5 if half else 1.0)
-        total = total + factor * torch.exp(-_s(recipe, log_variance)[number]) * (
-            summed / denominators[number].to(outputs.dtype)
-        )
+        total = total + factor * torch.exp(-_s(recipe, log_variance)[number]) * mean_loss
     return total
 
 
@@ -62,7 +66,7 @@ def regularisers(
 def regulariser_weights(recipe: Recipe) -> list[float]:
     """Return by task what its s is multiplied by."""
     factor = {"specification": 1.0, "kendall": 0.5, "none": 0.0}[recipe.loss.uncertainty]
-    return [factor * task.weight for task in recipe.tasks]
+    return [0.0 if task.has_noise else factor * task.weight for task in recipe.tasks]
 
 
 def _s(recipe: Recipe, log_variance: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
@@ -93,6 +97,15 @@ def _weighted_losses(
         mean = (weight * cross_entropy).sum() / weight.sum()
         return weight.sum() * (-torch.expm1(-mean)) ** task.gamma * mean
     return (weight * (-torch.expm1(log_p)) ** task.gamma * cross_entropy).sum()
+
+
+def _noisy_losses(
+    task: Task, output: Float[Tensor, "B 2"], target: Float[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """Return minus the log density of a normal distribution, times its variance to the beta."""
+    variance = torch.exp(_LIMIT * torch.tanh(output[:, 1] / _LIMIT))
+    losses = F.gaussian_nll_loss(output[:, 0], target, variance, reduction="none", eps=0)
+    return losses * variance.detach() ** task.nll_beta
 
 
 def _class_losses(

@@ -339,5 +339,5 @@ def test_a_fit_of_members_and_bins_predicts(keys: dict[str, Any], tmp_path: Path
     model = FusionModel(strings="smiles", target="tg", folder=folder, verbose=False, **changed)
     found = model.fit(table()).predict(table())
     assert found["predicted_tg"].notna().all()
-    spread = model.model.predict(table(), spread=True)["spread_tg"]
+    spread = model.model.predict(table(), uncertainty=True)["epistemic_tg"]
     assert (spread > 0).all()

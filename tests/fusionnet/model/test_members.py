@@ -9,10 +9,11 @@ from torch import Tensor
 from embedcache.scaling import Scaling
 from fusionnet.config.model import ModelConfig
 from fusionnet.config.tasks import LossConfig, Task
-from fusionnet.model.forward import spread_in_units, to_units
+from fusionnet.model.forward import to_units
 from fusionnet.model.loss import MultiTaskLoss
 from fusionnet.model.members import members_of
 from fusionnet.model.network import FusionNetwork
+from fusionnet.model.uncertainty import spread_in_units
 from fusionnet.rows.tensors import RowInputs
 
 TASKS = (

@@ -26,7 +26,7 @@ from fusionnet.evaluation.summary import summary
 from fusionnet.experiment import load_experiment
 from fusionnet.runfolder.listing import read_listing
 from fusionnet.trained.run import load_run
-from fusionnet.workflow import blending
+from fusionnet.workflow import blending, units
 from fusionnet.workflow.blending import blend_run, blended
 from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.training import train_experiment
@@ -167,7 +167,7 @@ def test_what_no_split_takes_apart_is_in_one_part_of_the_trees(
     parts: list[np.ndarray] = []
     monkeypatch.setattr(blending, "_of_task", lambda *given: parts.append(given[6]))
     # two strings have one scaffold
-    monkeypatch.setattr(blending, "scaffold_groups", lambda texts: np.arange(len(texts)) // 2)
+    monkeypatch.setattr(units, "scaffold_groups", lambda texts: np.arange(len(texts)) // 2)
     run = load_run(run_folder, with_blend=False)
     blended(run, experiment.model_copy(update={"split": split}), cache, progress=False)
     rows = cache.rows()

@@ -1,0 +1,1 @@
+"""Intervals around predictions that hold what they promise on rows that nobody trained on."""
