@@ -23,7 +23,7 @@ from embedcache.errors import ConfigError
 from embedcache.schema import Config, also_called, merged, parse_config
 from embedcache.values import expanded_path
 from fusionnet.config.blend import BlendConfig
-from fusionnet.config.intervals import IntervalConfig
+from fusionnet.config.calibration import CalibrationConfig
 from fusionnet.config.model import ModelSection
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
@@ -50,7 +50,7 @@ class Experiment(Config):
     optim: OptimConfig = OptimConfig()
     train: TrainSection = TrainSection()
     blend: BlendConfig = BlendConfig()
-    intervals: IntervalConfig = IntervalConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     run: RunConfig = RunConfig()
     reward: RewardConfig = RewardConfig()
 
@@ -110,18 +110,18 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
-    def _intervals_fit(self) -> "Experiment":
+    def _calibration_fits(self) -> "Experiment":
         strings = [column.name for column in self.data.strings]
         columns = [*strings, *(column.column for column in self.data.categories)]
-        if self.intervals.by is not None and self.intervals.by not in columns:
+        if self.calibration.by is not None and self.calibration.by not in columns:
             raise ValueError(
-                f"intervals.by names '{self.intervals.by:.80}', which is neither a string column's"
-                f" name nor a category's column: {', '.join(columns) or 'there are none'}"
+                f"calibration.by names '{self.calibration.by:.80}', which is neither a string"
+                f" column's name nor a category's column: {', '.join(columns) or 'there are none'}"
             )
-        if self.intervals.unit == "group" and self.data.group is None:
-            raise ValueError("intervals.unit 'group' needs data.group")
-        if self.intervals.unit == "string" and not strings:
-            raise ValueError("intervals.unit 'string' needs a column in data.strings")
+        if self.calibration.unit == "group" and self.data.group is None:
+            raise ValueError("calibration.unit 'group' needs data.group")
+        if self.calibration.unit == "string" and not strings:
+            raise ValueError("calibration.unit 'string' needs a column in data.strings")
         return self
 
     @model_validator(mode="after")

@@ -53,20 +53,20 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "rows": {"config"},
         "model": {"config", "kernels", "rows"},
         "blend": {"config", "model", "rows"},
-        "intervals": {"config"},
+        "calibration": {"config"},
         "recipe": {"config", "model"},
         "assemble": {"recipe", "model"},
         "train": {"config", "experiment", "metrics", "recipe", "assemble", "model", "rows"}
         | {"runfolder", "launchers", "stopping", "yamlfile"},
         "pretrain": {"config", "stopping", "train"},
         "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"}
-        | {"runfolder", "blend", "intervals"},
+        | {"runfolder", "blend", "calibration"},
         "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"}
-        | {"intervals"},
+        | {"calibration"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
-        | {"runfolder", "yamlfile", "blend", "model", "rows", "intervals"},
+        | {"runfolder", "yamlfile", "blend", "model", "rows", "calibration"},
         "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"}
-        | {"blend", "intervals"},
+        | {"blend", "calibration"},
         "commands": {"experiment", "workflow", "pretrain", "trained", "runfolder", "stopping"},
     },
 }

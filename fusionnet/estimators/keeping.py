@@ -19,7 +19,7 @@ from embedcache.errors import OutputError, RunError
 from embedcache.files import atomic_write
 from embedcache.values import expanded_path
 from fusionnet.blend.saved import blend_path
-from fusionnet.intervals.saved import intervals_path
+from fusionnet.calibration.saved import calibration_path
 from fusionnet.runfolder.listing import LIST, read_listing
 from fusionnet.trained.folder import Moment
 
@@ -92,11 +92,11 @@ class RunBytes(NamedTuple):
 
 
 def run_bytes(run: Path, moment: Moment) -> RunBytes:
-    """Return what a run needs to predict: list, config, proof, a checkpoint, trees, intervals."""
+    """Return what a run needs to predict: list, config, proof, a checkpoint, trees, calibration."""
     listing = read_listing(run)
     assert listing is not None, "it was loaded from there"
     wanted = (LIST, *(f"{listing.name}_{part}" for part in ("config.yaml", "proof.json")))
-    beside = [each(run, listing.name).name for each in (blend_path, intervals_path)]
+    beside = [each(run, listing.name).name for each in (blend_path, calibration_path)]
     names = [*wanted, f"{listing.name}_{moment}.pt", *beside]
     return RunBytes(
         moment, {name: (run / name).read_bytes() for name in names if (run / name).is_file()}

@@ -1,18 +1,18 @@
-"""Whether a run's intervals hold what they promise: the share of labels inside, and of whom.
+"""Whether a run's intervals and sets of classes hold what they promise on evaluated rows.
 
-Axes: N rows, T tasks.
+Axes: N rows, T tasks, K classes.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from embedcache.schema import Config
+from fusionnet.calibration.conformal import covered_share, floor_of
+from fusionnet.calibration.saved import Calibration
 from fusionnet.config.tasks import Task
-from fusionnet.intervals.conformal import covered_share, floor_of
-from fusionnet.intervals.saved import Intervals
 
 LEVEL = 90  # percent, of what evaluations count
 LEAST_ROWS = 20  # with a label, of a group that is called the worst
@@ -27,16 +27,18 @@ class Worst(Config):
 
 
 class Coverage(Config):
-    """What became of the intervals of one target; widths are in its unit."""
+    """What became of the intervals, or sets of classes, of one target."""
 
     promised: float
     guaranteed: float  # of rows of new units, exchangeable with the validation units
     unit: str  # the column of these units, or "row"
     rows: int  # with a label
     covered: float | None  # None of no rows
-    mean_width: float | None  # None where an interval has no end
-    oracle_width: float | None  # of the intervals around noise-free outcomes that hold as many
-    worst: tuple[Worst, ...]  # by column of groups
+    mean_width: float | None = None  # of intervals, in the unit; None where one has no end
+    mean_size: float | None = None  # of sets, in classes
+    # of the intervals around noise-free outcomes that hold as many, in the unit
+    oracle_width: float | None = None
+    worst: tuple[Worst, ...] = ()  # by column of groups
 
 
 class Grouping(NamedTuple):
@@ -47,66 +49,80 @@ class Grouping(NamedTuple):
     names: Sequence[str]
 
 
-def inside(
-    tasks: Sequence[Task],
-    bounds: Mapping[str, Float[np.ndarray, "N 2"]],
-    targets: Float[np.ndarray, "N T"],
-) -> Float[np.ndarray, "N T"]:
-    """Return 1 where a label is in its interval, 0 where not, NaN where one of them is missing."""
-    found = np.full(targets.shape, np.nan)
-    for t, task in enumerate(tasks):
-        if task.column in bounds:
-            lower, upper = bounds[task.column].T
-            held = (targets[:, t] >= lower) & (targets[:, t] <= upper)
-            found[:, t] = np.where(np.isnan(targets[:, t]), np.nan, held)
-    return found
+class Held(NamedTuple):
+    """What was promised of the rows, by target column."""
+
+    numbers: Mapping[str, Float[np.ndarray, "N 2"]]  # lower and upper bound
+    classes: Mapping[str, Bool[np.ndarray, "N _"]]
+
+    def inside(self, column: str, target: Float[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+        """Return which labels are inside; False where there is none."""
+        if column in self.numbers:
+            lower, upper = self.numbers[column].T
+            return (target >= lower) & (target <= upper)
+        label = np.nan_to_num(target).astype(np.int64)
+        return self.classes[column][np.arange(len(label)), label] & ~np.isnan(target)
 
 
 def coverage_of(
     tasks: Sequence[Task],
-    intervals: Intervals,
-    bounds: Mapping[str, Float[np.ndarray, "N 2"]],
+    calibration: Calibration,
+    held: Held,
     targets: Float[np.ndarray, "N T"],
     groupings: Sequence[Grouping],
     oracle: Float[np.ndarray, "N T"] | None,
 ) -> dict[str, Coverage]:
-    """Return by target column what its intervals hold."""
-    held, found = inside(tasks, bounds, targets), {}
+    """Return by target column what its intervals or sets hold."""
+    found = {}
     for t, task in enumerate(tasks):
-        if task.column not in bounds:
-            continue
-        own = intervals.tasks[task.name]
-        seen = ~np.isnan(held[:, t])
-        width = np.diff(bounds[task.column][seen], axis=1)
-        ideal = None
-        if oracle is not None and seen.any():
-            off = np.abs(targets[seen, t] - oracle[seen, t])
-            ideal = float(2 * np.nanquantile(off, LEVEL / 100)) if not np.isnan(off).all() else None
-        found[task.column] = Coverage(
-            promised=LEVEL / 100,
-            guaranteed=floor_of(LEVEL, own.num_units, intervals.guaranteed) / 100,
-            unit=intervals.unit_name,
-            rows=int(seen.sum()),
-            covered=float(held[seen, t].mean()) if seen.any() else None,
-            mean_width=float(width.mean()) if seen.any() and np.isfinite(width).all() else None,
-            oracle_width=ideal,
-            worst=tuple(
-                worst
-                for each in groupings
-                if (worst := _worst(each, held[seen, t], each.code[seen])) is not None
-            ),
-        )
+        if task.column in held.numbers or task.column in held.classes:
+            best = None if oracle is None else oracle[:, t]
+            found[task.column] = _of_task(task, calibration, held, targets[:, t], groupings, best)
     return found
 
 
-def _worst(
-    grouping: Grouping, held: Float[np.ndarray, " n"], code: Int[np.ndarray, " n"]
-) -> Worst | None:
-    """Return the group of the least share, of those with LEAST_ROWS; None of fewer than two."""
-    names, counts = np.unique(code, return_counts=True)
-    many = set(names[counts >= LEAST_ROWS].tolist())
-    shares = {c: share for c, share in covered_share(held, code).items() if c in many}
-    if len(shares) < 2:
-        return None
-    least = min(shares, key=shares.__getitem__)
-    return Worst(column=grouping.column, value=grouping.names[least], covered=shares[least])
+def _of_task(
+    task: Task,
+    calibration: Calibration,
+    held: Held,
+    target: Float[np.ndarray, " N"],
+    groupings: Sequence[Grouping],
+    oracle: Float[np.ndarray, " N"] | None,
+) -> Coverage:
+    own, seen = calibration.scores[task.name], ~np.isnan(target)
+    inside = held.inside(task.column, target)[seen]
+    found = Coverage(
+        promised=LEVEL / 100,
+        guaranteed=floor_of(LEVEL, own.num_units, calibration.guaranteed) / 100,
+        unit=calibration.unit_name,
+        rows=int(seen.sum()),
+        covered=float(inside.mean()) if seen.any() else None,
+        worst=_worst_of(groupings, inside, seen),
+    )
+    if not seen.any():
+        return found
+    if task.column in held.classes:
+        sizes = held.classes[task.column][seen].sum(1)
+        return found.model_copy(update={"mean_size": float(sizes.mean())})
+    width, ideal = np.diff(held.numbers[task.column][seen], axis=1), None
+    off = np.array([]) if oracle is None else np.abs(target - oracle)[seen]
+    if off.size and not np.isnan(off).all():
+        ideal = float(2 * np.nanquantile(off, LEVEL / 100))
+    mean = float(width.mean()) if np.isfinite(width).all() else None
+    return found.model_copy(update={"mean_width": mean, "oracle_width": ideal})
+
+
+def _worst_of(
+    groupings: Sequence[Grouping], inside: Bool[np.ndarray, " n"], seen: Bool[np.ndarray, " N"]
+) -> tuple[Worst, ...]:
+    """Return the group of the least share by each column that has several with LEAST_ROWS."""
+    found = []
+    for column, code, names in groupings:
+        own = code[seen]
+        values, counts = np.unique(own, return_counts=True)
+        many = set(values[counts >= LEAST_ROWS].tolist())
+        shares = {each: share for each, share in covered_share(inside, own).items() if each in many}
+        if len(shares) > 1:
+            least = min(shares, key=shares.__getitem__)
+            found.append(Worst(column=column, value=names[least], covered=shares[least]))
+    return tuple(found)

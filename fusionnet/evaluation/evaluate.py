@@ -21,7 +21,8 @@ from embedcache.config.split import SPLITS
 from embedcache.errors import RunError
 from embedcache.text import visible
 from fusionnet.config.tasks import Task
-from fusionnet.evaluation.coverage import LEVEL, Coverage, Grouping, coverage_of
+from fusionnet.evaluation.chances import Chances, chances_of
+from fusionnet.evaluation.coverage import LEVEL, Coverage, Grouping, Held, coverage_of
 from fusionnet.evaluation.oracle import oracle_metrics, read_oracle
 from fusionnet.evaluation.rows import WHOLE, RunRows, rows_of_cache
 from fusionnet.metrics import Metrics, macro_metrics, reaches, task_metrics
@@ -29,7 +30,7 @@ from fusionnet.model.forward import forward_rows, refuse_non_finite
 from fusionnet.rows.tensors import row_table
 from fusionnet.trained.blended import Found, found_of, tree_tables
 from fusionnet.trained.run import TrainedRun
-from fusionnet.trained.uncertain import find_intervals, interval_bounds
+from fusionnet.trained.uncertain import bounds_of
 from fusionnet.trained.vectors import vectors_of_all_strings
 
 NETWORK_ALONE, TREES_ALONE = "its network alone", "its boosting alone"
@@ -56,6 +57,7 @@ class Evaluation:
     parts: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # of a blend, each alone
     remark: str = ""  # what a reader must know of the rows
     intervals: dict[str, Coverage] = field(default_factory=dict)  # by target column
+    chances: dict[str, Chances] = field(default_factory=dict)  # by column of classes
 
     def to_json(self, run: TrainedRun) -> dict[str, Any]:
         """Return what metrics.json holds.
@@ -68,10 +70,11 @@ class Evaluation:
             content["macro"] = macro
         if self.parts:
             content["parts"] = self.parts
-        if self.intervals:
-            content["intervals"] = {
-                column: each.model_dump(mode="json") for column, each in self.intervals.items()
-            }
+        for name, found in (("intervals", self.intervals), ("probabilities", self.chances)):
+            if found:
+                content[name] = {
+                    column: each.model_dump(mode="json") for column, each in found.items()
+                }
         if self.baselines:
             content["baselines"] = self.baselines
             content["baselines_remark"] = self.baselines_remark
@@ -183,7 +186,8 @@ def evaluate_rows(
         targets=targets,
         predictions=predicted.in_units,
         scores=scores,
-        intervals=_coverage(run, layout, arrays, predicted.bounds),
+        intervals=_coverage(run, layout, arrays, predicted.held),
+        chances=chances_of(run, targets, predicted.in_units),
         parts={
             name: task_metrics(run.tasks, targets, alone) for name, alone in predicted.alone.items()
         },
@@ -196,7 +200,7 @@ class _Predicted(NamedTuple):
     in_units: Float[np.ndarray, "n P"]
     scores: Float[np.ndarray, "n P"]
     alone: dict[str, Float[np.ndarray, "n P"]]  # scores by what is alone
-    bounds: dict[str, Float[np.ndarray, "n 2"]]  # of intervals at LEVEL, by target column
+    held: Held | None  # intervals and sets at LEVEL; None where the run has none
 
 
 def _predicted(
@@ -211,26 +215,26 @@ def _predicted(
     in_units = found.in_units(run)
     where, columns = f"the {split} rows of {given.where}", run.scaling.columns
     refuse_non_finite(in_units, run.tasks, rows.numeric, columns, rows.row, where)
-    intervals, bounds = find_intervals(run), {}
-    if intervals is not None:
-        bounds = interval_bounds(run, intervals, LEVEL, outputs, in_units, rows.inputs, given.texts)
+    held = None
+    if run.calibration is not None and run.calibration.scores:
+        bounds = bounds_of(run, LEVEL, outputs, in_units, rows.inputs, given.texts)
+        held = Held(
+            {column: _numpy(each) for column, each in bounds.numbers.items()},
+            {column: each.cpu().numpy() for column, each in bounds.classes.items()},
+        )
     return _Predicted(
         _numpy(in_units),
         _numpy(found.in_units(run, "score")),
         {name: _numpy(alone) for name, alone in _alone(run, found).items()},
-        {column: _numpy(each) for column, each in bounds.items()},
+        held,
     )
 
 
 def _coverage(
-    run: TrainedRun,
-    layout: Layout,
-    arrays: "_Arrays",
-    bounds: Mapping[str, Float[np.ndarray, "N 2"]],
+    run: TrainedRun, layout: Layout, arrays: "_Arrays", held: Held | None
 ) -> dict[str, Coverage]:
     """Return what intervals hold, and of which group and value of `report_by` the least."""
-    intervals = find_intervals(run)
-    if intervals is None:
+    if held is None or run.calibration is None:
         return {}
     groupings = [
         Grouping(column, arrays.facets[:, number], values)
@@ -238,7 +242,8 @@ def _coverage(
     ]
     if layout.groups and run.data.group not in [each.column for each in groupings]:
         groupings.insert(0, Grouping(str(run.data.group), arrays.group, layout.groups))
-    return coverage_of(run.tasks, intervals, bounds, arrays.targets, groupings, arrays.best)
+    best = arrays.best
+    return coverage_of(run.tasks, run.calibration, held, arrays.targets, groupings, best)
 
 
 def _alone(run: TrainedRun, found: Found) -> dict[str, Float[Tensor, "n P"]]:

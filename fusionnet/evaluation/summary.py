@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from embedcache.text import number, text_table, visible
+from fusionnet.evaluation.chances import Chances
 from fusionnet.evaluation.coverage import Coverage
 from fusionnet.evaluation.evaluate import Breakdown, Evaluation
 from fusionnet.metrics import Metrics, main_metrics, spread_metric
@@ -25,6 +26,7 @@ def summary(run: TrainedRun, evaluation: Evaluation, records: Sequence[dict[str,
         *text_table(_metric_rows(run, evaluation), num_left=2),
         *_beside(run, evaluation),
         *(coverage_in_words(column, each) for column, each in evaluation.intervals.items()),
+        *(chances_in_words(column, each) for column, each in evaluation.chances.items()),
     ]
     lines += [_spread(run, column, table) for column, table in evaluation.by.items()]
     return "\n".join(visible(part) for line in lines for part in line.split("\n"))
@@ -135,15 +137,35 @@ def coverage_in_words(column: str, found: Coverage) -> str:
     """Return what the intervals of a target promise and hold, in a line."""
     if found.covered is None:
         return f"{column}: no row with a label for its intervals"
-    text = f"{found.promised:.0%} intervals of {column} hold {found.covered:.1%} of its labels"
+    kind = "intervals" if found.mean_size is None else "sets"
+    text = f"{found.promised:.0%} {kind} of {column} hold {found.covered:.1%} of its labels"
     for worst in found.worst:
         text += f", {worst.covered:.1%} in the worst {worst.column} ({worst.value})"
-    if found.mean_width is None:
+    if found.mean_size is not None:
+        text += f"; {number(found.mean_size)} classes on average"
+    elif found.mean_width is None:
         return f"{text}; some have no end"
-    text += f"; mean width {number(found.mean_width)}"
+    else:
+        text += f"; mean width {number(found.mean_width)}"
     if found.oracle_width is not None:
         text += f", {number(found.oracle_width)} around noise-free outcomes"
     return f"{text}; guaranteed for a new {found.unit}: {found.guaranteed:.0%}"
+
+
+def chances_in_words(column: str, found: Chances) -> str:
+    """Return how far a target's probabilities are off, and what the best threshold gives."""
+    if found.ece is None:
+        return f"{column}: no row with a label for its probabilities"
+    text = (
+        f"probabilities of {column}: off by {found.ece:.3f} on average (ECE), at temperature"
+        f" {found.temperature:.2f}"
+    )
+    if found.threshold is None:
+        return text
+    metrics = ", ".join(
+        f"{name} {number(found.at_threshold[name])}" for name in ("f1", "recall", "precision")
+    )
+    return f"{text}; above {found.threshold:.3f}, the best F1 on validation rows: {metrics}"
 
 
 def _spread(run: TrainedRun, column: str, table: Breakdown) -> str:

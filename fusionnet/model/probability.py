@@ -76,8 +76,11 @@ def class_probabilities(
     return log_p.exp()
 
 
-def meaning_of(task: Task, scaling: Scaling) -> str:
-    """Return what the predictions of a task with classes are, in words for who reads them."""
+def meaning_of(task: Task, scaling: Scaling, temperature: float = 1.0) -> str:
+    """Return what the predictions of a task with classes are, in words for who reads them.
+
+    The logits of its probabilities were divided by the temperature.
+    """
     if task.has_codes:
         decided = "" if task.class_weights is None else ", weighted by its class weight,"
         return (
@@ -90,8 +93,9 @@ def meaning_of(task: Task, scaling: Scaling) -> str:
             " 0.5 it counts as positive"
         )
     weight = class_weight(task, scaling.positive_rate.get(task.name))
+    odds = weight ** (1 / temperature)
     what = "a positive label" if task.classes is None else task.classes[1]
     return (
-        f"{task.column}: the probability of {what}; above {1 / (1 + weight):.3g} (a score"
+        f"{task.column}: the probability of {what}; above {1 / (1 + odds):.3g} (a score"
         " of 0.5) it counts as positive"
     )

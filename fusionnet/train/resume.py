@@ -32,7 +32,7 @@ MAY_CHANGE = (
     "run.",
     "reward.",
     "blend.",
-    "intervals.",
+    "calibration.",
     "cache.",
     "data.path",
     "encoder.source",

@@ -6,11 +6,14 @@ Axes: B rows, O outputs, P predictions, K those of one task, U distinct strings.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from embedcache.cache.layout import StringSpec
+from fusionnet.calibration.chances import tempered
 from fusionnet.config.reward import BinaryUnit
+from fusionnet.config.tasks import prediction_columns
 from fusionnet.model.forward import to_units
 from fusionnet.rows.tensors import RowInputs
 from fusionnet.trained.run import TrainedRun
@@ -27,12 +30,25 @@ class Found(NamedTuple):
     def in_units(
         self, run: TrainedRun, binary_unit: BinaryUnit = "probability"
     ) -> Float[Tensor, "B P"]:
-        """Return the run's predictions in the targets' units; see `to_units`."""
+        """Return the run's predictions in the targets' units; see `to_units`.
+
+        Probabilities are calibrated where the run is.
+        """
         if run.blend is None:
-            return to_units(self.outputs, run.tasks, run.scaling, binary_unit)
-        return run.blend.predictions(
-            self.outputs, self.of_trees, run.tasks, run.scaling, binary_unit
-        )
+            found = to_units(self.outputs, run.tasks, run.scaling, binary_unit)
+        else:
+            found = run.blend.predictions(
+                self.outputs, self.of_trees, run.tasks, run.scaling, binary_unit
+            )
+        return _calibrated(found, run) if binary_unit == "probability" else found
+
+
+def _calibrated(found: Float[Tensor, "B P"], run: TrainedRun) -> Float[Tensor, "B P"]:
+    """Return predictions with probabilities at the run's temperatures."""
+    if all(run.temperature(task) == 1 for task in run.tasks):
+        return found
+    parts = zip(run.tasks, prediction_columns(run.tasks), strict=True)
+    return torch.cat([tempered(found[:, own], run.temperature(task)) for task, own in parts], dim=1)
 
 
 def tree_tables(

@@ -16,12 +16,11 @@ A threshold has no gradient; there it is a sigmoid of the penalty's `width`, in 
 task.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
@@ -29,39 +28,31 @@ from torch import Tensor
 
 from embedcache.config.table import OnInvalid
 from embedcache.errors import ConfigError, NonFinitePredictionError, UnobservedTaskError
-from embedcache.table.table import Table
-from fusionnet.config.reward import BinaryUnit, RewardPenalty, RewardTerm
+from fusionnet.config.reward import RewardPenalty, RewardTerm
 from fusionnet.config.tasks import prediction_columns
 from fusionnet.model.evaluator import RowEvaluator
-from fusionnet.model.forward import prediction_bar, refuse_non_finite
+from fusionnet.model.forward import prediction_bar
 from fusionnet.rows.tensors import RowInputs, joined
-from fusionnet.trained.blended import Found, found_of, tree_tables
+from fusionnet.trained.batches import (
+    BATCH_ROWS,
+    Batch,
+    beside,
+    predicted_batches,
+    standardised,
+    table_vectors,
+)
+from fusionnet.trained.blended import Found
 from fusionnet.trained.folder import Moment
-from fusionnet.trained.frames import FrameBlock, frame_blocks, is_pandas, open_frame
+from fusionnet.trained.frames import frame_blocks, is_pandas, open_frame
 from fusionnet.trained.named import prediction_frame, prediction_names
 from fusionnet.trained.run import Precision, TrainedRun, load_run
 from fusionnet.trained.uncertain import (
-    Columns,
+    bound_names,
+    calibration_of,
     check_uncertain,
-    interval_bounds,
-    interval_columns,
-    interval_names,
     level_of,
-    load_intervals,
-    uncertainty_columns,
     uncertainty_names,
 )
-from fusionnet.trained.vectors import vectors_of_all_strings
-
-BATCH_ROWS = 8192
-
-
-class _Batch(NamedTuple):
-    """Consecutive rows of a frame, of which U can be used."""
-
-    found: Found
-    predictions: Float[Tensor, "U P"]  # in the units that were asked for
-    block: FrameBlock
 
 
 class RewardModel:
@@ -100,7 +91,8 @@ class RewardModel:
         categories; `outside`: a number of it lies outside of the train rows'; `reason`: in words
         why it is not known, is outside, or cannot be used. With `coverage` 0.9, of each number also
         `lower_<column>` and `upper_<column>`, between which nine of ten labels of new units are
-        (`intervals` in the config says of what units). With `uncertainty` also
+        (`calibration` in the config says of what units), and of classes `set_<column>_<class>`,
+        whether a class is among those that hold nine of ten. With `uncertainty` also
         `aleatoric_<column>`, the learnt noise of a label (`loss: beta_nll`), and
         `epistemic_<column>`, how far an ensemble's networks are apart (`model.members`; of several
         classes `epistemic_<column>_<class>`): standard deviations, in the column's unit.
@@ -124,7 +116,7 @@ class RewardModel:
         """
         self.check_reward()
         table = open_frame(self.run, frame, "refuse")
-        batches = self._batches(table, self.run.reward.binary)
+        batches = predicted_batches(self.run, self._evaluate, table, self.run.reward.binary)
         return torch.cat([self.reward_of(batch.predictions) for batch in batches])
 
     def score(self, frame: Any, on_invalid: OnInvalid | None = None) -> Any:
@@ -151,21 +143,18 @@ class RewardModel:
             self.check_reward()
         if uncertainty:
             check_uncertain(self.run)
-        bounds_of = None if coverage is None else self._bounds(coverage)
+        level = None
+        if coverage is not None:
+            level, _ = level_of(coverage), calibration_of(self.run)
         table = open_frame(self.run, frame, on_invalid)
         with prediction_bar(table.num_rows, progress) as bar:
-            for found in self._batches(table, "probability", keep, with_marks=True):
+            for found in predicted_batches(
+                self.run, self._evaluate, table, "probability", keep, with_marks=True
+            ):
                 block = found.block
                 batch = self._named(found)
-                beside: list[Columns] = []
-                if bounds_of is not None:
-                    beside.append(interval_columns(bounds_of(found, table)))
-                if uncertainty:
-                    outputs = found.found.outputs
-                    beside.append(uncertainty_columns(self.run, outputs, found.predictions))
-                for names, values in beside:
-                    on_rows = block.spread(values).cpu().numpy()
-                    batch = batch.hstack(pl.DataFrame(on_rows, schema=names))
+                for columns in beside(self.run, found, table, level, uncertainty):
+                    batch = batch.hstack(columns)
                 if reward:
                     rewards = self.reward_of(self._as_rewarded(found.found))
                     on_rows = block.spread(rewards.unsqueeze(1)).squeeze(1).cpu().numpy()
@@ -183,8 +172,9 @@ class RewardModel:
         """Return the columns of `batches` before `known`, in their order."""
         names = prediction_names(self.run.tasks)
         if coverage is not None:
-            own = load_intervals(self.run).tasks
-            names += interval_names(task.column for task in self.run.tasks if task.name in own)
+            known = calibration_of(self.run).scores
+            own = {task.column for task in self.run.tasks if task.name in known}
+            names += [name for kind in bound_names(self.run.tasks, own) for name in kind]
         if uncertainty:
             names += uncertainty_names(self.run)
         return names + ["reward"] * reward
@@ -196,7 +186,7 @@ class RewardModel:
         """
         table = open_frame(self.run, frame, "refuse")
         blocks = [block.inputs for block in frame_blocks(self.run, table, BATCH_ROWS)]
-        return self._vectors(table), joined(blocks).to(self.run.device)
+        return table_vectors(self.run, table), joined(blocks).to(self.run.device)
 
     def differentiable(
         self,
@@ -214,7 +204,7 @@ class RewardModel:
         self.check_reward()
         run = self.run
         with torch.autocast(run.device.type, enabled=False):
-            outputs = run.model.network(vectors, _standardised(run, inputs))
+            outputs = run.model.network(vectors, standardised(run, inputs))
         widths = [
             penalty.width if softness is None else softness for penalty in run.reward.penalties
         ]
@@ -273,7 +263,7 @@ class RewardModel:
             )
         return total
 
-    def _named(self, found: _Batch) -> pl.DataFrame:
+    def _named(self, found: Batch) -> pl.DataFrame:
         """Return the predictions of all rows of a batch, with their names."""
         run, spread = self.run, found.block.spread
         predictions = scores = spread(found.predictions)
@@ -321,61 +311,9 @@ class RewardModel:
             " with these labels, or take the task out of reward in the run's config"
         )
 
-    def _bounds(
-        self, coverage: float
-    ) -> Callable[[_Batch, Table], dict[str, Float[Tensor, "U 2"]]]:
-        """Return what gives the bounds of a batch by target column."""
-        run, level, intervals = self.run, level_of(coverage), load_intervals(self.run)
-
-        def bounds_of(batch: _Batch, table: Table) -> dict[str, Float[Tensor, "U 2"]]:
-            texts = {name: strings.text for name, strings in table.strings.items()}
-            outputs, inputs = batch.found.outputs, batch.block.inputs
-            return interval_bounds(run, intervals, level, outputs, batch.predictions, inputs, texts)
-
-        return bounds_of
-
     def _as_rewarded(self, found: Found) -> Float[Tensor, "B P"]:
         """Return predictions in the units that the reward reads."""
         return found.in_units(self.run, self.run.reward.binary)
-
-    @torch.no_grad()
-    def _batches(
-        self,
-        table: Table,
-        binary_unit: BinaryUnit,
-        keep: pl.LazyFrame | None = None,
-        with_marks: bool = False,
-    ) -> Iterator[_Batch]:
-        """Yield predictions of the rows that can be used, with the same rows of `keep`."""
-        run, start = self.run, 0
-        vectors = self._vectors(table)
-        tables = self._evaluate.tables(vectors) if all(map(len, vectors)) else None
-        texts = {name: strings.text for name, strings in table.strings.items()}
-        of_strings = tree_tables(run, texts, vectors)
-        for block in frame_blocks(run, table, BATCH_ROWS, keep, with_marks):
-            rows = _standardised(run, block.inputs)
-            number = torch.from_numpy(np.flatnonzero(block.usable)) + start
-            where = f"rows {start:,} to {start + len(block.usable) - 1:,}"
-            start += len(block.usable)
-            if tables is None or not rows.num_rows:
-                nothing = torch.empty(0, run.model.network.heads.num_outputs, device=run.device)
-                none = found_of(run, nothing, rows.to(run.device), of_strings)
-                yield _Batch(none, none.in_units(run), block)
-                continue
-            # they move to the device while it still works on the batch before
-            moved = rows.to(run.device, non_blocking=True)
-            found = found_of(run, self._evaluate(tables, moved), moved, of_strings)
-            predictions = found.in_units(run, binary_unit)
-            columns = run.scaling.columns
-            refuse_non_finite(predictions, run.tasks, rows.numeric, columns, number, where)
-            yield _Batch(found, predictions, block)
-
-    def _vectors(self, table: Table) -> list[Float[Tensor, "_ _"]]:
-        """Return the vectors of a table's distinct strings, one matrix per string column."""
-        return [
-            vectors_of_all_strings(self.run, column.name, table.strings[column.name].text)
-            for column in self.run.data.strings
-        ]
 
 
 def _as_given(frame: Any, found: pl.DataFrame) -> Any:
@@ -384,8 +322,3 @@ def _as_given(frame: Any, found: pl.DataFrame) -> Any:
         return found
     columns = {name: found[name].to_numpy() for name in found.columns}
     return type(frame)(columns, index=frame.index)
-
-
-def _standardised(run: TrainedRun, inputs: RowInputs) -> RowInputs:
-    """Return rows in raw units as the network takes them."""
-    return replace(inputs, numeric=run.scaling.apply(inputs.numeric))

@@ -23,8 +23,7 @@ from embedcache.errors import RunError
 from embedcache.scaling import Scaling
 from embedcache.schema import parse_config
 from fusionnet.blend.blend import Blend, shares_in_words
-from fusionnet.blend.saved import blend_path, read_blend
-from fusionnet.config.blend import BlendConfig
+from fusionnet.calibration.saved import Calibration
 from fusionnet.config.model import ModelConfig
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
@@ -32,11 +31,11 @@ from fusionnet.config.train import VAL_LOSS, TrainConfig
 from fusionnet.model.probability import meaning_of
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.recipe import Recipe, model_of, observed_tasks
-from fusionnet.runfolder.listing import Listing
 from fusionnet.train.checkpoint import check_run_id
 from fusionnet.train.content import check_weights, read_content
 from fusionnet.train.monitor import best_epoch
 from fusionnet.train.proof.record import certificate, proof_path, read_proofs
+from fusionnet.trained.beside import blend_beside, calibration_beside
 from fusionnet.trained.folder import Moment, read_config
 from fusionnet.trained.weights import load_weights, own_random_state
 from fusionnet.trained.written import WrittenRun, parse_written, relocated, tasks_as_written
@@ -82,6 +81,7 @@ class TrainedRun:
     vectors: dict[str, Float[Tensor, "_S _E"]]
     encoder_state: dict[str, Tensor]
     blend: Blend | None = None  # trees that predict beside the network
+    calibration: Calibration | None = None  # what validation rows say of the best epoch
     memory: Memory = field(default_factory=Memory, repr=False, compare=False)
 
     @property
@@ -92,7 +92,16 @@ class TrainedRun:
     @property
     def meanings(self) -> list[str]:
         """What the predictions of the tasks with classes are, in words."""
-        return [meaning_of(task, self.scaling) for task in self.tasks if task.kind != "regression"]
+        return [
+            meaning_of(task, self.scaling, self.temperature(task))
+            for task in self.tasks
+            if task.kind != "regression"
+        ]
+
+    def temperature(self, task: Task) -> float:
+        """Return what the logits of a task's probabilities are divided by."""
+        known = {} if self.calibration is None else self.calibration.chances
+        return known[task.name].temperature if task.name in known else 1.0
 
     @property
     def standin(self) -> bool:
@@ -126,14 +135,17 @@ def load_run(
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
     with_blend: bool = True,
+    with_calibration: bool = True,
 ) -> TrainedRun:
     """Return a run from its folder, frozen and in evaluation mode.
 
     Executes no code from the files and leaves the random state of the process alone. `precision` is
     that of the network's products: bf16 rounds predictions to about three digits, and is faster on
     GPUs and on CPUs that have instructions for it (`precision.multiplies_bf16`). Boosted trees, if
-    the config blends them, belong to the best epoch; `with_blend` off leaves them aside. Raises
-    RunError where the run is missing, incomplete or damaged.
+    the config blends them, and what was calibrated belong to the best epoch; `with_blend` and
+    `with_calibration` off leave them aside. While a training goes on beyond the epoch that was
+    calibrated last, probabilities are not calibrated. Raises RunError where the run is missing,
+    incomplete or damaged.
     """
     folder = Path(folder)
     listing, values = read_config(folder)
@@ -152,9 +164,11 @@ def load_run(
         check_weights(model_of(recipe, layout, scaling, {}), of_network, path)
     model = _build(recipe, layout, scaling, device, precision)
     load_weights(model, of_network, path)
-    blend = None
+    blend, calibration = None, None
+    if with_calibration and moment == "best":
+        calibration = calibration_beside(listing, folder, written.calibration, checkpoint, recipe)
     if with_blend and moment == "best":
-        blend = _blend_of(listing, blend_path(folder, name), written.blend, checkpoint, recipe)
+        blend = blend_beside(listing, folder, written.blend, checkpoint, recipe)
     return TrainedRun(
         folder=folder,
         name=name,
@@ -176,18 +190,8 @@ def load_run(
         vectors={column: table.to(device) for column, table in checkpoint["vectors"].items()},
         encoder_state=of_encoders,
         blend=None if blend is None else blend.to(device),
+        calibration=calibration,
     )
-
-
-def _blend_of(
-    listing: Listing, path: Path, config: BlendConfig, checkpoint: dict[str, Any], recipe: Recipe
-) -> Blend | None:
-    """Return the trees beside the best epoch; None where there are to be none, or not yet."""
-    has_ended = path.with_name(f"{listing.name}_final.pt").is_file()
-    if not (path.is_file() or (config.boosting and has_ended)):
-        return None
-    blend = read_blend(path, listing.run_id, checkpoint["epoch"], recipe.tasks)
-    return blend if blend.tasks else None
 
 
 def _check_moment(path: Path, content: dict[str, Any], moment: Moment) -> None:

@@ -4,33 +4,30 @@ Axes: U rows, T tasks, P predictions, C columns.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from embedcache.errors import ConfigError, RunError
-from fusionnet.config.tasks import prediction_columns
-from fusionnet.intervals.conformal import LEVELS
-from fusionnet.intervals.saved import (
-    Intervals,
-    intervals_path,
-    parsed_intervals,
-    read_intervals,
-)
+from fusionnet.calibration.chances import classes_inside
+from fusionnet.calibration.conformal import LEVELS
+from fusionnet.calibration.saved import Calibration, calibration_path
+from fusionnet.config.tasks import Task, prediction_columns
 from fusionnet.model.uncertainty import noise_as_learnt, spread_as_learnt, spread_in_units
 from fusionnet.rows.tensors import RowInputs
 from fusionnet.trained.run import TrainedRun
 
 
 class Columns(NamedTuple):
-    """Numbers beside predictions, with their names."""
+    """Numbers beside predictions, with their names, or 1 and 0 for yes and no."""
 
     names: list[str]
     values: Float[Tensor, "U C"]
+    are_flags: bool = False
 
 
 def level_of(coverage: float) -> int:
@@ -45,30 +42,20 @@ def level_of(coverage: float) -> int:
     return level
 
 
-def load_intervals(run: TrainedRun) -> Intervals:
-    """Return a run's intervals; raises RunError where it has none for its checkpoint."""
+def calibration_of(run: TrainedRun) -> Calibration:
+    """Return what validation rows say of a run; raises RunError where that is nothing yet."""
     if run.moment != "best":
         raise RunError(f"intervals belong to the best epoch of {run.folder}, not to '{run.moment}'")
-    kinds = {task.name: task.kind for task in run.tasks}
-    path = intervals_path(run.folder, run.name)
-    found = read_intervals(path, run.run_id, run.epoch, kinds)
-    if not found.tasks:
-        raise RunError(f"{path} is empty: no validation row had the label of a regression target")
-    return found
-
-
-def find_intervals(run: TrainedRun) -> Intervals | None:
-    """Return a run's intervals, None where it has none, or not yet for its best epoch.
-
-    Raises RunError for a damaged file.
-    """
-    path = intervals_path(run.folder, run.name)
-    if run.moment != "best" or not path.is_file():
-        return None
-    found = parsed_intervals(path)
-    if (found.run_id, found.epoch) != (run.run_id, run.epoch) or not found.tasks:
-        return None
-    return load_intervals(run)
+    path = calibration_path(run.folder, run.name)
+    if run.calibration is None:
+        raise RunError(
+            f"{path} has nothing on epoch {run.epoch}, so nobody knows how wide intervals must be:"
+            " a training measures that when it ends. End it with: fusionnet train --config ..."
+            " --resume"
+        )
+    if not run.calibration.scores:
+        raise RunError(f"{path} has no intervals: no validation row had a label")
+    return run.calibration
 
 
 def check_uncertain(run: TrainedRun) -> None:
@@ -110,38 +97,74 @@ def uncertainty_names(run: TrainedRun) -> list[str]:
     return [*names, *(f"aleatoric_{task.column}" for task in run.tasks if task.has_noise)]
 
 
-def interval_columns(bounds: Mapping[str, Float[Tensor, "U 2"]]) -> Columns:
-    """Return `lower_<column>` and `upper_<column>` of each target."""
-    values = torch.cat([each.float() for each in bounds.values()], dim=1)
-    return Columns(interval_names(bounds), values)
+class Bounds(NamedTuple):
+    """What holds each row's label, by target column."""
+
+    numbers: dict[str, Float[Tensor, "U 2"]]  # lower and upper, in the target's unit
+    classes: dict[str, Bool[Tensor, "U _"]]  # which of the K classes
+
+    def columns(self, tasks: Sequence[Task]) -> list[Columns]:
+        """Return them as columns, see `bound_names`."""
+        found = []
+        names = bound_names(tasks, {*self.numbers, *self.classes})
+        if self.numbers:
+            values = torch.cat([each.float() for each in self.numbers.values()], dim=1)
+            found.append(Columns(names.numbers, values))
+        if self.classes:
+            values = torch.cat([each.float() for each in self.classes.values()], dim=1)
+            found.append(Columns(names.classes, values, are_flags=True))
+        return found
 
 
-def interval_names(columns: Iterable[str]) -> list[str]:
-    """Return the columns of `interval_columns`."""
-    return [f"{side}_{column}" for column in columns for side in ("lower", "upper")]
+class BoundNames(NamedTuple):
+    """The columns of `Bounds`."""
+
+    numbers: list[str]
+    classes: list[str]
 
 
-def interval_bounds(
+def bound_names(tasks: Sequence[Task], columns: Container[str]) -> BoundNames:
+    """Return `lower_<column>` and `upper_<column>` of numbers, `set_<column>_<class>` of classes.
+
+    Of the tasks with these columns, in their order.
+    """
+    names = BoundNames([], [])
+    for task in tasks:
+        if task.column in columns and task.kind == "regression":
+            names.numbers.extend(f"{side}_{task.column}" for side in ("lower", "upper"))
+        elif task.column in columns:
+            names.classes.extend(
+                f"set_{task.column}_{label}" for label in task.classes or ("0", "1")
+            )
+    return names
+
+
+def bounds_of(
     run: TrainedRun,
-    intervals: Intervals,
     level: int,
     outputs: Float[Tensor, "U _"],
     predictions: Float[Tensor, "U P"],
     inputs: RowInputs,
     texts: Mapping[str, Sequence[str]],
-) -> dict[str, Float[Tensor, "U 2"]]:
-    """Return by target column the lower and the upper bound, in the target's unit.
+) -> Bounds:
+    """Return what holds each row's label at a level, in percent.
 
-    They are infinite where the validation rows cannot promise the level. `texts` are the distinct
-    strings that the inputs' ids index, by string column.
+    Bounds are infinite, and sets whole, where the validation rows cannot promise the level. `texts`
+    are the distinct strings that the inputs' ids index, by string column.
     """
+    calibration = calibration_of(run)
     scales = score_scales(run, outputs)
-    found = {}
+    found = Bounds({}, {})
     for t, (task, own) in enumerate(zip(run.tasks, prediction_columns(run.tasks), strict=True)):
-        if task.name in intervals.tasks:
-            score = _scores(run, intervals, task.name, level, inputs, texts).to(scales.device)
+        if task.name not in calibration.scores:
+            continue
+        score = _scores(run, calibration, task.name, level, inputs, texts).to(scales.device)
+        if task.kind == "regression":
             half = (score * scales[:, t]).unsqueeze(1)
-            found[task.column] = torch.cat(_around(run, t, predictions[:, own], half), dim=1)
+            sides = _around(run, t, predictions[:, own], half)
+            found.numbers[task.column] = torch.cat(sides, dim=1)
+        else:
+            found.classes[task.column] = classes_inside(predictions[:, own], score)
     return found
 
 
@@ -175,17 +198,17 @@ def _around(
 
 def _scores(
     run: TrainedRun,
-    intervals: Intervals,
+    calibration: Calibration,
     name: str,
     level: int,
     inputs: RowInputs,
     texts: Mapping[str, Sequence[str]],
 ) -> Float[Tensor, " U"]:
     """Return the score that holds each row's label at a level."""
-    task = intervals.tasks[name]
-    if intervals.by is None:
+    task = calibration.scores[name]
+    if calibration.by is None:
         return torch.full((inputs.num_rows,), task.score_at(level), dtype=torch.float64)
-    codes, values = codes_of(run, intervals.by, inputs, texts)
+    codes, values = codes_of(run, calibration.by, inputs, texts)
     of_values = [task.score_at(level, value) for value in values]
     return torch.tensor(of_values, dtype=torch.float64)[codes]
 

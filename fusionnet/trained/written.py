@@ -14,6 +14,7 @@ from embedcache.errors import ConfigError
 from embedcache.schema import Config, parse_config
 from embedcache.text import nearest
 from fusionnet.config.blend import BlendConfig
+from fusionnet.config.calibration import CalibrationConfig
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import Task
 from fusionnet.config.train import RunConfig
@@ -39,6 +40,9 @@ class WrittenRun(_Part):
     reward: RewardConfig = Field(default=RewardConfig(), description="terms and penalties")
     run: RunConfig = Field(default=RunConfig(), description="the note")
     blend: BlendConfig = Field(default=BlendConfig(), description="whether there are trees")
+    calibration: CalibrationConfig = Field(
+        default=CalibrationConfig(), description="whether probabilities are calibrated"
+    )
     data: dict[str, Any] = Field(
         default_factory=dict, description="string columns' encoders and tables of features"
     )

@@ -60,7 +60,7 @@ def blend_run(folder: Path, experiment: Experiment, cache: Cache, verbose: bool 
     is alone.
     """
     started = time.perf_counter()
-    run = load_run(folder, "best", with_blend=False)
+    run = load_run(folder, "best", with_blend=False, with_calibration=False)
     if cache.layout.num_rows > MOST_ROWS:
         blend = Blend(TreeColumns(num_numeric=0, categories=(), strings=()), {})
         if verbose:

@@ -1,7 +1,8 @@
-"""After a training: how far its best epoch is off on validation rows, as widths of intervals.
+"""After a training: how far its best epoch is off on validation rows.
 
-The best epoch, and the weights of a blend, were chosen on the same rows, so the intervals are a
-little too narrow: by how much is seen on test rows, which the evaluation counts.
+That is the width of intervals and sets, and the temperature of probabilities. The best epoch, and
+the weights of a blend, were chosen on the same rows, so intervals are a little too narrow: by how
+much is seen on test rows, which the evaluation counts.
 
 Axes: n validation rows.
 """
@@ -9,17 +10,27 @@ Axes: n validation rows.
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
+from fusionnet.calibration.chances import all_classes, tempered
+from fusionnet.calibration.conformal import floor_of, score_quantiles
+from fusionnet.calibration.fitting import best_threshold, fitted_temperature
+from fusionnet.calibration.saved import (
+    Calibration,
+    TaskChances,
+    TaskScores,
+    as_saved,
+    calibration_path,
+)
 from fusionnet.config.tasks import prediction_columns
 from fusionnet.experiment import Experiment
-from fusionnet.intervals.conformal import floor_of, score_quantiles
-from fusionnet.intervals.saved import Intervals, TaskIntervals, as_saved, intervals_path
 from fusionnet.model.forward import forward_rows
 from fusionnet.rows.tensors import row_table, rows_per_chunk
 from fusionnet.runfolder.listing import write_listed
@@ -34,35 +45,43 @@ LEAST_ROWS = 50  # of a value of the column `by`
 SHOWN = 90  # percent
 
 
-def write_intervals(folder: Path, experiment: Experiment, cache: Cache, verbose: bool) -> None:
-    """Write how wide the intervals of a run that has just been trained must be; say so in a line.
+def write_calibration(folder: Path, experiment: Experiment, cache: Cache, verbose: bool) -> None:
+    """Measure a run that has just been trained, write what was found, and say it in a line.
 
-    A run without labelled validation rows has none.
+    A run without labelled validation rows has nothing to be measured.
     """
-    run = load_run(folder, "best")
-    intervals = measured(run, experiment, cache)
-    content = f"{intervals.model_dump_json(indent=1)}\n".encode()
-    write_listed(folder, run.run_id, intervals_path(folder, run.name), content)
-    if verbose and intervals.tasks:
-        print(f"intervals  {in_words(intervals)}", flush=True)
+    run = load_run(folder, "best", with_calibration=False)
+    found = measured(run, experiment, cache)
+    content = f"{found.model_dump_json(indent=1)}\n".encode()
+    write_listed(folder, run.run_id, calibration_path(folder, run.name), content)
+    if verbose and found.scores:
+        print(f"calibrated {in_words(found)}", flush=True)
 
 
-def in_words(intervals: Intervals) -> str:
-    """Return what the intervals are of, and what they promise at SHOWN percent."""
-    name, task = next(iter(intervals.tasks.items()))
-    unit = "rows" if intervals.unit == "row" else f"values of {intervals.unit_name}"
-    floor = floor_of(SHOWN, task.num_units, intervals.guaranteed)
-    more = f" and {len(intervals.tasks) - 1} more" if len(intervals.tasks) > 1 else ""
-    return (
-        f"of {name}{more} from {task.num_rows:,} validation rows, {task.num_units:,} {unit}: those"
+def in_words(found: Calibration) -> str:
+    """Return what was measured of what, and what intervals promise at SHOWN percent."""
+    name, task = next(iter(found.scores.items()))
+    unit = "rows" if found.unit == "row" else f"values of {found.unit_name}"
+    floor = floor_of(SHOWN, task.num_units, found.guaranteed)
+    more = f" and {len(found.scores) - 1} more" if len(found.scores) > 1 else ""
+    told = (
+        f"{name}{more} on {task.num_rows:,} validation rows, {task.num_units:,} {unit}: intervals"
         f" for {SHOWN} % of rows hold at least {floor:.0f} % whatever the errors are like"
     )
+    temperatures = [
+        f"{name} {each.temperature:.2f}"
+        for name, each in found.chances.items()
+        if each.temperature != 1
+    ]
+    return f"{told}; temperature {', '.join(temperatures)}" if temperatures else told
 
 
-def measured(run: TrainedRun, experiment: Experiment, cache: Cache) -> Intervals:
-    """Return the scores' quantiles of a run's regression targets on validation rows."""
-    config = experiment.intervals
-    kind = unit_kind(experiment)
+def measured(run: TrainedRun, experiment: Experiment, cache: Cache) -> Calibration:
+    """Return the scores' quantiles of a run's targets on validation rows, and temperatures.
+
+    The run is loaded without a calibration.
+    """
+    config, kind = experiment.calibration, unit_kind(experiment)
     texts = {spec.name: cache.strings(spec.name).text for spec in cache.layout.strings}
     block = _validation_rows(cache, experiment.train.seed)
     rows = row_table(block, np.arange(len(block.split)), run.scaling)
@@ -70,35 +89,51 @@ def measured(run: TrainedRun, experiment: Experiment, cache: Cache) -> Intervals
     outputs = forward_rows(run.model, vectors, rows, run.recipe.train.eval_batch_rows)
     found = found_of(run, outputs, rows.inputs, tree_tables(run, texts, vectors))
     predictions, scales = found.in_units(run), score_scales(run, outputs)
-    unit = unit_of_rows(experiment, kind, block, np.arange(rows.num_rows), list(texts.values()))
-    value, values = np.zeros(rows.num_rows, dtype=np.int64), [""]
-    if config.by is not None:
-        value, found_values = codes_of(run, config.by, rows.inputs, texts)
-        values = list(found_values)
-    tasks = {}
+    strata = Strata(
+        unit_of_rows(experiment, kind, block, np.arange(rows.num_rows), list(texts.values())),
+        *(None, ()) if config.by is None else codes_of(run, config.by, rows.inputs, texts),
+    )
+    scores, chances = {}, {}
     for t, (task, own) in enumerate(zip(run.tasks, prediction_columns(run.tasks), strict=True)):
         labelled = (rows.targets[:, t].isfinite() & (rows.weight > 0)).numpy()
-        if task.kind != "regression" or not labelled.any():
+        if not labelled.any() or not (task.kind == "regression" or task.has_probability):
             continue
-        off = (rows.targets[:, t : t + 1].double() - as_learnt(run, t, predictions[:, own])).abs()
-        score = (off.squeeze(1) / scales[:, t]).numpy()[labelled]
-        tasks[task.name] = _of_task(
-            score, unit[labelled], value[labelled], values, config.by is not None, config.guaranteed
-        )
-    return Intervals(
+        label, predicted = rows.targets[labelled, t], predictions[labelled][:, own]
+        if task.kind == "regression":
+            off = label.double() - as_learnt(run, t, predicted).squeeze(1)
+            score = (off.abs() / scales[labelled, t]).numpy()
+        else:
+            codes = label.numpy().astype(np.int64)
+            chances[task.name] = _chances(predicted, codes, config.probabilities != "none")
+            every = all_classes(tempered(predicted, chances[task.name].temperature)).numpy()
+            score = 1 - every[np.arange(len(codes)), codes]
+        scores[task.name] = _of_task(score, strata.take(labelled), config.guaranteed)
+    return Calibration(
         run_id=run.run_id,
         epoch=run.epoch,
         unit=kind.unit,
         unit_name=kind.column,
         by=config.by,
         guaranteed=config.guaranteed,
-        tasks=tasks,
+        scores=scores,
+        chances=chances,
     )
+
+
+def _chances(
+    predicted: Float[Tensor, "n K"], label: Int[np.ndarray, " n"], is_wanted: bool
+) -> TaskChances:
+    """Return the temperature and, of two classes, the threshold of the best F1 at it."""
+    temperature = fitted_temperature(predicted.numpy(), label) if is_wanted else 1.0
+    if predicted.shape[1] > 1:
+        return TaskChances(temperature=temperature)
+    chance = tempered(predicted, temperature)[:, 0].double().numpy()
+    return TaskChances(temperature=temperature, threshold=best_threshold(chance, label == 1))
 
 
 def unit_kind(experiment: Experiment) -> UnitKind:
     """Return the unit that the config asks for."""
-    unit = experiment.intervals.unit
+    unit = experiment.calibration.unit
     if unit == "group":
         assert experiment.data.group is not None, "the config was checked"
         return UnitKind("group", experiment.data.group)
@@ -107,24 +142,32 @@ def unit_kind(experiment: Experiment) -> UnitKind:
     return UnitKind("row", "row") if unit == "row" else split_unit(experiment)
 
 
-def _of_task(
-    score: Float[np.ndarray, " n"],
-    unit: Int[np.ndarray, " n"],
-    value: Int[np.ndarray, " n"],
-    values: Sequence[str],
-    by_value: bool,
-    guaranteed: bool,
-) -> TaskIntervals:
+class Strata(NamedTuple):
+    """Of what unit each validation row is, and which value of the column `by` it has."""
+
+    unit: Int[np.ndarray, " n"]
+    value: Int[np.ndarray, " n"] | None
+    values: Sequence[str]
+
+    def take(self, rows: Bool[np.ndarray, " n"]) -> "Strata":
+        """Return those of the rows that are marked."""
+        value = None if self.value is None else self.value[rows]
+        return Strata(self.unit[rows], value, self.values)
+
+
+def _of_task(score: Float[np.ndarray, " n"], strata: Strata, guaranteed: bool) -> TaskScores:
     """Return one target's quantiles, of all rows and of values that have enough of them."""
     own: dict[str, tuple[float | None, ...]] = {}
-    for code, count in zip(*np.unique(value, return_counts=True), strict=True):
-        if by_value and count >= LEAST_ROWS:
-            chosen = value == code
-            own[values[code]] = as_saved(score_quantiles(score[chosen], unit[chosen], guaranteed))
-    return TaskIntervals(
+    if strata.value is not None:
+        for code, count in zip(*np.unique(strata.value, return_counts=True), strict=True):
+            chosen = strata.value == code
+            if count >= LEAST_ROWS:
+                found = score_quantiles(score[chosen], strata.unit[chosen], guaranteed)
+                own[strata.values[code]] = as_saved(found)
+    return TaskScores(
         num_rows=len(score),
-        num_units=len(np.unique(unit)),
-        pooled=as_saved(score_quantiles(score, unit, guaranteed)),
+        num_units=len(np.unique(strata.unit)),
+        pooled=as_saved(score_quantiles(score, strata.unit, guaranteed)),
         by_value=own,
     )
 

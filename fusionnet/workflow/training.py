@@ -31,7 +31,7 @@ from fusionnet.train.world import World, losses_named
 from fusionnet.trained.export import export_run
 from fusionnet.trained.weights import own_random_state
 from fusionnet.workflow.begun import as_begun
-from fusionnet.workflow.calibrating import write_intervals
+from fusionnet.workflow.calibrating import write_calibration
 from fusionnet.workflow.checked_cache import open_checked_cache
 
 
@@ -136,7 +136,7 @@ def _train_and_export(
             blend_run(folder, experiment, cache, trainer.verbose)
         else:  # what an earlier training of the same run left
             blend_path(folder, name).unlink(missing_ok=True)
-        write_intervals(folder, experiment, cache, trainer.verbose)
+        write_calibration(folder, experiment, cache, trainer.verbose)
         export_run(folder)
     if trainer.world.is_main and trainer.verbose:
         _show_baselines(trainer, records)

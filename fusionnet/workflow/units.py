@@ -9,7 +9,7 @@ from jaxtyping import Int
 from embedcache.cache.layout import RowBlock
 from embedcache.split.plan import left_out_column
 from embedcache.split.scaffold import scaffold_groups
-from fusionnet.config.intervals import Unit
+from fusionnet.config.calibration import Unit
 from fusionnet.experiment import Experiment
 
 

@@ -73,7 +73,7 @@ def test_stage1_is_as_specified(repository: Path) -> None:
         ({"encoder": {"model": "x"}}, r"did you mean 'source'\?"),
         ({"data": {"features": ["x"]}}, r"did you mean 'numeric'\?"),
         # nothing that was meant
-        ({"foo": 3}, r"foo: unknown key; known keys here: blend, cache, data, encoder"),
+        ({"foo": 3}, r"foo: unknown key; known keys here: blend, cache, calibration, data"),
         ({"device": "cpu"}, r"device: unknown key; known keys here: "),
         ({"split": {"k": 3}}, r"split.k: unknown key; known keys here: column, folds"),
         ({"train": {"epochs": "many"}}, r"train.epochs: .*integer.*'many'"),

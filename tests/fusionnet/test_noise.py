@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,19 @@ import polars as pl
 import pytest
 import yaml
 from provable import Training
+from scipy.special import logit
 from shared_fixtures import TINY_STRINGS
 
 from embedcache.cache.reader import open_cache
 from embedcache.errors import ConfigError, RunError
 from fusionnet import FusionModel, RewardModel
+from fusionnet.calibration.saved import calibration_path
 from fusionnet.evaluation.evaluate import evaluate_run
+from fusionnet.evaluation.report import write_report
 from fusionnet.evaluation.summary import summary
 from fusionnet.experiment import load_experiment
-from fusionnet.intervals.saved import intervals_path
 from fusionnet.trained.run import load_run
-from fusionnet.trained.uncertain import find_intervals, load_intervals
+from fusionnet.trained.uncertain import calibration_of
 from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.training import train_experiment
 
@@ -113,10 +116,14 @@ def test_intervals_hold_what_they_promise(config: Path, run: Path, frame: pl.Dat
     loaded = load_run(run)
     model = RewardModel(loaded)
     found = model.predict(frame, coverage=0.8)
-    assert found.columns[:7] == model.columns(coverage=0.8)
+    assert found.columns[:9] == model.columns(coverage=0.8)
     assert (found["lower_rate"] > 0).all()
     cache = open_cache(load_experiment(config).cache.path)
     test = cache.rows().split == 2
+    sets = found.select("set_high_0", "set_high_1").to_numpy()
+    assert sets.any(1).all()
+    held = sets[np.arange(NUM_ROWS), frame["high"].cast(pl.Int64).to_numpy()]
+    assert held[test].mean() > 0.72  # the likeliest class is always in the set
     for column in ("y", "rate"):
         inside = (frame[column] >= found[f"lower_{column}"]) & (
             frame[column] <= found[f"upper_{column}"]
@@ -132,13 +139,15 @@ def test_intervals_hold_what_they_promise(config: Path, run: Path, frame: pl.Dat
 
 
 @pytest.mark.slow
-def test_an_evaluation_counts_what_is_inside(config: Path, run: Path, frame: pl.DataFrame) -> None:
+def test_an_evaluation_counts_what_is_inside(
+    config: Path, run: Path, frame: pl.DataFrame, tmp_path: Path
+) -> None:
     loaded = load_run(run)
     cache = open_cache(load_experiment(config).cache.path)
     evaluation = evaluate_run(loaded, cache, "test", progress=False)
     found = RewardModel(loaded).predict(frame[evaluation.rows.tolist()], coverage=0.9)
     own = json.loads(json.dumps(evaluation.to_json(loaded)))["intervals"]
-    assert list(own) == ["y", "rate"]
+    assert list(own) == ["y", "rate", "high"]
     truth = frame[evaluation.rows.tolist()]
     inside = (truth["y"] >= found["lower_y"]) & (truth["y"] <= found["upper_y"])
     assert own["y"]["covered"] == pytest.approx(inside.mean())
@@ -150,9 +159,22 @@ def test_an_evaluation_counts_what_is_inside(config: Path, run: Path, frame: pl.
     assert [each["column"] for each in worst] == ["patient", "kind"]
     assert worst[0]["covered"] == pytest.approx(by_patient["inside"].min())
     assert own["y"]["unit"] == "patient"
-    num_units = load_intervals(loaded).tasks["y"].num_units
+    num_units = calibration_of(loaded).scores["y"].num_units
     assert own["y"]["guaranteed"] == pytest.approx(0.9 * num_units / (num_units + 1))
+    probabilities = evaluation.to_json(loaded)["probabilities"]["high"]
+    high, positive = found["predicted_high"].to_numpy(), truth["high"].to_numpy()
+    assert probabilities["brier"] == pytest.approx(np.square(high - positive).mean(), rel=1e-5)
+    assert probabilities["ece"] < 0.1
+    chosen = high > probabilities["threshold"]
+    recall = (chosen & positive).sum() / positive.sum()
+    assert probabilities["at_threshold"]["recall"] == pytest.approx(recall)
+    page = write_report(loaded, evaluation, loaded.records, tmp_path).read_text()
+    shown = own["y"]["worst"][0]
+    assert f"{100 * shown['covered']:.1f} % ({shown['value']})" in page
+    assert f"{own['high']['mean_size']:.3f} classes" in page
+    assert "<h2>Probabilities</h2>" in page
     said = summary(loaded, evaluation, loaded.records)
+    assert "probabilities of high: off by" in said
     assert f"90% intervals of y hold {inside.mean():.1%} of its labels" in said
 
 
@@ -161,11 +183,11 @@ def test_units_values_and_guarantees_are_as_asked(
     config: Path, run: Path, frame: pl.DataFrame, tmp_path: Path
 ) -> None:
     few = ["train.epochs=1", "train.prove=0", f"run.dir={tmp_path / 'run'}"]
-    keys = ["intervals.by=polymer", "intervals.guaranteed=true"]
+    keys = ["calibration.by=polymer", "calibration.guaranteed=true"]
     train_experiment(load_experiment(config, few + keys), str(config), verbose=False)
     model = RewardModel.load(tmp_path / "run")
-    intervals = load_intervals(model.run)
-    own = intervals.tasks["y"]
+    calibration = calibration_of(model.run)
+    own = calibration.scores["y"]
     assert set(own.by_value) == set(TINY_STRINGS[:4])
     assert own.num_units == 8  # of 40 groups one fold of five
     assert model.predict(frame, coverage=0.9)["upper_y"].eq(math.inf).all()
@@ -178,26 +200,26 @@ def test_units_values_and_guarantees_are_as_asked(
     wanted = [own.score_at(80, text) for text in frame["polymer"][:200]]
     np.testing.assert_allclose(score, wanted, rtol=1e-3)
     assert len(set(wanted)) == 4
-    by_row = [*few, "intervals.unit=row"]
+    by_row = [*few, "calibration.unit=row"]
     train_experiment(load_experiment(config, by_row), str(config), overwrite=True, verbose=False)
-    rows = load_intervals(load_run(tmp_path / "run"))
+    rows = calibration_of(load_run(tmp_path / "run"))
     assert rows.unit_name == "row"
-    assert rows.tasks["rate"].num_units == rows.tasks["rate"].num_rows == 600
+    assert rows.scores["rate"].num_units == rows.scores["rate"].num_rows == 600
 
 
 def test_what_does_not_fit_is_refused(config: Path) -> None:
     for key, told in (
-        ("intervals.by=nothing", "neither a string column's name nor a category's"),
-        ("intervals.by=x", "neither a string column's name nor a category's"),
-        ("intervals.unit=planet", "row"),
+        ("calibration.by=nothing", "neither a string column's name nor a category's"),
+        ("calibration.by=x", "neither a string column's name nor a category's"),
+        ("calibration.unit=planet", "row"),
         ("tasks.0.nll_beta=1.5", "nll_beta"),
         ("tasks.2.loss=beta_nll", "is binary, which takes the losses"),
     ):
         with pytest.raises(ConfigError, match=told):
             load_experiment(config, [key])
-    with pytest.raises(ConfigError, match=r"intervals\.unit 'group' needs data\.group"):
+    with pytest.raises(ConfigError, match=r"calibration\.unit 'group' needs data\.group"):
         load_experiment(
-            config, ["data.group=null", "intervals.unit=group", "split.strategy=random"]
+            config, ["data.group=null", "calibration.unit=group", "split.strategy=random"]
         )
 
 
@@ -208,19 +230,32 @@ def test_intervals_belong_to_one_epoch_of_one_run(run: Path, frame: pl.DataFrame
             RewardModel.load(run).predict(frame, coverage=coverage)
     with pytest.raises(RunError, match="belong to the best epoch"):
         RewardModel.load(run, moment="final").predict(frame, coverage=0.9)
-    assert find_intervals(load_run(run, "final")) is None
-    path = intervals_path(run, "model")
+    assert load_run(run, "final").calibration is None
+    path = calibration_path(run, "model")
     content = path.read_bytes()
     try:
         path.write_bytes(content.replace(b'"epoch": ', b'"epoch": 9'))
-        with pytest.raises(RunError, match="was made for epoch 9"):
-            RewardModel.load(run).predict(frame, coverage=0.9)
-        assert find_intervals(load_run(run)) is None
+        behind = RewardModel.load(run)  # a training that goes on
+        with pytest.raises(RunError, match=r"has nothing on epoch \d+, so"):
+            behind.predict(frame, coverage=0.9)
+        assert behind.predict(frame[:9])["predicted_high"].is_finite().all()
+        values = json.loads(content)
+        found = {}
+        for temperature in (1.0, 2.0):
+            values["chances"]["high"]["temperature"] = temperature
+            path.write_text(json.dumps(values))
+            predicted = RewardModel.load(run).predict(frame[:50])["predicted_high"]
+            found[temperature] = logit(predicted.to_numpy().astype(np.float64))
+        exact = found[1.0] < 8  # beyond that, 1 less a chance has few digits
+        assert exact.sum() > 30
+        wanted = found[1.0][exact] / 2
+        np.testing.assert_allclose(found[2.0][exact], wanted, rtol=1e-3, atol=1e-4)
         path.write_bytes(content[:100])
-        with pytest.raises(RunError, match="no intervals of a run"):
-            find_intervals(load_run(run))
+        with pytest.raises(RunError, match="no calibration of a run"):
+            load_run(run)
         path.unlink()
-        assert find_intervals(load_run(run)) is None
+        with pytest.raises(RunError, match="by which the run's probabilities are calibrated"):
+            load_run(run)
     finally:
         path.write_bytes(content)
 
@@ -237,8 +272,6 @@ def test_a_step_with_noise_is_proven_in_fine_tuning(
 
 @pytest.mark.slow
 def test_a_kept_model_keeps_its_intervals(frame: pl.DataFrame, tmp_path: Path) -> None:
-    import pickle
-
     model = FusionModel(
         strings="polymer",
         target="rate",

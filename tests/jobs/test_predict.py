@@ -17,7 +17,7 @@ import yaml
 from embedcache.errors import TableError
 from fusionnet import RewardModel
 from fusionnet.commands.predict import main
-from fusionnet.trained import reward
+from fusionnet.trained import batches, reward
 from fusionnet.trained.folder import tables_of
 from fusionnet.workflow.predicting import MARKS, write_scores
 
@@ -53,7 +53,7 @@ def test_predictions_stand_beside_their_rows(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reward, "BATCH_ROWS", 50)
+    monkeypatch.setattr(batches, "BATCH_ROWS", 50)
     shuffled = frame.sample(fraction=1.0, shuffle=True, seed=1)
     shuffled.write_parquet(tmp_path / source) if source.endswith("parquet") else shuffled.write_csv(
         tmp_path / source
@@ -286,7 +286,7 @@ def test_what_a_csv_cannot_hold_is_said_before_the_work(
         level=pl.lit("b").cast(pl.Enum(["b"])),
     ).write_parquet(source)
     with monkeypatch.context() as patch:
-        patch.setattr(RewardModel, "_batches", lambda *_: pytest.fail("the work has begun"))
+        patch.setattr(reward, "predicted_batches", lambda *_: pytest.fail("the work has begun"))
         code, err = predict_into(call, tmp_path / "out.csv", folder, source)
     assert code == 2
     assert all(f"{name} (" in err for name in ("tags", "both", "raw", "took", "pair"))
@@ -319,13 +319,13 @@ def test_nothing_is_published_when_a_later_batch_fails(
     for other in others:
         other.parent.mkdir()
         other.touch()
-    batches = RewardModel.batches
+    real = RewardModel.batches
 
     def fail_late(*arguments: Any, **options: Any) -> Iterator[pl.DataFrame]:
-        yield from islice(batches(*arguments, **options), 5)
+        yield from islice(real(*arguments, **options), 5)
         raise TableError("the table changed")
 
-    monkeypatch.setattr(reward, "BATCH_ROWS", 50)
+    monkeypatch.setattr(batches, "BATCH_ROWS", 50)
     with monkeypatch.context() as patch:
         patch.setattr(RewardModel, "batches", fail_late)
         code, err = predict_into(call, target, folder, source)
@@ -345,7 +345,7 @@ def test_means_are_those_of_all_rows(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reward, "BATCH_ROWS", 50)  # the last batch has 20 rows
+    monkeypatch.setattr(batches, "BATCH_ROWS", 50)  # the last batch has 20 rows
     frame.write_parquet(tmp_path / "in.parquet")
     model, target = RewardModel.load(folder), tmp_path / "out.parquet"
     added = model.columns(reward=True)

@@ -130,6 +130,7 @@ def tiny_config(folder: Path, encoder: Path) -> dict[str, Any]:
             **{"epochs": 2, "batch_rows": 64, "cpu_threads": 1},
             **{"prove": 0, "baselines": False},
         },
+        "calibration": {"probabilities": "none"},  # as the network has them
         "run": {"dir": str(folder / "run"), "name": "tiny"},
     }
 

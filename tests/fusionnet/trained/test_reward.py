@@ -23,7 +23,7 @@ from embedcache.errors import (
 from fusionnet import RewardModel
 from fusionnet.config.reward import RewardConfig, RewardPenalty, RewardTerm
 from fusionnet.evaluation.evaluate import evaluate_run
-from fusionnet.trained import reward
+from fusionnet.trained import batches
 from fusionnet.trained.run import load_run
 
 ABOVE, BELOW = (
@@ -95,7 +95,7 @@ def test_a_reward_reads_probabilities_or_as_specified_scores(
         "score": RewardModel(replace(plain.run, reward=as_score)),
     }
     vectors, inputs = plain.inputs(frame)
-    logit = plain.run.model.network(vectors, reward._standardised(plain.run, inputs))[:, 1]
+    logit = plain.run.model.network(vectors, batches.standardised(plain.run, inputs))[:, 1]
     torch.testing.assert_close(rewards["score"].reward(frame), logit.sigmoid())
     predicted = torch.from_numpy(plain.predict(frame)["predicted_good"].to_numpy(writable=True))
     torch.testing.assert_close(rewards["probability"].reward(frame), predicted)
@@ -112,7 +112,7 @@ def test_batches_do_not_matter(
 ) -> None:
     model = rewarding(plain, ABOVE)
     whole = model.reward(frame)
-    monkeypatch.setattr(reward, "BATCH_ROWS", 37)
+    monkeypatch.setattr(batches, "BATCH_ROWS", 37)
     torch.testing.assert_close(model.reward(frame), whole, rtol=1e-5, atol=1e-5)
     assert [len(part) for part in model.batches(frame)] == [37] * 11 + [13]
     torch.testing.assert_close(model.reward(frame[100:101]), whole[100:101], rtol=1e-5, atol=1e-5)
@@ -274,7 +274,7 @@ def test_far_outside_of_the_train_rows_is_finite_and_let_through(
 def test_predictions_that_are_not_finite_never_leave(
     made_run: Path, frame: pl.DataFrame, tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reward, "BATCH_ROWS", 100)
+    monkeypatch.setattr(batches, "BATCH_ROWS", 100)
     run = load_run(made_run)
     run.model.network.heads["aux"][-1].bias.data.fill_(float("inf"))
     model = rewarding(RewardModel(run), ABOVE)

@@ -1,4 +1,4 @@
-"""What the intervals of predictions promise, and of whom."""
+"""What intervals and probabilities promise, and of whom."""
 
 from typing import Literal
 
@@ -10,11 +10,12 @@ from embedcache.values import Spelled
 Unit = Literal["row", "group", "string"]
 
 
-class IntervalConfig(Config):
-    """Intervals by split conformal prediction, from validation rows, after the training.
+class CalibrationConfig(Config):
+    """What a finished training measures on validation rows, so that promises of it hold.
 
-    (Vovk et al. 2005; Lei et al. 2018.) They are as wide as the errors on validation rows ask for,
-    in units of the learnt noise where a task has it (`loss: beta_nll`).
+    Intervals of numbers and sets of classes by split conformal prediction (Vovk et al. 2005; Lei et
+    al. 2018; Sadinle et al. 2019): as wide as errors there ask for, in units of the learnt noise
+    where a task has it (`loss: beta_nll`). Probabilities by one temperature (Guo et al. 2017).
     """
 
     unit: Unit | Literal["auto"] = Field(
@@ -38,5 +39,13 @@ class IntervalConfig(Config):
             " the validation units; true: wider, so that the promise holds on average over all"
             " draws of these, whatever their errors are like (Lee et al. 2023). K units cannot"
             " guarantee more than K / (K + 1)"
+        ),
+    )
+    probabilities: Literal["temperature", "none"] = Field(
+        default="temperature",
+        description=(
+            "temperature: logits of classes are divided by the number that makes the validation"
+            " labels most likely, which changes no rank and no predicted class; none: probabilities"
+            " as the loss has trained them"
         ),
     )

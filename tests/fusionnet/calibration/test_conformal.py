@@ -8,7 +8,7 @@ from budgets import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusionnet.intervals.conformal import (
+from fusionnet.calibration.conformal import (
     LEVELS,
     covered_share,
     floor_of,

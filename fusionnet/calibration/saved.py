@@ -1,0 +1,92 @@
+"""`<name>_calibration.json`: what validation rows say of a run's best epoch."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError, field_validator
+
+from embedcache.errors import RunError
+from embedcache.schema import Config
+from fusionnet.calibration.conformal import LEVELS
+from fusionnet.config.calibration import Unit
+
+# of the scores at LEVELS; None is infinite, which JSON has no number for
+Quantiles = tuple[float | None, ...]
+
+
+class TaskScores(Config):
+    """One target's quantiles of scores, of all validation rows, and by value of a column."""
+
+    num_rows: int
+    num_units: int
+    pooled: Quantiles
+    by_value: dict[str, Quantiles] = Field(default_factory=dict)
+
+    @field_validator("pooled", "by_value")
+    @classmethod
+    def _fits(cls, found: "Quantiles | dict[str, Quantiles]") -> "Quantiles | dict[str, Quantiles]":
+        for each in found.values() if isinstance(found, dict) else [found]:
+            numbers = [math.inf if value is None else value for value in each]
+            if len(each) != len(LEVELS) or numbers != sorted(numbers) or numbers[0] < 0:
+                raise ValueError(f"expected {len(LEVELS)} ascending scores from 0 on")
+        return found
+
+    def score_at(self, level: int, value: str | None = None) -> float:
+        """Return the quantile at a level, in percent, for a value of the column `by`."""
+        own = self.pooled if value is None else self.by_value.get(value, self.pooled)
+        found = own[LEVELS.index(level)]
+        return math.inf if found is None else found
+
+
+class TaskChances(Config):
+    """What is known of one target's probabilities."""
+
+    temperature: Annotated[float, Field(gt=0, lt=1e3)] = 1.0
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None  # of binary targets: the best F1
+
+
+class Calibration(Config):
+    """What is known of a run's intervals, sets and probabilities, by names of tasks."""
+
+    run_id: str
+    epoch: int
+    unit: Unit
+    unit_name: str  # the column of the unit, or "row"
+    by: str | None
+    guaranteed: bool
+    scores: dict[str, TaskScores]  # of targets with validation labels
+    chances: dict[str, TaskChances]  # of targets with classes and labels
+
+
+def as_saved(quantiles: tuple[float, ...]) -> Quantiles:
+    """Return quantiles as they are written."""
+    return tuple(None if math.isinf(value) else value for value in quantiles)
+
+
+def calibration_path(folder: Path, name: str) -> Path:
+    """Return where a run keeps its calibration."""
+    return folder / f"{name}_calibration.json"
+
+
+def read_calibration(
+    path: Path, run_id: str, epoch: int, tasks: frozenset[str]
+) -> Calibration | None:
+    """Return what was measured of a run's epoch, None while that is of another epoch.
+
+    Raises RunError where the file is damaged, another run's, or of other tasks.
+    """
+    try:
+        found = Calibration.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        why = str(error).splitlines()[0]
+        raise RunError(f"{path} is no calibration of a run ({why:.200}); put it back") from None
+    if found.run_id != run_id:
+        raise RunError(
+            f"{path} was made for run {found.run_id}, this is run {run_id}: put the run's own file"
+            " back"
+        )
+    strange = [name for name in (*found.scores, *found.chances) if name not in tasks]
+    if strange:
+        raise RunError(f"{path} is of the tasks {', '.join(strange)}, which the run does not have")
+    return found if found.epoch == epoch else None

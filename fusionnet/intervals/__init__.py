@@ -1,1 +1,0 @@
-"""Intervals around predictions that hold what they promise on rows that nobody trained on."""
