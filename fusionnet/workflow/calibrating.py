@@ -40,7 +40,7 @@ from fusionnet.trained.uncertain import as_learnt, codes_of, score_scales
 from fusionnet.trained.vectors import vectors_of_all_strings
 from fusionnet.workflow.units import UnitKind, split_unit, unit_of_rows
 
-MOST_ROWS = 200_000  # validation rows that are looked at; of more, as many are drawn
+MOST_ROWS = 50_000  # validation rows that are looked at; of more, as many are drawn
 LEAST_ROWS = 50  # of a value of the column `by`
 SHOWN = 90  # percent
 
