@@ -26,6 +26,7 @@ def summary(run: TrainedRun, evaluation: Evaluation, records: Sequence[dict[str,
         *text_table(_metric_rows(run, evaluation), num_left=2),
         *_beside(run, evaluation),
         *(coverage_in_words(column, each) for column, each in evaluation.intervals.items()),
+        *_hope(run, evaluation),
         *(chances_in_words(column, each) for column, each in evaluation.chances.items()),
     ]
     lines += [_spread(run, column, table) for column, table in evaluation.by.items()]
@@ -150,6 +151,17 @@ def coverage_in_words(column: str, found: Coverage) -> str:
     if found.oracle_width is not None:
         text += f", {number(found.oracle_width)} around noise-free outcomes"
     return f"{text}; guaranteed for a new {found.unit}: {found.guaranteed:.0%}"
+
+
+def _hope(run: TrainedRun, evaluation: Evaluation) -> list[str]:
+    """Return what the guarantee of intervals supposes, where that is bold: of strings left out."""
+    strings = {spec.name for spec in run.layout.strings}
+    units = {each.unit for each in evaluation.intervals.values()}
+    return [
+        f"NOTE  that a new {unit} is drawn like those of validation is a hope: each has a chemistry"
+        " of its own, and nothing is guaranteed of what is of another kind"
+        for unit in sorted(units & strings)
+    ]
 
 
 def chances_in_words(column: str, found: Chances) -> str:

@@ -174,6 +174,7 @@ def test_an_evaluation_counts_what_is_inside(
     assert f"{own['high']['mean_size']:.3f} classes" in page
     assert "<h2>Probabilities</h2>" in page
     said = summary(loaded, evaluation, loaded.records)
+    assert "is a hope" not in said
     assert "probabilities of high: off by" in said
     assert f"90% intervals of y hold {inside.mean():.1%} of its labels" in said
 
@@ -205,6 +206,23 @@ def test_units_values_and_guarantees_are_as_asked(
     rows = calibration_of(load_run(tmp_path / "run"))
     assert rows.unit_name == "row"
     assert rows.scores["rate"].num_units == rows.scores["rate"].num_rows == 600
+
+
+@pytest.mark.slow
+def test_what_left_out_strings_cannot_promise_is_said(config: Path, tmp_path: Path) -> None:
+    keys = ["train.epochs=1", "train.prove=0", f"run.dir={tmp_path / 'run'}"]
+    keys += ["calibration.unit=string"]
+    train_experiment(load_experiment(config, keys), str(config), verbose=False)
+    run = load_run(tmp_path / "run")
+    assert calibration_of(run).scores["y"].num_units == 4
+    cache = open_cache(load_experiment(config).cache.path)
+    evaluation = evaluate_run(run, cache, "test", progress=False)
+    said = summary(run, evaluation, run.records)
+    assert "NOTE  that a new polymer is drawn like those of validation is a hope" in said
+    assert (
+        "that strings left out are alike is a hope"
+        in write_report(run, evaluation, run.records, tmp_path).read_text()
+    )
 
 
 def test_what_does_not_fit_is_refused(config: Path) -> None:
