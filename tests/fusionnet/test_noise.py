@@ -101,6 +101,9 @@ def test_noise_is_found_where_it_is(run: Path, frame: pl.DataFrame) -> None:
     found = RewardModel(loaded).predict(frame, uncertainty=True)
     names = [name for name in found.columns if name.startswith(("aleatoric", "epistemic"))]
     assert names == ["aleatoric_y", "aleatoric_rate"]
+    card = (run / "README.md").read_text()
+    assert "that hold nine of ten labels, as measured on " in card
+    assert " validation rows of 8 `patient`; rows of another kind" in card
     little, much = (
         found.filter((frame["x"] > 0) == above)["aleatoric_y"].median() for above in (False, True)
     )
