@@ -20,6 +20,7 @@ class TaskScores(Config):
 
     num_rows: int
     num_units: int
+    least_units: int  # of any value that has quantiles of its own; else num_units
     pooled: Quantiles
     by_value: dict[str, Quantiles] = Field(default_factory=dict)
 

@@ -93,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="SHARE",
         help=(
             "add lower_<column> and upper_<column> of each number, between which this share of"
-            " labels lies, e.g. 0.9"
+            " labels lies, e.g. 0.9, and set_<column>_<class>, the classes that hold as many"
         ),
     )
     parser.add_argument(

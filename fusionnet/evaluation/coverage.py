@@ -93,7 +93,7 @@ def _of_task(
     inside = held.inside(task.column, target)[seen]
     found = Coverage(
         promised=LEVEL / 100,
-        guaranteed=floor_of(LEVEL, own.num_units, calibration.guaranteed) / 100,
+        guaranteed=floor_of(LEVEL, own.least_units, calibration.guaranteed) / 100,
         unit=calibration.unit_name,
         rows=int(seen.sum()),
         covered=float(inside.mean()) if seen.any() else None,

@@ -26,7 +26,7 @@ def summary(run: TrainedRun, evaluation: Evaluation, records: Sequence[dict[str,
         *text_table(_metric_rows(run, evaluation), num_left=2),
         *_beside(run, evaluation),
         *(coverage_in_words(column, each) for column, each in evaluation.intervals.items()),
-        *_hope(run, evaluation),
+        *_what_strings_cannot_promise(run, evaluation),
         *(chances_in_words(column, each) for column, each in evaluation.chances.items()),
     ]
     lines += [_spread(run, column, table) for column, table in evaluation.by.items()]
@@ -153,7 +153,7 @@ def coverage_in_words(column: str, found: Coverage) -> str:
     return f"{text}; guaranteed for a new {found.unit}: {found.guaranteed:.0%}"
 
 
-def _hope(run: TrainedRun, evaluation: Evaluation) -> list[str]:
+def _what_strings_cannot_promise(run: TrainedRun, evaluation: Evaluation) -> list[str]:
     """Return what the guarantee of intervals supposes, where that is bold: of strings left out."""
     strings = {spec.name for spec in run.layout.strings}
     units = {each.unit for each in evaluation.intervals.values()}

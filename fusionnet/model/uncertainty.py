@@ -31,7 +31,12 @@ def spread_in_units(
     Over k, not k - 1; 0 of a single one.
     """
     members = predictions_of_members(outputs, tasks, scaling, binary_unit)
-    return torch.stack(members).std(0, correction=0)
+    return _deviation(torch.stack(members))
+
+
+def _deviation(members: Float[Tensor, "k N ..."]) -> Float[Tensor, "N ..."]:
+    """Return the standard deviation over members; torch's own warns of no rows."""
+    return (members - members.mean(0)).square().mean(0).sqrt()
 
 
 def noise_as_learnt(
@@ -60,6 +65,6 @@ def spread_as_learnt(
     columns = []
     for task, own, std in zip(tasks, output_columns(tasks), scaling.target_std, strict=True):
         numbers = torch.stack([each[:, own.start] for each in members])
-        spread = std * numbers.std(0, correction=0)
+        spread = std * _deviation(numbers)
         columns.append(spread if task.kind == "regression" else torch.full_like(spread, torch.nan))
     return torch.stack(columns, dim=1)

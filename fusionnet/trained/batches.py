@@ -77,7 +77,7 @@ def table_vectors(run: TrainedRun, table: Table) -> list[Float[Tensor, "_ _"]]:
     ]
 
 
-def beside(
+def added_columns(
     run: TrainedRun, batch: Batch, table: Table, level: int | None, uncertainty: bool
 ) -> Iterator[pl.DataFrame]:
     """Yield what stands beside the predictions of all rows of a batch."""

@@ -36,7 +36,7 @@ from fusionnet.rows.tensors import RowInputs, joined
 from fusionnet.trained.batches import (
     BATCH_ROWS,
     Batch,
-    beside,
+    added_columns,
     predicted_batches,
     standardised,
     table_vectors,
@@ -153,7 +153,7 @@ class RewardModel:
             ):
                 block = found.block
                 batch = self._named(found)
-                for columns in beside(self.run, found, table, level, uncertainty):
+                for columns in added_columns(self.run, found, table, level, uncertainty):
                     batch = batch.hstack(columns)
                 if reward:
                     rewards = self.reward_of(self._as_rewarded(found.found))

@@ -62,7 +62,7 @@ def in_words(found: Calibration) -> str:
     """Return what was measured of what, and what intervals promise at SHOWN percent."""
     name, task = next(iter(found.scores.items()))
     unit = "rows" if found.unit == "row" else f"values of {found.unit_name}"
-    floor = floor_of(SHOWN, task.num_units, found.guaranteed)
+    floor = floor_of(SHOWN, task.least_units, found.guaranteed)
     more = f" and {len(found.scores) - 1} more" if len(found.scores) > 1 else ""
     told = (
         f"{name}{more} on {task.num_rows:,} validation rows, {task.num_units:,} {unit}: intervals"
@@ -158,15 +158,18 @@ class Strata(NamedTuple):
 def _of_task(score: Float[np.ndarray, " n"], strata: Strata, guaranteed: bool) -> TaskScores:
     """Return one target's quantiles, of all rows and of values that have enough of them."""
     own: dict[str, tuple[float | None, ...]] = {}
+    num_units = [len(np.unique(strata.unit))]
     if strata.value is not None:
         for code, count in zip(*np.unique(strata.value, return_counts=True), strict=True):
             chosen = strata.value == code
             if count >= LEAST_ROWS:
                 found = score_quantiles(score[chosen], strata.unit[chosen], guaranteed)
                 own[strata.values[code]] = as_saved(found)
+                num_units.append(len(np.unique(strata.unit[chosen])))
     return TaskScores(
         num_rows=len(score),
-        num_units=len(np.unique(strata.unit)),
+        num_units=num_units[0],
+        least_units=min(num_units),
         pooled=as_saved(score_quantiles(score, strata.unit, guaranteed)),
         by_value=own,
     )

@@ -74,6 +74,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "optim": {"lr": 0.01, "warmup_epochs": 0},
         "train": {"epochs": 25, "batch_rows": 128, "cpu_threads": 1, "baselines": False},
         "run": {"dir": str(folder / "run")},
+        "reward": {"terms": [{"task": "high", "weight": 1.0}]},
     }
     values["train"]["monitor"] = "val_error"
     file = folder / "config.yaml"
@@ -155,6 +156,10 @@ def test_an_evaluation_counts_what_is_inside(
     inside = (truth["y"] >= found["lower_y"]) & (truth["y"] <= found["upper_y"])
     assert own["y"]["covered"] == pytest.approx(inside.mean())
     assert own["y"]["rows"] == inside.count()
+    sets = found.select("set_high_0", "set_high_1").to_numpy()
+    held = sets[np.arange(len(sets)), truth["high"].cast(pl.Int64).to_numpy()]
+    assert own["high"]["covered"] == pytest.approx(held.mean())
+    assert own["high"]["mean_size"] == pytest.approx(sets.sum(1).mean())
     width = (found["upper_y"] - found["lower_y"]).filter(truth["y"].is_not_null()).mean()
     assert own["y"]["mean_width"] == pytest.approx(width, rel=1e-5)
     by_patient = truth.select("patient", inside=inside).group_by("patient").mean()
@@ -193,7 +198,7 @@ def test_units_values_and_guarantees_are_as_asked(
     calibration = calibration_of(model.run)
     own = calibration.scores["y"]
     assert set(own.by_value) == set(TINY_STRINGS[:4])
-    assert own.num_units == 8  # of 40 groups one fold of five
+    assert own.num_units == own.least_units == 8  # of 40 groups one fold of five
     assert model.predict(frame, coverage=0.9)["upper_y"].eq(math.inf).all()
     found = model.predict(frame[:200], coverage=0.8)
     width = (found["upper_rate"] - found["predicted_rate"]).is_finite()
@@ -212,15 +217,42 @@ def test_units_values_and_guarantees_are_as_asked(
 
 
 @pytest.mark.slow
+def test_members_and_noise_widen_intervals_and_values_have_their_own(
+    config: Path, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    keys = ["train.epochs=1", "train.prove=0", f"run.dir={tmp_path / 'run'}"]
+    keys += ["model.members=3", "calibration.by=kind", "calibration.unit=string"]
+    train_experiment(load_experiment(config, keys), str(config), verbose=False)
+    model = RewardModel.load(tmp_path / "run")
+    own = calibration_of(model.run).scores["y"]
+    assert set(own.by_value) == {"a", "b"}
+    found = model.predict(frame[:300], coverage=0.8, uncertainty=True)
+    scale = (found["aleatoric_y"] ** 2 + found["epistemic_y"] ** 2).sqrt()
+    score = ((found["upper_y"] - found["lower_y"]) / 2 / scale).to_numpy()
+    wanted = [own.score_at(80, kind) for kind in frame["kind"][:300]]
+    np.testing.assert_allclose(score, wanted, rtol=1e-3)
+    assert len(set(wanted)) == 2
+    assert own.least_units == own.num_units == 4
+    nothing = model.predict(frame[:0], coverage=0.8, uncertainty=True)
+    assert nothing.columns == found.columns
+    broken = frame[:3].with_columns(kind=pl.Series(["a", "nothing", "b"]))
+    skipped = model.predict(broken, "skip", coverage=0.8)
+    for name in ("lower_y", "upper_rate", "set_high_1"):
+        assert skipped[name].is_null().to_list() == [False, True, False]
+
+
+@pytest.mark.slow
 def test_what_left_out_strings_cannot_promise_is_said(config: Path, tmp_path: Path) -> None:
     keys = ["train.epochs=1", "train.prove=0", f"run.dir={tmp_path / 'run'}"]
-    keys += ["calibration.unit=string"]
+    keys += ["calibration.unit=string", "calibration.by=polymer"]
     train_experiment(load_experiment(config, keys), str(config), verbose=False)
     run = load_run(tmp_path / "run")
     assert calibration_of(run).scores["y"].num_units == 4
+    assert calibration_of(run).scores["y"].least_units == 1  # a string has itself alone
     cache = open_cache(load_experiment(config).cache.path)
     evaluation = evaluate_run(run, cache, "test", progress=False)
     said = summary(run, evaluation, run.records)
+    assert evaluation.intervals["y"].guaranteed == pytest.approx(0.45)
     assert "NOTE  that a new polymer is drawn like those of validation is a hope" in said
     assert (
         "that strings left out are alike is a hope"
@@ -261,11 +293,15 @@ def test_intervals_belong_to_one_epoch_of_one_run(run: Path, frame: pl.DataFrame
             behind.predict(frame, coverage=0.9)
         assert behind.predict(frame[:9])["predicted_high"].is_finite().all()
         values = json.loads(content)
+        assert values["chances"]["high"]["temperature"] != 1
         found = {}
         for temperature in (1.0, 2.0):
             values["chances"]["high"]["temperature"] = temperature
             path.write_text(json.dumps(values))
-            predicted = RewardModel.load(run).predict(frame[:50])["predicted_high"]
+            model = RewardModel.load(run)
+            predicted = model.predict(frame[:50])["predicted_high"]
+            sloping = model.differentiable(*model.inputs(frame[:50]))
+            np.testing.assert_allclose(sloping.numpy(), predicted.to_numpy(), atol=1e-5)
             found[temperature] = logit(predicted.to_numpy().astype(np.float64))
         exact = found[1.0] < 8  # beyond that, 1 less a chance has few digits
         assert exact.sum() > 30

@@ -30,6 +30,7 @@ FOUND = Calibration(
         "ef": TaskScores(
             num_rows=70,
             num_units=7,
+            least_units=2,
             pooled=SCORES,
             by_value={"[*]CC[*]": as_saved(tuple(1.0 for _ in LEVELS))},
         )
@@ -63,7 +64,10 @@ def test_what_was_written_is_read(path: Path) -> None:
         ({"run_id": "other"}, "was made for run other"),
         ({"scores": {"old": FOUND.model_dump()["scores"]["ef"]}}, "of the tasks old"),
         ({"chances": {"old": {}}}, "of the tasks old"),
-        ({"scores": {"ef": {"num_rows": 1, "num_units": 1, "pooled": [1.0]}}}, "no calibration"),
+        (
+            {"scores": {"ef": {"num_rows": 1, "num_units": 1, "least_units": 1, "pooled": [1.0]}}},
+            "no calibration",
+        ),
         ({"chances": {"opt": {"temperature": 0}}}, "no calibration"),
         ({"chances": {"opt": {"threshold": 2}}}, "no calibration"),
         ({"unit": "planet"}, "no calibration of a run"),

@@ -121,6 +121,12 @@ def test_the_error_is_the_loss_at_the_log_variances_that_fit_best() -> None:
     found = mean_log_loss(losses * denominators, denominators, tasks)
     assert found == pytest.approx(least - 1, abs=1e-6)
     assert mean_log_loss(losses, 0 * denominators, tasks) is None
+    # noise of one number that fits is the mean square that it is of
+    noisy = [Task(name="n", column="n", loss="beta_nll")]
+    square = torch.tensor([0.7])
+    likelihood = (square.log() + 1) / 2
+    found = mean_log_loss(9 * likelihood, torch.tensor([9.0]), noisy)
+    assert found == pytest.approx(float(square.log()), abs=1e-6)
     zero = mean_log_loss(0 * losses, denominators, tasks)
     assert zero is not None
     assert np.isfinite(zero)
