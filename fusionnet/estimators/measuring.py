@@ -6,7 +6,8 @@ import polars as pl
 
 from embedcache.errors import ConfigError
 from fusionnet.estimators.workfolder import WorkFolder
-from fusionnet.evaluation.evaluate import Evaluation, evaluate_rows
+from fusionnet.evaluation.evaluate import evaluate_rows
+from fusionnet.evaluation.result import Evaluation
 from fusionnet.evaluation.rows import WHOLE
 from fusionnet.evaluation.tablerows import is_own_table
 from fusionnet.trained.reward import RewardModel

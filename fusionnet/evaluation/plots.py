@@ -14,7 +14,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fusionnet.config.tasks import prediction_columns
-from fusionnet.evaluation.evaluate import Evaluation
 from fusionnet.evaluation.figures import (
     MOST_CLASSES,
     MOST_VALUES,
@@ -27,6 +26,7 @@ from fusionnet.evaluation.figures import (
     losses,
     parity,
 )
+from fusionnet.evaluation.result import Evaluation
 from fusionnet.metrics import spread_metric, title
 from fusionnet.runfolder.listing import write_listed
 from fusionnet.trained.run import TrainedRun

@@ -16,9 +16,9 @@ import numpy as np
 
 from embedcache.config.split import SPLITS
 from embedcache.text import number, visible
-from fusionnet.evaluation.evaluate import Evaluation
 from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.plots import draw_plots
+from fusionnet.evaluation.result import Evaluation
 from fusionnet.evaluation.summary import beside_rows, ended_early, without_labels
 from fusionnet.metrics import METRICS, is_error, main_metrics, reaches, title, unit_of
 from fusionnet.runfolder.listing import write_listed

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from embedcache.text import number, text_table, visible
+from fusionnet.evaluation.breakdown import Breakdown
 from fusionnet.evaluation.chances import Chances
 from fusionnet.evaluation.coverage import Coverage
-from fusionnet.evaluation.evaluate import Breakdown, Evaluation
+from fusionnet.evaluation.result import Evaluation
 from fusionnet.metrics import Metrics, main_metrics, spread_metric
 from fusionnet.trained.run import TrainedRun
 

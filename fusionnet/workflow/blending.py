@@ -35,11 +35,11 @@ from fusionnet.config.tasks import prediction_columns
 from fusionnet.experiment import Experiment
 from fusionnet.model.forward import forward_rows, to_units
 from fusionnet.rows.tensors import RowTable, row_table
+from fusionnet.rows.units import left_out_string, split_unit, unit_of_rows
 from fusionnet.runfolder.listing import write_listed
 from fusionnet.trained.blended import features_behind
 from fusionnet.trained.run import TrainedRun, load_run
 from fusionnet.trained.vectors import vectors_of_all_strings
-from fusionnet.workflow.units import left_out_string, split_unit, unit_of_rows
 
 MOST_ROWS = 5_000_000  # of a table, all of which are read
 MOST_BYTES = 2 * 2**30  # of what trees read of train rows; more rows than that are drawn from
@@ -174,7 +174,8 @@ def _parts(
     together here too. `texts` are the distinct strings, by string column.
     """
     number = experiment.blend.parts
-    together = unit_of_rows(experiment, split_unit(experiment), block, rows, texts)
+    data, split = experiment.data, experiment.split
+    together = unit_of_rows(data, split, split_unit(data, split), block, rows, texts)
     number = min(number, len(np.unique(together)))
     part = np.zeros(len(rows), dtype=np.int64)
     if number < 2:
@@ -192,7 +193,7 @@ def _selections(
 
     What tells many strings that were seen apart may mislead about new ones.
     """
-    string = left_out_string(experiment)
+    string = left_out_string(experiment.data, experiment.split)
     if string is None:
         return []
     return columns.selections(string, run.layout.strings[string].feature_sets)

@@ -33,12 +33,12 @@ from fusionnet.config.tasks import prediction_columns
 from fusionnet.experiment import Experiment
 from fusionnet.model.forward import forward_rows
 from fusionnet.rows.tensors import row_table, rows_per_chunk
+from fusionnet.rows.units import UnitKind, split_unit, unit_of_rows
 from fusionnet.runfolder.listing import write_listed
 from fusionnet.trained.blended import found_of, tree_tables
 from fusionnet.trained.run import TrainedRun, load_run
 from fusionnet.trained.uncertain import as_learnt, codes_of, score_scales
 from fusionnet.trained.vectors import vectors_of_all_strings
-from fusionnet.workflow.units import UnitKind, split_unit, unit_of_rows
 
 MOST_ROWS = 50_000  # validation rows that are looked at; of more, as many are drawn
 LEAST_ROWS = 50  # of a value of the column `by`
@@ -82,6 +82,7 @@ def measured(run: TrainedRun, experiment: Experiment, cache: Cache) -> Calibrati
     The run is loaded without a calibration.
     """
     config, kind = experiment.calibration, unit_kind(experiment)
+    data, split = experiment.data, experiment.split
     texts = {spec.name: cache.strings(spec.name).text for spec in cache.layout.strings}
     block = _validation_rows(cache, experiment.train.seed)
     rows = row_table(block, np.arange(len(block.split)), run.scaling)
@@ -90,7 +91,7 @@ def measured(run: TrainedRun, experiment: Experiment, cache: Cache) -> Calibrati
     found = found_of(run, outputs, rows.inputs, tree_tables(run, texts, vectors))
     predictions, scales = found.in_units(run), score_scales(run, outputs)
     strata = Strata(
-        unit_of_rows(experiment, kind, block, np.arange(rows.num_rows), list(texts.values())),
+        unit_of_rows(data, split, kind, block, np.arange(rows.num_rows), list(texts.values())),
         *(None, ()) if config.by is None else codes_of(run, config.by, rows.inputs, texts),
     )
     scores, chances = {}, {}
@@ -139,7 +140,9 @@ def unit_kind(experiment: Experiment) -> UnitKind:
         return UnitKind("group", experiment.data.group)
     if unit == "string":
         return UnitKind("string", experiment.split.string or experiment.data.strings[0].name)
-    return UnitKind("row", "row") if unit == "row" else split_unit(experiment)
+    if unit == "row":
+        return UnitKind("row", "row")
+    return split_unit(experiment.data, experiment.split)
 
 
 class Strata(NamedTuple):

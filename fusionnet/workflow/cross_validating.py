@@ -24,8 +24,9 @@ from embedcache.launcher import rank_environment
 from embedcache.split.plan import plan_of
 from embedcache.split.report import SplitCounts
 from fusionnet.evaluation.crossvalidation import CrossValidation, FoldResult
-from fusionnet.evaluation.evaluate import Evaluation, evaluate_run
+from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.evaluation.outputs import evaluation_files
+from fusionnet.evaluation.result import Evaluation
 from fusionnet.experiment import Experiment
 from fusionnet.recipe import observed_tasks
 from fusionnet.runfolder.listing import write_listed

@@ -15,8 +15,10 @@ from embedcache.errors import RunError, StaleCacheError
 from fusionnet import RewardModel
 from fusionnet.config.tasks import BINARY_METRICS, REGRESSION_METRICS
 from fusionnet.evaluation.baselines import BOOSTING, STRING_MEAN, TRAIN_MEAN, take
-from fusionnet.evaluation.evaluate import Evaluation, evaluate_run, rows_of_each
+from fusionnet.evaluation.breakdown import rows_of_each
+from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.evaluation.outputs import evaluation_files
+from fusionnet.evaluation.result import Evaluation
 from fusionnet.evaluation.summary import summary
 from fusionnet.metrics import task_metrics
 from fusionnet.trained.run import TrainedRun, load_run

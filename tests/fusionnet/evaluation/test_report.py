@@ -19,10 +19,11 @@ from matplotlib.text import Text
 from embedcache.cache.reader import open_cache
 from embedcache.text import NONE, number
 from fusionnet.config.tasks import REGRESSION_METRICS
-from fusionnet.evaluation.evaluate import Evaluation, evaluate_run
+from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.evaluation.figures import LONGEST_NAME, STYLE, by_value, history, parity
 from fusionnet.evaluation.plots import AUTHOR, file_stem
 from fusionnet.evaluation.report import write_report
+from fusionnet.evaluation.result import Evaluation
 from fusionnet.train.checkpoint import load_checkpoint, save_checkpoint
 from fusionnet.trained.run import TrainedRun, all_records, load_run
 

@@ -17,7 +17,8 @@ from embedcache.build.rotation import rotated
 from embedcache.cache.reader import open_cache
 from embedcache.errors import MissingCacheError, RunError, StaleCacheError
 from fusionnet import RewardModel
-from fusionnet.evaluation.evaluate import Evaluation, evaluate_rows, evaluate_run
+from fusionnet.evaluation.evaluate import evaluate_rows, evaluate_run
+from fusionnet.evaluation.result import Evaluation
 from fusionnet.evaluation.rows import WHOLE
 from fusionnet.evaluation.tablerows import rows_of_own_table, rows_of_table
 from fusionnet.experiment import Experiment, load_experiment

@@ -19,9 +19,10 @@ from embedcache.errors import NonFinitePredictionError, ProofError
 from embedcache.scaling import Scaling
 from fusionnet import RewardModel
 from fusionnet.evaluation.baselines import BASELINES, STRING_MEAN, TRAIN_MEAN
-from fusionnet.evaluation.evaluate import Evaluation, evaluate_run
+from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.evaluation.figures import MOST_POINTS, parity
 from fusionnet.evaluation.plots import draw_plots
+from fusionnet.evaluation.result import Evaluation
 from fusionnet.experiment import load_experiment
 from fusionnet.metrics import regression_metrics
 from fusionnet.rows.tensors import load_rows

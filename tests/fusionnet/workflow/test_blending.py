@@ -18,15 +18,17 @@ from shared_fixtures import tiny_config, tiny_frame
 
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import RunError
+from embedcache.split import scaffold
 from fusionnet import FusionModel, RewardModel
 from fusionnet.blend.saved import blend_bytes, blend_path
 from fusionnet.config.tasks import prediction_columns
-from fusionnet.evaluation.evaluate import NETWORK_ALONE, TREES_ALONE, evaluate_run
+from fusionnet.evaluation.evaluate import evaluate_run
+from fusionnet.evaluation.predicted import NETWORK_ALONE, TREES_ALONE
 from fusionnet.evaluation.summary import summary
 from fusionnet.experiment import load_experiment
 from fusionnet.runfolder.listing import read_listing
 from fusionnet.trained.run import load_run
-from fusionnet.workflow import blending, units
+from fusionnet.workflow import blending
 from fusionnet.workflow.blending import blend_run, blended
 from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.training import train_experiment
@@ -167,7 +169,7 @@ def test_what_no_split_takes_apart_is_in_one_part_of_the_trees(
     parts: list[np.ndarray] = []
     monkeypatch.setattr(blending, "_of_task", lambda *given: parts.append(given[6]))
     # two strings have one scaffold
-    monkeypatch.setattr(units, "scaffold_groups", lambda texts: np.arange(len(texts)) // 2)
+    monkeypatch.setattr(scaffold, "scaffold_groups", lambda texts: np.arange(len(texts)) // 2)
     run = load_run(run_folder, with_blend=False)
     blended(run, experiment.model_copy(update={"split": split}), cache, progress=False)
     rows = cache.rows()

@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Int
 
 from embedcache.cache.layout import RowBlock
+from embedcache.config.split import SplitConfig
+from embedcache.config.table import DataConfig
 from embedcache.split.plan import left_out_column
-from embedcache.split.scaffold import scaffold_groups
 from fusionnet.config.calibration import Unit
-from fusionnet.experiment import Experiment
 
 
 class UnitKind(NamedTuple):
@@ -20,18 +20,19 @@ class UnitKind(NamedTuple):
     column: str  # of the group, or the string column's name; "row" where rows are alone
 
 
-def split_unit(experiment: Experiment) -> UnitKind:
-    """Return what the experiment's split leaves out as a whole."""
-    string = left_out_string(experiment)
+def split_unit(data: DataConfig, split: SplitConfig) -> UnitKind:
+    """Return what a split leaves out as a whole."""
+    string = left_out_string(data, split)
     if string is not None:
-        return UnitKind("string", experiment.data.strings[string].name)
-    if experiment.data.group is not None:
-        return UnitKind("group", experiment.data.group)
+        return UnitKind("string", data.strings[string].name)
+    if data.group is not None:
+        return UnitKind("group", data.group)
     return UnitKind("row", "row")
 
 
 def unit_of_rows(
-    experiment: Experiment,
+    data: DataConfig,
+    split: SplitConfig,
     kind: UnitKind,
     block: RowBlock,
     rows: Int[np.ndarray, " n"],
@@ -46,14 +47,18 @@ def unit_of_rows(
         return np.arange(len(rows))
     if kind.unit == "group":
         return block.group[rows].astype(np.int64)
-    string = [column.name for column in experiment.data.strings].index(kind.column)
+    string = [column.name for column in data.strings].index(kind.column)
     number = block.string_id[rows, string].astype(np.int64)
-    by_scaffold = experiment.split.strategy == "scaffold" and string == left_out_string(experiment)
-    return scaffold_groups(texts[string])[number] if by_scaffold else number
+    if split.strategy == "scaffold" and string == left_out_string(data, split):
+        # not at the top: RDKit, which only this split needs
+        from embedcache.split.scaffold import scaffold_groups
+
+        return scaffold_groups(texts[string])[number]
+    return number
 
 
-def left_out_string(experiment: Experiment) -> int | None:
+def left_out_string(data: DataConfig, split: SplitConfig) -> int | None:
     """Return the number of the string column whose strings are left out of training; or None."""
-    kinds = {column.name: column.kind for column in experiment.data.strings}
-    name = left_out_column(kinds, experiment.split)
+    kinds = {column.name: column.kind for column in data.strings}
+    name = left_out_column(kinds, split)
     return None if name is None else list(kinds).index(name)
