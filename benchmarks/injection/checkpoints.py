@@ -152,7 +152,7 @@ def _not_finite(words: tuple[str, ...], scene: Scene) -> list[str]:
     if words is EVALUATE:
         text = (scene / "run" / "metrics.json").read_text()
         return [f"metrics.json holds {word}" for word in ("NaN", "Infinity") if word in text]
-    content = checkpoint(scene / "run" / "small_final.pt")
+    content = checkpoint(scene / "run" / LAST)
     weights = ("model_state_dict", "optimizer_state_dict", "vectors", "records")
     return not_finite({key: content.get(key) for key in weights})
 

@@ -1,10 +1,11 @@
 """Checkpoints: plain dicts of tensors, strings and numbers, of which no code is executed.
 
-They are written atomically and loaded with `weights_only=True`. One file per moment holds
-everything: trained weights, optimizer and schedule, the loss's log-variances, metrics, config, and
-what turns raw units into predictions (columns, scaling, tasks, the trained vectors of the known
-strings). `best` and `final` are links to such files, so each can be resumed from, evaluated and
-shared. The frozen base encoder is not in it; it is named by source and digest.
+They are written atomically and loaded with `weights_only=True`. One file per moment holds trained
+weights, the loss's log-variances, metrics, config, and what turns raw units into predictions
+(columns, scaling, tasks, the trained vectors of the known strings): each can be evaluated and
+shared. `last` and `step` also hold Adam's two moments, from which training goes on; `best` and
+`final` do not, which are a third as large for it. The frozen base encoder is not in it; it is named
+by source and digest.
 """
 
 import os
@@ -41,6 +42,11 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     # a stream: for a path torch.save would write its name into the file
     with atomic_write(path) as partial, partial.open("wb") as stream:
         torch.save({"format_version": FORMAT_VERSION, **content}, stream)
+
+
+def without_moments(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what predicting needs of a checkpoint's content, which is all but Adam's state."""
+    return {**content, "optimizer_state_dict": {}}
 
 
 def link_checkpoint(source: Path, target: Path) -> None:

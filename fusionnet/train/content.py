@@ -183,6 +183,12 @@ def check_weights(
 
 def check_moments(module: nn.Module, state: Mapping[str, Any], origin: Path) -> None:
     """Raise RunError unless this is what AdamW keeps of a module's trainable parameters."""
+    if not state:
+        raise RunError(
+            f"{origin} has no state of the optimizer, as best and final checkpoints have none: it"
+            " predicts, but training cannot go on from it. Put the run's own file back, or train"
+            " anew with --overwrite"
+        )
     try:
         optimizer = Optimizer.model_validate(state)
     except ValidationError as error:

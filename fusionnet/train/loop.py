@@ -2,7 +2,7 @@
 
 The run folder is written by rank 0 alone, beside the next steps (`runfiles`). After each epoch
 `<name>_last.pt` holds everything that continuing needs; `<name>_best.pt` (the epoch that `monitor`
-finds best) and `<name>_final.pt` are links to it.
+finds best) and `<name>_final.pt` what predicting needs.
 How a run goes on from a checkpoint, also from one inside an epoch, is told in `resume`.
 
 A run that is told to stop (`stopping`) leaves such a checkpoint. All ranks must stop after the same

@@ -1,12 +1,13 @@
 """Where a run stands, kept in its checkpoints, and how it goes on from there.
 
-`<name>_last.pt` is written after every epoch; with `train.checkpoint_steps` also `<name>_step.pt`
-inside an epoch, so that a long epoch is not lost. The two hold the same things; the one that is
-further on wins. A run may go on for more epochs than it was begun for, or for fewer: its learning
-rates are from then on those of a run that was to have so many from the start, so they go up again
-where they had come down. All randomness of a step is a function of (seed, step, rank) and the rows
-of a step one of (seed, epoch, step), so counting is enough: a run killed at any moment ends with
-the same weights, bitwise on a CPU.
+`<name>_last.pt` is written after every epoch, with the optimizer's state, which best and final
+checkpoints have not; with `train.checkpoint_steps` also `<name>_step.pt` inside an epoch, so that a
+long epoch is not lost. The two hold the same things; the one that is further on wins. A run may go
+on for more epochs than it was begun for, or for fewer: its learning rates are from then on those of
+a run that was to have so many from the start, so they go up again where they had come down. All
+randomness of a step is a function of (seed, step, rank) and the rows of a step one of (seed, epoch,
+step), so counting is enough: a run killed at any moment ends with the same weights, bitwise on a
+CPU.
 """
 
 from dataclasses import dataclass, field
@@ -124,10 +125,10 @@ def resumed(engine: StepEngine, files: RunFiles, order: str) -> tuple[str, Posit
     furthest = _furthest(files, listing.run_id)
     if furthest is None:
         if present:
-            last = files.checkpoint("last")
             raise RunError(
-                f"{last} is gone, so the run cannot be resumed; copy {files.name}_{present[0]}.pt"
-                " to that name to go on from its epoch, or train anew with --overwrite"
+                f"{files.checkpoint('last')} is gone, so the run cannot be resumed:"
+                f" {files.name}_{present[0]}.pt predicts, but has no state of the optimizer. Put"
+                " the file back, or train anew with --overwrite"
             )
         return None
     path, checkpoint = furthest

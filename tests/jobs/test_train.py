@@ -136,6 +136,9 @@ def test_a_run_leaves_what_the_specification_names(four_epochs: Path) -> None:
         "metrics",
         "config",
     } <= (checkpoint.keys())
+    last = load_checkpoint(four_epochs / "tiny_last.pt")
+    assert last["optimizer_state_dict"]["exp_avg"].keys() == checkpoint["model_state_dict"].keys()
+    assert checkpoint["optimizer_state_dict"] == {}, "the moments are for going on, from last alone"
     assert load_checkpoint(four_epochs / "tiny_best.pt")["best_val_loss"] == min(
         record["val_loss"] for record in records
     )

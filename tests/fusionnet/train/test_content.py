@@ -157,7 +157,8 @@ def test_moments_that_do_not_fit_the_weights_are_not_resumed() -> None:
     state["loss_scaler"] = {}
     check_moments(module, state, Path("last.pt"))
     for wrong, message in [
-        ({}, "has no state of the optimizer: step: Field required"),
+        ({}, "has no state of the optimizer, as best and final checkpoints have none"),
+        ({"exp_avg": moments}, "has no state of the optimizer: step: Field required"),
         ({**state, "step": "x"}, "step: Input should be a valid integer"),
         (
             {**state, "exp_avg": {**moments, "weight": torch.zeros(1)}},

@@ -124,8 +124,11 @@ def left(folder: Path) -> dict[str, Any]:
     """Return what a run has left, without its id and the seconds of its events."""
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     moments = ("best", "final", "last")
+    checkpoints = {name: load_checkpoint(folder / f"tiny_{name}.pt") for name in moments}
+    has_moments = {name: bool(each["optimizer_state_dict"]) for name, each in checkpoints.items()}
+    assert has_moments == {"best": False, "final": False, "last": True}
     return {
-        "epochs": {name: load_checkpoint(folder / f"tiny_{name}.pt")["epoch"] for name in moments},
+        "epochs": {name: each["epoch"] for name, each in checkpoints.items()},
         "log": json.loads((folder / LOG).read_text()),
         "events": {
             tag: [(event.step, event.value) for event in events.Scalars(tag)]
@@ -261,12 +264,20 @@ def test_a_run_without_its_last_checkpoint_is_neither_resumed_nor_begun_anew(
 ) -> None:
     train(tmp_path / "run")
     (tmp_path / "run" / "tiny_last.pt").unlink()
-    with pytest.raises(RunError, match=r"tiny_last\.pt is gone.*copy tiny_best\.pt"):
+    with pytest.raises(RunError, match=r"tiny_last\.pt is gone.*no state of the optimizer"):
         train(tmp_path / "run", resume=True)
-    assert load_checkpoint(tmp_path / "run" / "tiny_best.pt")["epoch"] == 2
+    best = tmp_path / "run" / "tiny_best.pt"
+    assert load_checkpoint(best)["epoch"] == 2
+    # who copies it to the missing one's name would go on without the moments
+    shutil.copy(best, tmp_path / "run" / "tiny_last.pt")
+    with pytest.raises(RunError, match=r"tiny_last\.pt has no state of the optimizer, as best and"):
+        train(tmp_path / "run", resume=True)
+    train(tmp_path / "best_last", losses=(3.0, 1.0))
+    final = tmp_path / "best_last" / "tiny_final.pt"
+    assert final.samefile(tmp_path / "best_last" / "tiny_best.pt"), "one file, where they are equal"
 
 
-def test_best_is_not_linked_to_a_last_checkpoint_of_another_epoch(
+def test_best_is_not_written_from_a_last_checkpoint_of_another_epoch(
     train: Train, tmp_path: Path
 ) -> None:
     train(tmp_path / "run", losses=(3.0, 1.0))
