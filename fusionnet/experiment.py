@@ -69,6 +69,11 @@ class Experiment(Config):
                     f"reward reads task '{task:.80}', which is not among the tasks:"
                     f" {', '.join(names)}"
                 )
+        if self.reward.pessimism and self.model.members == 1:
+            raise ValueError(
+                f"reward.pessimism is {self.reward.pessimism:g}, and one network does not say how"
+                " far its rewards can be trusted: set model.members: 8, or reward.pessimism: 0"
+            )
         if self.train.monitor not in monitor_names(self.tasks):
             raise ValueError(
                 f"train.monitor names '{self.train.monitor:.80}', which is not among"

@@ -42,6 +42,7 @@ class _Wanted:
     known: Vocabularies
     judge: Judge | None
     for_prediction: bool
+    is_judge_strict: bool = False
 
 
 def read_table(
@@ -68,14 +69,19 @@ def read_table(
 
 
 def read_features(
-    source: Source, data: DataConfig, reach: Reach = NO_REACH, judge: Judge | None = None
+    source: Source,
+    data: DataConfig,
+    reach: Reach = NO_REACH,
+    judge: Judge | None = None,
+    is_judge_strict: bool = False,
 ) -> Table:
     """Return an opened table's features, checked as `read_table` does, and against `reach`.
 
-    A table without rows is one. With `on_invalid: skip` rows that break a rule stay, their features
-    null, and the column REASON of `invalid` says what is wrong with them.
+    A table without rows is one. What a strict judge refuses is a violation like any other. With
+    `on_invalid: skip` rows that break a rule stay, their features null, and the column REASON of
+    `invalid` says what is wrong with them.
     """
-    wanted = _Wanted(data, (), None, NO_VOCABULARIES, judge, True)
+    wanted = _Wanted(data, (), None, NO_VOCABULARIES, judge, True, is_judge_strict)
     with _readable(source):
         return _checked(canonical_columns(source, data, (), reach), wanted)
 
@@ -130,7 +136,8 @@ def _surveyed(canonical: Canonical, wanted: _Wanted, violations: list[str], num_
     """Return the table of checked columns with all its names, or raise one TableError."""
     data, known = wanted.data, wanted.known
     source, frame, columns = canonical.source, canonical.frame(), frozenset(canonical.columns)
-    survey = Survey(frame, columns, known, wanted.label, violations)
+    judge = wanted.judge if wanted.is_judge_strict else None
+    survey = Survey(frame, columns, known, wanted.label, violations, judge)
     observed, absent = survey.targets(wanted.targets, canonical.absent_targets)
     survey.check_label(observed, absent)
     survey.check_weight(data.row_weight)

@@ -1,6 +1,6 @@
 """What a later reinforcement-learning stage maximises."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,7 @@ from embedcache.schema import Config
 from embedcache.values import Amount, Spelled, Spread
 
 BinaryUnit = Literal["probability", "score"]
+Unseen = Literal["refuse", "flag", "allow"]
 
 
 class RewardTerm(Config):
@@ -63,6 +64,20 @@ class RewardConfig(Config):
         description=(
             "what a binary task's prediction is here: its probability, or its score, the sigmoid of"
             " the logit, which class weights and focal loss move"
+        ),
+    )
+    pessimism: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=0.0,
+        description=(
+            "k: k times the standard deviation of the members' own rewards is subtracted, so that a"
+            " policy gains nothing where they disagree; needs an ensemble (model.members: 8)"
+        ),
+    )
+    unseen: Unseen = Field(
+        default="flag",
+        description=(
+            "strings and categories that training never saw: refuse: such a row breaks a rule;"
+            " flag: it has a reward, and `known` says so; allow: nobody looks"
         ),
     )
 

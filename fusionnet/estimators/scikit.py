@@ -24,7 +24,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from embedcache.errors import UserError
 from fusionnet.estimators.fusion_model import FusionModel
 from fusionnet.estimators.workfolder import as_polars
-from fusionnet.trained.frames import is_pandas
+from fusionnet.trained.sources import is_pandas
 
 _MOST_SEED = 2**31 - 1
 _FOLDS = 20  # of the rows: one tests, a tenth of them choose the epoch

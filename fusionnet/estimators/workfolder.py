@@ -13,7 +13,7 @@ import polars as pl
 from embedcache.errors import OutputError, RunError, TableError
 from embedcache.files import atomic_write, file_digest, write_atomically
 from embedcache.values import expanded_path
-from fusionnet.trained.frames import is_pandas, polars_series
+from fusionnet.trained.sources import is_pandas, polars_series
 
 # names that nobody else gives, but for the config, which says in its first line whose it is
 TABLE, CONFIG = "fitted_table.parquet", "config.yaml"

@@ -1,4 +1,4 @@
-"""Predictions of a checked frame, batch by batch, and what stands beside them.
+"""Predictions of a checked frame, batch by batch.
 
 Axes: B rows of a batch, of which U can be used, P predictions.
 """
@@ -21,7 +21,6 @@ from fusionnet.rows.tensors import RowInputs
 from fusionnet.trained.blended import Found, found_of, tree_tables
 from fusionnet.trained.frames import FrameBlock, frame_blocks
 from fusionnet.trained.run import TrainedRun
-from fusionnet.trained.uncertain import Columns, bounds_of, uncertainty_columns
 from fusionnet.trained.vectors import vectors_of_all_strings
 
 BATCH_ROWS = 8192
@@ -75,24 +74,6 @@ def table_vectors(run: TrainedRun, table: Table) -> list[Float[Tensor, "_ _"]]:
         vectors_of_all_strings(run, column.name, table.strings[column.name].text)
         for column in run.data.strings
     ]
-
-
-def added_columns(
-    run: TrainedRun, batch: Batch, table: Table, level: int | None, uncertainty: bool
-) -> Iterator[pl.DataFrame]:
-    """Yield what stands beside the predictions of all rows of a batch."""
-    found = batch.found
-    wanted: list[Columns] = []
-    if level is not None:
-        texts = {name: strings.text for name, strings in table.strings.items()}
-        inputs = batch.block.inputs
-        bounds = bounds_of(run, level, found.outputs, batch.predictions, inputs, texts)
-        wanted += bounds.columns(run.tasks)
-    if uncertainty:
-        wanted.append(uncertainty_columns(run, found.outputs, batch.predictions))
-    for names, values, are_flags in wanted:
-        frame = pl.DataFrame(batch.block.spread(values).cpu().numpy(), schema=names)
-        yield frame.fill_nan(None).cast(pl.Boolean) if are_flags else frame
 
 
 def standardised(run: TrainedRun, inputs: RowInputs) -> RowInputs:

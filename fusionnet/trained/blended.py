@@ -15,6 +15,7 @@ from fusionnet.calibration.chances import tempered
 from fusionnet.config.reward import BinaryUnit
 from fusionnet.config.tasks import prediction_columns
 from fusionnet.model.forward import to_units
+from fusionnet.model.members import members_of
 from fusionnet.rows.tensors import RowInputs
 from fusionnet.trained.run import TrainedRun
 
@@ -41,6 +42,16 @@ class Found(NamedTuple):
                 self.outputs, self.of_trees, run.tasks, run.scaling, binary_unit
             )
         return _calibrated(found, run) if binary_unit == "probability" else found
+
+    def of_members(self, run: TrainedRun) -> "Found":
+        """Return what each member alone says of the rows, one member's rows after the other's.
+
+        The trees beside it are the same for all.
+        """
+        num_outputs = sum(task.num_outputs for task in run.tasks)
+        members = members_of(self.outputs, num_outputs)
+        of_trees = {name: each.repeat(len(members), 1) for name, each in self.of_trees.items()}
+        return Found(torch.cat(members), of_trees)
 
 
 def _calibrated(found: Float[Tensor, "B P"], run: TrainedRun) -> Float[Tensor, "B P"]:

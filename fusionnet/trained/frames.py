@@ -1,10 +1,8 @@
 """Raw frames to model inputs, by the same rules and checks that built the cache."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +12,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from embedcache.config.columns import StringColumn
-from embedcache.config.table import CsvConfig, DataConfig, OnInvalid
-from embedcache.errors import TableError
+from embedcache.config.table import DataConfig, OnInvalid
 from embedcache.table.invalid import REASON
 from embedcache.table.read import read_features
-from embedcache.table.reader import frame_source, open_source
-from embedcache.table.source import Source
 from embedcache.table.table import Table
+from fusionnet.config.reward import Unseen
 from fusionnet.rows.tensors import RowInputs
 from fusionnet.trained.run import TrainedRun
+from fusionnet.trained.sources import source_of
 
 # before the names of columns that only come along, so that none can be taken for a canonical one
 _KEPT = "kept:"
@@ -47,16 +44,29 @@ class FrameBlock:
         return full
 
 
-def open_frame(run: TrainedRun, frame: Any, on_invalid: OnInvalid | None = None) -> Table:
+def open_frame(
+    run: TrainedRun, frame: Any, on_invalid: OnInvalid | None = None, unseen: Unseen = "flag"
+) -> Table:
     """Return a polars or pandas frame, a lazy frame, or a file, checked against the run's columns.
 
     Raises one TableError with all violations; with `on_invalid` "skip" (unset: as the run's config
-    says) only for those that are no matter of rows. Labels, groups and weights are not needed and
-    not read. NaN is a missing value.
+    says) only for those that are no matter of rows. With `unseen` "refuse" a string or category
+    that training never saw is one of them. Labels, groups and weights are not needed and not read.
+    NaN is a missing value.
     """
     features = features_only(run, on_invalid or run.data.on_invalid)
-    judge = partial(unreadable, run)
-    return read_features(source_of(run, frame), features, run.scaling.reach(), judge)
+    judge, refuses = partial(unreadable, run), unseen == "refuse"
+    if refuses:
+        alone = (each.model_copy(update={"other": None}) for each in features.categories)
+        features = features.model_copy(update={"categories": tuple(alone)})
+        judge = partial(new_strings, run)
+    return read_features(source_of(run, frame), features, run.scaling.reach(), judge, refuses)
+
+
+def new_strings(run: TrainedRun, column: StringColumn, texts: Sequence[str]) -> dict[str, str]:
+    """Return the strings that training never saw, with that as the reason to refuse them."""
+    reason = "is none of the strings that the run was trained on (reward.unseen: refuse)"
+    return {text: reason for text in texts if text not in run.strings[column.name]}
 
 
 def unreadable(run: TrainedRun, column: StringColumn, texts: Sequence[str]) -> dict[str, str]:
@@ -77,21 +87,6 @@ def unreadable(run: TrainedRun, column: StringColumn, texts: Sequence[str]) -> d
 
         reasons |= unreadable_new(run, column, new)
     return reasons
-
-
-def source_of(
-    run: TrainedRun, frame: Any, named: str = "the path", csv: CsvConfig | None = None
-) -> Source:
-    """Return a frame, or the file at a path, as the checks see a table; a Source as it is.
-
-    `named` says in messages what gave the path, `csv` how a text file is written (unset: as the
-    run's config says).
-    """
-    if isinstance(frame, Source):
-        return frame
-    if isinstance(frame, str | Path):
-        return open_source(frame, run.data.model_copy(update={"csv": csv or run.data.csv}), named)
-    return _frame_source(frame, run.data)
 
 
 def frame_blocks(
@@ -154,8 +149,7 @@ def _marks(
     remarks: list[tuple[pl.Series, str]] = []
     known = np.ones(rows.height, dtype=bool)
     for c, column in enumerate(run.data.strings):
-        texts, trained = table.strings[column.name].text, run.strings[column.name]
-        is_known = np.array([text in trained for text in texts], dtype=bool)
+        is_known = known_strings(run, column.name, table.strings[column.name].text)
         seen = is_known[inputs.string_id[:, c].numpy()]
         known &= seen
         remarks.append((pl.Series(~seen), f"the run was not trained on this {column.name} string"))
@@ -175,6 +169,11 @@ def _marks(
         text = pl.concat_str(parts, separator="; ", ignore_nulls=True)
         reason = pl.select(text.replace("", None)).to_series()
     return pl.Series(known), pl.Series(is_outside.any(1)), reason
+
+
+def known_strings(run: TrainedRun, column: str, texts: Sequence[str]) -> Bool[np.ndarray, " U"]:
+    """Return which prepared strings of a column training saw."""
+    return np.array([text in run.strings[column] for text in texts], dtype=bool)
 
 
 def _inputs(run: TrainedRun, table: Table, block: pl.DataFrame) -> RowInputs:
@@ -223,73 +222,6 @@ def features_only(run: TrainedRun, on_invalid: OnInvalid) -> DataConfig:
             "report_by": (),
         }
     )
-
-
-def _frame_source(frame: Any, data: DataConfig) -> Source:
-    """Return a frame in memory, or a lazy one, as the checks see a table."""
-    twice: tuple[str, ...] = ()
-    if isinstance(frame, pl.LazyFrame):
-        lazy = frame
-    elif isinstance(frame, pl.DataFrame):
-        lazy = frame.lazy()
-    elif is_pandas(frame):
-        twice = tuple(name for name, count in Counter(map(str, frame.columns)).items() if count > 1)
-        lazy = _from_pandas(frame, data).lazy()
-    else:
-        raise TableError(
-            f"expected a polars or pandas frame or a path, found {type(frame).__name__}"
-        )
-    try:
-        return frame_source(lazy, data, twice)
-    except (pl.exceptions.PolarsError, OSError) as error:  # of a file that it scans
-        raise TableError(f"the lazy frame cannot be evaluated: {error}") from None
-
-
-def is_pandas(frame: Any) -> bool:
-    """Whether something is a pandas frame; pandas is not imported for it."""
-    return hasattr(frame, "iloc") and hasattr(frame, "columns")
-
-
-def _from_pandas(frame: Any, features: DataConfig) -> pl.DataFrame:
-    """Return the columns that matter, with missing values as nulls, and the others by name alone.
-
-    `polars.from_pandas` would need pyarrow, and would stumble over objects in columns that nobody
-    reads.
-    """
-    needed = {
-        column.column
-        for columns in (features.strings, features.numeric, features.categories)
-        for column in columns
-    }
-    nothing = pl.Series([None], dtype=pl.Null).new_from_index(0, len(frame))
-    read: dict[str, pl.Series] = {}  # of columns with one name the first; the check reports them
-    for number, name in enumerate(map(str, frame.columns)):
-        series = (
-            polars_series(name, frame.iloc[:, number]) if name in needed else nothing.alias(name)
-        )
-        read.setdefault(name, series)
-    return pl.DataFrame(list(read.values()))
-
-
-def polars_series(name: str, column: Any) -> pl.Series:
-    """Return a pandas column with missing values as nulls; raises TableError if it mixes types."""
-    values = column.to_numpy()
-    try:
-        if values.dtype.kind in "biuf":
-            return pl.Series(name, values, nan_to_null=True)
-        objects = [
-            None if gone else value
-            for value, gone in zip(column.to_list(), column.isna().to_list(), strict=True)
-        ]
-        whole = [value for value in objects if type(value) is int]
-        if any(abs(value) >= 1 << 63 for value in whole):  # integers of any size, for polars none
-            return pl.Series(name, objects, dtype=pl.Float64, strict=True)
-        return pl.Series(name, objects, strict=True)
-    except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
-        why = str(error).splitlines()[0]
-        raise TableError(
-            f"column '{name}' of the frame mixes types: {why:.200}; give it one, or drop it"
-        ) from None
 
 
 def _stacked(block: pl.DataFrame, columns: list[str]) -> Int[np.ndarray, "B _"]:

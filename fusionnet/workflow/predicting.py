@@ -16,8 +16,8 @@ from embedcache.schema import parse_config
 from embedcache.system import explained, naming
 from embedcache.table.cellkinds import typed
 from embedcache.table.source import Source
-from fusionnet.trained.frames import source_of
 from fusionnet.trained.reward import RewardModel
+from fusionnet.trained.sources import source_of
 from fusionnet.workflow.table_file import table_file, unfit_for_csv
 
 MARKS = ("known", "outside", "reason")  # beside predictions; see `RewardModel.predict`

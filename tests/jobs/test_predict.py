@@ -75,6 +75,7 @@ def test_predictions_stand_beside_their_rows(
         else pl.read_csv(tmp_path / target, glob=False)
     )
     added = ["predicted_outcome", "predicted_good", "predicted_gappy", "reward"]
+    added += ["reward_ef", "reward_opt", "penalty_aux"]
     assert written.columns == [*frame.columns, *added, *MARKS]
     assert written["key"].to_list() == shuffled["key"].to_list()
     wanted = RewardModel.load(folder).score(shuffled)
