@@ -90,6 +90,10 @@ class OutputError(UserError):
     """What a command is to write cannot be written where it was asked for."""
 
 
+class DesignError(UserError):
+    """Nothing can be designed from the table as asked, or a design is not inside of its bounds."""
+
+
 class NonFinitePredictionError(UserError):
     """A prediction or a reward is NaN or infinite; the message names the rows and what is large in
     them.

@@ -24,6 +24,7 @@ from embedcache.schema import Config, also_called, merged, parse_config
 from embedcache.values import expanded_path
 from fusionnet.config.blend import BlendConfig
 from fusionnet.config.calibration import CalibrationConfig
+from fusionnet.config.design import DesignConfig
 from fusionnet.config.model import ModelSection
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
@@ -53,6 +54,7 @@ class Experiment(Config):
     calibration: CalibrationConfig = CalibrationConfig()
     run: RunConfig = RunConfig()
     reward: RewardConfig = RewardConfig()
+    design: DesignConfig = DesignConfig()
 
     @model_validator(mode="after")
     def _tasks_are_named(self) -> "Experiment":
@@ -112,6 +114,7 @@ class Experiment(Config):
             )
         if self.split.strategy == "group" and self.data.group is None:
             raise ValueError("split.strategy 'group' needs data.group")
+        self.design.check_names(self.data)
         return self
 
     @model_validator(mode="after")

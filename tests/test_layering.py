@@ -61,10 +61,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "pretrain": {"config", "stopping", "train"},
         "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"}
         | {"runfolder", "blend", "calibration"},
+        "design": {"config", "rows", "model", "trained"},
         "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"}
         | {"calibration"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
-        | {"runfolder", "yamlfile", "blend", "model", "rows", "calibration"},
+        | {"runfolder", "yamlfile", "blend", "model", "rows", "calibration", "design"},
         "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"}
         | {"blend", "calibration"},
         "commands": {"experiment", "workflow", "pretrain", "trained", "runfolder", "stopping"},

@@ -2,9 +2,9 @@
 
 The encoder is loaded (by `vectors`) only for strings that the run has never seen. The checkpoint
 decides what the model is. From the run's YAML file, which people edit, only what may change after
-training is read: the reward, the goals, the note, and where the encoder lies now (its digest is
-checked). Nothing is filled in: a checkpoint that lacks a weight is refused, and so is one whose
-bytes changed.
+training is read: the reward, what may be designed, the goals, the note, and where the encoder lies
+now (its digest is checked). Nothing is filled in: a checkpoint that lacks a weight is refused, and
+so is one whose bytes changed.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from embedcache.scaling import Scaling
 from embedcache.schema import parse_config
 from fusionnet.blend.blend import Blend, shares_in_words
 from fusionnet.calibration.saved import Calibration
+from fusionnet.config.design import DesignConfig
 from fusionnet.config.model import ModelConfig
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import LossConfig, Task
@@ -68,6 +69,7 @@ class TrainedRun:
     config: dict[str, Any]
     data: DataConfig
     reward: RewardConfig
+    design: DesignConfig  # what may be chosen for a patient
     note: str
     recipe: Recipe
     layout: Layout
@@ -178,6 +180,7 @@ def load_run(
         config=checkpoint["config"],
         data=data,
         reward=written.reward,
+        design=written.design,
         note=written.run.note,
         recipe=recipe,
         layout=layout,

@@ -1,5 +1,6 @@
-"""What is read of a run's YAML file, which people edit after training: the reward, the goals, the
-note, and where encoders and tables of features lie now. Everything else is as the checkpoint says.
+"""What is read of a run's YAML file, which people edit after training: the reward, what may be
+designed, the goals, the note, and where encoders and tables of features lie now. Everything else is
+as the checkpoint says.
 
 What is not understood is refused: a goal that was dropped in silence would be taken for reached.
 """
@@ -15,6 +16,7 @@ from embedcache.schema import Config, parse_config
 from embedcache.text import nearest
 from fusionnet.config.blend import BlendConfig
 from fusionnet.config.calibration import CalibrationConfig
+from fusionnet.config.design import DesignConfig
 from fusionnet.config.reward import RewardConfig
 from fusionnet.config.tasks import Task
 from fusionnet.config.train import RunConfig
@@ -38,6 +40,7 @@ class WrittenRun(_Part):
 
     tasks: tuple[WrittenTask, ...] = Field(description="the tasks that were trained")
     reward: RewardConfig = Field(default=RewardConfig(), description="terms and penalties")
+    design: DesignConfig = Field(default=DesignConfig(), description="what may be chosen")
     run: RunConfig = Field(default=RunConfig(), description="the note")
     blend: BlendConfig = Field(default=BlendConfig(), description="whether there are trees")
     calibration: CalibrationConfig = Field(
@@ -55,11 +58,13 @@ def parse_written(values: Mapping[str, Any], trained: Mapping[str, Any], file: P
     `trained` is the config in the checkpoint. Raises ConfigError for keys or tasks that are not
     those of the training, and for values of a wrong kind.
     """
-    unknown = [str(key) for key in values if key not in trained]
+    # runs of earlier versions have no `design`, and may be given one
+    known = [*trained, *(key for key in ("design",) if key not in trained)]
+    unknown = [str(key) for key in values if key not in known]
     if unknown:
         raise ConfigError(
             f"{file} has the key '{unknown[0]:.80}', which the run does not"
-            f" have{nearest(unknown[0][:80], trained)}"
+            f" have{nearest(unknown[0][:80], known)}"
         )
     written = parse_config(WrittenRun, values, str(file))
     names = [task.name for task in written.tasks]

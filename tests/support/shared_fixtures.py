@@ -253,3 +253,62 @@ def made_record(epoch: int) -> dict[str, Any]:
 def made_run(make_run: RunMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder; tests read it and copy it, never change it."""
     return make_run(tmp_path_factory.mktemp("made") / "run")
+
+
+CHOICES = ("scar", "border", "all_over")
+REWARD = {
+    "terms": [{"task": "ef", "weight": 0.5}, {"task": "opt", "weight": 0.3}],
+    "penalties": [{"task": "aux", "above": 10.0, "penalty": 0.2, "width": 0.1}],
+}
+
+
+def design_frame(num_rows: int = 420) -> pl.DataFrame:
+    """Return the tiny table with patients' features, doses and one-hot columns."""
+    rng = np.random.default_rng(3)
+    group = np.arange(num_rows) % 12
+    of_patient = rng.normal(size=(12, 2))
+    picked = np.eye(3)[rng.integers(3, size=num_rows)]
+    gaps = pl.Series([None if g % 4 == 1 else float(of_patient[g, 1]) for g in group])
+    return tiny_frame(num_rows).with_columns(
+        x0=of_patient[group, 0],
+        age=gaps,
+        dose=rng.integers(1, 7, num_rows),
+        sex=pl.Series(["fm"[g % 2] for g in group]),
+        **{name: picked[:, k] for k, name in enumerate(CHOICES)},
+    )
+
+
+def design_data(folder: Path) -> dict[str, Any]:
+    """Return the section `data` of its config."""
+    return {
+        "path": str(folder / "table.parquet"),
+        "numeric": [
+            {"column": "x0", "feature_group": "first"},
+            {"column": "x1", "low": 0, "high": 100},
+            {"column": "x2", "transform": "log10"},
+            {"column": "age", "if_null": "indicator"},
+            {"column": "dose"},
+            *({"column": name} for name in CHOICES),
+        ],
+        "categories": [{"column": "kind"}, {"column": "sex"}],
+    }
+
+
+@pytest.fixture(scope="session")
+def designable(
+    tiny_experiment: Path, make_run: RunMaker, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run whose rows have all that a design can consist of: materials, formulations, choices, and
+    what is the patient's; tests read it and copy it, never change it.
+    """
+    folder = tmp_path_factory.mktemp("designable")
+    design_frame().write_parquet(folder / "table.parquet")
+    changes = {
+        "data": design_data(folder),
+        "cache": {"path": str(folder / "cache.zarr")},
+        "reward": REWARD,
+    }
+    config = folder / "build.yaml"
+    config.write_text(yaml.safe_dump({**changes, "extends": str(tiny_experiment)}))
+    build_experiment(load_experiment(config))
+    return make_run(folder / "run", **changes)
