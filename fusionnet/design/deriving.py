@@ -21,8 +21,9 @@ from fusionnet.design.bounds import bounds_of
 from fusionnet.design.columns import RunColumns
 from fusionnet.design.onehot import one_hot_sets
 from fusionnet.design.space import FormulationSpace
-from fusionnet.trained.frames import features_only, source_of, unreadable
+from fusionnet.trained.frames import features_only, unreadable
 from fusionnet.trained.run import TrainedRun
+from fusionnet.trained.sources import source_of
 
 ROW = "row"  # names the contexts of a run without groups: their rows in the table
 
