@@ -266,12 +266,20 @@ def _transformed_metrics(
 
     A model's predictions all have one, a baseline's or an oracle's need not.
     """
-    target, prediction = _observed(target, prediction)
-    both = torch.from_numpy(np.stack([target, prediction]))
-    names = dict.fromkeys(REGRESSION_METRICS)
-    if bool((both > DOMAIN_LOW[task.transform]).all()):
-        names = regression_metrics(*transformed(both.T, [task.transform] * 2).T.numpy())
+    pair = transformed_pair(task, *_observed(target, prediction))
+    names = dict.fromkeys(REGRESSION_METRICS) if pair is None else regression_metrics(*pair)
     return {f"{task.transform}_{name}": value for name, value in names.items()}
+
+
+def transformed_pair(
+    task: Task, target: Float64[np.ndarray, " N"], prediction: Float64[np.ndarray, " N"]
+) -> tuple[Float64[np.ndarray, " N"], Float64[np.ndarray, " N"]] | None:
+    """Return labels and predictions as they are learnt; None where any has no transform."""
+    both = torch.from_numpy(np.stack([target, prediction]))
+    if not bool((both > DOMAIN_LOW[task.transform]).all()):
+        return None
+    as_learnt, predicted = transformed(both.T, [task.transform] * 2).T.numpy()
+    return as_learnt, predicted
 
 
 def reaches(metric: str, value: float | None, goal: float) -> bool | None:

@@ -15,13 +15,14 @@ from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
 from embedcache.errors import RunError
 from fusionnet.config.tasks import Task
+from fusionnet.evaluation.bootstrap import confidence_of
 from fusionnet.evaluation.breakdown import Arrays, breakdown_of
 from fusionnet.evaluation.chances import chances_of
 from fusionnet.evaluation.coverage import Coverage, Grouping, Held, coverage_of
 from fusionnet.evaluation.oracle import oracle_metrics, read_oracle
 from fusionnet.evaluation.predicted import predicted_rows
 from fusionnet.evaluation.result import Evaluation
-from fusionnet.evaluation.rows import WHOLE, RunRows, rows_of_cache
+from fusionnet.evaluation.rows import WHOLE, RunRows, rows_of_cache, units_of
 from fusionnet.metrics import Metrics, task_metrics
 from fusionnet.trained.run import TrainedRun
 
@@ -65,9 +66,10 @@ def evaluate_rows(
     remark = ""
     if with_baselines and split != WHOLE:  # of another table there are no train rows
         baselines, remark = _baselines(run, given, chosen, targets, progress)
+    metrics, units = task_metrics(run.tasks, targets, scores), units_of(run, given, chosen)
     return Evaluation(
         split=split,
-        metrics=task_metrics(run.tasks, targets, scores),
+        metrics=metrics,
         baselines=baselines,
         baselines_remark=remark,
         oracle=None if best is None else oracle_metrics(run.tasks, targets, best),
@@ -76,6 +78,7 @@ def evaluate_rows(
             for number, (column, _) in enumerate(layout.facets)
         },
         num_groups=len(np.unique(arrays.group)) if layout.groups else 0,
+        confidence=confidence_of(run.tasks, targets, scores, metrics, units),
         rows=given.row[chosen],
         remark=given.remark,
         targets=targets,

@@ -19,7 +19,12 @@ from embedcache.text import number, visible
 from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.plots import draw_plots
 from fusionnet.evaluation.result import Evaluation
-from fusionnet.evaluation.summary import beside_rows, ended_early, without_labels
+from fusionnet.evaluation.summary import (
+    beside_rows,
+    ended_early,
+    what_intervals_mean,
+    without_labels,
+)
 from fusionnet.metrics import METRICS, is_error, main_metrics, reaches, title, unit_of
 from fusionnet.runfolder.listing import write_listed
 from fusionnet.trained.run import TrainedRun
@@ -48,6 +53,7 @@ def write_report(
         facts=_facts(run, evaluation),
         goals=_goal_lines(run, evaluation),
         meanings=run.meanings,
+        what_intervals_mean=what_intervals_mean(run, evaluation.confidence),
         targets=[
             _target_table(run, evaluation, metrics)
             for kind in METRICS
@@ -157,7 +163,7 @@ def _goal_lines(run: TrainedRun, evaluation: Evaluation) -> list[dict[str, Any]]
 def _target_table(
     run: TrainedRun, evaluation: Evaluation, metrics: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return all targets that have these metrics, beside the oracle's."""
+    """Return all targets that have these metrics, with intervals, beside the oracle's."""
     lines, kind = [], ""
     for index, task in enumerate(run.tasks):
         if task.metrics == metrics:
@@ -168,7 +174,10 @@ def _target_table(
                 {
                     "task": task,
                     "labels": int(np.isfinite(evaluation.targets[:, index]).sum()),
-                    "pairs": [(own[metric], best.get(metric)) for metric in metrics],
+                    "cells": [
+                        (own[each], evaluation.confidence.of(task.column, each), best.get(each))
+                        for each in metrics
+                    ],
                     "share": evaluation.oracle_share(task.column),
                 }
             )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from fusionnet.evaluation.bootstrap import Confidence
 from fusionnet.evaluation.breakdown import Breakdown
 from fusionnet.evaluation.chances import Chances
 from fusionnet.evaluation.coverage import Coverage
@@ -25,6 +26,7 @@ class Evaluation:
     oracle: dict[str, Metrics] | None
     by: dict[str, Breakdown]  # by facet column
     num_groups: int
+    confidence: Confidence  # intervals of the metrics
     rows: Int[np.ndarray, " N"]  # their numbers in the table
     targets: Float[np.ndarray, "N T"]
     predictions: Float[np.ndarray, "N P"]  # probabilities of classes
@@ -43,6 +45,7 @@ class Evaluation:
         content: dict[str, Any] = {self.split: self.metrics}
         if macro := macro_metrics(run.tasks, self.metrics):
             content["macro"] = macro
+        content["confidence"] = self.confidence.model_dump(mode="json")
         if self.parts:
             content["parts"] = self.parts
         for name, found in (("intervals", self.intervals), ("probabilities", self.chances)):

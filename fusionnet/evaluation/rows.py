@@ -8,6 +8,7 @@ Axes: N rows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -20,6 +21,7 @@ from embedcache.errors import StaleCacheError
 from embedcache.schema import parse_config
 from embedcache.split.folds import split_of_fold
 from embedcache.split.plan import plan_of
+from fusionnet.rows.units import UnitKind, split_unit, unit_of_rows
 from fusionnet.trained.run import TrainedRun
 
 WHOLE = "table"  # stands beside the splits for all rows of another table
@@ -68,3 +70,23 @@ def rows_of_cache(run: TrainedRun, cache: Cache) -> RunRows:
 def split_of(run: TrainedRun) -> SplitConfig:
     """Return the split that a run was trained on."""
     return parse_config(SplitConfig, run.config["split"], f"{run.folder}: split")
+
+
+class Units(NamedTuple):
+    """What n rows have in common, so that they are not independent of each other."""
+
+    number: Int[np.ndarray, " n"]
+    name: str  # the column of the group, the string column's name, or "row" where rows are alone
+
+
+def units_of(run: TrainedRun, given: RunRows, chosen: Int[np.ndarray, " n"]) -> Units:
+    """Return the units of n chosen rows, which are what the run's split leaves out as wholes.
+
+    Rows of another table that has no column of groups are alone.
+    """
+    split = split_of(run)
+    kind = split_unit(run.data, split)
+    if kind.unit == "group" and not given.layout.groups:
+        kind = UnitKind("row", "row")
+    texts = list(given.texts.values())
+    return Units(unit_of_rows(run.data, split, kind, given.block, chosen, texts), kind.column)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from embedcache.text import number, text_table, visible
+from fusionnet.evaluation.bootstrap import Confidence
 from fusionnet.evaluation.breakdown import Breakdown
 from fusionnet.evaluation.chances import Chances
 from fusionnet.evaluation.coverage import Coverage
@@ -18,13 +19,15 @@ VERDICTS = {True: "pass", False: "FAIL", None: "undefined"}
 
 
 def summary(run: TrainedRun, evaluation: Evaluation, records: Sequence[dict[str, Any]]) -> str:
-    """Return every metric with goal, verdict and oracle, the baselines, and the spread by group.
+    """Return every metric with its interval, goal, verdict and oracle, the baselines, and the
+    spread by group.
 
     `records` are those of the epochs that the run has behind it.
     """
     lines = [
         *_heading(run, evaluation, records),
         *text_table(_metric_rows(run, evaluation), num_left=2),
+        f"low, high: {what_intervals_mean(run, evaluation.confidence)}",
         *_beside(run, evaluation),
         *(coverage_in_words(column, each) for column, each in evaluation.intervals.items()),
         *_what_strings_cannot_promise(run, evaluation),
@@ -101,7 +104,8 @@ def _metric_rows(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, ...
 
     Columns of which no metric has a cell, as the oracle's where there is none, are left out.
     """
-    rows: list[tuple[str, ...]] = [("target", "metric", "value", "goal", "", "oracle", "share")]
+    heads = ("target", "metric", "value", "low", "high", "goal", "", "oracle", "share")
+    rows: list[tuple[str, ...]] = [heads]
     for task in run.tasks:
         goals = {
             metric: (number(goal), VERDICTS[reached])
@@ -110,11 +114,13 @@ def _metric_rows(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, ...
         oracle = (evaluation.oracle or {}).get(task.column, {})
         for metric, value in evaluation.metrics[task.column].items():
             share = evaluation.oracle_share(task.column) if metric == "r2" else None
+            bounds = evaluation.confidence.of(task.column, metric)
             rows.append(
                 (
                     task.column,
                     metric,
                     number(value),
+                    *(("", "") if bounds is None else map(number, bounds)),
                     *goals.get(metric, ("", "")),
                     number(oracle.get(metric), none=""),
                     "" if share is None else f"{share:.1%}",
@@ -122,6 +128,20 @@ def _metric_rows(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, ...
             )
     filled = [column for column in range(len(rows[0])) if any(row[column] for row in rows[1:])]
     return [tuple(row[column] for column in filled) for row in rows]
+
+
+def what_intervals_mean(run: TrainedRun, found: Confidence) -> str:
+    """Return what the intervals of metrics are, and what they do not mean, in words."""
+    if found.reason:
+        return f"none, {found.reason}."
+    unit = "rows" if found.unit == "row" else f"values of {found.unit}"
+    others = [spec.name for spec in run.layout.strings if spec.name != found.unit]
+    other = f", nor for {' and '.join(others)} strings that training never saw" if others else ""
+    return (
+        f"{found.level:.0%} intervals of the metrics, from drawing the {found.num_units:,} {unit}"
+        f" anew {found.replicates:,} times (bootstrap): they hold for new {unit} that are like"
+        f" these, not for another seed of the training{other}."
+    )
 
 
 def _beside(run: TrainedRun, evaluation: Evaluation) -> list[str]:

@@ -66,14 +66,17 @@ def rows_of_table(run: TrainedRun, file: str | Path, own: RunRows | None) -> Run
     features, judge = features_only(run, run.data.on_invalid), partial(unreadable, run)
     present = open_source(file, features).columns
     facets = tuple(column for column in run.data.report_by if column in present)
-    data = _of_files(features, [file]).model_copy(update={"report_by": facets})
+    group = run.data.group if run.data.group in present else None
+    read = {"report_by": facets, "group": group}
+    data = _of_files(features, [file]).model_copy(update=read)
     targets = tuple(each.model_copy(update={"optional": True}) for each in run.layout.targets)
     table = read_table(str(file), data, targets, SplitConfig(strategy="random"), judge=judge)
     in_none = np.array([NO_SPLIT], dtype=np.int8)
     splits = Assignment(None, np.zeros(table.num_rows, dtype=np.int16), in_none)
     (block,) = row_blocks(table, data, splits, run.layout.targets, table.num_rows)
     kept, remark = _never_seen(run, block, own, str(file))
-    changes = {"num_rows": len(kept), "groups": (), "strata": (), "facets": table.facets}
+    groups = () if table.groups is None else table.groups.values
+    changes = {"num_rows": len(kept), "groups": groups, "strata": (), "facets": table.facets}
     texts = {column.name: table.strings[column.name].text for column in data.strings}
     layout = run.layout.model_copy(update=changes)
     return RunRows(layout, block.take(kept), texts, kept, str(file), remark)

@@ -12,6 +12,7 @@ import pytest
 
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import RunError, StaleCacheError
+from embedcache.text import number
 from fusionnet import RewardModel
 from fusionnet.config.tasks import BINARY_METRICS, REGRESSION_METRICS
 from fusionnet.evaluation.baselines import BOOSTING, STRING_MEAN, TRAIN_MEAN, take
@@ -19,6 +20,7 @@ from fusionnet.evaluation.breakdown import rows_of_each
 from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.result import Evaluation
+from fusionnet.evaluation.rows import rows_of_cache, units_of
 from fusionnet.evaluation.summary import summary
 from fusionnet.metrics import task_metrics
 from fusionnet.trained.run import TrainedRun, load_run
@@ -61,9 +63,9 @@ def test_the_rows_are_those_of_the_split_and_the_predictions_those_of_the_run(
     run: TrainedRun, cache: Cache, frame: pl.DataFrame
 ) -> None:
     split = cache.rows().split
-    for number, name in enumerate(("train", "validation", "test")):
+    for code, name in enumerate(("train", "validation", "test")):
         found = evaluate_run(run, cache, name, progress=False, with_baselines=False)
-        rows = frame.filter(pl.Series(split == number))
+        rows = frame.filter(pl.Series(split == code))
         predicted = RewardModel(run).predict(rows)
         wanted = predicted.select(pl.selectors.float()).to_numpy()
         np.testing.assert_allclose(found.predictions, wanted, rtol=1e-4, atol=1e-5)
@@ -149,6 +151,42 @@ def test_the_summary_says_what_counts(run: TrainedRun, evaluation: Evaluation) -
     assert "NOTE  The training ended with 1 of 2 epochs behind it: callback Enough ended it." in (
         summary(run, evaluation, stopped)
     )
+
+
+def test_metrics_have_intervals_over_whole_units(
+    run: TrainedRun, cache: Cache, evaluation: Evaluation
+) -> None:
+    """The test rows are of four patients, too few; of rows there are enough."""
+    told = "low, high: none, since the rows are of 4 values of patient, and intervals take 5"
+    assert told in summary(run, evaluation, run.records)
+    assert evaluation.to_json(run)["confidence"]["reason"] != ""
+    alone = replace(run, data=run.data.model_copy(update={"group": None}))
+    found = evaluate_run(alone, cache, "test", progress=False, with_baselines=False)
+    content = found.to_json(alone)["confidence"]
+    assert (content["unit"], content["num_units"], content["reason"]) == ("row", 140, "")
+    for column in ("outcome", "gappy"):
+        for name, value in found.metrics[column].items():
+            low, high = content["metrics"][column][name]
+            assert value is not None
+            assert low < value < high
+    text = summary(alone, found, run.records)
+    low, high = found.confidence.of("outcome", "mae") or (0, 0)
+    shown = [number(value) for value in (found.metrics["outcome"]["mae"], low, high)]
+    assert any(line.split() == ["outcome", "mae", *shown] for line in text.splitlines())
+    assert "not for another seed of the training, nor for polymer and partner strings" in text
+
+
+def test_units_are_what_the_split_leaves_out(run: TrainedRun, cache: Cache) -> None:
+    given, chosen = rows_of_cache(run, cache), np.arange(420)
+    assert units_of(run, given, chosen).name == "patient"
+    np.testing.assert_array_equal(units_of(run, given, chosen).number, given.block.group)
+    split = {**run.config["split"], "strategy": "leave_strings_out", "string": "partner"}
+    split["stratify_by"] = None
+    strings = units_of(replace(run, config={**run.config, "split": split}), given, chosen)
+    assert strings.name == "partner"
+    np.testing.assert_array_equal(strings.number, given.block.string_id[:, 1])
+    nameless = replace(given, layout=given.layout.model_copy(update={"groups": ()}))
+    assert units_of(run, nameless, chosen).name == "row"
 
 
 def test_a_goal_of_an_undefined_metric_is_not_passed(
