@@ -62,7 +62,7 @@ def blend_bytes(blend: Blend, run_id: str, epoch: int) -> bytes:
             name: SavedTask(share=each.share, num_outputs=each.forest.num_outputs)
             for name, each in blend.tasks.items()
         },
-        sha256=_digest(tensors),
+        sha256=digest_of(tensors),
     )
     return save(tensors, metadata={_KEY: header.model_dump_json()})
 
@@ -88,7 +88,7 @@ def read_blend(path: Path, run_id: str, epoch: int, tasks: tuple[Task, ...]) -> 
             f" {epoch} of run {run_id}: the training goes on, or the file is another run's. End the"
             " training (--resume), or put the run's own file back"
         )
-    if header.sha256 != _digest(tensors):
+    if header.sha256 != digest_of(tensors):
         raise RunError(f"{path} is damaged: its bytes changed since it was written; restore it")
     known = {task.name: task.num_classes for task in tasks}
     found = {name: each.num_outputs for name, each in header.tasks.items()}
@@ -115,7 +115,7 @@ def _of(tensors: Mapping[str, Tensor], task: str) -> dict[str, Tensor]:
     }
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """Return a checksum of arrays with their names, kinds and sizes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):

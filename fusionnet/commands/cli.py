@@ -25,6 +25,7 @@ FUSIONNET = {
     "cross-validate": ("cross_validate", "train and evaluate one model per fold of one cache"),
     "evaluate": ("evaluate_model", "metrics, plots and an HTML report of a trained run"),
     "predict": ("predict", "predictions, and the reward, for the rows of a table"),
+    "export": ("export", "a trained run as safetensors, ONNX or a torch program, for elsewhere"),
     "make-corpus": ("make_corpus", "hypothetical polymers to pre-train an encoder on"),
     "pretrain-encoder": ("pretrain_encoder", "pre-train an encoder on strings alone"),
     "schema": ("schema", "print the JSON Schema of configs, for editors"),

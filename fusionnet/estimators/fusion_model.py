@@ -20,12 +20,13 @@ from embedcache.config.split import Split
 from embedcache.config.table import OnInvalid
 from embedcache.errors import RunError
 from fusionnet.estimators.described import Columns, Description, described, read_config
-from fusionnet.estimators.keeping import copy_run, run_bytes, run_folder, write_run
+from fusionnet.estimators.keeping import copy_run, run_bytes, write_run
 from fusionnet.estimators.measuring import evaluation_of, probabilities, score_of
 from fusionnet.estimators.workfolder import WorkFolder
 from fusionnet.experiment import Experiment
 from fusionnet.metrics import Metrics
 from fusionnet.trained.folder import Moment
+from fusionnet.trained.hub import run_folder
 from fusionnet.trained.reward import RewardModel
 from fusionnet.trained.words import described_run
 from fusionnet.workflow.building import build_experiment

@@ -101,21 +101,14 @@ class Optimizer(_Part):
     loss_scaler: dict[str, bool | int | float]
 
 
-class Content(_Part):
-    """The whole of a checkpoint."""
+class Predicting(_Part):
+    """What predicting needs of a checkpoint."""
 
     run_id: str
     epoch: Count
     step: Count
     model_state_dict: dict[str, Numbers]
-    optimizer_state_dict: dict[str, Any]
     records: list[Record]
-    # infinite before the first epoch, and where no validation row has a label
-    best_val_loss: Annotated[float, Field(allow_inf_nan=True)]
-    epoch_losses: Numbers | None
-    epoch_seconds: float
-    gradient_norm: Annotated[float, Field(allow_inf_nan=True)]  # of an fp16 step that is skipped
-    order: str
     config: Settings
     layout: str
     scaling: str
@@ -125,7 +118,7 @@ class Content(_Part):
     saving: str = ""  # what a step encodes instead of what, in words
 
     @model_validator(mode="after")
-    def _parts_belong_together(self) -> "Content":
+    def _parts_belong_together(self) -> "Predicting":
         if [record.epoch for record in self.records] != list(range(1, self.epoch + 1)):
             raise ValueError(f"records must be those of epochs 1 to {self.epoch}")
         if self.strings.keys() != self.vectors.keys():
@@ -142,21 +135,38 @@ class Content(_Part):
         return self
 
 
+class Content(Predicting):
+    """The whole of a checkpoint."""
+
+    optimizer_state_dict: dict[str, Any]
+    # infinite before the first epoch, and where no validation row has a label
+    best_val_loss: Annotated[float, Field(allow_inf_nan=True)]
+    epoch_losses: Numbers | None
+    epoch_seconds: float
+    gradient_norm: Annotated[float, Field(allow_inf_nan=True)]  # of an fp16 step that is skipped
+    order: str
+
+
 def read_content(path: Path) -> dict[str, Any]:
     """Return a checkpoint's content, of the kinds and sizes that its readers rely on.
 
     Raises RunError where it is missing, damaged, or not what training writes.
     """
     content = load_checkpoint(path)
+    check_content(Content, content, path)
+    return content
+
+
+def check_content(kind: type[Predicting], content: Mapping[str, Any], path: Path) -> None:
+    """Raise RunError unless a file's content is of the kinds and sizes that readers rely on."""
     try:
-        Content.model_validate(content)
+        kind.model_validate(content)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
         lacking = [_where(each) for each in problems if each["type"] == "missing"]
         wrong = [f"it lacks {', '.join(lacking)}"] if lacking else []
         wrong += [_explain(each) for each in problems if each["type"] != "missing"]
         raise RunError(f"{path} is not the checkpoint of a whole run: {_first(wrong)}") from None
-    return content
 
 
 def check_weights(

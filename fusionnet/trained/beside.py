@@ -18,7 +18,7 @@ def blend_beside(
 ) -> Blend | None:
     """Return the trees beside the best epoch; None where there are to be none, or not yet."""
     path = blend_path(folder, listing.name)
-    has_ended = path.with_name(f"{listing.name}_final.pt").is_file()
+    has_ended = _has_ended(listing, folder, checkpoint)
     if not (path.is_file() or (config.boosting and has_ended)):
         return None
     blend = read_blend(path, listing.run_id, checkpoint["epoch"], recipe.tasks)
@@ -40,7 +40,7 @@ def calibration_beside(
     if path.is_file():
         names = frozenset(task.name for task in recipe.tasks)
         return read_calibration(path, listing.run_id, checkpoint["epoch"], names)
-    has_ended = path.with_name(f"{listing.name}_final.pt").is_file()
+    has_ended = _has_ended(listing, folder, checkpoint)
     has_chances = any(task.kind != "regression" for task in recipe.tasks)
     if has_ended and has_chances and config.probabilities != "none":
         raise RunError(
@@ -48,3 +48,9 @@ def calibration_beside(
             " back, or have it measured again with: fusionnet train --config ... --resume"
         )
     return None
+
+
+def _has_ended(listing: Listing, folder: Path, checkpoint: dict[str, Any]) -> bool:
+    """Return whether a run's training has ended; an exported model says so of itself."""
+    is_final_there = (folder / f"{listing.name}_final.pt").is_file()
+    return bool(checkpoint.get("has_ended", is_final_there))

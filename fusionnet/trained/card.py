@@ -3,6 +3,7 @@
 The text is `model_card.md.j2`; nothing is looked up on the hub.
 """
 
+import json
 import re
 from importlib import resources
 from pathlib import Path
@@ -15,13 +16,19 @@ from fusionnet.metrics import title
 from fusionnet.train.runlog import LOG, read_records
 from fusionnet.trained.run import TrainedRun
 
+METRICS = "metrics.json"  # of test rows, which evaluation writes
+OWN_ROWS = "the run's own test rows"  # as it says where it evaluated no other table
 FEW_STRINGS = 1000  # of a column; a model that has seen fewer extrapolates
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _REGRESSION, _CLASSIFICATION = "tabular-regression", "tabular-classification"
 
 
-def model_card(run: TrainedRun) -> str:
-    """Return the run's model card in Markdown, headed by its metadata in YAML."""
+def model_card(run: TrainedRun, portable: str = "") -> str:
+    """Return the run's model card in Markdown, headed by its metadata in YAML.
+
+    `portable` is what the card calls a folder or hub id of safetensors; unset: it is the run's own
+    folder.
+    """
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -29,9 +36,12 @@ def model_card(run: TrainedRun) -> str:
     file = resources.files("fusionnet.trained").joinpath("model_card.md.j2")
     text = environment.from_string(file.read_text(encoding="utf-8")).render(
         run=run,
+        portable=portable,
+        loaded_by=f'from_pretrained("{portable}")' if portable else f'load("{run.folder.name}")',
         features=_features(run),
         split=run.config["split"]["strategy"],
         metrics=_metrics(run),
+        test_metrics=_test_metrics(run),
         stopped=_why_stopped(run),
         few=[
             f"{spec.num_strings} distinct {spec.name} strings"
@@ -43,7 +53,10 @@ def model_card(run: TrainedRun) -> str:
 
 
 def metadata(run: TrainedRun) -> ModelCardData:
-    """Return what the hub shows and searches: base model, tags, validation metrics."""
+    """Return what the hub shows and searches: base model, tags, metrics in its model-index.
+
+    No licence: that of a model is its owner's to choose, and nobody has said which.
+    """
     sources = dict.fromkeys(spec.encoder.source for spec in run.layout.strings if spec.width)
     on_hub = [
         source for source in sources if _HUB_ID.fullmatch(source) and not Path(source).exists()
@@ -54,16 +67,16 @@ def metadata(run: TrainedRun) -> ModelCardData:
             task_type=_hub_task(task),
             dataset_type="table",
             dataset_name=run.data.title,
-            dataset_split="validation",
+            dataset_split=split,
             metric_type=metric,
             metric_name=f"{task.column} {title(metric)}",
             metric_value=value,
         )
-        for task, metric, value in _metrics(run)
+        for split, found in (("validation", _metrics(run)), ("test", _test_metrics(run)))
+        for task, metric, value in found
         if value is not None
     ]
     return ModelCardData(
-        license="apache-2.0",
         library_name="fusionnet",
         base_model=on_hub or None,
         pipeline_tag=kinds[0],
@@ -79,12 +92,29 @@ def _hub_task(task: Task) -> str:
 
 
 def _metrics(run: TrainedRun) -> list[tuple[Task, str, float | None]]:
-    """Return the validation metrics of the exported epoch; evaluation writes those of test rows."""
+    """Return the validation metrics of the exported epoch, of the network alone."""
     return [
         (task, metric, run.record[f"{task.name}_{metric}"])
         for task in run.tasks
         for metric in task.metrics
     ]
+
+
+def _test_metrics(run: TrainedRun) -> list[tuple[Task, str, float | None]]:
+    """Return the metrics of the run's test rows, if its folder has those of this epoch."""
+    try:
+        found = json.loads((run.folder / METRICS).read_bytes())
+        evaluated = found["checkpoint"], found["epoch"], found["rows"]
+        if evaluated != (run.moment, run.epoch, OWN_ROWS):
+            return []
+        values = found["test"]
+        return [
+            (task, metric, None if (value := values[task.column][metric]) is None else float(value))
+            for task in run.tasks
+            for metric in task.metrics
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []  # not evaluated, or the file was edited: the card does without
 
 
 def _why_stopped(run: TrainedRun) -> str:

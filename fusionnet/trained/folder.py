@@ -8,6 +8,8 @@ from fusionnet.runfolder.listing import LIST, Listing, read_listing
 from fusionnet.yamlfile import read_yaml
 
 Moment = Literal["best", "final", "last"]
+# of a folder that `publish` wrote, which holds no .pt file
+MODEL, SETTINGS, STRINGS = "model.safetensors", "config.json", "strings.json"
 
 
 def read_config(folder: Path) -> tuple[Listing, dict[str, Any]]:
@@ -35,9 +37,29 @@ def tables_of(folder: Path) -> list[Path]:
     return [Path(each) for each in named if isinstance(each, str)]
 
 
+def is_portable(folder: Path) -> bool:
+    """Return whether a folder holds a model as safetensors and JSON, not as checkpoints."""
+    return any((folder / name).is_file() for name in (MODEL, SETTINGS))
+
+
+def moment_path(folder: Path, name: str, moment: Moment) -> Path:
+    """Return where a run's checkpoint of a moment lies, or its model, be it there or not.
+
+    Raises RunError for a moment that a portable folder does not have.
+    """
+    if not is_portable(folder):
+        return folder / f"{name}_{moment}.pt"
+    if moment != "best":
+        raise RunError(
+            f"{folder} was exported from the best epoch of a run, and holds no {moment} one; take"
+            " the best, or the run's own folder"
+        )
+    return folder / MODEL
+
+
 def find_checkpoint(folder: Path, moment: Moment) -> Path:
     """Return a run's checkpoint of a moment, unread; raises RunError where there is none."""
-    path = folder / f"{read_config(folder)[0].name}_{moment}.pt"
+    path = moment_path(folder, read_config(folder)[0].name, moment)
     if not path.is_file():
         raise RunError(
             f"there is no checkpoint {path}: its run has not come that far. Wait for the training,"

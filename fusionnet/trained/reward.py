@@ -46,6 +46,7 @@ from fusionnet.trained.blended import Found
 from fusionnet.trained.folder import Moment
 from fusionnet.trained.formula import formula_of
 from fusionnet.trained.frames import frame_blocks, open_frame
+from fusionnet.trained.hub import OnHub
 from fusionnet.trained.rewarder import Rewarder, rewarder_on
 from fusionnet.trained.rewards import (
     Rewards,
@@ -60,7 +61,7 @@ from fusionnet.trained.scored import asked_of, scored_batches, scored_names
 from fusionnet.trained.sources import is_pandas
 
 
-class RewardModel:
+class RewardModel(OnHub):
     """A frozen run that predicts and rewards rows in raw units.
 
     Memory does not grow with their number.

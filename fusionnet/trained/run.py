@@ -37,7 +37,8 @@ from fusionnet.train.content import check_weights, read_content
 from fusionnet.train.monitor import best_epoch
 from fusionnet.train.proof.record import certificate, proof_path, read_proofs
 from fusionnet.trained.beside import blend_beside, calibration_beside
-from fusionnet.trained.folder import Moment, read_config
+from fusionnet.trained.folder import Moment, is_portable, moment_path, read_config
+from fusionnet.trained.portable import read_portable
 from fusionnet.trained.weights import load_weights, own_random_state
 from fusionnet.trained.written import WrittenRun, parse_written, relocated, tasks_as_written
 
@@ -153,8 +154,8 @@ def load_run(
     listing, values = read_config(folder)
     name = listing.name
     _check_device(device)
-    path = folder / f"{name}_{moment}.pt"
-    checkpoint = read_content(path)
+    path = moment_path(folder, name, moment)
+    checkpoint = read_portable(folder) if is_portable(folder) else read_content(path)
     check_run_id(path, checkpoint, listing.run_id)
     _check_moment(path, checkpoint, moment)
     layout, scaling = _columns_of(checkpoint, path)

@@ -4,12 +4,15 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
 import torch
+from huggingface_hub import hub_mixin
 
+from fusionnet import RewardModel
 from fusionnet.experiment import Experiment
 
 
@@ -59,6 +62,22 @@ def test_the_example_trains_until_its_callback_ends_it(
     ]
 
 
+def test_the_example_saves_pushes_and_loads(
+    page: str, made_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upload(_: object, *, folder_path: Path, **how: Any) -> str:
+        shutil.copytree(folder_path, tmp_path / how["repo_id"])
+        return "https://hub/commit"
+
+    monkeypatch.setattr(hub_mixin.HfApi, "create_repo", lambda _, **how: SimpleNamespace(**how))
+    monkeypatch.setattr(hub_mixin.HfApi, "upload_folder", upload)
+    shutil.copytree(made_run, tmp_path / "runs" / "stage1")
+    monkeypatch.chdir(tmp_path)
+    names = {"RewardModel": RewardModel}
+    exec(compile(examples(page)[3], "fusionnet/README.md", "exec"), names)
+    assert (tmp_path / "stage1" / "model.safetensors").is_file()
+
+
 @pytest.mark.slow
 def test_the_example_fits_a_frame(
     page: str,
@@ -82,11 +101,11 @@ def test_the_example_fits_a_frame(
 
 
 def examples(page: str) -> list[str]:
-    """Return the page's programs: one that trains, one that fits a frame, one that
-    predicts.
+    """Return the page's programs: one that trains, one that fits a frame, one that predicts, one
+    that saves for the hub.
     """
     code = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    assert len(code) == 3
+    assert len(code) == 4
     return code
 
 
@@ -96,7 +115,7 @@ def test_what_it_names_exists(page: str, repository: Path) -> None:
     for link in links:
         assert (repository / "fusionnet" / link).exists(), link
     sections = Experiment.model_fields
-    keys = re.findall(r"`((?:train|model|reward|encoder)\.[a-z_]+)", page)
+    keys = re.findall(r"`((?:train|model|reward|encoder)\.(?!safetensors)[a-z_]+)", page)
     assert len(keys) > 12
     for key in keys:
         section, name = key.split(".")
