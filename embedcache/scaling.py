@@ -86,7 +86,7 @@ def interpolated(
     return values[above - 1] + share * (values[above] - values[above - 1])
 
 
-def _scored(
+def scored(
     knots: Sequence[float], like: Float[Tensor, "B W"]
 ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
     """Return the M distinct values between which a quantile transform is linear, and their normal
@@ -202,7 +202,7 @@ class Scaling:
         result = transformed(known, self.transforms)
         for place, transform in enumerate(self.transforms):
             if transform == "quantile":
-                values, scores = _scored(self.knots[place], known)
+                values, scores = scored(self.knots[place], known)
                 result[:, place] = interpolated(known[:, place], values, scores)
         return ((result - mean) / std).float()
 
@@ -233,7 +233,7 @@ class Scaling:
         """Return raw labels with their transforms applied; NaN, for none, stays."""
         result = transformed(targets, self.target_transforms)
         for place in self.quantiles:
-            labels, scores = _scored(self.quantiles[place], targets)
+            labels, scores = scored(self.quantiles[place], targets)
             result[:, place] = interpolated(targets[:, place], labels, scores)
         return result
 
@@ -241,7 +241,7 @@ class Scaling:
         """Return transformed labels in the targets' own units; see `undone`."""
         result = undone(targets, self.target_transforms)
         for place in self.quantiles:
-            labels, scores = _scored(self.quantiles[place], targets)
+            labels, scores = scored(self.quantiles[place], targets)
             result[:, place] = interpolated(targets[:, place], scores, labels)
         return result
 

@@ -62,8 +62,9 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"}
         | {"runfolder", "blend", "calibration"},
         "design": {"config", "rows", "model", "trained"},
+        "inpage": {"config", "model", "rows", "trained", "blend", "calibration"},
         "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"}
-        | {"calibration"},
+        | {"calibration", "inpage"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
         | {"runfolder", "yamlfile", "blend", "model", "rows", "calibration", "design"},
         "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"}

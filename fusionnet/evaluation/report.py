@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from embedcache.config.split import SPLITS
 from embedcache.text import number, visible
@@ -31,15 +32,21 @@ from fusionnet.trained.run import TrainedRun
 from fusionnet.yamlfile import to_yaml
 
 MOST_TABLE_ROWS = 60
+NOTHING_LIVE = Markup()
 NO_ENCODER = "none: no language model reads the strings (encoder.mode none)"
 
 
 def write_report(
-    run: TrainedRun, evaluation: Evaluation, records: list[dict[str, Any]], folder: Path
+    run: TrainedRun,
+    evaluation: Evaluation,
+    records: list[dict[str, Any]],
+    folder: Path,
+    live: Markup = NOTHING_LIVE,
 ) -> Path:
     """Write the plots and the page of an evaluation into a folder and return the page's path.
 
-    `records` are the log's, of all epochs that the run has behind it.
+    `records` are the log's, of all epochs that the run has behind it; `live` is the part in which
+    the run itself predicts (`live.live_section`).
     """
     files = evaluation_files(folder, evaluation.split)
     plots = draw_plots(run, evaluation, records, files.plots)
@@ -65,6 +72,7 @@ def write_report(
         main=[(task, metric, title(metric), unit_of(task, metric)) for task, metric in main],
         groups=[_group_table(run, evaluation, column) for column in evaluation.by],
         config=to_yaml(run.config),
+        live=live,
     )
     write_listed(run.folder, run.run_id, files.report, page.encode())
     return files.report
@@ -89,7 +97,9 @@ def _percent(value: float | None) -> str:
 
 def _visible_lines(value: object) -> object:
     """Return a value for the page: text without control characters, which HTML has no place for."""
-    return "\n".join(map(visible, value.split("\n"))) if isinstance(value, str) else value
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "\n".join(map(visible, value.split("\n")))
 
 
 def _facts(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, str]]:

@@ -129,6 +129,11 @@ class NumericGroups(nn.ModuleList):
         )
         self.register_buffer("noise", torch.tensor(noise) if any(noise) else None, persistent=False)
 
+    @property
+    def features_of_groups(self) -> list[list[int]]:
+        """The numbers of the features of each group."""
+        return [part.tolist() for part in self.feature_order.split(self._sizes)]
+
     def forward(
         self,
         features: Float[Tensor, "B F"],

@@ -101,8 +101,8 @@ def constant_layers(
             is_last = number == len(fusion.layers) - 1
             steps.append(_attention(layer, dtype, num_queries=1 if is_last else None))
         elif isinstance(layer, SingleTokenFusionLayer):
-            matrix, offset = _single_token_attention(layer)
-            is_folded = number == 0 and _first_is_linear(fusion)
+            matrix, offset = single_token_attention(layer)
+            is_folded = number == 0 and first_is_linear(fusion)
             linear = None if is_folded else ConstantLinear(matrix.to(dtype), offset.to(dtype))
             steps.append(_SingleTokenAttention(linear, ConstantNorm.of(layer.norm1)))
         norm = layer.norm if isinstance(layer, MLPLayer) else layer.norm2
@@ -120,21 +120,21 @@ def folded_projection(
     """
     weight = projection.weight.float()
     bias = None if projection.bias is None else projection.bias.float()
-    if not _first_is_linear(fusion):
+    if not first_is_linear(fusion):
         return weight, bias
-    matrix, offset = _single_token_attention(fusion.layers[0])
+    matrix, offset = single_token_attention(fusion.layers[0])
     matrix += torch.eye(len(matrix), device=matrix.device)
     return matrix @ weight, matrix @ bias + offset
 
 
-def _first_is_linear(fusion: nn.Module) -> bool:
+def first_is_linear(fusion: nn.Module) -> bool:
     """Return whether the fusion begins with a linear function that all members have in common."""
     if not (isinstance(fusion, SingleTokenFusion) and len(fusion.layers)):
         return False
     return fusion.members is None or fusion.first_own > 0
 
 
-def _single_token_attention(
+def single_token_attention(
     layer: SingleTokenFusionLayer,
 ) -> tuple[Float[Tensor, "D D"], Float[Tensor, " D"]]:
     """Return output projection after value projection as one matrix and one offset.

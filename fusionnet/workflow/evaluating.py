@@ -12,6 +12,7 @@ from embedcache.cache.reader import open_cache
 from embedcache.config.split import NO_SPLIT
 from embedcache.errors import MissingCacheError, RunError, StaleCacheError, UserError
 from fusionnet.evaluation.evaluate import evaluate_rows
+from fusionnet.evaluation.live import live_section
 from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.report import write_report
 from fusionnet.evaluation.rows import (
@@ -57,7 +58,8 @@ def evaluate_folder(
     with filelock.FileLock(folder / EVALUATION_LOCK) if out is None else nullcontext():
         metrics_file = evaluation_files(target, split).metrics
         write_listed(run.folder, run.run_id, metrics_file, f"{metrics}\n".encode())
-        page = write_report(run, evaluation, records, target)
+        live = live_section(run, evaluation, rows)
+        page = write_report(run, evaluation, records, target, live)
     return metrics if as_json else f"{summary(run, evaluation, records)}\nreport: {page}"
 
 
