@@ -18,7 +18,7 @@ from embedcache.table.read import read_features
 from embedcache.table.table import Table
 from fusionnet.config.reward import Unseen
 from fusionnet.rows.tensors import RowInputs
-from fusionnet.trained.run import TrainedRun
+from fusionnet.trained.run import REMEMBERING, TrainedRun
 from fusionnet.trained.sources import source_of
 
 # before the names of columns that only come along, so that none can be taken for a canonical one
@@ -77,15 +77,16 @@ def unreadable(run: TrainedRun, column: StringColumn, texts: Sequence[str]) -> d
     if not new:
         return {}
     reasons: dict[str, str] = {}
-    # not at the top: known strings need no encoder, whose packages take seconds to import
-    if column.features:
-        from fusionnet.trained.features import without_features
+    with REMEMBERING:
+        # not at the top: known strings need no encoder, whose packages take seconds to import
+        if column.features:
+            from fusionnet.trained.features import without_features
 
-        reasons |= without_features(run, column, new)
-    if run.recipe.mode != "none":
-        from fusionnet.trained.encoder import unreadable_new
+            reasons |= without_features(run, column, new)
+        if run.recipe.mode != "none":
+            from fusionnet.trained.encoder import unreadable_new
 
-        reasons |= unreadable_new(run, column, new)
+            reasons |= unreadable_new(run, column, new)
     return reasons
 
 

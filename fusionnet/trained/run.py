@@ -10,6 +10,7 @@ so is one whose bytes changed.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import RLock
 from typing import Any, Literal
 
 import torch
@@ -43,6 +44,9 @@ from fusionnet.trained.weights import load_weights, own_random_state
 from fusionnet.trained.written import WrittenRun, parse_written, relocated, tasks_as_written
 
 Precision = Literal["fp32", "bf16"]
+# held while a Memory is read or filled: threads share a run, and encode a new string once. One for
+# all runs, since a run travels by pickle and an encoder takes all cores anyway
+REMEMBERING = RLock()
 
 
 @dataclass

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fusionnet.recipe import encoder_of_column
-from fusionnet.trained.run import TrainedRun
+from fusionnet.trained.run import REMEMBERING, TrainedRun
 
 MOST_REMEMBERED = 65_536  # vectors of new strings per column, about 160 MB at polyBERT's width
 
@@ -27,7 +27,8 @@ def vectors_of_all_strings(
     table, row_of = run.vectors[column], run.strings[column]
     new = [text for text in dict.fromkeys(texts) if text not in row_of]
     if new:
-        table = torch.cat([table, _vectors_of_new(run, column, new)])
+        with REMEMBERING:
+            table = torch.cat([table, _vectors_of_new(run, column, new)])
         row_of = row_of | {text: len(row_of) + number for number, text in enumerate(new)}
     rows = torch.tensor([row_of[text] for text in texts], dtype=torch.int64, device=table.device)
     return table[rows]

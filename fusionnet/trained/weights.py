@@ -1,23 +1,28 @@
 """Weights of a trained run, loaded into a freshly built module."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 
 import torch
 from torch import Tensor
 
 from fusionnet.train.content import check_weights
 
+_DRAWING = RLock()
 
-def own_random_state() -> AbstractContextManager[None]:
-    """Return a context whose draws do not move the caller's random numbers.
 
-    The draws are those of initial weights, which are overwritten.
+@contextmanager
+def own_random_state() -> Iterator[None]:
+    """Open a context whose draws do not move the caller's random numbers.
+
+    The draws are those of initial weights, which are overwritten. One thread is inside at a time:
+    what it puts back is the whole process's.
     """
-    return torch.random.fork_rng(
-        devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    )
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with _DRAWING, torch.random.fork_rng(devices=devices):
+        yield
 
 
 def load_weights(module: torch.nn.Module, state: Mapping[str, Tensor], origin: Path) -> None:
