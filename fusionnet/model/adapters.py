@@ -42,7 +42,9 @@ class StringAdapter(nn.Module):
     ) -> None:
         super().__init__()
         mean = torch.tensor(scaling.mean) if scaling else torch.zeros(vector_width)
-        inverse_std = 1 / torch.tensor(scaling.std) if scaling else torch.ones(vector_width)
+        inverse_std = torch.ones(vector_width)
+        if scaling:  # on the CPU: see `drawn`
+            inverse_std.copy_(1 / torch.tensor(scaling.std, device="cpu"))
         self.register_buffer("mean", mean)
         self.register_buffer("inverse_std", inverse_std)
         self.first = nn.Sequential(Linear(vector_width, hidden), LayerNorm(hidden), nn.GELU())

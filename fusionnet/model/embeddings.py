@@ -42,7 +42,8 @@ class PiecewiseLinear(nn.Module):
         most = max(map(len, edges)) - 1
         lower, slope = torch.zeros(len(edges), most), torch.zeros(len(edges), most)
         for feature, each in enumerate(edges):
-            exact = torch.tensor(each, dtype=torch.float64)
+            # on the CPU: see `drawn`
+            exact = torch.tensor(each, dtype=torch.float64, device="cpu")
             lower[feature, : len(each) - 1] = exact[:-1].float()
             slope[feature, : len(each) - 1] = (1 / exact.diff()).clamp_max(_MOST_SLOPE).float()
         self.register_buffer("lower", lower, persistent=False)

@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fusionnet.model.drawn import signs
 from fusionnet.model.linear import Linear
 
 
@@ -37,8 +38,7 @@ class MemberScaling(nn.Module):
 
     def __init__(self, num_members: int, width: int) -> None:
         super().__init__()
-        signs = 2.0 * torch.randint(0, 2, (num_members, width)) - 1
-        self.weight = nn.Parameter(signs)
+        self.weight = nn.Parameter(signs(num_members, width))
 
     def forward(self, x: Float[Tensor, "B *M D"]) -> Float[Tensor, "kB *M D"]:
         """Return the rows of all members, one member's after the other's."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embedcache.encoder.add_norm import LayerNorm
+from fusionnet.model.drawn import normal
 from fusionnet.model.members import MemberSplit
 from fusionnet.model.single_token import (
     SingleTokenFusionLayer,
@@ -94,9 +95,9 @@ class ModalityFusion(nn.Module):
         super().__init__()
         split = split or MemberSplit()
         self.members, self.first_own = split.scaling(width), num_layers - split.num_own_layers
-        self.cls = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.cls = nn.Parameter(normal(width, std=0.02))
         # tell the tokens apart: attention knows no order
-        self.kinds = nn.Parameter(torch.empty(num_summands, width).normal_(std=0.02))
+        self.kinds = nn.Parameter(normal(num_summands, width, std=0.02))
         self.layers = nn.ModuleList(
             ModalityFusionLayer(width, num_heads, feedforward, dropout) for _ in range(num_layers)
         )

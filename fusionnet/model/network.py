@@ -25,6 +25,7 @@ from fusionnet.config.model import ModelConfig
 from fusionnet.config.tasks import Task
 from fusionnet.kernels import gather_add
 from fusionnet.model.adapters import LinearSkip, NumericGroups, StringAdapter
+from fusionnet.model.drawn import normal
 from fusionnet.model.embeddings import numeric_embedding
 from fusionnet.model.heads import Heads
 from fusionnet.model.members import MemberSplit
@@ -101,8 +102,9 @@ class FusionNetwork(nn.Module):
             config.dropout,
             config.numeric_embedding.width if has_embedding else 1,
         )
+        width = config.category_width
         self.categories = nn.ModuleList(
-            nn.Embedding(cardinality, config.category_width) for cardinality in cardinalities
+            nn.Embedding(each, width, _weight=normal(each, width)) for each in cardinalities
         )
         self.summand_widths = (
             [config.adapter_width] * len(self.string_columns)

@@ -3,6 +3,9 @@ never saw is refused or told.
 """
 
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from embedcache.cache.reader import open_cache
@@ -325,3 +329,28 @@ def test_strings_that_cannot_be_rewarded_are_refused_at_once(
     inputs.string_id.zero_()
     with pytest.raises(NonFinitePredictionError, match="1 of 3 rows"):
         rewarder(inputs)
+
+
+KNOWN_STRINGS = """
+import sys
+from fusionnet import RewardModel
+model = RewardModel.load(sys.argv[1])
+assert model.run.blend is not None
+print(model.rewards(sys.argv[2], pessimism=1.0).num_rows)
+heavy = "deepspeed transformers peft lightgbm sklearn scipy matplotlib pandas jinja2 torch._dynamo"
+print(*sorted(set(heavy.split()) & set(sys.modules)))
+"""
+
+
+@pytest.mark.slow
+def test_known_strings_are_rewarded_without_what_trains(
+    ensemble: Path, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(ensemble, tmp_path / "run")
+    config = yaml.safe_load((folder / "tiny_config.yaml").read_text())
+    config["reward"] = {"terms": [{"task": "ef", "weight": 1.0}]}
+    (folder / "tiny_config.yaml").write_text(yaml.safe_dump(config))
+    frame.head(5).write_parquet(tmp_path / "rows.parquet")
+    words = [sys.executable, "-c", KNOWN_STRINGS, str(folder), str(tmp_path / "rows.parquet")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["5", ""]), done.stderr
