@@ -12,7 +12,7 @@ from pathlib import Path
 from embedcache.text import count_of, visible
 from fusionnet.commands.command import importing, run_job
 from fusionnet.trained.folder import find_checkpoint, tables_of
-from fusionnet.workflow.outputs import check_file
+from fusionnet.workflow.outputs import TABLE_KINDS, check_file
 
 
 def main() -> None:
@@ -37,6 +37,8 @@ def main() -> None:
         dict(arguments.csv),
         arguments.coverage,
         arguments.uncertainty,
+        arguments.pessimism,
+        arguments.unseen,
     )
     seconds = time.perf_counter() - started
     means = ", ".join(f"{visible(name)} {mean:.4g}" for name, mean in written.means.items())
@@ -79,13 +81,33 @@ def parse_arguments() -> argparse.Namespace:
         required=True,
         type=Path,
         metavar="FILE",
-        help="the table to write, .parquet or .csv",
+        help=f"the table to write: {', '.join(TABLE_KINDS)}",
     )
     parser.add_argument("--checkpoint", choices=["best", "final", "last"], default="best")
     parser.add_argument(
         "--reward",
         action="store_true",
-        help="add the column reward (the run's config says what it is)",
+        help=(
+            "add the column reward (the run's config says what it is), reward_<task> and"
+            " penalty_<task>, what it is the sum of"
+        ),
+    )
+    parser.add_argument(
+        "--pessimism",
+        type=float,
+        metavar="K",
+        help=(
+            "subtract K times how far an ensemble's rewards are apart, the column doubt (default:"
+            " reward.pessimism of the run's config)"
+        ),
+    )
+    parser.add_argument(
+        "--unseen",
+        choices=["refuse", "flag"],
+        help=(
+            "strings and categories that training never saw: such a row breaks a rule, or is"
+            " rewarded, with known: false (default: reward.unseen of the run's config)"
+        ),
     )
     parser.add_argument(
         "--coverage",
@@ -128,8 +150,11 @@ def parse_arguments() -> argparse.Namespace:
         help="bf16 rounds to about three digits; faster only where the device has it in hardware",
     )
     arguments = parser.parse_args()
-    if arguments.output.suffix.lower() not in (".parquet", ".csv"):
-        parser.error(f"{arguments.output} ends in neither .parquet nor .csv")
+    if arguments.output.suffix.lower() not in TABLE_KINDS:
+        parser.error(f"{arguments.output} ends in none of {', '.join(TABLE_KINDS)}")
+    for flag in ("pessimism", "unseen"):
+        if getattr(arguments, flag) is not None and not arguments.reward:
+            parser.error(f"--{flag} is of rewards: add --reward, or leave it out")
     return arguments
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from embedcache.errors import OutputError
 from fusionnet.evaluation.outputs import evaluation_files
 
+TEXT_KINDS = (".csv", ".tsv")
+TABLE_KINDS = (".parquet", *TEXT_KINDS, ".arrow", ".feather", ".ipc")  # as they are read
+
 
 def check_file(target: Path, source: Path, tables: Sequence[Path] = ()) -> None:
     """Raise OutputError unless a new file can take the name `target`.

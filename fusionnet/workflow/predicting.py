@@ -16,8 +16,10 @@ from embedcache.schema import parse_config
 from embedcache.system import explained, naming
 from embedcache.table.cellkinds import typed
 from embedcache.table.source import Source
+from fusionnet.config.reward import Unseen
 from fusionnet.trained.reward import RewardModel
 from fusionnet.trained.sources import source_of
+from fusionnet.workflow.outputs import TEXT_KINDS
 from fusionnet.workflow.table_file import table_file, unfit_for_csv
 
 MARKS = ("known", "outside", "reason")  # beside predictions; see `RewardModel.predict`
@@ -43,23 +45,27 @@ def write_scores(
     csv: Mapping[str, str] = MappingProxyType({}),
     coverage: float | None = None,
     uncertainty: bool = False,
+    pessimism: float | None = None,
+    unseen: Unseen | None = None,
 ) -> Written:
     """Write the columns of the table at `path` and predictions, and count what was written.
 
-    Rewards, intervals and uncertainties stand beside these where asked (`RewardModel.predict`).
+    Rewards, intervals and uncertainties stand beside these where asked (`RewardModel.predict`,
+    `RewardModel.score`). `target` ends in one of TABLE_KINDS.
     `csv` has keys of the run's `data.csv` that are others for this table. Memory does not grow with
     the rows. Nothing is written before the whole input is checked, and `target` is what it was
     until the last row is in the new file.
     """
-    as_csv = target.suffix.lower() == ".csv"
-    added = model.columns(reward, coverage, uncertainty)
+    kind = target.suffix.lower()
+    as_text = kind in TEXT_KINDS
+    added = model.columns(reward, coverage, uncertainty, pessimism)
     options = parse_config(CsvConfig, {**model.run.data.csv.model_dump(), **csv}, "--csv")
     # polars says of a file that may not be read that something may not
     with naming(path), _naming_the_flag():
         source = source_of(model.run, path, "--input", options)
-        keep = _source_rows(source, [*added, *MARKS], as_csv)
+        keep = _source_rows(source, [*added, *MARKS], as_text)
         batches = model.batches(
-            source, reward, keep, True, on_invalid, coverage=coverage, uncertainty=uncertainty
+            source, reward, keep, True, on_invalid, coverage, uncertainty, pessimism, unseen
         )
         first = next(batches)  # the whole input is checked before anything is written
     written = Written()
@@ -68,7 +74,7 @@ def write_scores(
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
             atomic_write(target) as partial,
-            table_file(partial, first.schema, as_csv) as write,
+            table_file(partial, first.schema, kind) as write,
         ):
             for batch in chain([first], batches):
                 write(batch)

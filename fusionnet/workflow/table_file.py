@@ -1,14 +1,17 @@
-"""A Parquet or CSV file written batch by batch, in memory that does not grow with its rows."""
+"""A table file written batch by batch, in memory that does not grow with its rows."""
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from queue import Full, Queue
 from typing import Any
 
 import polars as pl
 from polars.io.plugins import register_io_source
+
+from fusionnet.workflow.outputs import TABLE_KINDS, TEXT_KINDS
 
 ROW_GROUP = 65_536  # rows that a Parquet file's writer holds back
 PATIENCE_S = 0.1  # between two looks whether the writer still lives
@@ -17,13 +20,14 @@ WriteBatch = Callable[[pl.DataFrame], None]
 Schema = Mapping[str, Any]  # to polars data types, whose repr beartype refuses
 
 
-def table_file(path: Path, schema: Schema, as_csv: bool) -> AbstractContextManager[WriteBatch]:
+def table_file(path: Path, schema: Schema, kind: str) -> AbstractContextManager[WriteBatch]:
     """Return a context that yields a function which appends a batch of this schema to a new file.
 
-    The file is complete when the context ends. Raises OSError or PolarsError where it cannot be
-    written.
+    `kind` is one of TABLE_KINDS. The file is complete when the context ends. Raises OSError or
+    PolarsError where it cannot be written.
     """
-    return _csv_file(path) if as_csv else _parquet_file(path, schema)
+    assert kind in TABLE_KINDS
+    return _text_file(path, kind) if kind in TEXT_KINDS else _typed_file(path, schema, kind)
 
 
 def unfit_for_csv(schema: Schema) -> list[str]:
@@ -42,13 +46,16 @@ def _fits_csv(dtype: Any) -> bool:
 
 
 @contextmanager
-def _csv_file(path: Path) -> Iterator[WriteBatch]:
+def _text_file(path: Path, kind: str) -> Iterator[WriteBatch]:
+    separator = "\t" if kind == ".tsv" else ","
     with path.open("wb") as stream:
-        yield lambda batch: batch.write_csv(stream, include_header=stream.tell() == 0)
+        yield lambda batch: batch.write_csv(
+            stream, include_header=stream.tell() == 0, separator=separator
+        )
 
 
 @contextmanager
-def _parquet_file(path: Path, schema: Schema) -> Iterator[WriteBatch]:
+def _typed_file(path: Path, schema: Schema, kind: str) -> Iterator[WriteBatch]:
     """Hand batches to a thread in which polars pulls them into the file, one waiting at a time.
 
     polars has no writer that is called per batch. In this thread it would not do: while it is in
@@ -61,8 +68,9 @@ def _parquet_file(path: Path, schema: Schema) -> Iterator[WriteBatch]:
             yield batch
 
     rows = register_io_source(batches, schema=schema)
+    sink = partial(rows.sink_parquet, row_group_size=ROW_GROUP)
     with ThreadPoolExecutor(1) as pool:
-        written = pool.submit(rows.sink_parquet, path, row_group_size=ROW_GROUP)
+        written = pool.submit(sink if kind == ".parquet" else rows.sink_ipc, path)
 
         def hand_over(batch: pl.DataFrame | None) -> None:
             while not written.done():

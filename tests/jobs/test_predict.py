@@ -5,6 +5,7 @@ written, all violations at once.
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -244,7 +245,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
         f"{'n' * 300}.csv": "File name too long",
         f"{'n' * 300}/out.csv": "File name too long",
         "a\0b.csv": "null byte",
-        "out.xlsx": "neither .parquet nor .csv",
+        "out.xlsx": "ends in none of .parquet, .csv, .tsv, .arrow",
     }
     (table,) = tables_of(folder)
     cases[str(table)] = "is the table that the run was trained on"
@@ -412,6 +413,59 @@ def test_a_text_files_columns_have_the_types_of_their_cells_in_parquet(
         "code": "String",
         "big": "String",
     }
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".arrow", ".feather", ".ipc"])
+def test_other_formats_come_out_as_they_go_in(
+    suffix: str, call: Call, folder: Path, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    source, target = tmp_path / f"in{suffix}", tmp_path / f"out{suffix.upper()}"
+    rows = frame.head(5).select("key", "smiles", "other", "kind", "x0", "x1", "x2")
+    if suffix == ".tsv":
+        rows.write_csv(source, separator="\t")
+    else:
+        rows.write_ipc(source)
+    assert predict_into(call, target, folder, source) == (0, "")
+    read = partial(pl.read_csv, separator="\t") if suffix == ".tsv" else pl.read_ipc
+    found = read(target).cast({"key": pl.UInt32})
+    assert found.select(rows.columns).equals(rows)
+    wanted = RewardModel.load(folder).predict(rows)["predicted_outcome"]
+    np.testing.assert_allclose(found["predicted_outcome"], wanted, rtol=1e-5)
+
+
+def test_what_training_never_saw_is_refused_or_told_on_request(
+    call: Call, folder: Path, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    here = pl.int_range(pl.len()) == 2
+    new = pl.when(here).then(pl.lit("[*]CCCCCC[*]")).otherwise("smiles").alias("smiles")
+    frame.head(4).with_columns(new).write_parquet(source)
+    words = ["--run", folder, "--input", source, "--output", target, "--reward", "--unseen"]
+    code, _, err = call(main, *words, "refuse")
+    assert code == 2
+    assert "'[*]CCCCCC[*]' is none of the strings that the run was trained on" in err
+    assert "row 2" in err
+    assert not target.exists()
+    assert call(main, *words, "refuse", "--on-invalid", "skip")[0] == 0
+    assert pl.read_parquet(target)["reward"].is_null().to_list() == [False, False, True, False]
+    assert call(main, *words, "flag")[0] == 0
+    written = pl.read_parquet(target)
+    assert written["reward"].is_finite().all()
+    assert written["known"].to_list() == [True, True, False, True]
+
+
+def test_pessimism_needs_an_ensemble_and_a_reward(
+    call: Call, folder: Path, frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    frame.head(4).write_parquet(source)
+    words = ["--run", folder, "--input", source, "--output", target]
+    code, _, err = call(main, *words, "--reward", "--pessimism", "1")
+    assert (code, "train an ensemble (model.members: 8)" in err) == (2, True)
+    for flag, value in (("--pessimism", "1"), ("--unseen", "flag")):
+        code, _, err = call(main, *words, flag, value)
+        assert (code, f"{flag} is of rewards: add --reward" in err) == (2, True)
+    assert not target.exists()
 
 
 def test_records_with_other_cells_are_null_beside_their_own_rows(

@@ -6,12 +6,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from fusionnet.workflow.outputs import TEXT_KINDS
 from fusionnet.workflow.table_file import table_file, unfit_for_csv
 
 
-@pytest.fixture(params=[False, True], ids=["parquet", "csv"])
-def as_csv(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
+@pytest.fixture(params=[".parquet", ".csv", ".tsv", ".arrow"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 FRAME = pl.DataFrame(
@@ -27,22 +28,24 @@ FRAME = pl.DataFrame(
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 999, 1000])
-def test_batches_are_one_table(tmp_path: Path, as_csv: bool, num_rows: int) -> None:
-    with table_file(tmp_path / "file", FRAME.schema, as_csv) as write:
+def test_batches_are_one_table(tmp_path: Path, kind: str, num_rows: int) -> None:
+    with table_file(tmp_path / "file", FRAME.schema, kind) as write:
         for start in range(0, len(FRAME), num_rows):
             write(FRAME.slice(start, num_rows))
-    if as_csv:
-        assert (tmp_path / "file").read_text() == FRAME.write_csv()
+    if kind in TEXT_KINDS:
+        separator = "\t" if kind == ".tsv" else ","
+        assert (tmp_path / "file").read_text() == FRAME.write_csv(separator=separator)
     else:
-        written = pl.read_parquet(tmp_path / "file")
+        read = pl.read_parquet if kind == ".parquet" else pl.read_ipc
+        written = read(tmp_path / "file")
         assert written.schema == FRAME.schema
         assert written.equals(FRAME)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
-def test_a_full_disk_ends_the_writing(as_csv: bool) -> None:
+def test_a_full_disk_ends_the_writing(kind: str) -> None:
     def write_much() -> None:
-        with table_file(Path("/dev/full"), FRAME.schema, as_csv) as write:
+        with table_file(Path("/dev/full"), FRAME.schema, kind) as write:
             for _ in range(1000):
                 write(FRAME)
 
@@ -52,10 +55,10 @@ def test_a_full_disk_ends_the_writing(as_csv: bool) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_the_writer_s_error_is_raised_as_it_is(
-    tmp_path: Path, as_csv: bool, error: type[BaseException]
+    tmp_path: Path, kind: str, error: type[BaseException]
 ) -> None:
     def fail() -> None:
-        with table_file(tmp_path / "file", FRAME.schema, as_csv) as write:
+        with table_file(tmp_path / "file", FRAME.schema, kind) as write:
             write(FRAME)
             raise error
 
