@@ -5,6 +5,8 @@ message alone and exit with code 2; what only the project can cause is an `asser
 code 1 and a traceback.
 """
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Base of everything that the user's input, files or machine can cause; jobs turn it into exit
@@ -20,8 +22,12 @@ class ConfigError(UserError):
 
 class TableError(UserError):
     """The table breaks its config; the message lists all violations at once, with counts and row
-    numbers.
+    numbers, and `violations` has them one by one.
     """
+
+    def __init__(self, message: str, violations: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.violations = tuple(violations)
 
 
 class SplitError(UserError):
@@ -84,6 +90,10 @@ class UnobservedTaskError(UserError):
 
 class NonFiniteLossError(UserError):
     """The loss or a gradient became NaN or infinite; the message names the step and the rows."""
+
+
+class ServiceError(UserError):
+    """The service cannot be started here, or not at the address that was asked for."""
 
 
 class OutputError(UserError):

@@ -50,6 +50,7 @@ class _Asked:
         self.signum: int | None = None
         self.reason = ""
         self.is_held = False
+        self.held_until = ""
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         """Note the first signal; raise Stopped unless that waits for a checkpoint."""
@@ -77,9 +78,12 @@ def stopped(where: str) -> Stopped:
 
 
 @contextmanager
-def at_checkpoints() -> Iterator[None]:
-    """Let being told to stop wait until somebody asks; who never asks comes to the end."""
-    _asked.is_held = True
+def at_checkpoints(until: str = "this optimizer step or batch") -> Iterator[None]:
+    """Let being told to stop wait until somebody asks; who never asks comes to the end.
+
+    `until` says what is finished first.
+    """
+    _asked.is_held, _asked.held_until = True, until
     try:
         yield
     finally:
@@ -150,7 +154,7 @@ def _say(asked: _Asked, reason: str) -> None:
     """Say what is waited for, on a line of its own; whoever read it may be gone."""
     if asked.is_held and _is_first_rank():
         start = "\n" if sys.stderr.isatty() else ""  # below a progress bar
-        when = "after this optimizer step or batch, at a second signal at once"
+        when = f"after {asked.held_until}, at a second signal at once"
         text = f"{start}{reason}: it stops {when}\n"
         with contextlib.suppress(OSError):
             os.write(2, text.encode())

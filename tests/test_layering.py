@@ -69,7 +69,9 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         | {"runfolder", "yamlfile", "blend", "model", "rows", "calibration", "design"},
         "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"}
         | {"blend", "calibration"},
-        "commands": {"experiment", "workflow", "pretrain", "trained", "runfolder", "stopping"},
+        "serving": {"calibration", "config", "stopping", "trained"},
+        "commands": {"experiment", "workflow", "pretrain", "trained", "runfolder", "stopping"}
+        | {"serving"},
     },
 }
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -201,5 +201,6 @@ def _table_error(source: Source, violations: Sequence[str]) -> TableError:
     lines = "\n".join(f"  - {violation}" for violation in violations)
     return TableError(
         f"{source.path} breaks its config in {ways} (rows are counted from 0, without the header;"
-        f" data.on_invalid: skip does without rows that break a rule):\n{lines}"
+        f" data.on_invalid: skip does without rows that break a rule):\n{lines}",
+        violations,
     )

@@ -1,0 +1,7 @@
+"""A trained run behind HTTP: predictions and rewards for programs that are not in Python.
+
+A request is read within limits (`body`), its rows become a frame (`records`), and with its options
+a question (`questions`). One thread owns the model; questions that arrive while it works are
+answered together (`batching`, `answers`). What the run reads and predicts is described as JSON
+(`described`), as OpenAPI (`openapi`) and as a page that loads nothing from elsewhere (`page`).
+"""
