@@ -61,10 +61,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "pretrain": {"config", "stopping", "train"},
         "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"}
         | {"runfolder", "blend", "calibration"},
-        "design": {"config", "rows", "model", "trained"},
         "inpage": {"config", "model", "rows", "trained", "blend", "calibration"},
         "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"}
         | {"calibration", "inpage"},
+        "design": {"config", "rows", "model", "trained", "evaluation"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
         | {"runfolder", "yamlfile", "blend", "model", "rows", "calibration", "design"},
         "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"}

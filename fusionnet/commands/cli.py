@@ -27,6 +27,7 @@ FUSIONNET = {
     "predict": ("predict", "predictions, and the reward, for the rows of a table"),
     "export": ("export", "a trained run as safetensors, ONNX or a torch program, for elsewhere"),
     "serve": ("serve", "predictions and rewards over HTTP"),
+    "design": ("design", "search materials and formulations for one patient"),
     "make-corpus": ("make_corpus", "hypothetical polymers to pre-train an encoder on"),
     "pretrain-encoder": ("pretrain_encoder", "pre-train an encoder on strings alone"),
     "schema": ("schema", "print the JSON Schema of configs, for editors"),

@@ -20,7 +20,7 @@ from fusionnet.config.reward import Unseen
 from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.rows.tensors import RowInputs
 from fusionnet.trained.batches import standardised
-from fusionnet.trained.blended import TreeTables, found_of, tree_tables
+from fusionnet.trained.blended import Found, TreeTables, found_of, tree_tables
 from fusionnet.trained.formula import Formula
 from fusionnet.trained.frames import known_strings, new_strings, unreadable
 from fusionnet.trained.rewards import Rewards, rewards_of
@@ -52,9 +52,7 @@ class Rewarder:
         """
         run = self.run
         inputs = inputs.to(run.device)
-        rows = standardised(run, inputs)
-        found = found_of(run, self.evaluate(self.tables, rows), rows, self.of_trees)
-        predictions = found.in_units(run, run.reward.binary)
+        found, predictions = self.predicted(inputs)
         rewards = rewards_of(run, self.formula, found, predictions, self.pessimism)
         if self.known is None:
             return rewards
@@ -62,6 +60,14 @@ class Rewarder:
         for own, index in zip(self.known, inputs.string_id.unbind(1), strict=True):
             known = known & own[index]
         return replace(rewards, known=known, outside=run.scaling.is_outside(inputs.numeric).any(1))
+
+    @torch.no_grad()
+    def predicted(self, inputs: RowInputs) -> tuple[Found, Float[Tensor, "B P"]]:
+        """Return what the run says of rows on its device, and that as the reward reads it."""
+        run = self.run
+        rows = standardised(run, inputs)
+        found = found_of(run, self.evaluate(self.tables, rows), rows, self.of_trees)
+        return found, found.in_units(run, run.reward.binary)
 
 
 def rewarder_on(

@@ -37,6 +37,15 @@ def check_file(target: Path, source: Path, tables: Sequence[Path] = ()) -> None:
         _check_folder(target.parent, f"{target} cannot be written", "give another name")
 
 
+def check_files(folder: Path, names: Sequence[str], hint: str) -> None:
+    """Raise OutputError, with the hint, unless files of these names can be written to a folder."""
+    with _unusable_names_said(folder):
+        _check_folder(folder, f"results cannot be written into {folder}", hint)
+        for file in (folder / name for name in names):
+            if file.is_dir():
+                raise OutputError(f"{file} is a folder, where a file is to be; {hint}")
+
+
 def check_evaluation(folder: Path, split: str, hint: str) -> None:
     """Raise OutputError, with the hint, unless a split's evaluation can be written to a folder."""
     files = evaluation_files(folder, split)

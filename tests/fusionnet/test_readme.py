@@ -42,6 +42,14 @@ def test_the_example_predicts_and_rewards(
     shutil.rmtree(tmp_path / "run")
 
 
+def test_the_example_draws_designs(page: str, designable: Path) -> None:
+    names: dict[str, Any] = {"model": RewardModel.load(designable)}
+    exec(compile(examples(page)[3], "fusionnet/README.md", "exec"), names)
+    assert names["rewards"].shape == (64,)
+    wanted = names["model"].reward(names["frame"])
+    torch.testing.assert_close(names["rewards"], wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_the_example_trains_until_its_callback_ends_it(
     page: str,
     tiny_experiment: Path,
@@ -74,7 +82,7 @@ def test_the_example_saves_pushes_and_loads(
     shutil.copytree(made_run, tmp_path / "runs" / "stage1")
     monkeypatch.chdir(tmp_path)
     names = {"RewardModel": RewardModel}
-    exec(compile(examples(page)[3], "fusionnet/README.md", "exec"), names)
+    exec(compile(examples(page)[4], "fusionnet/README.md", "exec"), names)
     assert (tmp_path / "stage1" / "model.safetensors").is_file()
 
 
@@ -102,15 +110,15 @@ def test_the_example_fits_a_frame(
 
 def examples(page: str) -> list[str]:
     """Return the page's programs: one that trains, one that fits a frame, one that predicts, one
-    that saves for the hub.
+    that draws designs, one that saves for the hub.
     """
     code = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    assert len(code) == 4
+    assert len(code) == 5
     return code
 
 
 def test_what_it_names_exists(page: str, repository: Path) -> None:
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", page)]
+    links = [link.split("#")[0] for link in re.findall(r"\]\(((?!https:)[^)]+)\)", page)]
     assert len(links) > 8
     for link in links:
         assert (repository / "fusionnet" / link).exists(), link
