@@ -73,6 +73,8 @@ def write_report(
         groups=[_group_table(run, evaluation, column) for column in evaluation.by],
         config=to_yaml(run.config),
         live=live,
+        style=Markup(_file("report.css")),
+        script=Markup(_file("tables.js")),
     )
     write_listed(run.folder, run.run_id, files.report, page.encode())
     return files.report
@@ -87,8 +89,11 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(number=number, titled=title, percent=_percent)
-    file = resources.files("fusionnet.evaluation").joinpath("report.html.j2")
-    return environment.from_string(file.read_text(encoding="utf-8"))
+    return environment.from_string(_file("report.html.j2"))
+
+
+def _file(name: str) -> str:
+    return resources.files("fusionnet.evaluation").joinpath(name).read_text(encoding="utf-8")
 
 
 def _percent(value: float | None) -> str:

@@ -14,7 +14,10 @@ from fusionnet.inpage.exported import MOST_BYTES, TOLERANCE, Exported, TooLarge,
 from fusionnet.trained.run import TrainedRun
 
 # in the order in which they build on one another
-_SCRIPTS = ("arrays", "network", "trees", "answers", "dom", "controls", "results", "curve", "page")
+_SCRIPTS = (
+    *("arrays", "inputs", "network", "trees", "answers"),
+    *("dom", "controls", "results", "curve", "page"),
+)
 
 
 def live_part(

@@ -41,7 +41,9 @@ def width_needed(markup: str, width: int, folder: Path) -> int:
     script = """
       await wait(3000);
       const inner = document.querySelector("iframe").contentDocument;
-      return inner.documentElement.scrollWidth;
+      const inside = [...inner.querySelectorAll(".scroll")].map((each) =>
+        inner.documentElement.clientWidth + each.scrollWidth - each.clientWidth);
+      return Math.max(inner.documentElement.scrollWidth, ...inside);
     """
     return int(played(f'<body style="margin: 0">{frame}', script, folder))
 

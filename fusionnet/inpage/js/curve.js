@@ -10,11 +10,12 @@ function curve(model, state) {
   const movable = model.features.map((feature, f) => [feature, f]).filter(([feature]) =>
     !feature.is_indicator && feature.low < feature.high);
   if (!movable.length) return { node: element("div"), update: () => {}, follow: () => {} };
-  state.along = movable[movable.length - 1][1];
+  const finer = movable.filter(([feature]) => !feature.whole);
+  state.along = (finer.length ? finer : movable).at(-1)[1];
   const shownTargets = targetsOf(model);
-  state.target = 0;
+  state.target = Math.max(0, shownTargets.findIndex((target) => target.hasBand));
   const targets = shownTargets.map((target, number) => [String(number), target.name]);
-  const target = menu("live-target", targets, "0", (value) => {
+  const target = menu("live-target", targets, String(state.target), (value) => {
     state.target = Number(value);
     update();
   });
@@ -54,7 +55,7 @@ function curve(model, state) {
   return { node, update, follow };
 }
 
-/** Return what curves may show: {name, unit, value(found), bounds(found)}. */
+/** Return what curves may show: {name, unit, value(found), bounds(found), hasBand}. */
 function targetsOf(model) {
   const found = hasReward(model)
     ? [{ name: "reward", unit: "", value: (each) => each.reward.total, bounds: () => null }] : [];
@@ -71,6 +72,7 @@ function targetsOf(model) {
       name: isNumber ? task.column : nameOf(task), unit: task.unit,
       value: (each) => each.predictions[t][0],
       bounds: (each) => (isNumber ? each.bounds[t] : null),
+      hasBand: isNumber && model.intervals !== null && task.name in model.intervals.tasks,
     });
   });
   return found;

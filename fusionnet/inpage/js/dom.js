@@ -25,7 +25,7 @@ function shown(value) {
   if (value === -Infinity) return "−∞";
   if (!Number.isFinite(value)) return "–";
   const size = Math.abs(value);
-  if (size === 0) return "0";
+  if (Number.isInteger(value) && size < 1e6) return String(value).replace("-", "−");
   if (size < 1e-3 || size >= 1e7) {
     return value.toExponential(2).replace("-", "−").replace("e+", "e");
   }

@@ -122,7 +122,8 @@ def test_values_of_the_table_are_escaped_and_whole(run: TrainedRun, evaluation: 
     }
     evaluation = replace(evaluation, by={"mol/kg": table})
     page = write_report(run, evaluation, all_records(run), run.folder).read_text()
-    assert "<script" not in page
+    assert evil not in page
+    assert page.count("<script") == page.count("</script>") == 1  # that of wide tables
     assert "&lt;script&gt;" in page
     assert "<td>a\ufffdb</td>" in page
     assert "\0" not in page

@@ -172,13 +172,14 @@ def test_what_is_moved_is_shown(run_of: Any, tmp_path: Path) -> None:
       found.refused = await move(document.getElementById("live-feature-0"), "11", "input");
       found.started = await move(document.getElementById("live-start"), "1", "change");
       found.level = await move(document.getElementById("live-level"), "50", "change");
-      found.curve = await move(document.getElementById("live-target"), "1", "change");
+      found.curve = await move(document.getElementById("live-target"), "2", "change");
       found.other = await move(document.getElementById("live-strings-0"), "2", "change");
       found.exact = fusionnet.evaluate([second], 90)[0].reward.total;
       return found;
     """
     )
     found = played(live_part(run, {}, starts), script, tmp_path)
+    assert found["before"]["title"].startswith("number [mm] along")
     model = RewardModel(run)
 
     def total(row: dict[str, Any]) -> float:
@@ -200,8 +201,8 @@ def test_what_is_moved_is_shown(run_of: Any, tmp_path: Path) -> None:
     assert "was not trained there" in found["outside"]["trust"]
     assert found["refused"]["total"] == "\u2013"
     assert found["level"]["table"] != found["started"]["table"]
-    assert found["curve"]["title"].startswith("number [mm] along")
-    assert "50 % of labels" in found["curve"]["title"]
+    assert "50 % of labels" in found["level"]["title"]
+    assert found["curve"]["title"].startswith("decades along")
     assert found["other"]["table"] != found["curve"]["table"]
 
 
