@@ -1,6 +1,7 @@
 """Evaluate a trained run on rows that it never saw.
 
-It writes metrics beside goals and the oracle, tables by group, plots and an HTML report.
+It writes metrics beside goals and the oracle, tables by group, plots and an HTML report, and
+compares the run with another one where asked to.
 """
 
 import argparse
@@ -18,7 +19,10 @@ def main() -> None:
     arguments = parse_arguments()
     find_checkpoint(arguments.run, arguments.checkpoint)
     hint = "name another folder with --out DIR"
-    check_evaluation(arguments.out or arguments.run, arguments.split, hint)
+    if arguments.against is not None:
+        find_checkpoint(arguments.against, arguments.checkpoint)
+    target = arguments.out or arguments.run
+    check_evaluation(target, arguments.split, hint, arguments.against)
     if arguments.cache is not None:
         read_root(arguments.cache)
     with importing():
@@ -36,6 +40,7 @@ def main() -> None:
             arguments.json,
             not arguments.no_baselines,
             arguments.table,
+            arguments.against,
         )
     )
 
@@ -83,6 +88,15 @@ def parse_arguments() -> argparse.Namespace:
             "noise-free outcomes of the table's rows, as jobs.make_cohort --noise-free writes them"
         ),
     )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help=(
+            "the folder of another run: how far the metrics of both differ on the same rows, and"
+            " whether other rows would say so (against_<name>.json, and in the report)"
+        ),
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument(
         "--no-baselines",
@@ -90,7 +104,9 @@ def parse_arguments() -> argparse.Namespace:
         help="leave out what the model is to beat: means and boosting, fitted in seconds",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print metrics.json instead of the summary"
+        "--json",
+        action="store_true",
+        help="print metrics.json, or that of --against, instead of the summary",
     )
     return parser.parse_args()
 

@@ -17,12 +17,19 @@ from markupsafe import Markup
 
 from embedcache.config.split import SPLITS
 from embedcache.text import number, visible
+from fusionnet.evaluation.comparison_text import (
+    comparison_rows,
+    rows_in_words,
+    sentences,
+    what_differences_mean,
+)
 from fusionnet.evaluation.outputs import evaluation_files
 from fusionnet.evaluation.plots import draw_plots
 from fusionnet.evaluation.result import Evaluation
 from fusionnet.evaluation.summary import (
     beside_rows,
     ended_early,
+    main_metrics_by_column,
     what_intervals_mean,
     without_labels,
 )
@@ -61,6 +68,7 @@ def write_report(
         goals=_goal_lines(run, evaluation),
         meanings=run.meanings,
         what_intervals_mean=what_intervals_mean(run, evaluation.confidence),
+        **_comparison(run, evaluation),
         targets=[
             _target_table(run, evaluation, metrics)
             for kind in METRICS
@@ -208,6 +216,19 @@ def _intervals(run: TrainedRun, evaluation: Evaluation) -> dict[str, Any]:
         "interval_columns": list(columns),
         "interval_unit": unit,
         "interval_is_of_strings": unit in [spec.name for spec in run.layout.strings],
+    }
+
+
+def _comparison(run: TrainedRun, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the words of a comparison with another run, if there is one."""
+    found = evaluation.comparison
+    if found is None:
+        return {}
+    return {
+        "compared_rows": comparison_rows(found),
+        "compared_in_words": rows_in_words(found),
+        "differences_in_words": sentences(found, main_metrics_by_column(run)),
+        "what_differences_mean": what_differences_mean(found),
     }
 
 

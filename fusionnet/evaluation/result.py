@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from fusionnet.evaluation.bootstrap import Confidence
 from fusionnet.evaluation.breakdown import Breakdown
 from fusionnet.evaluation.chances import Chances
+from fusionnet.evaluation.comparison import Comparison
 from fusionnet.evaluation.coverage import Coverage
 from fusionnet.metrics import Metrics, macro_metrics, reaches
 from fusionnet.trained.run import TrainedRun
@@ -35,6 +36,7 @@ class Evaluation:
     remark: str = ""  # what a reader must know of the rows
     intervals: dict[str, Coverage] = field(default_factory=dict)  # by target column
     chances: dict[str, Chances] = field(default_factory=dict)  # by column of classes
+    comparison: Comparison | None = None  # with another run
 
     def to_json(self, run: TrainedRun) -> dict[str, Any]:
         """Return what metrics.json holds.

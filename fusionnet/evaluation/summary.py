@@ -9,9 +9,10 @@ from embedcache.text import number, text_table, visible
 from fusionnet.evaluation.bootstrap import Confidence
 from fusionnet.evaluation.breakdown import Breakdown
 from fusionnet.evaluation.chances import Chances
+from fusionnet.evaluation.comparison_text import comparison_summary
 from fusionnet.evaluation.coverage import Coverage
 from fusionnet.evaluation.result import Evaluation
-from fusionnet.metrics import Metrics, main_metrics, spread_metric
+from fusionnet.metrics import Metrics, main_metrics, main_metrics_of, spread_metric
 from fusionnet.trained.run import TrainedRun
 
 MOST_NAMED = 12  # groups in one line
@@ -34,6 +35,8 @@ def summary(run: TrainedRun, evaluation: Evaluation, records: Sequence[dict[str,
         *(chances_in_words(column, each) for column, each in evaluation.chances.items()),
     ]
     lines += [_spread(run, column, table) for column, table in evaluation.by.items()]
+    if evaluation.comparison is not None:
+        lines.append(comparison_summary(evaluation.comparison, main_metrics_by_column(run)))
     return "\n".join(visible(part) for line in lines for part in line.split("\n"))
 
 
@@ -128,6 +131,11 @@ def _metric_rows(run: TrainedRun, evaluation: Evaluation) -> list[tuple[str, ...
             )
     filled = [column for column in range(len(rows[0])) if any(row[column] for row in rows[1:])]
     return [tuple(row[column] for column in filled) for row in rows]
+
+
+def main_metrics_by_column(run: TrainedRun) -> dict[str, tuple[str, ...]]:
+    """Return the two main metrics of each target."""
+    return {task.column: main_metrics_of(task) for task in run.tasks}
 
 
 def what_intervals_mean(run: TrainedRun, found: Confidence) -> str:

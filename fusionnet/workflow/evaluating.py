@@ -9,21 +9,18 @@ from pathlib import Path
 import filelock
 
 from embedcache.cache.reader import open_cache
-from embedcache.config.split import NO_SPLIT
 from embedcache.errors import MissingCacheError, RunError, StaleCacheError, UserError
+from fusionnet.evaluation.comparison_rows import split_or_whole
 from fusionnet.evaluation.evaluate import evaluate_rows
 from fusionnet.evaluation.live import live_section
-from fusionnet.evaluation.outputs import evaluation_files
+from fusionnet.evaluation.outputs import comparison_file, evaluation_files
 from fusionnet.evaluation.report import write_report
-from fusionnet.evaluation.rows import (
-    WHOLE,
-    RunRows,
-    rows_of_cache,
-)
+from fusionnet.evaluation.rows import RunRows, rows_of_cache
 from fusionnet.evaluation.summary import summary
 from fusionnet.runfolder.listing import EVALUATION_LOCK, write_listed
 from fusionnet.trained.folder import Moment
 from fusionnet.trained.run import TrainedRun, all_records, load_run
+from fusionnet.workflow.comparing import comparison_of, paired
 
 
 def evaluate_folder(
@@ -37,19 +34,28 @@ def evaluate_folder(
     as_json: bool = False,
     with_baselines: bool = True,
     table: Sequence[Path] = (),
+    against: Path | None = None,
 ) -> str:
     """Write the evaluation of a run folder; return its summary, or metrics.json's text.
 
     `out` is the folder to write to (None: the run's own), which is made where it is missing.
     `cache` says where the run's cache lies now (None: where it lay in training), `oracle` names the
     noise-free outcomes of the table's rows. `table` are the files of the run's own table, or a
-    labelled table of other rows, all of which are evaluated. Raises RunError, CacheError or
-    TableError.
+    labelled table of other rows, all of which are evaluated. `against` is the folder of another
+    run, which is compared on the same rows (`as_json`: the comparison's text). Raises RunError,
+    CacheError or TableError.
     """
     run = load_run(folder, checkpoint, device)
     rows = rows_for(run, cache, table)
-    split = WHOLE if (rows.block.split == NO_SPLIT).all() else split
+    pair = None  # refused before the work
+    if against is not None:
+        other = load_run(against, checkpoint, device)
+        beside = _rows_of_other(other, cache, table)
+        pair = paired(run, rows, other, beside, split, same_files=bool(table))
+    split = split_or_whole(rows, split)
     evaluation = evaluate_rows(run, rows, split, oracle, with_baselines=with_baselines)
+    if pair is not None:
+        evaluation = replace(evaluation, comparison=comparison_of(pair, evaluation))
     metrics = json.dumps(evaluation.to_json(run), indent=1, allow_nan=False)
     records = all_records(run)
     target = out or folder
@@ -58,6 +64,10 @@ def evaluate_folder(
     with filelock.FileLock(folder / EVALUATION_LOCK) if out is None else nullcontext():
         metrics_file = evaluation_files(target, split).metrics
         write_listed(run.folder, run.run_id, metrics_file, f"{metrics}\n".encode())
+        if against is not None and evaluation.comparison is not None:
+            metrics = evaluation.comparison.model_dump_json(indent=1)
+            file = comparison_file(target, split, against)
+            write_listed(run.folder, run.run_id, file, f"{metrics}\n".encode())
         live = live_section(run, evaluation, rows)
         page = write_report(run, evaluation, records, target, live)
     return metrics if as_json else f"{summary(run, evaluation, records)}\nreport: {page}"
@@ -89,6 +99,16 @@ def rows_for(run: TrainedRun, cache: Path | None, table: Sequence[Path]) -> RunR
                 f" {hint}"
             )
         raise type(error)(f"{error}\n{hint}") from None
+
+
+def _rows_of_other(other: TrainedRun, cache: Path | None, table: Sequence[Path]) -> RunRows:
+    """Return the rows of a run that is compared, from the cache that is named, or from its own."""
+    try:
+        return rows_for(other, cache, table)
+    except (MissingCacheError, StaleCacheError):
+        if cache is None:
+            raise
+        return rows_for(other, None, table)
 
 
 def _rows_of_tables(run: TrainedRun, table: Sequence[Path]) -> RunRows:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from embedcache.errors import OutputError
-from fusionnet.evaluation.outputs import evaluation_files
+from fusionnet.evaluation.outputs import comparison_file, evaluation_files
 
 TEXT_KINDS = (".csv", ".tsv")
 TABLE_KINDS = (".parquet", *TEXT_KINDS, ".arrow", ".feather", ".ipc")  # as they are read
@@ -46,12 +46,16 @@ def check_files(folder: Path, names: Sequence[str], hint: str) -> None:
                 raise OutputError(f"{file} is a folder, where a file is to be; {hint}")
 
 
-def check_evaluation(folder: Path, split: str, hint: str) -> None:
-    """Raise OutputError, with the hint, unless a split's evaluation can be written to a folder."""
+def check_evaluation(folder: Path, split: str, hint: str, against: Path | None = None) -> None:
+    """Raise OutputError, with the hint, unless a split's evaluation can be written to a folder.
+
+    `against` is the folder of a run that it is compared with.
+    """
     files = evaluation_files(folder, split)
+    compared = [] if against is None else [comparison_file(folder, split, against)]
     with _unusable_names_said(folder):
         _check_folder(folder, f"the evaluation cannot be written into {folder}", hint)
-        for file in (files.metrics, files.report):
+        for file in (files.metrics, files.report, *compared):
             if file.is_dir():
                 raise OutputError(f"{file} is a folder, where a file is to be; {hint}")
         if _exists(files.plots) and not files.plots.is_dir():

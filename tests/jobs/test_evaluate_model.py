@@ -145,3 +145,41 @@ def test_what_is_wrong_is_said_with_exit_code_2(
         assert (code, out) == (2, "")
         assert message in err
     assert not (folder / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_two_runs_are_compared_on_the_same_rows(
+    call: Call, folder: Path, make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = make_run(tmp_path / "other one", seed=8)
+    words = ("--run", folder, "--against", other, "--no-baselines")
+    code, out, _ = call(main, *words)
+    assert code == 0
+    assert f"against {other}: 140 rows of 4 patient" in out
+    written = json.loads((folder / "against_other_one.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    mae = written["differences"]["outcome"]["mae"]
+    assert mae["own"] == metrics["test"]["outcome"]["mae"]
+    assert call(main, "--run", other, "--no-baselines")[0] == 0
+    beside = json.loads((other / "metrics.json").read_text())
+    assert mae["other"] == beside["test"]["outcome"]["mae"]
+    assert f"<h2>Against {other}</h2>" in (folder / "report.html").read_text()
+    assert foreign_files(folder) == []
+    assert not list(other.glob("against*"))
+    code, out, _ = call(main, *words, "--json", "--out", tmp_path / "out")
+    assert (code, json.loads(out)) == (0, written)
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"metrics.json", "report.html", "plots", "against_other_one.json"}
+
+
+def test_what_cannot_be_compared_is_said_before_the_work(
+    call: Call, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "against_run.json").mkdir(parents=True)
+    for words, message in (
+        (("--against", tmp_path), "is not a run folder"),
+        (("--against", folder, "--out", tmp_path / "out"), "against_run.json is a folder"),
+    ):
+        code, out, err = call(main, "--run", folder, *words)
+        assert (code, out) == (2, "")
+        assert message in err
