@@ -31,6 +31,7 @@ STUDIES = {
     "defaults": "a newcomer's commands, nothing set, beside boosting on tables of all sizes",
     "worth": "what the defaults give beside the best that a user would pick, over several seeds",
     "coverage": "whether intervals and probabilities keep their promise on left-out groups",
+    "policy": "what a policy finds in the reward, beside what the outcome model says it is worth",
     "electrolyte": "ionic conductivity of real polymer electrolytes beside gradient boosting",
     "members": "an ensemble of eight members in one network: a step and a prediction against one",
     "pretrain": "what pre-training brings: a frozen probe and neighbours, beside random weights",

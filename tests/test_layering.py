@@ -67,6 +67,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "design": {"config", "rows", "model", "trained", "evaluation"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
         | {"runfolder", "yamlfile", "blend", "model", "rows", "calibration", "design"},
+        "rl": {"config", "design", "rows", "trained"},
         "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"}
         | {"blend", "calibration"},
         "serving": {"calibration", "config", "stopping", "trained"},

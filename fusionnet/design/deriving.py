@@ -220,7 +220,9 @@ def _choices(
         .collect(engine="streaming")
     )
     binary = [name for name, fits in zip(names, is_binary, strict=True) if fits]
-    ones = patterns.to_numpy().astype(bool).reshape(-1, len(binary))
+    ones = patterns.to_numpy().astype(bool).reshape(patterns.height, len(binary))
+    if named is None and not binary:
+        return ()
     if named is None:
         return tuple(tuple(binary[c] for c in each) for each in one_hot_sets(ones))
     for each in named:

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 from huggingface_hub import hub_mixin
+from shared_fixtures import TINY_STRINGS
 
 from fusionnet import RewardModel
 from fusionnet.experiment import Experiment
@@ -33,9 +34,10 @@ def test_the_example_predicts_and_rewards(
     make_run(tmp_path / "run", reward=reward)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {
-        "frame": pl.read_parquet(tiny_experiment.parent / "table.parquet").head(9)
+        "frame": pl.read_parquet(tiny_experiment.parent / "table.parquet").head(9),
+        "texts": {"polymer": TINY_STRINGS, "partner": TINY_STRINGS},
     }
-    exec(compile(examples(page)[2], "fusionnet/README.md", "exec"), names)
+    exec(compile(example(page, "model.differentiable"), "fusionnet/README.md", "exec"), names)
     assert names["predictions"].columns[0] == "predicted_outcome"
     assert names["rewards"].shape == names["soft"].shape == (9,)
     assert torch.isfinite(names["soft"]).all()
@@ -44,7 +46,7 @@ def test_the_example_predicts_and_rewards(
 
 def test_the_example_draws_designs(page: str, designable: Path) -> None:
     names: dict[str, Any] = {"model": RewardModel.load(designable)}
-    exec(compile(examples(page)[3], "fusionnet/README.md", "exec"), names)
+    exec(compile(example(page, "space.draw("), "fusionnet/README.md", "exec"), names)
     assert names["rewards"].shape == (64,)
     wanted = names["model"].reward(names["frame"])
     torch.testing.assert_close(names["rewards"], wanted, rtol=1e-4, atol=1e-5)
@@ -60,7 +62,7 @@ def test_the_example_trains_until_its_callback_ends_it(
     monkeypatch.chdir(tmp_path)
     own = f"extends: {tiny_experiment}\nrun: {{dir: run}}\n"
     (tmp_path / "mine.yaml").write_text(own)
-    code, names = examples(page)[0], dict[str, Any]()
+    code, names = example(page, "StopTraining"), dict[str, Any]()
     assert code.count("< 0.1:") == 1
     code = code.replace("< 0.1:", "< 100:")
     exec(compile(code, "fusionnet/README.md", "exec"), names)
@@ -82,7 +84,7 @@ def test_the_example_saves_pushes_and_loads(
     shutil.copytree(made_run, tmp_path / "runs" / "stage1")
     monkeypatch.chdir(tmp_path)
     names = {"RewardModel": RewardModel}
-    exec(compile(examples(page)[4], "fusionnet/README.md", "exec"), names)
+    exec(compile(example(page, "push_to_hub"), "fusionnet/README.md", "exec"), names)
     assert (tmp_path / "stage1" / "model.safetensors").is_file()
 
 
@@ -94,7 +96,7 @@ def test_the_example_fits_a_frame(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tiny_encoder_folder.parent)
-    code = examples(page)[1]
+    code = example(page, "FusionModel(")
     given = 'encoder={"source": "encoder"}'
     assert code.count(given) == 1
     small = (
@@ -108,13 +110,27 @@ def test_the_example_fits_a_frame(
     assert names["model"].experiment.data.group == "patient"
 
 
-def examples(page: str) -> list[str]:
-    """Return the page's programs: one that trains, one that fits a frame, one that predicts, one
-    that draws designs, one that saves for the hub.
-    """
+@pytest.mark.slow
+def test_the_example_trains_a_policy(
+    page: str, make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reward = {"terms": [{"task": "ef", "weight": 2.0}]}
+    run = make_run(tmp_path / "run", reward=reward, model={"members": 2})
+    code = example(page, "train_policy")
+    assert code.count("100_000") == 1
+    names = dict[str, Any]()
+    exec(compile(code.replace("100_000", "1024"), "fusionnet/README.md", "exec"), names)
+    predicted = names["RewardModel"].load(run).predict(names["table"])
+    assert len(predicted) == 3
+    assert not predicted["outside"].any()
+
+
+def example(page: str, word: str) -> str:
+    """Return the page's only program that has a word."""
     code = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    assert len(code) == 5
-    return code
+    (found,) = [program for program in code if word in program]
+    return found
 
 
 def test_what_it_names_exists(page: str, repository: Path) -> None:

@@ -1,0 +1,289 @@
+"""Is the reward fooled by a policy that looks for its weak spots? On the reference cohort, whose
+outcome model says what each design is truly worth.
+
+An ensemble is trained while patients are left out, or polymers, and then designs for all patients
+with all polymers. PPO and random search with as many calls of the reward look for the greatest
+reward, plain and pessimistic; what each finds is promised a reward by the model, and has a true one
+by the outcome model without noise. A promise is kept where the true reward is as large. The
+environment's steps per second are measured on a run of one network.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+import yaml
+from jaxtyping import Float64
+
+from benchmarks.harness.cells import Column, Table
+from benchmarks.harness.pictures import Panel
+from benchmarks.harness.publish import Report, output_path, parser, publish, tell
+from benchmarks.harness.stamp import REPOSITORY, stamp
+from benchmarks.harness.timing import interleaved, spread
+from benchmarks.harness.workers import run_python
+from fusionnet import RewardModel
+from fusionnet.design.space import Designs
+from fusionnet.experiment import load_experiment
+from fusionnet.rl.environment import FormulationVectorEnv
+from fusionnet.rl.ppo import designs_by, train_policy
+from fusionnet.rl.problem import DesignProblem, design_problem
+from fusionnet.train.runlog import write_json
+from jobs.cohort.generate import OUTCOME_COLUMNS, calibrate
+from jobs.cohort.outcomes import latent_effects, noise_free
+from jobs.cohort.polymers import chemistry_of
+
+MEMBERS = 8
+PESSIMISM = (0.0, 1.0, 2.0)
+PROMISED = 0.95
+SPLITS = {"patients": "group", "polymers": "leave_strings_out"}
+STEPS_ENVS = (1, 64, 1024, 4096)
+REWARD = {  # the specification's (section 10), of probabilities
+    "terms": [
+        {"task": "delta_ef_pct", "weight": 0.5},
+        {"task": "is_optimal", "weight": 0.3},
+        {"task": "safety", "weight": 0.2},
+    ],
+    "penalties": [
+        {"task": "toxicity", "above": 0.15, "penalty": 1.0},
+        {"task": "integrity", "below": 0.8, "penalty": 0.5},
+    ],
+}
+
+
+KINDS = ("split", "pessimism", "search")
+
+
+class Found(NamedTuple):
+    """One design for each of P patients."""
+
+    designs: Designs
+    promised: Float64[np.ndarray, " P"]  # the model's reward as it was maximised
+    true: Float64[np.ndarray, " P"]  # the outcome model's
+
+
+def main(words: list[str]) -> None:
+    """Train, search, and write benchmarks/results/policy.json, .md and .png."""
+    options = parser("policy", __doc__ or "")
+    encoder = "a model folder, such as jobs.make_encoder writes"
+    options.add_argument("--encoder", type=Path, required=True, help=encoder)
+    options.add_argument("--only", nargs="+", choices=SPLITS, default=list(SPLITS))
+    options.add_argument("--steps", type=int, default=100_000, help="calls of the reward")
+    options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the searches")
+    options.add_argument("--threads", type=int, default=2)
+    arguments = options.parse_args(words)
+    torch.set_num_threads(arguments.threads)
+    steps = 4096 if arguments.quick else arguments.steps
+    output = output_path("policy", arguments)
+    found = {**stamp(), "quick": arguments.quick, "steps": steps, "members": MEMBERS}
+    found |= {"cells": [], "speed": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        config = _config(Path(folder), arguments)
+        one = _trained(config, "patients", 1, arguments)
+        found["speed"] = _speed(RewardModel.load(one), 3 if arguments.quick else 15)
+        for split in arguments.only:
+            model = RewardModel.load(_trained(config, split, MEMBERS, arguments))
+            for pessimism in PESSIMISM:
+                for seed in arguments.seeds[: 1 if arguments.quick else None]:
+                    found["cells"] += _searched(model, split, pessimism, steps, seed)
+                    write_json(output, found)
+    publish(output, found, report)
+
+
+def _config(place: Path, arguments: argparse.Namespace) -> Path:
+    """Write the cohort and the config that the defaults give, without trees."""
+    table, config = place / "table.parquet", place / "table.yaml"
+    rows = str(50 if arguments.quick else 500)
+    run_python("-m", "jobs.make_cohort", "--out", str(table), "--rows-per-patient", rows)
+    data = load_experiment(REPOSITORY / "configs" / "stage1.yaml").data
+    columns = [each.column for each in (*data.strings, *data.numeric, *data.categories)]
+    own = pl.read_parquet(table, columns=["patient_id", *columns, *OUTCOME_COLUMNS])
+    own.write_parquet(table)
+    targets = [word for name in OUTCOME_COLUMNS for word in ("--target", name)]
+    encoder = ("--encoder", str(arguments.encoder.resolve()))
+    run_python("-m", "jobs.init_config", str(table), *targets, *encoder, "--out", str(config))
+    values = yaml.safe_load(config.read_text())
+    values["train"] |= {"cpu_threads": arguments.threads, "baselines": False}
+    values["train"] |= {"epochs": 1} if arguments.quick else {}
+    values |= {"blend": {"boosting": False}, "reward": REWARD}
+    config.write_text(yaml.safe_dump(values, sort_keys=False))
+    return config
+
+
+def _trained(config: Path, split: str, members: int, arguments: argparse.Namespace) -> Path:
+    """Return a run on the cohort, of one network or an ensemble."""
+    run = config.with_name(f"{split}_{members}")
+    cache = config.with_name(f"{split}.zarr")
+    given = ["--config", str(config), "--set", f"split.strategy={SPLITS[split]}"]
+    given += ["--set", f"model.members={members}", "--set", f"run.dir={run}"]
+    given += ["--set", f"cache.path={cache}"]
+    if not cache.is_dir():
+        run_python("-m", "jobs.build_cache", *given, shown=True)
+    run_python("-m", "jobs.train", *given, shown=True)
+    return run
+
+
+def _searched(
+    model: RewardModel, split: str, pessimism: float, steps: int, seed: int
+) -> list[dict[str, Any]]:
+    """Return what each search finds for all patients, and what it is truly worth."""
+    problem = design_problem(model, pessimism=pessimism, unseen="allow")
+    env = FormulationVectorEnv(problem, num_envs=512)
+    started = time.perf_counter()
+    policy = train_policy(env, steps, seed)
+    seconds = time.perf_counter() - started
+    patients = np.arange(problem.num_patients)
+    per_patient = steps // problem.num_patients
+    searches = {
+        "PPO": designs_by(policy, env, patients),
+        "random search": random_search(problem, per_patient, seed),
+    }
+    cells = []
+    for name, designs in searches.items():
+        own = judged(model, problem, designs)
+        cells.append({"split": split, **_cell(name, pessimism, seed, own)})
+        cells[-1]["new_materials"] = _share_of_new(model, problem, designs)
+        cells[-1]["seconds"] = seconds if name == "PPO" else None
+        kept = f"{cells[-1]['kept']:.1%} of {cells[-1]['promised']:.2f} kept"
+        tell(f"{split}, pessimism {pessimism:g}, seed {seed}, {name}: {kept}")
+    return cells
+
+
+def random_search(problem: DesignProblem, count: int, seed: int) -> Designs:
+    """Return for each patient the design of greatest reward among `count` random ones."""
+    generator = np.random.default_rng(seed)
+    best = []
+    for patient in range(problem.num_patients):
+        designs = problem.space.draw(generator, count)
+        rewards = problem.rewards(np.full(count, patient), designs).total
+        place = int(rewards.argmax())
+        best.append([part[place] for part in designs])
+    return Designs(*(np.stack(parts) for parts in zip(*best, strict=True)))
+
+
+def judged(model: RewardModel, problem: DesignProblem, designs: Designs) -> Found:
+    """Return designs for all patients with what they are promised and what they are worth."""
+    patients = np.arange(problem.num_patients)
+    promised = problem.rewards(patients, designs).total.double().numpy()
+    return Found(designs, promised, true_rewards(model, problem.rows(patients, designs)))
+
+
+def true_rewards(model: RewardModel, rows: pl.DataFrame) -> Float64[np.ndarray, " B"]:
+    """Return the rewards of the outcome model without noise, by the run's own formula."""
+    columns = {
+        name: rows[name].to_numpy() for name in rows.columns if rows[name].dtype.is_numeric()
+    }
+    chemistry = [chemistry_of(text) for text in rows["polymer_SMILES"]]
+    for effect in ("bioactivity", "adhesion", "irritation"):
+        columns[effect] = np.array([getattr(each, effect) for each in chemistry])
+    outcomes = noise_free(latent_effects(columns), calibrate())
+    by_task = {task.name: outcomes[task.column] for task in model.run.tasks}
+    total = sum(term.weight * by_task[term.task] for term in model.run.reward.terms)
+    for each in model.run.reward.penalties:
+        value = by_task[each.task]
+        beyond = value > each.above if each.above is not None else value < each.below
+        total = total - each.penalty * beyond
+    return np.asarray(total, dtype=np.float64)
+
+
+def _share_of_new(model: RewardModel, problem: DesignProblem, designs: Designs) -> float:
+    """Return the share of patients for whom a polymer was picked that training never saw."""
+    (trained,) = model.run.strings.values()
+    (texts,) = problem.space.texts.values()
+    return float(np.mean([texts[material] not in trained for material in designs.material]))
+
+
+def _cell(name: str, pessimism: float, seed: int, found: Found) -> dict[str, Any]:
+    """Return what a search has found, over patients."""
+    kept = found.true / found.promised
+    return {
+        "search": name,
+        "pessimism": pessimism,
+        "seed": seed,
+        "promised": float(found.promised.mean()),
+        "true": float(found.true.mean()),
+        "kept": float(found.true.mean() / found.promised.mean()),
+        "patients_kept": float((kept >= PROMISED).mean()),
+        "worst_patient": float(kept.min()),
+        "materials": len(np.unique(found.designs.material)),
+    }
+
+
+def _speed(model: RewardModel, rounds: int) -> dict[str, Any]:
+    """Return the steps per second of random actions, by number of environments."""
+    problem = design_problem(model)
+    turns = {}
+    for num_envs in STEPS_ENVS:
+        env = FormulationVectorEnv(problem, num_envs)
+        env.reset(seed=0)
+        env.action_space.seed(0)
+        turns[str(num_envs)] = _stepping(env, env.action_space.sample(), max(1, 4096 // num_envs))
+    return {name: spread(rates) for name, rates in interleaved(turns, rounds).items()}
+
+
+def _stepping(env: FormulationVectorEnv, action: Any, num_steps: int) -> Any:
+    """Return a function that takes steps and returns how many there were per second."""
+
+    def turn() -> float:
+        started = time.perf_counter()
+        for _ in range(min(num_steps, 256)):
+            env.step(action)
+        return min(num_steps, 256) * env.num_envs / (time.perf_counter() - started)
+
+    return turn
+
+
+def report(found: dict[str, Any]) -> Report:
+    """Return what was promised and what was true, by search and pessimism."""
+    cells = found["cells"]
+    kinds = list(dict.fromkeys(tuple(cell[key] for key in KINDS) for cell in cells))
+    rows = [_row(kind, cells) for kind in kinds]
+    searches = [
+        Column("left out of training", "split"),
+        Column("pessimism", "pessimism", "g"),
+        Column("search", "search"),
+        Column("promised", "promised", ".3f"),
+        Column("true", "true", ".3f"),
+        Column("true / promised", "kept", ".1%"),
+        Column("patients with 95 %", "patients_kept", ".1%"),
+        Column("worst patient of any seed", "worst_patient", ".1%"),
+        Column("materials picked", "materials", ".1f"),
+        Column("patients with one never trained on", "new_materials", ".1%"),
+    ]
+    speed = [
+        Column("environments", "environments", ","),
+        Column("steps/s", "median", ",.0f"),
+        Column("20 %", "p20", ",.0f"),
+        Column("80 %", "p80", ",.0f"),
+    ]
+    rates = [{"environments": int(name), **rate} for name, rate in found["speed"].items()]
+    bars = {
+        f"{row['split']}, k = {row['pessimism']:g}, {row['search']}": row["kept"] for row in rows
+    }
+    seeds = len({cell["seed"] for cell in cells})
+    return Report(
+        "Is the reward fooled? What searches find, promised by the model and true",
+        (
+            f"An ensemble of {found['members']}, all defaults but no trees, on the reference"
+            f" cohort; {found['steps']:,} calls of the reward for all patients together, means over"
+            f" {seeds} seeds and all patients. Promised: the reward that was maximised, less"
+            " k standard deviations of the members' rewards. True: the same formula of the outcome"
+            " model without noise.",
+        ),
+        [Table(searches, rows), "Steps per second of the environment:", Table(speed, rates)],
+        [Panel("true / promised", "share", bars, limits={"goal": PROMISED})],
+    )
+
+
+def _row(kind: tuple[Any, ...], cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the means over seeds of one kind of search."""
+    own = [cell for cell in cells if tuple(cell[key] for key in KINDS) == kind]
+    row = dict(zip(KINDS, kind, strict=True))
+    for key in ("promised", "true", "kept", "patients_kept", "materials", "new_materials"):
+        row[key] = float(np.mean([cell[key] for cell in own]))
+    return row | {"worst_patient": min(cell["worst_patient"] for cell in own)}
