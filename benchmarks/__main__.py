@@ -34,6 +34,7 @@ STUDIES = {
     "policy": "what a policy finds in the reward, beside what the outcome model says it is worth",
     "electrolyte": "ionic conductivity of real polymer electrolytes beside gradient boosting",
     "members": "an ensemble of eight members in one network: a step and a prediction against one",
+    "serve": "the HTTP service under load: calls per second and p99, calls joined and one by one",
     "pretrain": "what pre-training brings: a frozen probe and neighbours, beside random weights",
     "mistakes": "mistakes reported of other tools: refused in words, or the right numbers?",
 }
