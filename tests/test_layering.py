@@ -70,7 +70,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "rl": {"config", "design", "rows", "trained"},
         "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"}
         | {"blend", "calibration"},
-        "serving": {"calibration", "config", "stopping", "trained"},
+        "serving": {"calibration", "config", "design", "stopping", "trained"},
         "commands": {"experiment", "workflow", "pretrain", "trained", "runfolder", "stopping"}
         | {"serving"},
     },

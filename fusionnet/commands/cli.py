@@ -26,7 +26,7 @@ FUSIONNET = {
     "evaluate": ("evaluate_model", "metrics, plots and an HTML report of a trained run"),
     "predict": ("predict", "predictions, and the reward, for the rows of a table"),
     "export": ("export", "a trained run as safetensors, ONNX or a torch program, for elsewhere"),
-    "serve": ("serve", "predictions and rewards over HTTP"),
+    "serve": ("serve", "predictions, rewards and designs over HTTP"),
     "design": ("design", "search materials and formulations for one patient"),
     "make-corpus": ("make_corpus", "hypothetical polymers to pre-train an encoder on"),
     "pretrain-encoder": ("pretrain_encoder", "pre-train an encoder on strings alone"),

@@ -1,7 +1,8 @@
-"""Serve a trained run over HTTP: predictions and rewards as JSON, until SIGTERM or Ctrl-C.
+"""Serve a trained run over HTTP, as JSON, until SIGTERM or Ctrl-C.
 
-POST /predict and /reward answer rows in raw units; GET /schema has a row to begin with, GET /docs
-is a page that says everything, GET /health says when the model is loaded.
+POST /predict and /reward answer rows in raw units, POST /design searches for one patient; GET
+/schema has a row to begin with, GET /docs is a page that says everything, GET /health says when the
+model is loaded.
 """
 
 import argparse

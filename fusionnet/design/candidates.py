@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -132,7 +133,8 @@ class Candidates:
     @cached_property
     def _combinations(self) -> Int64[np.ndarray, "C G"]:
         sizes = [len(columns) for columns in self.space.choices]
-        return np.array(list(product(*map(range, sizes))), dtype=np.int64).reshape(-1, len(sizes))
+        every = np.array(list(product(*map(range, sizes))), dtype=np.int64)
+        return every.reshape(prod(sizes), len(sizes))  # of no choices there is one combination
 
 
 def sequence(space: FormulationSpace, num_candidates: int, seed: int) -> Candidates:

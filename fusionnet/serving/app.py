@@ -27,6 +27,7 @@ from fusionnet.serving.answers import answers
 from fusionnet.serving.batching import Batcher, Owner
 from fusionnet.serving.body import Admission, parsed, read_body
 from fusionnet.serving.described import identity_of, run_description, schema_of, versions
+from fusionnet.serving.designs import Designer
 from fusionnet.serving.limits import Limits
 from fusionnet.serving.openapi import openapi_of
 from fusionnet.serving.page import page_of
@@ -42,6 +43,7 @@ from fusionnet.serving.refusals import (
     error_json,
     status_of,
 )
+from fusionnet.serving.told import told_error
 from fusionnet.trained.reward import RewardModel
 from fusionnet.trained.run import TrainedRun
 
@@ -80,6 +82,7 @@ class Service:
         self.failure: BaseException | None = None
         self.served: Served | None = None
         self.batcher: Batcher | None = None
+        self.designer: Designer | None = None
         self._load, self._failed, self._ready = load, failed, ready
         self._owner = Owner()
         self._parsing = asyncio.Semaphore(1)  # the objects of one large body at a time
@@ -106,6 +109,8 @@ class Service:
             with suppress(asyncio.CancelledError):
                 await task
             self._owner.close()
+            if self.designer is not None:
+                self.designer.close()
 
     async def _run(self) -> None:
         found = await self._owner.result(lambda: served_by(self._load(), self.limits))
@@ -115,6 +120,7 @@ class Service:
             return
         self.served = found
         self.batcher = Batcher(found.model, self._owner, self.limits)
+        self.designer = Designer(found.model, found.known, self.limits)
         self._ready(found.model.run)
         await self.batcher.run()
 
@@ -164,6 +170,7 @@ def make_app(service: Service) -> ASGIApp:
         Route("/openapi.json", _openapi, methods=["GET"]),
         Route("/docs", _docs, methods=["GET"]),
         *(Route(f"/{kind}", _asking(kind), methods=["POST"]) for kind in OPTIONS),
+        Route("/design", _design, methods=["POST"]),
     ]
     kinds: tuple[type[Exception], ...] = (UserError, HTTPException, ClientDisconnect, Exception)
     app = Starlette(
@@ -195,6 +202,25 @@ def _asking(kind: Kind) -> Callable[[Request], object]:
         return Response(answer.body, media_type=_JSON, headers=_PLAIN)
 
     return endpoint
+
+
+async def _design(request: Request) -> Response:
+    service = _service(request)
+    service.ready()
+    designer = service.designer
+    assert designer is not None, "it is there since the service is ready"
+    with service.admission.call() as holding:
+        if designer.is_busy:
+            raise service.admission.busy("it searches designs for another call")
+        body = await read_body(request, service.limits, holding)
+        found = await designer.ask(parsed(body))
+        if isinstance(found, UserError):
+            raise found
+        if isinstance(found, BaseException):
+            _LOG.error("a search for designs failed:\n%s", told_error(found))
+            raise InternalError("the service failed to answer; its log says where")
+        request.scope[ROWS_OF_CALL] = found.num_rows
+    return Response(found.body, media_type=_JSON, headers=_PLAIN)
 
 
 async def _health(request: Request) -> Response:

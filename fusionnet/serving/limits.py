@@ -13,6 +13,7 @@ class Limits:
     body_bytes: int = 16 << 20  # of one request
     new_strings: int = 500  # of one request and column: each is encoded, tens of milliseconds each
     text_characters: int = 4_000  # of one cell
+    candidates: int = 200_000  # of one search for designs, some thousands a second
     calls: int = 256  # that are read, wait or are computed
     waiting_bodies: int = 8  # of the largest size; more than that in memory is refused
     body_s: float = 30.0  # in which a body has to arrive

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fusionnet.serving.described import DISTRIBUTION, versions
+from fusionnet.serving.designs import DesignOptions
 from fusionnet.serving.questions import OPTIONS, Kind
 from fusionnet.serving.records import KnownColumns
 
@@ -29,6 +30,7 @@ def openapi_of(schema: dict[str, Any], known: KnownColumns) -> dict[str, Any]:
         "/openapi.json": "this document",
         "/docs": "a page for people",
     }
+    posts["/design"] = {"post": _design_post()}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -43,6 +45,7 @@ def openapi_of(schema: dict[str, Any], known: KnownColumns) -> dict[str, Any]:
                 "Prediction": _prediction(schema),
                 "Reward": _reward(schema),
                 "Error": _error(),
+                "design_request": DesignOptions.model_json_schema(),
                 **{f"{kind}_request": _request(kind) for kind in OPTIONS},
                 **{f"{kind}_answer": _answer(kind) for kind in OPTIONS},
             }
@@ -69,6 +72,41 @@ def _post(kind: Kind, schema: dict[str, Any]) -> dict[str, Any]:
         "requestBody": {"required": True, "content": {"application/json": asked}},
         "responses": {
             "200": {"description": "one answer per row, in their order", "content": answered},
+            **{code: {"description": what, "content": refused} for code, what in _ERRORS.items()},
+        },
+    }
+
+
+def _design_post() -> dict[str, Any]:
+    """Return what /design is asked; designs are rows, each beside what the run says of it."""
+    refused = {"application/json": {"schema": _ref("Error")}}
+    design = {
+        "type": "object",
+        "properties": {
+            "place": {"type": "integer"},
+            "row": _ref("Row"),
+            "said": {"type": "object", "description": "predictions, intervals, reward and parts"},
+        },
+    }
+    answer = {
+        "type": "object",
+        "properties": {
+            "judged": {"type": "integer"},
+            "designs": {"type": "array", "items": design},
+        },
+    }
+    return {
+        "summary": "the most rewarded designs that differ, for one patient, who is given as a row",
+        "operationId": "design",
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _ref("design_request")}},
+        },
+        "responses": {
+            "200": {
+                "description": "designs, the most rewarded first",
+                "content": {"application/json": {"schema": answer}},
+            },
             **{code: {"description": what, "content": refused} for code, what in _ERRORS.items()},
         },
     }

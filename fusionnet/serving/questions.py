@@ -136,22 +136,22 @@ def _options(kind: Kind, body: dict[str, Any]) -> PredictOptions | RewardOptions
 def _check_answerable(options: PredictOptions | RewardOptions, model: RewardModel) -> None:
     """Raise RequestError for what the run has not: a reward, intervals, uncertainties."""
     if isinstance(options, RewardOptions):
-        with _lacking("no reward that can be computed; ask /predict"):
+        with lacking("no reward that can be computed; ask /predict"):
             model.check_reward()
-        with _lacking("no ensemble, whose members' doubt it would be; ask with pessimism 0"):
+        with lacking("no ensemble, whose members' doubt it would be; ask with pessimism 0"):
             check_pessimism(model.run, options.pessimism)
         return
     if options.coverage is not None:
         level_of(options.coverage)
-        with _lacking("no intervals; ask without coverage"):
+        with lacking("no intervals; ask without coverage"):
             calibration_of(model.run)
     if options.uncertainty:
-        with _lacking("learnt no uncertainty; ask without it"):
+        with lacking("learnt no uncertainty; ask without it"):
             check_uncertain(model.run)
 
 
 @contextmanager
-def _lacking(what: str) -> Iterator[None]:
+def lacking(what: str) -> Iterator[None]:
     """Say what a run has not in words for who asks: how to train one that has is not for them."""
     try:
         yield

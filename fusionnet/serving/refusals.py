@@ -8,6 +8,7 @@ from typing import Any
 
 from embedcache.errors import (
     ConfigError,
+    DesignError,
     NonFinitePredictionError,
     TableError,
     UnobservedTaskError,
@@ -86,7 +87,13 @@ class InternalError(RequestError):
 
 
 # what the rows or the options of a request cause; the rest is the service's own
-_OF_THE_REQUEST = (TableError, ConfigError, NonFinitePredictionError, UnobservedTaskError)
+_OF_THE_REQUEST = (
+    TableError,
+    ConfigError,
+    DesignError,
+    NonFinitePredictionError,
+    UnobservedTaskError,
+)
 
 
 def status_of(error: UserError) -> int:
