@@ -64,9 +64,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "inpage": {"config", "model", "rows", "trained", "blend", "calibration"},
         "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"}
         | {"calibration", "inpage"},
+        "explain": {"config", "metrics", "model", "rows", "trained", "evaluation"},
         "design": {"config", "rows", "model", "trained", "evaluation"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
-        | {"runfolder", "yamlfile", "blend", "model", "rows", "calibration", "design"},
+        | {"runfolder", "yamlfile", "blend", "model", "rows", "calibration", "design"}
+        | {"explain"},
         "rl": {"config", "design", "rows", "trained"},
         "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"}
         | {"blend", "calibration"},

@@ -24,6 +24,7 @@ FUSIONNET = {
     "train": ("train", "train a model from a cache"),
     "cross-validate": ("cross_validate", "train and evaluate one model per fold of one cache"),
     "evaluate": ("evaluate_model", "metrics, plots and an HTML report of a trained run"),
+    "explain": ("explain", "what a trained run reads: columns, and atoms of its strings"),
     "predict": ("predict", "predictions, and the reward, for the rows of a table"),
     "export": ("export", "a trained run as safetensors, ONNX or a torch program, for elsewhere"),
     "serve": ("serve", "predictions, rewards and designs over HTTP"),

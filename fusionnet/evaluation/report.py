@@ -39,7 +39,7 @@ from fusionnet.trained.run import TrainedRun
 from fusionnet.yamlfile import to_yaml
 
 MOST_TABLE_ROWS = 60
-NOTHING_LIVE = Markup()
+NOTHING = Markup()
 NO_ENCODER = "none: no language model reads the strings (encoder.mode none)"
 
 
@@ -48,17 +48,19 @@ def write_report(
     evaluation: Evaluation,
     records: list[dict[str, Any]],
     folder: Path,
-    live: Markup = NOTHING_LIVE,
+    live: Markup = NOTHING,
+    explained: Markup = NOTHING,
 ) -> Path:
     """Write the plots and the page of an evaluation into a folder and return the page's path.
 
     `records` are the log's, of all epochs that the run has behind it; `live` is the part in which
-    the run itself predicts (`live.live_section`).
+    the run itself predicts (`live.live_section`), `explained` the section on what it reads, if that
+    is known.
     """
     files = evaluation_files(folder, evaluation.split)
     plots = draw_plots(run, evaluation, records, files.plots)
     main = main_metrics(run.tasks)
-    page = _template().render(
+    page = template().render(
         run=run,
         evaluation=evaluation,
         records=records,
@@ -79,16 +81,20 @@ def write_report(
         plots=[(plot.title, plot.remark, base64.b64encode(plot.png).decode()) for plot in plots],
         main=[(task, metric, title(metric), unit_of(task, metric)) for task, metric in main],
         groups=[_group_table(run, evaluation, column) for column in evaluation.by],
+        explained=explained,
         config=to_yaml(run.config),
         live=live,
-        style=Markup(_file("report.css")),
-        script=Markup(_file("tables.js")),
+        style=Markup(page_file("report.css")),
+        script=Markup(page_file("tables.js")),
     )
     write_listed(run.folder, run.run_id, files.report, page.encode())
     return files.report
 
 
-def _template() -> jinja2.Template:
+def template(
+    package: str = "fusionnet.evaluation", name: str = "report.html.j2"
+) -> jinja2.Template:
+    """Return a template of a package's page; text in it is escaped, Markup is taken as it is."""
     environment = jinja2.Environment(
         autoescape=True,
         finalize=_visible_lines,
@@ -97,11 +103,12 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(number=number, titled=title, percent=_percent)
-    return environment.from_string(_file("report.html.j2"))
+    return environment.from_string(page_file(name, package))
 
 
-def _file(name: str) -> str:
-    return resources.files("fusionnet.evaluation").joinpath(name).read_text(encoding="utf-8")
+def page_file(name: str, package: str = "fusionnet.evaluation") -> str:
+    """Return the text of a template, style or script that lies in a package."""
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def _percent(value: float | None) -> str:

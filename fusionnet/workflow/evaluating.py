@@ -17,6 +17,7 @@ from fusionnet.evaluation.outputs import comparison_file, evaluation_files
 from fusionnet.evaluation.report import write_report
 from fusionnet.evaluation.rows import RunRows, rows_of_cache
 from fusionnet.evaluation.summary import summary
+from fusionnet.explain.page import section_beside
 from fusionnet.runfolder.listing import EVALUATION_LOCK, write_listed
 from fusionnet.trained.folder import Moment
 from fusionnet.trained.run import TrainedRun, all_records, load_run
@@ -69,7 +70,8 @@ def evaluate_folder(
             file = comparison_file(target, split, against)
             write_listed(run.folder, run.run_id, file, f"{metrics}\n".encode())
         live = live_section(run, evaluation, rows)
-        page = write_report(run, evaluation, records, target, live)
+        explained = section_beside(run, target, split)
+        page = write_report(run, evaluation, records, target, live, explained)
     return metrics if as_json else f"{summary(run, evaluation, records)}\nreport: {page}"
 
 

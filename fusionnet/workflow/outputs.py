@@ -10,6 +10,7 @@ from pathlib import Path
 
 from embedcache.errors import OutputError
 from fusionnet.evaluation.outputs import comparison_file, evaluation_files
+from fusionnet.explain.saved import explain_files
 
 TEXT_KINDS = (".csv", ".tsv")
 TABLE_KINDS = (".parquet", *TEXT_KINDS, ".arrow", ".feather", ".ipc")  # as they are read
@@ -51,17 +52,28 @@ def check_evaluation(folder: Path, split: str, hint: str, against: Path | None =
 
     `against` is the folder of a run that it is compared with.
     """
-    files = evaluation_files(folder, split)
+    found = evaluation_files(folder, split)
     compared = [] if against is None else [comparison_file(folder, split, against)]
+    files = (found.metrics, found.report, *compared)
+    _check_files(folder, files, found.plots, "the evaluation", hint)
+
+
+def check_explanation(folder: Path, split: str, hint: str) -> None:
+    """Raise OutputError, with the hint, unless a split's explanation can be written to a folder."""
+    found = explain_files(folder, split)
+    _check_files(folder, (found.numbers, found.page), found.pictures, "the explanation", hint)
+
+
+def _check_files(folder: Path, files: Sequence[Path], plots: Path, what: str, hint: str) -> None:
     with _unusable_names_said(folder):
-        _check_folder(folder, f"the evaluation cannot be written into {folder}", hint)
-        for file in (files.metrics, files.report, *compared):
+        _check_folder(folder, f"{what} cannot be written into {folder}", hint)
+        for file in files:
             if file.is_dir():
                 raise OutputError(f"{file} is a folder, where a file is to be; {hint}")
-        if _exists(files.plots) and not files.plots.is_dir():
-            raise OutputError(f"{files.plots} is no folder, where one is to be; {hint}")
-        if files.plots.is_dir():
-            _check_folder(files.plots, f"the plots cannot be written into {files.plots}", hint)
+        if _exists(plots) and not plots.is_dir():
+            raise OutputError(f"{plots} is no folder, where one is to be; {hint}")
+        if plots.is_dir():
+            _check_folder(plots, f"the plots cannot be written into {plots}", hint)
 
 
 def _check_folder(folder: Path, consequence: str, hint: str) -> None:
