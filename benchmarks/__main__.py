@@ -25,6 +25,7 @@ BENCHMARKS = {
 STUDIES = {
     "profile": "where the time of a step goes, operation by operation and phase by phase",
     "inference": "rows per second and memory of evaluation and reward, beside the roofline",
+    "calls": "calls of the reward per second at 1, 64 and 4,096 rows, from frames and tensors",
     "build": "a cache of 20 million rows, and 100,000 strings encoded by one rank and two",
     "loading": "the share of a step spent waiting for rows, resident and streamed, and memory",
     "endurance": "memory over ten thousand steps and ten million predicted rows",

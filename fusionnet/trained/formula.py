@@ -6,6 +6,7 @@ Axes: B rows, P predictions, T terms, N penalties.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -56,15 +57,16 @@ class Formula:
     terms: tuple[tuple[RewardTerm, Reading], ...]
     penalties: tuple[tuple[RewardPenalty, Reading], ...]
 
-    @property
-    def names(self) -> list[str]:
+    @cached_property
+    def names(self) -> tuple[str, ...]:
         """What terms and then penalties are called, each by a name of its own.
 
         `reward_<task>` and `penalty_<task>`, with `_<label>` where one is read, and with `_2`, ...
         where the name is taken.
         """
         names = [_name("reward", term) for term, _ in self.terms]
-        return _told_apart(names + [_name("penalty", penalty) for penalty, _ in self.penalties])
+        names += [_name("penalty", penalty) for penalty, _ in self.penalties]
+        return tuple(_told_apart(names))
 
     @property
     def widths(self) -> list[float | None]:

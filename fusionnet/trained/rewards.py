@@ -72,7 +72,7 @@ def rewards_of(
             f" {run.folder / run.name}_config.yaml multiplies predictions beyond"
             " fp32, or a feature of these rows is far beyond the train rows"
         )
-    return Rewards(total, parts.terms, parts.penalties, doubt, tuple(formula.names))
+    return Rewards(total, parts.terms, parts.penalties, doubt, formula.names)
 
 
 def _spread_of_members(

@@ -115,7 +115,7 @@ def test_numbered_names_take_nobodys(model: RewardModel) -> None:
     names = ["aux", "aux", "aux_2", "aux"]
     penalties = [RewardPenalty(task=name, above=1.0, penalty=1.0) for name in names]
     formula = Formula((), tuple((each, Reading(slice(0, 1), False)) for each in penalties))
-    assert formula.names == ["penalty_aux", "penalty_aux_3", "penalty_aux_2", "penalty_aux_4"]
+    assert formula.names == ("penalty_aux", "penalty_aux_3", "penalty_aux_2", "penalty_aux_4")
 
 
 def test_rewards_of_no_rows(model: RewardModel, ensemble: Path, frame: pl.DataFrame) -> None:
