@@ -24,9 +24,10 @@ from embedcache.schema import parse_config
 from fusionnet import RewardModel
 from fusionnet.config.reward import RewardConfig, RewardPenalty, RewardTerm
 from fusionnet.experiment import load_experiment
+from fusionnet.model.forward import to_units
 from fusionnet.trained.batches import standardised
 from fusionnet.trained.blended import found_of, tree_tables
-from fusionnet.trained.formula import Formula, Reading
+from fusionnet.trained.formula import Formula, Reading, formula_of
 from fusionnet.trained.frames import open_frame
 from fusionnet.trained.rewards import Rewards, check_unseen
 from fusionnet.workflow.blending import blend_run
@@ -224,6 +225,25 @@ def test_a_soft_pessimistic_reward_is_the_hard_one_but_for_its_thresholds(
     )
     found = model.differentiable(*model.inputs(frame), pessimism=2.0)
     torch.testing.assert_close(found, model.reward(frame, pessimism=2.0), rtol=1e-3, atol=1e-3)
+
+
+def test_members_pay_soft_penalties_where_their_mean_does(
+    ensemble: Path, frame: pl.DataFrame
+) -> None:
+    run = replace(RewardModel.load(ensemble).run, blend=None)
+    model = rewarding(RewardModel(run))
+    vectors, inputs = model.inputs(frame)
+    outputs = run.model.network(vectors, standardised(run, inputs))
+    formula = formula_of(model.run)
+    own = []
+    for member in outputs.split(3, dim=1):
+        predictions = to_units(member, run.tasks, run.scaling)
+        own.append(formula.parts(predictions, [0.4, 0.4, 0.4]).total())
+    sigma = torch.stack(own).std(0, correction=0)
+    plain, pessimistic = (
+        model.differentiable(vectors, inputs, softness=0.4, pessimism=k) for k in (0.0, 2.0)
+    )
+    torch.testing.assert_close(plain - pessimistic, 2 * sigma, rtol=1e-3, atol=1e-4)
 
 
 def test_members_that_agree_have_a_slope(ensemble: Path, frame: pl.DataFrame) -> None:
