@@ -35,6 +35,7 @@ from fusionnet.serving.questions import OPTIONS, Kind, Question, question_of
 from fusionnet.serving.records import KnownColumns
 from fusionnet.serving.refusals import (
     RETRY_AFTER,
+    BrokenOffError,
     InternalError,
     MethodError,
     NoSuchPathError,
@@ -260,6 +261,8 @@ def _refusal(error: Exception, run: TrainedRun | None) -> Response:
         error = _OF_STATUS.get(error.status_code, RequestError)(
             f"{error.detail}; see /docs for what can be asked"
         )
+    if isinstance(error, ClientDisconnect):
+        error = BrokenOffError("the connection ended before the body did")
     if isinstance(error, RequestError):
         headers |= error.headers
     if not isinstance(error, UserError):  # the log has its place and its type

@@ -68,6 +68,12 @@ class SlowBodyError(RequestError):
     status = 408
 
 
+class BrokenOffError(RequestError):
+    """The client left before its body was whole."""
+
+    status = 400
+
+
 class BusyError(RequestError):
     """Too much waits already."""
 

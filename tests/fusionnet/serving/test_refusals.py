@@ -231,6 +231,27 @@ def test_a_body_that_never_comes_is_given_up(reward_model: RewardModel, ready: R
     assert service.admission.num_calls == 0
 
 
+def test_a_client_that_leaves_is_no_defect(
+    client: TestClient, log: pytest.LogCaptureFixture
+) -> None:
+    async def call() -> None:
+        parts = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+
+        async def receive() -> dict[str, Any]:
+            return next(parts, {"type": "http.disconnect"})
+
+        async def send(message: dict[str, Any]) -> None:
+            pass
+
+        headers = [(b"content-type", b"application/json")]
+        await client.app(_scope(headers, client), receive, send)  # type: ignore[arg-type]
+
+    client.portal.call(call)  # type: ignore[union-attr]
+    assert "POST /predict 400" in log.text
+    assert "Error" not in log.text
+    assert client.get("/health").json()["under_way"] == 0
+
+
 @pytest.mark.parametrize(
     "headers",
     [
