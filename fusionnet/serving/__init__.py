@@ -4,5 +4,6 @@ A request is read within limits (`body`), its rows become a frame (`records`), a
 a question (`questions`). One thread owns the model; questions that arrive while it works are
 answered together (`batching`, `answers`); a search for designs has a thread of its own (`designs`).
 What the run reads and predicts is described as JSON (`described`), as OpenAPI (`openapi`) and as a
-page that loads nothing from elsewhere (`page`).
+page that loads nothing from elsewhere (`page`). `service` holds what the endpoints of `app` share,
+and `server` runs them as a process.
 """

@@ -13,8 +13,9 @@ import torch
 import uvicorn
 
 from fusionnet.serving.address import url_of
-from fusionnet.serving.app import Service, make_app
+from fusionnet.serving.app import make_app
 from fusionnet.serving.limits import Limits
+from fusionnet.serving.service import Service
 from fusionnet.serving.told import start_log
 from fusionnet.stopping import at_checkpoints, is_asked, stopped
 from fusionnet.trained.reward import RewardModel

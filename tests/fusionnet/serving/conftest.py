@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from fusionnet.serving.app import Service, make_app
+from fusionnet.serving.app import make_app
 from fusionnet.serving.limits import Limits
+from fusionnet.serving.service import Service
 from fusionnet.trained.reward import RewardModel
 
 # few of everything, so that tests reach them

@@ -12,11 +12,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from embedcache.errors import RunError
-from fusionnet.serving.app import Service, make_app
+from fusionnet.serving.app import make_app
 from fusionnet.serving.limits import Limits
 from fusionnet.serving.openapi import openapi_of
 from fusionnet.serving.page import page_of
 from fusionnet.serving.records import KnownColumns
+from fusionnet.serving.service import Service
 from fusionnet.trained.reward import RewardModel
 
 Ready = Callable[[TestClient], None]

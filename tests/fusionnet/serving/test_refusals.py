@@ -9,10 +9,11 @@ import pytest
 from shared_fixtures import tiny_frame
 from starlette.testclient import TestClient
 
-from fusionnet.serving.app import Service, make_app
+from fusionnet.serving.app import make_app
 from fusionnet.serving.body import Admission
 from fusionnet.serving.limits import Limits
 from fusionnet.serving.refusals import BusyError, without_paths
+from fusionnet.serving.service import Service
 from fusionnet.trained.reward import RewardModel
 
 Ready = Callable[[TestClient], None]
