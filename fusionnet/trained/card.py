@@ -3,7 +3,6 @@
 The text is `model_card.md.j2`; nothing is looked up on the hub.
 """
 
-import json
 import re
 from importlib import resources
 from pathlib import Path
@@ -13,11 +12,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fusionnet.config.tasks import Task
 from fusionnet.metrics import title
+from fusionnet.runfolder.listing import read_listing, write_listed
 from fusionnet.train.runlog import LOG, read_records
+from fusionnet.trained.folder import is_portable
+from fusionnet.trained.measured import measured_on_test_rows
 from fusionnet.trained.run import TrainedRun
 
-METRICS = "metrics.json"  # of test rows, which evaluation writes
-OWN_ROWS = "the run's own test rows"  # as it says where it evaluated no other table
+CARD = "README.md"
 FEW_STRINGS = 1000  # of a column; a model that has seen fewer extrapolates
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _REGRESSION, _CLASSIFICATION = "tabular-regression", "tabular-classification"
@@ -41,7 +42,7 @@ def model_card(run: TrainedRun, portable: str = "") -> str:
         features=_features(run),
         split=run.config["split"]["strategy"],
         metrics=_metrics(run),
-        test_metrics=_test_metrics(run),
+        tested=measured_on_test_rows(run),
         stopped=_why_stopped(run),
         few=[
             f"{spec.num_strings} distinct {spec.name} strings"
@@ -50,6 +51,19 @@ def model_card(run: TrainedRun, portable: str = "") -> str:
         ],
     )
     return str(ModelCard(f"---\n{metadata(run).to_yaml()}\n---\n\n{text}\n"))
+
+
+def renew_card(run: TrainedRun) -> None:
+    """Write a run's own card again, which says its test metrics once these are in its folder.
+
+    Nothing where the run has none yet, where it is of another epoch, and where what was exported
+    to be published has a card of its own.
+    """
+    listing = read_listing(run.folder)
+    if listing is None or CARD not in listing.files or is_portable(run.folder):
+        return
+    if run.moment == "best":
+        write_listed(run.folder, run.run_id, run.folder / CARD, model_card(run).encode())
 
 
 def metadata(run: TrainedRun) -> ModelCardData:
@@ -62,6 +76,7 @@ def metadata(run: TrainedRun) -> ModelCardData:
         source for source in sources if _HUB_ID.fullmatch(source) and not Path(source).exists()
     ]
     kinds = list(dict.fromkeys(_hub_task(task) for task in run.tasks))
+    tested = [line[:3] for line in measured_on_test_rows(run).lines]
     results = [
         EvalResult(
             task_type=_hub_task(task),
@@ -72,7 +87,7 @@ def metadata(run: TrainedRun) -> ModelCardData:
             metric_name=f"{task.column} {title(metric)}",
             metric_value=value,
         )
-        for split, found in (("validation", _metrics(run)), ("test", _test_metrics(run)))
+        for split, found in (("validation", _metrics(run)), ("test", tested))
         for task, metric, value in found
         if value is not None
     ]
@@ -98,23 +113,6 @@ def _metrics(run: TrainedRun) -> list[tuple[Task, str, float | None]]:
         for task in run.tasks
         for metric in task.metrics
     ]
-
-
-def _test_metrics(run: TrainedRun) -> list[tuple[Task, str, float | None]]:
-    """Return the metrics of the run's test rows, if its folder has those of this epoch."""
-    try:
-        found = json.loads((run.folder / METRICS).read_bytes())
-        evaluated = found["checkpoint"], found["epoch"], found["rows"]
-        if evaluated != (run.moment, run.epoch, OWN_ROWS):
-            return []
-        values = found["test"]
-        return [
-            (task, metric, None if (value := values[task.column][metric]) is None else float(value))
-            for task in run.tasks
-            for metric in task.metrics
-        ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []  # not evaluated, or the file was edited: the card does without
 
 
 def _why_stopped(run: TrainedRun) -> str:

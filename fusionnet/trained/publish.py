@@ -23,8 +23,9 @@ from fusionnet.recipe import model_of
 from fusionnet.runfolder.listing import begin_listing, list_files, read_listing
 from fusionnet.train.proof.record import proof_path
 from fusionnet.train.runlog import LOG
-from fusionnet.trained.card import METRICS, model_card
+from fusionnet.trained.card import model_card
 from fusionnet.trained.folder import SETTINGS, is_portable
+from fusionnet.trained.measured import METRICS
 from fusionnet.trained.portable import Portable
 from fusionnet.trained.run import TrainedRun
 

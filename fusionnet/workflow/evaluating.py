@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from embedcache.cache.reader import open_cache
+from embedcache.config.split import SPLITS
 from embedcache.errors import MissingCacheError, RunError, StaleCacheError, UserError
 from fusionnet.evaluation.comparison_rows import split_or_whole
 from fusionnet.evaluation.evaluate import evaluate_rows
 from fusionnet.evaluation.live import live_section
 from fusionnet.evaluation.outputs import comparison_file, evaluation_files
 from fusionnet.evaluation.report import write_report
+from fusionnet.evaluation.result import Evaluation
 from fusionnet.evaluation.rows import RunRows, rows_of_cache
 from fusionnet.evaluation.summary import summary
 from fusionnet.explain.page import section_beside
@@ -57,22 +60,41 @@ def evaluate_folder(
     evaluation = evaluate_rows(run, rows, split, oracle, with_baselines=with_baselines)
     if pair is not None:
         evaluation = replace(evaluation, comparison=comparison_of(pair, evaluation))
-    metrics = json.dumps(evaluation.to_json(run), indent=1, allow_nan=False)
     records = all_records(run)
-    target = out or folder
-    target.mkdir(parents=True, exist_ok=True)
     # two evaluations at once: the files of one, then those of the other
     with filelock.FileLock(folder / EVALUATION_LOCK) if out is None else nullcontext():
-        metrics_file = evaluation_files(target, split).metrics
-        write_listed(run.folder, run.run_id, metrics_file, f"{metrics}\n".encode())
-        if against is not None and evaluation.comparison is not None:
-            metrics = evaluation.comparison.model_dump_json(indent=1)
-            file = comparison_file(target, split, against)
-            write_listed(run.folder, run.run_id, file, f"{metrics}\n".encode())
-        live = live_section(run, evaluation, rows)
-        explained = section_beside(run, target, split)
-        page = write_report(run, evaluation, records, target, live, explained)
-    return metrics if as_json else f"{summary(run, evaluation, records)}\nreport: {page}"
+        text, page = _write(run, evaluation, rows, records, out or folder, against)
+        if out is None and split == SPLITS[-1]:
+            # not at the top: huggingface_hub, which writes cards, takes a while to import
+            from fusionnet.trained.card import renew_card
+
+            renew_card(run)
+    return text if as_json else f"{summary(run, evaluation, records)}\nreport: {page}"
+
+
+def _write(
+    run: TrainedRun,
+    evaluation: Evaluation,
+    rows: RunRows,
+    records: list[dict[str, Any]],
+    target: Path,
+    against: Path | None,
+) -> tuple[str, Path]:
+    """Write what an evaluation found into a folder.
+
+    Returns the text of metrics.json, or of the comparison where there is one, and the page's path.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(evaluation.to_json(run), indent=1, allow_nan=False)
+    file = evaluation_files(target, evaluation.split).metrics
+    write_listed(run.folder, run.run_id, file, f"{text}\n".encode())
+    if against is not None and evaluation.comparison is not None:
+        text = evaluation.comparison.model_dump_json(indent=1)
+        file = comparison_file(target, evaluation.split, against)
+        write_listed(run.folder, run.run_id, file, f"{text}\n".encode())
+    live = live_section(run, evaluation, rows)
+    explained = section_beside(run, target, evaluation.split)
+    return text, write_report(run, evaluation, records, target, live, explained)
 
 
 def rows_for(run: TrainedRun, cache: Path | None, table: Sequence[Path]) -> RunRows:

@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 
 from fusionnet.commands.evaluate_model import main
-from fusionnet.runfolder.listing import foreign_files
+from fusionnet.runfolder.listing import foreign_files, write_listed
+from fusionnet.trained.run import load_run
 from fusionnet.workflow import evaluating
 
 Call = Callable[..., tuple[int, str, str]]
@@ -43,6 +44,21 @@ def test_an_evaluation_writes_over_no_file_that_the_run_did_not_write(
     assert code == 2
     assert "metrics.json, which the run did not write" in err
     assert (folder / "metrics.json").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_the_runs_card_has_the_test_metrics_once_they_are_known(call: Call, folder: Path) -> None:
+    run = load_run(folder)
+    assert call(main, "--run", folder, "--no-baselines")[0] == 0
+    assert not (folder / "README.md").exists(), "the run has not exported one yet"
+    write_listed(folder, run.run_id, folder / "README.md", b"as training wrote it")
+    for words in (("--checkpoint", "final"), ("--out", folder / "out")):
+        assert call(main, "--run", folder, "--no-baselines", *words)[0] == 0
+        assert (folder / "README.md").read_text() == "as training wrote it"
+    code, out, _ = call(main, "--run", folder, "--no-baselines", "--json")
+    assert code == 0
+    mae = json.loads(out)["test"]["outcome"]["mae"]
+    assert f"| outcome | mae | {mae:.4g} | none |" in (folder / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -147,6 +147,15 @@ def test_intervals_hold_where_rows_come_in_groups_and_those_of_rows_do_not(
     assert np.mean(held["row"]) < 0.75
 
 
+@pytest.mark.parametrize("num_units", [5, 12, 300])
+def test_of_normal_replicates_the_interval_is_students(num_units: int) -> None:
+    """A bootstrap's variance of a mean has n where Student's interval has n - 1."""
+    values = stats.norm.ppf((np.arange(200_000) + 0.5) / 200_000)
+    wanted = stats.t.ppf(0.975, num_units - 1) * np.sqrt(num_units / (num_units - 1))
+    found = bounds(np.append(0.1, 0.1 + values), 7.0, num_units)
+    assert found == pytest.approx((7 - wanted, 7 + wanted), rel=2e-3)
+
+
 def test_few_units_have_no_interval_and_the_reason_is_told() -> None:
     targets, scores = np.arange(40.0)[:, None], np.arange(40.0)[:, None] + 1
     found = task_metrics([NUMBER], targets, scores)
@@ -190,13 +199,12 @@ def test_binary_targets_have_intervals_of_their_means() -> None:
 
 
 def test_bundles_of_many_units_spread_as_the_units_do() -> None:
-    """The standard error of a mean of N rows, each alone, is sd / sqrt(N)."""
-    generator = np.random.default_rng(0)
-    error = generator.normal(size=(20_000, 1))
+    """The standard error of a mean of N rows, each alone, is sd / sqrt(N), in whatever order."""
+    error = np.sort(np.abs(np.random.default_rng(0).normal(size=(20_000, 1))), axis=0)
     target = np.zeros_like(error)
     own = task_metrics([NUMBER], target, error)
     told = confidence_of([NUMBER], target, error, own, Units(np.arange(20_000), "row"))
     low, high = told.of("y", "mae") or (0, 0)
-    wanted = 2 * 1.96 * np.abs(error).std() / np.sqrt(20_000)
+    wanted = 2 * 1.96 * error.std() / np.sqrt(20_000)
     assert high - low == pytest.approx(wanted, rel=0.15)
     assert told.num_units == 20_000

@@ -19,7 +19,8 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from embedcache.errors import OutputError, RunError
 from fusionnet import RewardModel
 from fusionnet.trained import hub
-from fusionnet.trained.card import OWN_ROWS, model_card
+from fusionnet.trained.card import model_card
+from fusionnet.trained.measured import OWN_ROWS
 from fusionnet.trained.run import load_run
 
 
@@ -143,6 +144,14 @@ def test_the_card_has_what_the_hub_reads(made_run: Path, tmp_path: Path) -> None
     assert name == "tiny"
     assert eval_results_to_model_index(name, again) == data["model-index"]
     assert "## Metrics on test rows" in card.text
+    assert "anew (bootstrap)" not in card.text
+    ends = {"outcome": {"mae": [0.2, 0.3], "r2": None}}
+    intervals = {"unit": "patient", "num_units": 9, "metrics": ends}
+    (folder / "metrics.json").write_text(json.dumps({**written, "confidence": intervals}))
+    text = model_card(run)
+    assert "| outcome | mae | 0.25 | 0.2 to 0.3 |" in text
+    assert "| outcome | r2 | 0.25 | none |" in text
+    assert "drawing the 9 values of `patient` of the test rows anew" in text
     for other in ({"epoch": 1}, {"checkpoint": "final"}, {"rows": "another table's"}):
         (folder / "metrics.json").write_text(json.dumps({**written, **other}))
         assert "Metrics on test rows\n\n|" not in model_card(run)
