@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from pydantic import TypeAdapter
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from embedcache.config.columns import Transform
 from embedcache.config.targets import TargetColumn, TargetTransform
@@ -80,10 +81,17 @@ def interpolated(
     """
     if len(knots) == 1:
         return 0 * x + values[0]
-    above = torch.searchsorted(knots, x.detach().contiguous()).clamp(1, len(knots) - 1)
+    above = _num_below(knots, x.detach()).clamp(1, len(knots) - 1)
     low, high = knots[above - 1], knots[above]
     share = ((x - low) / (high - low)).clamp(0, 1)
     return values[above - 1] + share * (values[above] - values[above - 1])
+
+
+def _num_below(knots: Float[Tensor, " M"], x: Float[Tensor, "*B"]) -> Int64[Tensor, "*B"]:
+    """Return how many of the ascending knots lie below each number."""
+    if torch.compiler.is_exporting():  # a program for elsewhere counts: ONNX cannot search
+        return (knots < x.unsqueeze(-1)).sum(-1)
+    return torch.searchsorted(knots, x.contiguous())
 
 
 def scored(
@@ -92,14 +100,23 @@ def scored(
     """Return the M distinct values between which a quantile transform is linear, and their normal
     scores; equal values share the mean of theirs.
     """
+    if not torch.compiler.is_exporting():
+        return _scored_as(knots, like.dtype, like.device)
+    with _disable_current_modes():  # they decide sizes, so they are constants, not traced
+        return _scored_as(knots, like.dtype, like.device)
+
+
+def _scored_as(
+    knots: Sequence[float], dtype: torch.dtype, device: torch.device
+) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
     raw = torch.tensor(knots, dtype=torch.float64)
     values, same = raw.unique(return_inverse=True)
     scores = torch.zeros_like(values).index_add(0, same, normal_scores(len(raw)))
     scores /= torch.bincount(same)
     # float32 may not tell neighbours apart, and a step between equal knots has no slope
     kept = torch.ones(len(values), dtype=torch.bool)
-    kept[1:] = values.to(like.dtype).diff() > 0
-    return values[kept].to(like), scores[kept].to(like)
+    kept[1:] = values.to(dtype).diff() > 0
+    return values[kept].to(device, dtype), scores[kept].to(device, dtype)
 
 
 def _by_column(

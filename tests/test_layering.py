@@ -62,13 +62,14 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "trained": {"config", "metrics", "recipe", "model", "rows", "train", "yamlfile"}
         | {"runfolder", "blend", "calibration"},
         "inpage": {"config", "model", "rows", "trained", "blend", "calibration"},
+        "programs": {"config", "model", "rows", "trained"},
         "evaluation": {"config", "metrics", "model", "rows", "trained", "runfolder", "yamlfile"}
         | {"calibration", "inpage"},
         "explain": {"config", "metrics", "model", "rows", "trained", "evaluation"},
         "design": {"config", "rows", "model", "trained", "evaluation"},
         "workflow": {"config", "experiment", "recipe", "train", "trained", "evaluation"}
         | {"runfolder", "yamlfile", "blend", "model", "rows", "calibration", "design"}
-        | {"explain"},
+        | {"explain", "programs"},
         "rl": {"config", "design", "rows", "trained"},
         "estimators": {"experiment", "workflow", "trained", "runfolder", "evaluation", "metrics"}
         | {"blend", "calibration"},

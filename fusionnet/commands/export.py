@@ -1,6 +1,8 @@
 """Write a trained run's best epoch into a new folder, for elsewhere.
 
 safetensors: a folder without pickles that predicts as the run does, for fusionnet and the hub.
+onnx, torch: the network as a program (ONNX, torch.export) of rows in raw units, which needs nothing
+of fusionnet; its strings are those that the run was trained on.
 """
 
 import argparse
@@ -17,7 +19,7 @@ def main() -> None:
     with importing():
         from fusionnet.workflow.exporting import export
 
-    print(export(arguments.run, arguments.to, arguments.out))
+    print(export(arguments.run, arguments.to, arguments.out, not arguments.without_trees))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -26,11 +28,22 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="the run folder")
-    parser.add_argument("--to", required=True, choices=["safetensors"])
+    parser.add_argument("--to", required=True, choices=["safetensors", "onnx", "torch"])
+    parser.add_argument(
+        "--without-trees",
+        action="store_true",
+        help=(
+            "of a blend, the network alone, without calibration: programs hold no trees, and are"
+            " refused without this"
+        ),
+    )
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="the folder to write, a new one"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.without_trees and arguments.to == "safetensors":
+        parser.error("--without-trees is for onnx and torch: safetensors hold the trees too")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -127,7 +127,12 @@ class FusionNetwork(nn.Module):
 
         `vectors` has one matrix [U, E + K] per string column.
         """
-        summands = self.summands(vectors, inputs)
+        return self.of_summands(self.summands(vectors, inputs), inputs.numeric)
+
+    def of_summands(
+        self, summands: Sequence[Summand], numeric: Float[Tensor, "B F"]
+    ) -> Float[Tensor, "B O"]:
+        """Return the outputs of rows whose summands are given; `numeric` is standardised."""
         if isinstance(self.fusion, ModalityFusion):
             fused = self.fusion([summand.on_rows() for summand in summands])
         else:
@@ -135,7 +140,7 @@ class FusionNetwork(nn.Module):
         outputs = self.heads(fused)
         if self.linear_skip is None:
             return outputs
-        skip, num_members = self.linear_skip(inputs.numeric), self.heads.num_members
+        skip, num_members = self.linear_skip(numeric), self.heads.num_members
         return outputs + (skip if num_members == 1 else skip.repeat(1, num_members))
 
     def single_token(self, summands: Sequence[Summand]) -> Float[Tensor, "B D"]:
@@ -157,17 +162,21 @@ class FusionNetwork(nn.Module):
                 self.string_parts(vectors), blocks.strings, strict=True
             )
         ]
-        encoded = self.numeric(inputs.numeric, self.numeric_embedding)
-        numbers = [
-            Summand(F.linear(group, block))
-            for group, block in zip(encoded, blocks.numbers, strict=True)
-        ]
+        numbers = self.numeric_summands(inputs.numeric)
         embeddings = zip(self.categories, inputs.category.unbind(1), blocks.categories, strict=True)
         categories = [
             Summand(F.linear(embedding.weight, block), index)
             for embedding, index, block in embeddings
         ]
         return [*strings, *numbers, *categories]
+
+    def numeric_summands(self, numeric: Float[Tensor, "B F"]) -> list[Summand]:
+        """Return the summands of each group of standardised features."""
+        encoded = self.numeric(numeric, self.numeric_embedding)
+        blocks = self.projection_blocks(self.projection.weight).numbers
+        return [
+            Summand(F.linear(group, block)) for group, block in zip(encoded, blocks, strict=True)
+        ]
 
     @property
     def string_columns(self) -> list[int]:

@@ -15,6 +15,7 @@ from shared_fixtures import TINY_STRINGS
 
 from fusionnet import RewardModel
 from fusionnet.experiment import Experiment
+from fusionnet.workflow.exporting import export
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,20 @@ def test_the_example_saves_pushes_and_loads(
 
 
 @pytest.mark.slow
+def test_the_example_runs_a_program(
+    page: str, made_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(made_run, "onnx", tmp_path / "program")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(example(page, "onnxruntime"), "fusionnet/README.md", "exec"), names)
+    expected = torch.tensor(names["about"]["example"]["predictions"])
+    torch.testing.assert_close(
+        torch.from_numpy(names["predictions"]), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.slow
 def test_the_example_fits_a_frame(
     page: str,
     tiny_experiment: Path,
@@ -139,7 +154,7 @@ def test_what_it_names_exists(page: str, repository: Path) -> None:
     for link in links:
         assert (repository / "fusionnet" / link).exists(), link
     sections = Experiment.model_fields
-    keys = re.findall(r"`((?:train|model|reward|encoder)\.(?!safetensors)[a-z_]+)", page)
+    keys = re.findall(r"`((?:train|model|reward|encoder)\.(?!safetensors|json)[a-z_]+)", page)
     assert len(keys) > 12
     for key in keys:
         section, name = key.split(".")

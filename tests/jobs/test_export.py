@@ -22,3 +22,17 @@ def test_it_says_what_it_wrote_and_replaces_nothing(
     assert code == 2
     assert "is not a run folder" in error
     assert call(main, "--run", tmp_path / "out", "--to", "gguf", "--out", tmp_path / "x")[0] == 2
+
+
+def test_a_program_lies_beside_what_describes_it(
+    made_run: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    out = tmp_path / "out"
+    code, said, error = call(main, "--run", made_run, "--to", "torch", "--out", out)
+    assert (code, error) == (0, "")
+    assert said.startswith(f"{out}: the network as a program of torch.export, and model.json, ")
+    assert {path.name for path in out.iterdir()} == {"model.pt2", "model.json"}
+    words = ("--to", "safetensors", "--out", tmp_path / "other", "--without-trees")
+    code, _, error = call(main, "--run", made_run, *words)
+    assert code == 2
+    assert "--without-trees is for onnx and torch" in error
