@@ -102,13 +102,8 @@ def one_hot_sets(layout: Layout, numeric: Num[np.ndarray, "N F"]) -> list[tuple[
 
 def _end_of_one_hot(columns: Num[np.ndarray, "N _"]) -> int:
     """Return how many columns from the first on are one-hot together; 0 where none are."""
-    sums = np.cumsum(columns, axis=1)
-    for end in range(1, sums.shape[1] + 1):
-        if (sums[:, end - 1] > 1).any():
-            return 0
-        if (sums[:, end - 1] == 1).all():
-            return end
-    return 0
+    is_whole = (np.cumsum(columns, axis=1) == 1).all(0)
+    return int(is_whole.argmax()) + 1 if is_whole.any() else 0
 
 
 def _feature_groups(layout: Layout) -> Iterator[ColumnSet]:

@@ -132,6 +132,7 @@ def test_every_name_and_string_in_a_section_is_escaped_and_no_file_elsewhere_is_
     hostile = "<script>alert('x')</script>\"\x01"
     run = load_run(folder)
     (folder.parent / "secret.png").write_bytes(b"secret")
+    explain_files(folder, "test").pictures.mkdir()  # without it ../../ leads nowhere
     found = explained(run.run_id, run.epoch, hostile, hostile)
     explain_files(folder, "test").numbers.write_text(found.model_dump_json())
     section = section_beside(run, folder, "test")
