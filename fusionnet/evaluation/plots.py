@@ -1,8 +1,9 @@
 """Which plots of an evaluated run are drawn, and what is written beside each."""
 
 import re
+import textwrap
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain, count
@@ -13,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from embedcache.text import visible
 from fusionnet.config.tasks import prediction_columns
 from fusionnet.evaluation.figures import (
     MOST_CLASSES,
@@ -34,6 +36,7 @@ from fusionnet.trained.run import TrainedRun
 NO_PROBABILITY = "With reduction: batch a score ranks rows and is no probability."
 # in our PNG files, which alone are deleted when they are no more among those that are drawn
 AUTHOR = "fusionnet evaluate"
+LETTERS_PER_INCH = 12.5  # of a title
 LONGEST_STEM = 60  # in characters, at most 240 bytes
 
 
@@ -56,18 +59,27 @@ class Plot:
 
 
 def draw_plots(
-    run: TrainedRun, evaluation: Evaluation, records: list[Record], folder: Path
+    run: TrainedRun,
+    evaluation: Evaluation,
+    records: list[Record],
+    folder: Path,
+    more: Iterable[Drawing] = (),
 ) -> list[Plot]:
     """Write the plots of an evaluation and of the epochs' records as PNG files, and return them.
 
-    They come in the order in which they are read; those of an earlier evaluation are replaced.
+    They come in the order in which they are read, with `more` behind those of targets and groups;
+    those of an earlier evaluation are replaced.
     """
     folder.mkdir(exist_ok=True)
     plots: dict[str, Plot] = {}
     with mpl.rc_context(STYLE):
         for drawing in chain(
-            _of_targets(run, evaluation), _of_groups(run, evaluation), _of_epochs(run, records)
+            _of_targets(run, evaluation),
+            _of_groups(run, evaluation),
+            more,
+            _of_epochs(run, records),
         ):
+            _give_title(drawing)
             png = BytesIO()
             drawing.figure.savefig(png, format="png", metadata={"Author": AUTHOR})
             stem = file_stem(drawing.name, taken=plots.keys())
@@ -75,6 +87,15 @@ def draw_plots(
             write_listed(run.folder, run.run_id, folder / f"{stem}.png", png.getvalue())
     _delete_old(folder, {_spelling(stem) for stem in plots})
     return list(plots.values())
+
+
+def _give_title(drawing: Drawing) -> None:
+    """Write a drawing's title into it, so that a picture that is copied says what it is."""
+    figure = drawing.figure
+    letters = int(figure.get_figwidth() * LETTERS_PER_INCH)
+    lines = textwrap.wrap(visible(drawing.title, 3 * letters), letters)
+    style = {"fontsize": 9.5, "fontweight": "bold", "ha": "left", "x": 0.01}
+    figure.suptitle("\n".join(lines), **style)
 
 
 def file_stem(name: str, taken: Collection[str]) -> str:

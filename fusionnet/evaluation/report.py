@@ -6,10 +6,12 @@ says what its rows are.
 """
 
 import base64
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -23,8 +25,10 @@ from fusionnet.evaluation.comparison_text import (
     sentences,
     what_differences_mean,
 )
+from fusionnet.evaluation.explained import explanations
 from fusionnet.evaluation.outputs import evaluation_files
-from fusionnet.evaluation.plots import draw_plots
+from fusionnet.evaluation.plots import Drawing, draw_plots
+from fusionnet.evaluation.provenance import costs, provenance
 from fusionnet.evaluation.result import Evaluation
 from fusionnet.evaluation.summary import (
     beside_rows,
@@ -39,8 +43,20 @@ from fusionnet.trained.run import TrainedRun
 from fusionnet.yamlfile import to_yaml
 
 MOST_TABLE_ROWS = 60
-NOTHING = Markup()
 NO_ENCODER = "none: no language model reads the strings (encoder.mode none)"
+
+
+class ShownBeside(NamedTuple):
+    """What the page shows beside an evaluation."""
+
+    live: Markup = Markup()  # the part in which the run itself predicts (`live.live_section`)
+    explained: Markup = Markup()  # the section on what the run reads, if that is known
+    drawings: Iterable[Drawing] = ()  # made when they are drawn, in the style of all others
+    spent_s: Mapping[str, float] = MappingProxyType({})  # by phase of the evaluation
+    peak_bytes: int = 0  # of its process; 0 is unknown
+
+
+NOTHING_BESIDE = ShownBeside()
 
 
 def write_report(
@@ -48,17 +64,14 @@ def write_report(
     evaluation: Evaluation,
     records: list[dict[str, Any]],
     folder: Path,
-    live: Markup = NOTHING,
-    explained: Markup = NOTHING,
+    shown: ShownBeside = NOTHING_BESIDE,
 ) -> Path:
     """Write the plots and the page of an evaluation into a folder and return the page's path.
 
-    `records` are the log's, of all epochs that the run has behind it; `live` is the part in which
-    the run itself predicts (`live.live_section`), `explained` the section on what it reads, if that
-    is known.
+    `records` are the log's, of all epochs that the run has behind it.
     """
     files = evaluation_files(folder, evaluation.split)
-    plots = draw_plots(run, evaluation, records, files.plots)
+    plots = draw_plots(run, evaluation, records, files.plots, shown.drawings)
     main = main_metrics(run.tasks)
     page = template().render(
         run=run,
@@ -81,9 +94,12 @@ def write_report(
         plots=[(plot.title, plot.remark, base64.b64encode(plot.png).decode()) for plot in plots],
         main=[(task, metric, title(metric), unit_of(task, metric)) for task, metric in main],
         groups=[_group_table(run, evaluation, column) for column in evaluation.by],
-        explained=explained,
+        explained=shown.explained,
         config=to_yaml(run.config),
-        live=live,
+        live=shown.live,
+        metric_meanings=explanations(run.tasks),
+        costs=costs(records, shown.spent_s, shown.peak_bytes),
+        provenance=provenance(run),
         style=Markup(page_file("report.css")),
         script=Markup(page_file("tables.js")),
     )
@@ -97,6 +113,7 @@ def template(
     """Return a template of a package's page; text in it is escaped, Markup is taken as it is."""
     environment = jinja2.Environment(
         autoescape=True,
+        loader=jinja2.FunctionLoader(page_file),
         finalize=_visible_lines,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,6 +1,7 @@
 """Evaluate a run and write what it shows: metrics.json, plots and report.html."""
 
 import json
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,9 +15,8 @@ from embedcache.config.split import SPLITS
 from embedcache.errors import MissingCacheError, RunError, StaleCacheError, UserError
 from fusionnet.evaluation.comparison_rows import split_or_whole
 from fusionnet.evaluation.evaluate import evaluate_rows
-from fusionnet.evaluation.live import live_section
 from fusionnet.evaluation.outputs import comparison_file, evaluation_files
-from fusionnet.evaluation.report import write_report
+from fusionnet.evaluation.report import ShownBeside, write_report
 from fusionnet.evaluation.result import Evaluation
 from fusionnet.evaluation.rows import RunRows, rows_of_cache
 from fusionnet.evaluation.summary import summary
@@ -25,6 +25,7 @@ from fusionnet.runfolder.listing import EVALUATION_LOCK, write_listed
 from fusionnet.trained.folder import Moment
 from fusionnet.trained.run import TrainedRun, all_records, load_run
 from fusionnet.workflow.comparing import comparison_of, paired
+from fusionnet.workflow.reporting import shown_beside
 
 
 def evaluate_folder(
@@ -57,13 +58,17 @@ def evaluate_folder(
         beside = _rows_of_other(other, cache, table)
         pair = paired(run, rows, other, beside, split, same_files=bool(table))
     split = split_or_whole(rows, split)
+    start = time.perf_counter()
     evaluation = evaluate_rows(run, rows, split, oracle, with_baselines=with_baselines)
+    spent_s = {"predictions and metrics of this page": time.perf_counter() - start}
     if pair is not None:
         evaluation = replace(evaluation, comparison=comparison_of(pair, evaluation))
     records = all_records(run)
     # two evaluations at once: the files of one, then those of the other
     with filelock.FileLock(folder / EVALUATION_LOCK) if out is None else nullcontext():
-        text, page = _write(run, evaluation, rows, records, out or folder, against)
+        explained = section_beside(run, out or folder, split)
+        shown = shown_beside(run, evaluation, rows, spent_s, explained)
+        text, page = _write(run, evaluation, shown, records, out or folder, against)
         if out is None and split == SPLITS[-1]:
             # not at the top: huggingface_hub, which writes cards, takes a while to import
             from fusionnet.trained.card import renew_card
@@ -75,7 +80,7 @@ def evaluate_folder(
 def _write(
     run: TrainedRun,
     evaluation: Evaluation,
-    rows: RunRows,
+    shown: ShownBeside,
     records: list[dict[str, Any]],
     target: Path,
     against: Path | None,
@@ -92,9 +97,7 @@ def _write(
         text = evaluation.comparison.model_dump_json(indent=1)
         file = comparison_file(target, evaluation.split, against)
         write_listed(run.folder, run.run_id, file, f"{text}\n".encode())
-    live = live_section(run, evaluation, rows)
-    explained = section_beside(run, target, evaluation.split)
-    return text, write_report(run, evaluation, records, target, live, explained)
+    return text, write_report(run, evaluation, records, target, shown)
 
 
 def rows_for(run: TrainedRun, cache: Path | None, table: Sequence[Path]) -> RunRows:

@@ -90,7 +90,8 @@ def test_a_run_of_odd_names_is_evaluated(call: Call, folder: Path) -> None:
     assert "\0" not in said
     run = folder / "run"
     assert {path.parent for path in run.rglob("*.png")} == {run / "plots"}
-    assert len(list((run / "plots").iterdir())) == 3 + 6 + 2  # targets, facets, epochs
+    assert len(list((run / "plots").iterdir())) == 3 + 6 + 1 + 2 + 2
+    # targets, facets, thresholds, strings, epochs
     assert {path.name for path in folder.iterdir()} == {
         *("table.parquet", "odd.yaml", "cache.zarr", "cache.zarr.lock", "run", "run.yaml")
     }
