@@ -33,6 +33,7 @@ STUDIES = {
     "worth": "what the defaults give beside the best that a user would pick, over several seeds",
     "coverage": "whether intervals and probabilities keep their promise on left-out groups",
     "policy": "what a policy finds in the reward, beside what the outcome model says it is worth",
+    "design": "ten million designs for a new patient: seconds, memory, promised and true outcomes",
     "electrolyte": "ionic conductivity of real polymer electrolytes beside gradient boosting",
     "members": "an ensemble of eight members in one network: a step and a prediction against one",
     "serve": "the HTTP service under load: calls per second and p99, calls joined and one by one",

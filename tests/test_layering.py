@@ -75,7 +75,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         | {"blend", "calibration"},
         "serving": {"calibration", "config", "design", "stopping", "trained"},
         "commands": {"experiment", "workflow", "pretrain", "trained", "runfolder", "stopping"}
-        | {"serving"},
+        | {"serving", "design"},
     },
 }
 REPOSITORY = Path(__file__).resolve().parents[1]

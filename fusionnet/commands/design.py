@@ -17,6 +17,7 @@ def main() -> None:
     arguments = parse_arguments()
     find_checkpoint(arguments.run, arguments.checkpoint)
     with importing():
+        from fusionnet.design.words import described
         from fusionnet.workflow.designing import FILES, DesignRequest, design, out_folder
 
     out = arguments.out or out_folder(arguments.patient)
@@ -34,7 +35,7 @@ def main() -> None:
         pessimism=arguments.pessimism,
         seed=arguments.seed,
     )
-    text = design(
+    searched = design(
         arguments.run,
         request,
         out,
@@ -43,7 +44,7 @@ def main() -> None:
         None if arguments.precision == "auto" else arguments.precision,
         progress=True,
     )
-    print(text, end="")
+    print(described(searched), end="")
     print(f"written: {', '.join(str(out / name) for name in FILES)}")
 
 

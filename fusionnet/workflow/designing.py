@@ -68,8 +68,8 @@ def design(
     device: str = "cpu",
     precision: Precision | None = None,
     progress: bool = False,
-) -> str:
-    """Search the designs of a patient, write FILES into `out`, and return the text.
+) -> Searched:
+    """Search the designs of a patient, write FILES into `out`, and return what was found.
 
     `precision` is that of the search (None: bf16 where the device multiplies it in hardware).
     Raises DesignError, ConfigError, TableError or RunError.
@@ -110,10 +110,9 @@ def design(
         rounded=fast is not exact,
         seconds=seconds,
     )
-    text = described(searched)
     front = _table(model, candidates, context, found.front, request)
-    _write(out, text, top, front, _picture(searched, exact))
-    return text
+    _write(out, described(searched), top, front, _picture(searched, exact))
+    return searched
 
 
 def _check(request: DesignRequest) -> None:
