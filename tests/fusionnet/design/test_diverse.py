@@ -81,3 +81,25 @@ def test_the_pool_is_the_best_of_each_cell(per_cell: int) -> None:
         assert top.pool.number[top.pool.cell == cell].tolist() == best.tolist()
     lost = np.setdiff1d(every.number, top.pool.number)
     assert top.left_out == every.reward[lost].max()
+
+
+def of_rewards(number: list[int], cell: list[int], reward: list[float]) -> Pool:
+    share = np.zeros((len(number), 1))
+    return Pool(np.array(number), np.array(cell), share, np.array(reward))
+
+
+def test_what_comes_too_late_for_the_pool_counts_as_left_out() -> None:
+    top = RunningTop(1, 2, 1)
+    top.add(of_rewards([0, 1, 2], [0, 0, 0], [5.0, 4.0, 1.0]))  # the pool is full, and settled
+    top.add(of_rewards([3], [0], [3.0]))
+    top.settle()
+    assert top.left_out == 3.0
+
+
+def test_of_equal_rewards_none_is_called_exact() -> None:
+    top = RunningTop(2, 1, 1)
+    top.add(of_rewards([0, 1, 2], [0, 0, 1], [5.0, 5.0, 5.0]))
+    top.settle()
+    found = diverse(top.pool, top.pool.share, top.left_out, 0.0, 2)
+    assert top.pool.number[found.rows].tolist() == [0, 2]  # over all: 0 and 1
+    assert not found.is_exact

@@ -1,5 +1,6 @@
 """A search finds what judging every design of a frame finds, block by block and for any seed."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fusionnet.design import search as searching
 from fusionnet.design.candidates import Candidates, grid, sequence
 from fusionnet.design.deriving import from_rows, patients, read_rows
 from fusionnet.design.objectives import objectives_of, weighted
+from fusionnet.design.pareto import non_dominated
 from fusionnet.design.search import Found, Judge, search
 from fusionnet.design.space import Designs, FormulationSpace
 from fusionnet.trained.reward import RewardModel
@@ -62,6 +64,9 @@ def test_a_grid_is_searched_as_by_brute_force(
 ) -> None:
     monkeypatch.setattr(searching, "BLOCK_ROWS", block_rows)
     monkeypatch.setattr(searching, "POOL_ROWS", 10**6)
+    high = space.high.copy()
+    high[::2, 0] = space.low[::2, 0]  # half of the materials hold a variable at one value
+    space = replace(space, high=high)
     candidates = grid(space, 3)
     found = search(judge(model, candidates, context, "ef", "-aux"), None, 0.5, 10)
     every = grid_of(space, 3)
@@ -145,6 +150,9 @@ def test_what_is_judged_again_is_shown(
     again = exact(found.top.cell, found.top.share)
     np.testing.assert_allclose(found.top.reward, again.reward, rtol=1e-5, atol=1e-6)
     assert (np.diff(found.top.reward) <= 0).all()
+    judged = exact(found.front.cell, found.front.share)
+    np.testing.assert_allclose(found.front_objectives, judged.objectives, rtol=1e-5, atol=1e-6)
+    assert non_dominated(found.front_objectives).all()
 
 
 def test_too_few_or_too_many_candidates_are_refused(space: FormulationSpace) -> None:
