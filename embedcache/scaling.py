@@ -203,6 +203,9 @@ class Scaling:
     knots: tuple[tuple[float, ...], ...] = ()
     # by string column, of its features
     string_features: dict[str, FeatureScaling] = field(default_factory=dict)
+    # ids of the strings, and codes of the categories, that no train row has, by column
+    untrained_strings: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    untrained_categories: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def apply(self, numeric: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """Return raw features as standardised float32, on the same device; differentiable.

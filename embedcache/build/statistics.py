@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from embedcache.build.moments import (
     ROWS_AT_ONCE,
@@ -245,7 +245,8 @@ class ScalingFit:
 class TrainStatistics:
     """Gathers the Scaling of a cache from its blocks of rows, of which only train rows count.
 
-    Statistics of vectors count each string of a train row once.
+    Statistics of vectors count each string of a train row once. Strings and categories of other
+    rows alone are listed: nothing was learnt of them.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -254,6 +255,9 @@ class TrainStatistics:
         self._trained = {
             spec.name: np.zeros(spec.num_strings, dtype=bool) for spec in layout.strings
         }
+        self._categories = {
+            column: np.zeros(len(values), dtype=bool) for column, values in layout.categories
+        }
 
     def add(self, block: RowBlock) -> None:
         """Merge the train rows of one block."""
@@ -261,11 +265,13 @@ class TrainStatistics:
         self.fit.add(block.numeric[is_train], block.targets[is_train])
         for column, is_trained in enumerate(self._trained.values()):
             is_trained[block.string_id[is_train, column]] = True
+        for column, is_trained in enumerate(self._categories.values()):
+            is_trained[block.category[is_train, column]] = True
 
     def scaling(self, strings: Mapping[str, StringTable]) -> Scaling:
         """Return the statistics of all train rows; `strings` are all strings, by column."""
         trained = self._trained.items()
-        return self.fit.result(
+        scaling = self.fit.result(
             {
                 name: strings[name].embeddings.numpy()[is_train]
                 for name, is_train in trained
@@ -277,3 +283,14 @@ class TrainStatistics:
                 if strings[name].features.shape[1]
             },
         )
+        return replace(
+            scaling,
+            untrained_strings=_absent(self._trained),
+            untrained_categories=_absent(self._categories),
+        )
+
+
+def _absent(present: Mapping[str, Bool[np.ndarray, " _"]]) -> dict[str, tuple[int, ...]]:
+    """Return the places without, of the columns that have some."""
+    places = {name: tuple(np.flatnonzero(~found).tolist()) for name, found in present.items()}
+    return {name: absent for name, absent in places.items() if absent}

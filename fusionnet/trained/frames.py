@@ -66,7 +66,8 @@ def open_frame(
 def new_strings(run: TrainedRun, column: StringColumn, texts: Sequence[str]) -> dict[str, str]:
     """Return the strings that training never saw, with that as the reason to refuse them."""
     reason = "is none of the strings that the run was trained on (reward.unseen: refuse)"
-    return {text: reason for text in texts if text not in run.strings[column.name]}
+    known = known_strings(run, column.name, texts)
+    return {text: reason for text, seen in zip(texts, known, strict=True) if not seen}
 
 
 def unreadable(run: TrainedRun, column: StringColumn, texts: Sequence[str]) -> dict[str, str]:
@@ -158,6 +159,11 @@ def _marks(
         seen = rows[_SEEN + name].to_numpy()
         known &= seen
         remarks.append((pl.Series(~seen), f"{name} has a category that the run does not know"))
+    for k, (name, _) in enumerate(run.layout.categories):
+        untrained = run.scaling.untrained_categories.get(name, ())
+        seen = ~np.isin(inputs.category[:, k].numpy(), untrained)
+        known &= seen
+        remarks.append((pl.Series(~seen), f"the run was not trained on this {name}"))
     is_outside = run.scaling.is_outside(inputs.numeric).numpy()
     scaling = run.scaling
     for f in np.flatnonzero(is_outside.any(0)).tolist():
@@ -173,8 +179,13 @@ def _marks(
 
 
 def known_strings(run: TrainedRun, column: str, texts: Sequence[str]) -> Bool[np.ndarray, " U"]:
-    """Return which prepared strings of a column training saw."""
-    return np.array([text in run.strings[column] for text in texts], dtype=bool)
+    """Return which prepared strings of a column training saw: those of its train rows.
+
+    Strings of validation and test rows have vectors in the run, and taught it nothing.
+    """
+    untrained = set(run.scaling.untrained_strings.get(column, ()))
+    row_of = run.strings[column]
+    return np.array([row_of.get(text, -1) not in {-1, *untrained} for text in texts], dtype=bool)
 
 
 def _inputs(run: TrainedRun, table: Table, block: pl.DataFrame) -> RowInputs:

@@ -59,6 +59,9 @@ class Rewarder:
         known = torch.ones(inputs.num_rows, dtype=torch.bool, device=run.device)
         for own, index in zip(self.known, inputs.string_id.unbind(1), strict=True):
             known = known & own[index]
+        for (name, _), code in zip(run.layout.categories, inputs.category.unbind(1), strict=True):
+            untrained = code.new_tensor(run.scaling.untrained_categories.get(name, ()))
+            known = known & ~torch.isin(code, untrained)
         return replace(rewards, known=known, outside=run.scaling.is_outside(inputs.numeric).any(1))
 
     @torch.no_grad()

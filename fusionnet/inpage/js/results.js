@@ -16,8 +16,8 @@ function results(model, state, changed) {
     typeof model.reward === "string"
       ? element("p", { class: "small" }, `No reward: ${model.reward}`) : null);
   const update = (found) => {
-    predictions.replaceChildren(...model.tasks.flatMap((task, t) =>
-      predictionRows(model, task, found && { prediction: found.predictions[t],
+    predictions.replaceChildren(...model.tasks.map((task, t) =>
+      predictionRow(model, task, found && { prediction: found.predictions[t],
         bounds: found.bounds[t], chosen: found.chosen[t] })));
     trust.replaceChildren(...trustIn(model, state.row));
     if (!hasReward(model)) return;
@@ -42,8 +42,8 @@ function headOf(model, state, changed) {
   return element("tr", {}, ...cells);
 }
 
-/** Return a target's line, and of several classes one with the chance of each. */
-function predictionRows(model, task, found) {
+/** Return a target's line; of several classes with the chance of each. */
+function predictionRow(model, task, found) {
   const cells = [
     element("td", {}, nameOf(task)),
     element("td", {}, found ? valueText(task, found) : "–"),
@@ -52,18 +52,7 @@ function predictionRows(model, task, found) {
     const held = found && found.bounds ? boundsText(task, found.bounds) : "–";
     cells.push(element("td", {}, held));
   }
-  const row = element("tr", {}, ...cells);
-  if (!found || !hasSeveral(task)) return [row];
-  const chances = element("td", { colspan: cells.length }, chanceList(task, found.prediction));
-  return [row, element("tr", {}, chances)];
-}
-
-function chanceList(task, prediction) {
-  return element("ul", { class: "live-chances" }, ...prediction.map((chance, k) =>
-    element("li", {},
-      element("span", {}, task.classes[k]),
-      element("meter", { min: 0, max: 1, value: chance, "aria-hidden": "true" }),
-      element("span", {}, shownChance(chance)))));
+  return element("tr", {}, ...cells);
 }
 
 function nameOf(task) {
@@ -75,7 +64,12 @@ function nameOf(task) {
 function valueText(task, { prediction, chosen }) {
   if (task.kind === "binary") return shownChance(prediction[0]);
   if (chosen === null) return withUnit(shown(prediction[0]), task.unit);
-  return element("strong", {}, task.classes[chosen]);
+  const chances = prediction.map((chance, k) => element("li", {},
+    element("span", {}, task.classes[k]),
+    element("meter", { min: 0, max: 1, value: chance, "aria-hidden": "true" }),
+    element("span", {}, shownChance(chance))));
+  return element("div", {}, element("strong", {}, task.classes[chosen]),
+    element("ul", { class: "live-chances" }, ...chances));
 }
 
 function boundsText(task, bounds) {

@@ -1,6 +1,5 @@
 """Attributions of a run's strings are of its own predictions; where there are none, it says so."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,23 +43,6 @@ def test_the_end_of_the_way_is_the_runs_own_prediction(
     np.testing.assert_allclose(found.integrated.at_end.numpy(), wanted, rtol=1e-3, atol=1e-4)
     assert all(found.integrated.is_complete)
     assert (found.integrated.shares.abs().max(0).values > 0).all()
-
-
-@pytest.mark.slow
-def test_members_and_modality_tokens_are_read_as_they_predict(
-    make_run: Callable[..., Path], tiny_experiment: Path, tmp_path: Path
-) -> None:
-    model = {"fusion": "modality", "members": 2, "numeric": "ple", "linear_skip": True}
-    run = load_run(make_run(tmp_path / "run", model=model))
-    given = rows_of_cache(run, open_cache(tiny_experiment.parent / "cache.zarr"))
-    frame = pl.read_parquet(tiny_experiment.parent / "table.parquet")
-    rows = np.flatnonzero(given.block.string_id[:, 0] == 3)[:5]
-    text = given.texts["polymer"][3]
-    found = attributed_tokens(run, 0, text, sample_of(run, given, rows), run.tasks)
-    predicted = RewardModel(run).predict(frame[rows]).select(pl.selectors.float())
-    wanted = predicted.mean().row(0)
-    np.testing.assert_allclose(found.integrated.at_end.numpy(), wanted, rtol=1e-3, atol=1e-4)
-    assert all(found.integrated.is_complete)
 
 
 def test_the_runs_own_adapters_read_the_string(

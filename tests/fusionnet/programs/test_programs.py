@@ -223,24 +223,6 @@ def test_what_is_not_known_is_predicted_as_nan(scene: Scene, tmp_path: Path) -> 
     np.testing.assert_array_equal(found[5], whole[5])
 
 
-def test_a_gap_is_nan_whatever_a_runtime_makes_of_it(
-    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = load_run(scene.run(tmp_path / "run"))
-    program = RawProgram(run)
-    num_outputs = program.network.heads.num_outputs
-
-    def swallowed(_: object, numeric: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(numeric), num_outputs)  # as where a ReLU takes NaN for 0
-
-    monkeypatch.setattr(program.network, "of_summands", swallowed)
-    rows = rows_of(run, scene.frame.head(5))
-    rows["numeric"][1, 1] = rows["numeric"][2, 3] = np.nan
-    rows["numeric"][3, 2] = -1
-    found = program(*(torch.from_numpy(rows[name]) for name in INPUTS))
-    assert found.isnan().all(1).tolist() == [False, True, True, True, False]
-
-
 def test_trees_are_refused_or_left_out_as_asked(scene: Scene, tmp_path: Path) -> None:
     blend = {"boosting": True, "parts": 3, "most_trees": 10, "least_rows": 5}
     folder = scene.run(tmp_path / "run", blend=blend)

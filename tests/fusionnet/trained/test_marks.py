@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from polars.testing import assert_frame_equal
 
 from embedcache.config.table import DataConfig
@@ -231,3 +232,35 @@ def test_strings_that_the_encoder_cannot_read_are_null_too(
     assert found["predicted_outcome"].null_count() == 1
     assert "it is longer than its encoder's 512 positions" in found["reason"][2]
     assert found["known"].to_list()[2:5] == [None, False, True]
+
+
+def test_strings_and_categories_of_no_train_row_are_unknown(
+    model: RewardModel, frame: pl.DataFrame
+) -> None:
+    """Validation and test rows had them, and they have vectors in the run."""
+    texts = list(model.run.strings["polymer"])
+    ((_, kinds),) = model.run.layout.categories
+    scaling = replace(
+        model.run.scaling,
+        untrained_strings={"polymer": (2,)},
+        untrained_categories={"kind": (kinds.index("b"),)},
+    )
+    blind = rewarding(RewardModel(replace(model.run, scaling=scaling)))
+    assert model.predict(frame)["known"].all()
+    found = blind.predict(frame)
+    of_string, of_kind = frame["smiles"] == texts[2], frame["kind"] == "b"
+    assert found["known"].to_list() == (~(of_string | of_kind)).to_list()
+    assert 0 < found["known"].sum() < frame.height
+    both = found.filter(of_string & of_kind)["reason"]
+    wanted = "the run was not trained on this polymer string; the run was not trained on this kind"
+    assert both.str.starts_with(wanted).all()
+    assert len(both)
+    table = {name: list(model.run.strings[name]) for name in ("polymer", "partner")}
+    vectors_of, inputs = blind.on_strings(table), blind.inputs(frame)[1]
+    assert blind.rewards(frame).known.tolist() == found["known"].to_list()
+    ids = [texts.index(text) for text in frame["smiles"]]
+    partner = [table["partner"].index(text) for text in frame["other"]]
+    own = replace(inputs, string_id=torch.tensor([ids, partner]).T)
+    assert vectors_of(own).known.tolist() == found["known"].to_list()
+    with pytest.raises(TableError, match=r"is none of the strings that the run was trained on"):
+        blind.rewards(frame, unseen="refuse")

@@ -195,7 +195,9 @@ def test_new_strings_are_encoded_once(made_run: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         encoder,
         "encode_all",
-        lambda model, tokens: encoded.append(tokens.num_strings) or plain(model, tokens),
+        lambda model, tokens, **given: (
+            encoded.append(tokens.num_strings) or plain(model, tokens, **given)
+        ),
     )
     loaded: list[str] = []
     load = encoder.load_encoder
