@@ -8,8 +8,8 @@ import argparse
 from pathlib import Path
 
 from embedcache.cache.manifest import read_root
-from embedcache.config.split import SPLITS
 from fusionnet.commands.command import importing, run_job
+from fusionnet.commands.evaluated import add_evaluated_rows
 from fusionnet.trained.folder import find_checkpoint
 from fusionnet.workflow.outputs import check_evaluation
 
@@ -48,37 +48,12 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="the run folder")
-    parser.add_argument(
-        "--split",
-        choices=SPLITS,
-        default="test",
-        help="others than test are written beside it: metrics_validation.json, ...",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where metrics, plots and report are written (unset: the run folder)",
-    )
-    parser.add_argument("--checkpoint", choices=["best", "final", "last"], default="best")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--cache",
-        type=Path,
-        metavar="PATH",
-        help="where the run's cache lies now (unset: where it lay in training)",
-    )
-    source.add_argument(
-        "--table",
-        type=Path,
-        nargs="+",
-        default=(),
-        metavar="FILE",
-        help=(
-            "evaluate the rows of a labelled table instead: of the run's own (its splits are those"
-            " of training), or of another (all its rows but those that trained the run)"
-        ),
+    add_evaluated_rows(
+        parser,
+        "metrics, plots and report",
+        "metrics_validation.json",
+        "evaluate the rows of a labelled table instead: of the run's own (its splits are those"
+        " of training), or of another (all its rows but those that trained the run)",
     )
     parser.add_argument(
         "--oracle",

@@ -5,11 +5,10 @@ to their atoms (integrated gradients over tokens). It writes importance.json, pi
 """
 
 import argparse
-from pathlib import Path
 
 from embedcache.cache.manifest import read_root
-from embedcache.config.split import SPLITS
 from fusionnet.commands.command import importing, run_job
+from fusionnet.commands.evaluated import add_evaluated_rows
 from fusionnet.trained.folder import find_checkpoint
 from fusionnet.workflow.outputs import check_explanation
 
@@ -44,34 +43,11 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="the run folder")
-    parser.add_argument(
-        "--split",
-        choices=SPLITS,
-        default="test",
-        help="others than test are written beside it: importance_validation.json, ...",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where numbers, pictures and page are written (unset: the run folder)",
-    )
-    parser.add_argument("--checkpoint", choices=["best", "final", "last"], default="best")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--cache",
-        type=Path,
-        metavar="PATH",
-        help="where the run's cache lies now (unset: where it lay in training)",
-    )
-    source.add_argument(
-        "--table",
-        type=Path,
-        nargs="+",
-        default=(),
-        metavar="FILE",
-        help="rows of a labelled table instead, as `evaluate --table` takes them",
+    add_evaluated_rows(
+        parser,
+        "numbers, pictures and page",
+        "importance_validation.json",
+        "rows of a labelled table instead, as `evaluate --table` takes them",
     )
     parser.add_argument(
         "--strings",

@@ -35,6 +35,9 @@
     if (window.innerWidth !== width) fit();
     width = window.innerWidth;
   });
+  for (const details of document.querySelectorAll("details")) {
+    details.addEventListener("toggle", fit); // what is closed has no width
+  }
   window.addEventListener("beforeprint", () => {
     tables.forEach((table) => table.classList.remove("stacked"));
   });

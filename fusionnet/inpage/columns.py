@@ -73,7 +73,8 @@ def strings_of(
                 visible(_named(text, names.get(spec.name, {})), LONGEST_TEXT)
                 for text in texts[spec.name]
             ],
-            "known": spec.num_strings,
+            "num_strings": spec.num_strings,
+            "untrained": list(run.scaling.untrained_strings.get(spec.name, ())),
         }
         for spec in run.layout.strings
     ]
@@ -91,6 +92,7 @@ def categories_of(run: TrainedRun) -> list[dict[str, Any]]:
             "column": visible(column),
             "options": [visible(value, LONGEST_TEXT) for value in values],
             "other": values.index(others[column]) if others.get(column) in values else None,
+            "untrained": list(run.scaling.untrained_categories.get(column, ())),
         }
         for column, values in run.layout.categories
     ]

@@ -43,9 +43,9 @@ function menusOf(model, state, changed) {
       state.row[kind][c] = Number(value);
       changed(null);
     });
-    const more = column.known > column.options.length
+    const more = column.num_strings > column.options.length
       ? element("span", { class: "live-hint" },
-        `the first ${column.options.length} of ${column.known}`)
+        `the first ${column.options.length} of ${column.num_strings}`)
       : null;
     const node = element("div", { class: "live-menu" },
       element("label", { for: id }, column.column), select, more);

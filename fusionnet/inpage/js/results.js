@@ -119,13 +119,18 @@ function signed(value) {
 
 /** Return in words whether training saw anything like the row. */
 function trustIn(model, row) {
-  const unknown = model.categories.filter((column, c) => row.categories[c] === column.other)
+  const others = model.categories.filter((column, c) => row.categories[c] === column.other)
     .map((column) => column.column);
+  const untrained = ["strings", "categories"].flatMap((kind) => model[kind]
+    .filter((column, c) => column.untrained.includes(row[kind][c]))
+    .map((column) => column.column));
   const outside = model.features.filter((feature, f) => isOutside(feature, row.numeric[f]))
     .map((feature) => feature.column);
-  const known = unknown.length
-    ? `known: no, ${unknown.join(", ")} stands for what training did not see. `
-    : "known: yes, the run's table has this material and these categories. ";
+  const known = untrained.length
+    ? `known: no, no train row had this ${untrained.join(", ")}. `
+    : others.length
+      ? `known: no, ${others.join(", ")} stands for what training did not see. `
+      : "known: yes, train rows had this material and these categories. ";
   const inside = outside.length
     ? element("strong", {}, `outside: ${outside.join(", ")}. The model was not trained there.`)
     : "outside: no, each number is within the train rows'.";

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,7 @@ def test_the_page_says_what_python_says(form: str, run_of: Any, tmp_path: Path) 
 @pytest.mark.slow
 def test_what_is_moved_is_shown(run_of: Any, tmp_path: Path) -> None:
     run = run_of(fusion="modality")
+    run = replace(run, scaling=replace(run.scaling, untrained_strings={"polymer": (2,)}))
     frame = random_frame(run, 3).fill_null(1.0)
     (first, second, _) = page_rows(run, frame)
     texts = [list(run.strings[spec.name]) for spec in run.layout.strings]
@@ -198,6 +200,9 @@ def test_what_is_moved_is_shown(run_of: Any, tmp_path: Path) -> None:
     assert found["exact"] == pytest.approx(total(second), abs=1e-3)
     assert found["slid"]["line"] != found["before"]["line"]
     assert "outside: no" in found["before"]["trust"]
+    assert first["strings"][0] != 2
+    assert "no train row had" not in found["before"]["trust"]
+    assert "known: no, no train row had this smiles" in found["other"]["trust"]
     assert "was not trained there" in found["outside"]["trust"]
     assert found["refused"]["total"] == "\u2013"
     assert found["level"]["table"] != found["started"]["table"]
