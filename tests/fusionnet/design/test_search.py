@@ -14,7 +14,7 @@ from fusionnet.design.candidates import Candidates, grid, sequence
 from fusionnet.design.deriving import from_rows, patients, read_rows
 from fusionnet.design.objectives import objectives_of, weighted
 from fusionnet.design.pareto import non_dominated
-from fusionnet.design.search import Found, Judge, search
+from fusionnet.design.search import Found, Judge, Judged, search
 from fusionnet.design.space import Designs, FormulationSpace
 from fusionnet.trained.reward import RewardModel
 
@@ -152,6 +152,21 @@ def test_what_is_judged_again_is_shown(
     assert (np.diff(found.top.reward) <= 0).all()
     judged = exact(found.front.cell, found.front.share)
     np.testing.assert_allclose(found.front_objectives, judged.objectives, rtol=1e-5, atol=1e-6)
+    assert non_dominated(found.front_objectives).all()
+
+
+class Rounded(Judge):
+    """A judge that rounds, so that much is equal to it."""
+
+    def __call__(self, *designs: np.ndarray) -> Judged:
+        return Judged(*(np.round(each) for each in super().__call__(*designs)))
+
+
+def test_a_rounded_front_is_compared_again(
+    model: RewardModel, space: FormulationSpace, context: pl.DataFrame
+) -> None:
+    exact = judge(model, sequence(space, 3_000, 0), context, "ef", "-aux")
+    found = search(Rounded(**vars(exact)), exact, 0.5, 5)
     assert non_dominated(found.front_objectives).all()
 
 

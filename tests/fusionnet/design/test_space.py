@@ -106,6 +106,17 @@ def test_shares_are_where_values_lie_between_their_bounds(space: FormulationSpac
     np.testing.assert_allclose(middle, np.sqrt(space.low[:, 1] * space.high[:, 1]))
 
 
+def test_whole_numbers_have_equal_shares_of_the_way(space: FormulationSpace) -> None:
+    material = int((space.high - space.low)[:, 2].argmax())
+    low, high = space.low[material, 2], space.high[material, 2]
+    num_values = int(high - low + 1)
+    share = np.repeat((np.arange(100 * num_values) + 0.5)[:, None] / (100 * num_values), 3, 1)
+    found = space.values_at(np.full(len(share), material), share)[:, 2]
+    values, counts = np.unique(found, return_counts=True)
+    assert values.tolist() == list(range(int(low), int(high) + 1))
+    assert set(counts.tolist()) == {100}
+
+
 def test_the_space_survives_json(space: FormulationSpace) -> None:
     again = FormulationSpace.from_json(space.to_json())
     assert again.to_json() == space.to_json()
