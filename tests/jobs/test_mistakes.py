@@ -186,7 +186,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
         (*PREDICT, "--input", "predicted.parquet", "--output", "o.csv"),
         "already has the columns pred",
     ),
-    ((*PREDICT, *ROWS, "notes"), "notes ends in neither .parquet nor .csv"),
+    ((*PREDICT, *ROWS, "notes"), "notes ends in none of .parquet, .csv, .tsv, "),
     ((*PREDICT, *ROWS, "table.parquet"), "table.parquet is the input itself"),
     ((*PREDICT, *ROWS, "tiny.yaml/o.csv"), "tiny.yaml is no folder; give another name"),
     # encoders to write

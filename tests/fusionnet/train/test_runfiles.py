@@ -71,12 +71,13 @@ def test_an_error_of_the_training_is_not_hidden_by_one_of_the_writing(tmp_path: 
 
 
 def test_the_log_never_knows_of_an_epoch_whose_checkpoint_is_not_there(tmp_path: Path) -> None:
-    files = RunFiles(tmp_path, "run", {}, {})
-    log = Log(files)
+    files = RunFiles(tmp_path, "run", {"train": {"monitor": "val_loss"}}, {})
+    log, records = Log(files), [{"val_loss": loss} for loss in (3.0, 2.0, 2.5)]
     with files:
         for epoch in (1, 2, 3):
             files.publish_step({"epoch": epoch - 1, "weights": torch.full((1000,), float(epoch))})
-            files.publish_epoch({"epoch": epoch}, log, {"epoch": epoch}, improved=epoch < 3)
+            content = {"epoch": epoch, "records": records[:epoch]}
+            files.publish_epoch(content, log, {"epoch": epoch}, improved=epoch < 3)
     files.publish_end()
     assert log.seen == [(1, 1, False), (2, 2, False), (3, 3, False)]
     epochs = {name: load_checkpoint(files.checkpoint(name))["epoch"] for name in ("best", "final")}
