@@ -53,8 +53,9 @@ class FormulationVectorEnv(VectorEnv[Float32[np.ndarray, "n O"], Action, np.ndar
     """n patients at a time, drawn anew for every step.
 
     `infos` of a step has in `final_info` what was designed for whom and what it is worth: `patient`
-    (its number in `problem.names`), `reward_<task>`, `penalty_<task>`, and `doubt`. Options of
-    `reset`: `patients`, n names; drawn where they are unset.
+    (its number in `problem.names`), `reward_<task>`, `penalty_<task>`, `doubt`, and unless unseen
+    strings are allowed `known` and `outside`. Options of `reset`: `patients`, n names; drawn where
+    they are unset.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
@@ -176,7 +177,7 @@ class FormulationEnv(gymnasium.Env[Float32[np.ndarray, " O"], Action]):
         one = {name: np.asarray(part)[None] for name, part in action.items()}
         rewards = self.problem.rewards(patient, designs_of(self.problem.space, one))
         info: Info = {"patient": self.problem.names[self._patient]}
-        info |= {name: float(part[0]) for name, part in parts_of(rewards).items()}
+        info |= {name: part[0].item() for name, part in parts_of(rewards).items()}
         return self._observed(), float(rewards.total[0]), True, False, info
 
     def _observed(self) -> Float32[np.ndarray, " O"]:
@@ -184,11 +185,20 @@ class FormulationEnv(gymnasium.Env[Float32[np.ndarray, " O"], Action]):
         return self.problem.observations[self._patient].copy()
 
 
-def parts_of(rewards: Rewards) -> dict[str, Float64[np.ndarray, " B"]]:
-    """Return the parts of rewards by name: `reward_<task>`, `penalty_<task>`, `doubt`."""
+def parts_of(rewards: Rewards) -> dict[str, np.ndarray]:
+    """Return what is told of B rewards, by name, each [B].
+
+    `reward_<task>`, `penalty_<task>` and `doubt`, and whether training saw the design's strings and
+    categories (`known`) and its numbers lie beyond the train rows' (`outside`) where somebody
+    looked.
+    """
     columns = (*rewards.terms.unbind(1), *rewards.penalties.unbind(1), rewards.doubt)
     names = [*rewards.names, "doubt"]
-    return {name: part.double().cpu().numpy() for name, part in zip(names, columns, strict=True)}
+    told = {name: part.double().cpu().numpy() for name, part in zip(names, columns, strict=True)}
+    for name, flags in (("known", rewards.known), ("outside", rewards.outside)):
+        if flags is not None:
+            told[name] = flags.cpu().numpy()
+    return told
 
 
 def _objects(rows: Float32[np.ndarray, "n O"]) -> np.ndarray:

@@ -6,7 +6,7 @@ projected once, and a call is arithmetic on tensors.
 Axes: B rows, D fusion width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,7 +38,9 @@ class Rewarder:
     evaluate: RowEvaluator
     tables: Sequence[Float[Tensor, "_ D"]]  # of the strings and all categories
     of_trees: TreeTables
-    known: Sequence[Bool[Tensor, " _"]] | None  # by string column; None where nobody looks
+    # which strings and categories train rows had, by string column, then by category column; None
+    # where nobody looks
+    known: Sequence[Bool[Tensor, " _"]] | None
 
     @torch.no_grad()
     def __call__(self, inputs: RowInputs) -> Rewards:
@@ -57,11 +59,9 @@ class Rewarder:
         if self.known is None:
             return rewards
         known = torch.ones(inputs.num_rows, dtype=torch.bool, device=run.device)
-        for own, index in zip(self.known, inputs.string_id.unbind(1), strict=True):
-            known = known & own[index]
-        for (name, _), code in zip(run.layout.categories, inputs.category.unbind(1), strict=True):
-            untrained = code.new_tensor(run.scaling.untrained_categories.get(name, ()))
-            known = known & ~torch.isin(code, untrained)
+        columns = (*inputs.string_id.unbind(1), *inputs.category.unbind(1))
+        for own, place in zip(self.known, columns, strict=True):
+            known = known & own[place]
         return replace(rewards, known=known, outside=run.scaling.is_outside(inputs.numeric).any(1))
 
     @torch.no_grad()
@@ -89,6 +89,7 @@ def rewarder_on(
     names = list(prepared)
     vectors = [vectors_of_all_strings(run, name, prepared[name]) for name in names]
     flags = [torch.from_numpy(known_strings(run, name, prepared[name])) for name in names]
+    flags += _known_categories(run)
     return Rewarder(
         run,
         formula,
@@ -98,6 +99,14 @@ def rewarder_on(
         tree_tables(run, prepared, vectors),
         None if unseen == "allow" else [each.to(run.device) for each in flags],
     )
+
+
+def _known_categories(run: TrainedRun) -> Iterator[Bool[Tensor, " _"]]:
+    """Yield for each category column which of its values train rows had."""
+    for name, values in run.layout.categories:
+        known = torch.ones(len(values), dtype=torch.bool)
+        known[list(run.scaling.untrained_categories.get(name, ()))] = False
+        yield known
 
 
 def _prepared(

@@ -31,7 +31,8 @@ def patients_frame(table: pl.DataFrame) -> pl.DataFrame:
 
 def choices_frame(table: pl.DataFrame) -> pl.DataFrame:
     """Return the tiny table with a choice between x0 and x1, and nothing that patients have."""
-    one = (pl.int_range(pl.len()) % 3 == 0).cast(pl.Float64)
+    visit = pl.int_range(pl.len()) // 12  # rows go round the twelve patients
+    one = (visit % 3 == 0).cast(pl.Float64)
     return table.with_columns(x0=one, x1=1 - one)
 
 
@@ -53,7 +54,11 @@ def model(made_run: Path, table: pl.DataFrame) -> RewardModel:
 def problem(
     request: pytest.FixtureRequest, model: RewardModel, table: pl.DataFrame
 ) -> DesignProblem:
-    return design_problem(model, request.param(table))
+    found = design_problem(model, request.param(table))
+    is_choice = request.param is choices_frame
+    assert found.space.choices == ((("x0", "x1"),) if is_choice else ())
+    assert found.space.fixed == (() if is_choice else ("x1",))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +97,8 @@ def test_the_reward_is_the_models_for_the_same_rows(
         assert reward == pytest.approx(wanted.total.numpy(), abs=1e-5)
         assert told["reward_ef"] == pytest.approx(wanted.terms[:, 0].numpy(), abs=1e-5)
         assert told["penalty_aux"] == pytest.approx(wanted.penalties[:, 0].numpy(), abs=1e-5)
+        assert told["known"].all()
+        assert told["outside"].tolist() == wanted.outside.tolist()
         parts = told["reward_ef"] + told["reward_opt"] - told["penalty_aux"] - told["doubt"]
         assert reward == pytest.approx(parts, abs=1e-5)
         assert ended.all()
@@ -152,6 +159,10 @@ def test_every_action_is_inside_of_the_space(problem: DesignProblem) -> None:
             action["values"][:] = shares
         designs = designs_of(problem.space, action)
         problem.space.check(designs)  # raises otherwise
+        assert designs.material.tolist() == action["material"].tolist()
+        for choice in action.get("choices", np.zeros((0, 0))).T:
+            assert designs.choice[:, 0].tolist() == choice.tolist()
+            assert set(choice) == {0, 1}
         at_end = {0.0: problem.space.low, 1.0: problem.space.high}.get(shares)
         if at_end is not None:
             assert designs.values == pytest.approx(at_end[designs.material])
