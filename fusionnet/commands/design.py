@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fusionnet.commands.command import importing, run_job
 from fusionnet.trained.folder import find_checkpoint
-from fusionnet.workflow.outputs import check_files
+from fusionnet.workflow.outputs import check_file, check_files
 
 
 def main() -> None:
@@ -18,10 +18,20 @@ def main() -> None:
     find_checkpoint(arguments.run, arguments.checkpoint)
     with importing():
         from fusionnet.design.words import described
-        from fusionnet.workflow.designing import FILES, DesignRequest, design, out_folder
+        from fusionnet.workflow.designing import (
+            FILES,
+            DesignRequest,
+            check_not_foreign,
+            design,
+            out_folder,
+        )
 
     out = arguments.out or out_folder(arguments.patient)
     check_files(out, FILES, "name another folder with --out DIR")
+    check_not_foreign(out)
+    for source in filter(None, (arguments.patients, arguments.table)):
+        for name in FILES:
+            check_file(out / name, source)
     request = DesignRequest(
         patient=arguments.patient,
         table=arguments.table,

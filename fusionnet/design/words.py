@@ -17,6 +17,8 @@ from fusionnet.trained.run import TrainedRun
 
 LONGEST_TEXT = 60  # of a material, in characters; top.csv has the whole
 
+TITLE = "# Designs for "  # by which the text of a search is known
+
 
 @dataclass(frozen=True)
 class Searched:
@@ -46,7 +48,7 @@ def described(searched: Searched) -> str:
     """Return the whole text."""
     patient = "the only context" if searched.patient == "" else searched.patient
     space = searched.candidates.space
-    head = f"# Designs for {space.group or 'row'} {_cell(patient)}"
+    head = f"{TITLE}{space.group or 'row'} {_cell(patient)}"
     parts = [head, _how(searched), _what(searched), _unknown(searched)]
     return "\n\n".join(parts) + "\n"
 

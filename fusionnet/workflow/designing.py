@@ -23,7 +23,7 @@ from fusionnet.design.figure import front_figure
 from fusionnet.design.objectives import Objective, objectives_of, weighted
 from fusionnet.design.search import Judge, search
 from fusionnet.design.space import FormulationSpace
-from fusionnet.design.words import Searched, described, of_table
+from fusionnet.design.words import TITLE, Searched, described, of_table
 from fusionnet.evaluation.figures import STYLE
 from fusionnet.evaluation.plots import file_stem
 from fusionnet.train.precision import multiplies_bf16
@@ -36,6 +36,18 @@ from fusionnet.trained.sources import source_of
 
 FILES = ("design.md", "top.csv", "front.csv", "design.png")
 COVERAGE = 0.9
+
+
+def check_not_foreign(out: Path) -> None:
+    """Raise OutputError where files of these names lie in a folder that no search wrote."""
+    there = [name for name in FILES if (out / name).exists()]
+    text = out / FILES[0]
+    is_own = text.is_file() and text.read_bytes().startswith(TITLE.encode())
+    if there and not is_own:
+        raise OutputError(
+            f"{out} has {', '.join(there)}, which no search for designs wrote; name another folder"
+            " with --out DIR"
+        )
 
 
 def out_folder(patient: str) -> Path:

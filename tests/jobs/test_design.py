@@ -150,3 +150,19 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_search(
         code, _, err = call(main, *words)
         assert code == 2
         assert message in err
+
+
+def test_files_that_no_search_wrote_are_kept(call: Call, designable: Path, tmp_path: Path) -> None:
+    words = ("--run", designable, "--patient", "P04", *SMALL, "--out", tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "top.csv").write_text("mine")
+    code, _, err = call(main, *words)
+    assert code == 2
+    assert "out has top.csv, which no search for designs wrote; name another" in err
+    assert (tmp_path / "out" / "top.csv").read_text() == "mine"
+    (tmp_path / "out" / "top.csv").unlink()
+    assert call(main, *words)[0] == 0
+    assert call(main, *words)[0] == 0  # its own files are replaced
+    code, _, err = call(main, *words, "--patients", tmp_path / "out" / "top.csv")
+    assert code == 2
+    assert "top.csv is the input itself" in err
