@@ -31,7 +31,7 @@ from fusionnet.model.forward import forward_rows
 from fusionnet.rows.resident import ResidentRows
 from fusionnet.train.loop import string_tables
 from fusionnet.train.trainer import Trainer, make_trainer
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 TIMED = ("naive_128", "naive_longest", "per_microbatch", "per_step", "prefix", "frozen")
 CAPTURED = ("per_step", "prefix", "frozen")

@@ -19,7 +19,7 @@ from fusionnet.assemble import build_model
 from fusionnet.rows.tensors import RowTable
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.sizing import set_threads
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 # the learning rates are at their peaks from the first step on
 FIXED = (*DROPOUT_OFF, "optim.warmup_epochs=0")

@@ -20,7 +20,7 @@ from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.trainer import Trainer, make_trainer
 from fusionnet.train.validation import StringTables
 from fusionnet.workflow.building import build_experiment
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 
 def cached(folder: Path, overrides: list[str]) -> Experiment:

@@ -16,7 +16,7 @@ from fusionnet.assemble import build_model, make_sources
 from fusionnet.model.trainable import TrainableModel
 from fusionnet.train.engine import Engine
 from fusionnet.train.step import optimizer_step
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 TOLERANCE = 1e-5  # relative to the gradient's norm
 

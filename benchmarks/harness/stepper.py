@@ -25,7 +25,7 @@ from fusionnet.rows.tensors import RowTable, load_rows
 from fusionnet.train.step import optimizer_step
 from fusionnet.train.trainer import make_trainer
 from fusionnet.train.world import World
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 
 @dataclass(frozen=True)

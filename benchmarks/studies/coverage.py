@@ -2,9 +2,10 @@
 out of training, or polymers, over five seeds.
 
 `fusionnet init` writes the config for a number and a class, of which only the split and the encoder
-are set; the run is evaluated on its test rows beside outcomes without noise. A promise is judged on
-the mean over seeds, and on the worst group of any. Each result is written as it is found: a run
-that is broken off goes on where it was.
+are set, and for `strings_in_turn` that five more trainings measure the errors, each leaving out
+other strings; the run is evaluated on its test rows beside outcomes without noise. A promise is
+judged on the mean over seeds, and on the worst group of any. Each result is written as it is found:
+a run that is broken off goes on where it was.
 """
 
 import argparse
@@ -28,7 +29,12 @@ from fusionnet.train.runlog import write_json
 
 NUMBER, CLASS = "delta_EF_pct", "is_optimal"
 ROWS_PER_PATIENT = 500
-SPLITS = {"patients": {"strategy": "group"}, "strings": {"strategy": "leave_strings_out"}}
+SPLITS = {
+    "patients": {"strategy": "group"},
+    "strings": {"strategy": "leave_strings_out"},
+    "strings_in_turn": {"strategy": "leave_strings_out"},
+}
+FOLDS = {"strings_in_turn": 5}  # calibration.folds
 ORACLE = "oracle.parquet"
 
 
@@ -83,6 +89,7 @@ def _measured(config: Path, name: str, seed: int, arguments: argparse.Namespace)
     if arguments.quick:
         values["train"] |= {"epochs": 1}
     values["cache"], values["run"] = {"path": str(config.with_suffix(".zarr"))}, {"dir": str(run)}
+    values["calibration"] = {"folds": FOLDS.get(name, 0)}
     values["data"]["report_by"] = ["patient_id", "polymer_SMILES"]
     own = config.with_name("own.yaml")
     own.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -119,7 +126,7 @@ def report(found: dict[str, Any]) -> Report:
     """Return what was promised and what was kept, by what was left out."""
     rows = [_row(name, by_seed) for name, by_seed in found["cells"].items()]
     columns = [
-        Column("left out", "name"),
+        Column("left out", lambda row: row["name"].replace("_", " "), str),
         Column("seeds", "seeds"),
         Column("inside 90 % intervals", lambda row: row["covered"], mean_and_sd),
         Column("worst patient of any seed", lambda row: row["least_patient"], number),

@@ -44,7 +44,7 @@ from fusionnet.train.checkpoint import save_checkpoint
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.trained.vectors import vectors_of_all_strings
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ROW_GROUP = 8192

@@ -30,7 +30,7 @@ from fusionnet.rows.tensors import RowTable, row_bytes
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.step import optimizer_step
 from fusionnet.train.trainer import Trainer, make_trainer
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 CASES = ("resident", "streaming")
 SMALL = (

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 FORMAT_VERSION = 9
 ABSENT = "(none)"
 ROTATION = "split.rotation"  # the entry that one cache can have in several values
+LEFT_OUT = "split.left_out"  # of a view of a cache alone: the folds that validate in it
 DIGEST = re.compile(r"\b[0-9a-f]{32,}\b")
 
 

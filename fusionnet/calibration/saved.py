@@ -56,8 +56,23 @@ class Calibration(Config):
     unit_name: str  # the column of the unit, or "row"
     by: str | None
     guaranteed: bool
+    folds: int  # trainings beside the run, whose left-out rows were looked at; 0: validation rows
     scores: dict[str, TaskScores]  # of targets with validation labels
     chances: dict[str, TaskChances]  # of targets with classes and labels
+
+    @property
+    def rows_in_words(self) -> str:
+        """What rows were looked at."""
+        if self.folds:
+            return f"rows that {self.folds} trainings beside this one left out"
+        return "validation rows"
+
+    @property
+    def provided(self) -> str:
+        """What the coverage that is guaranteed supposes of errors."""
+        if self.folds:
+            return "if this training errs as those do"
+        return "whatever the errors are like"
 
 
 def as_saved(quantiles: tuple[float, ...]) -> Quantiles:

@@ -240,6 +240,8 @@ def _intervals(run: TrainedRun, evaluation: Evaluation) -> dict[str, Any]:
         "interval_columns": list(columns),
         "interval_unit": unit,
         "interval_is_of_strings": unit in [spec.name for spec in run.layout.strings],
+        "interval_rows": None if run.calibration is None else run.calibration.rows_in_words,
+        "interval_folds": 0 if run.calibration is None else run.calibration.folds,
     }
 
 

@@ -187,7 +187,7 @@ def _what_strings_cannot_promise(run: TrainedRun, evaluation: Evaluation) -> lis
     strings = {spec.name for spec in run.layout.strings}
     units = {each.unit for each in evaluation.intervals.values()}
     return [
-        f"NOTE  that a new {unit} is drawn like those of validation is a hope: each has a chemistry"
+        f"NOTE  that a new {unit} is drawn like those that were measured is a hope: each has a chemistry"
         " of its own, and nothing is guaranteed of what is of another kind"
         for unit in sorted(units & strings)
     ]
@@ -206,7 +206,7 @@ def chances_in_words(column: str, found: Chances) -> str:
     metrics = ", ".join(
         f"{name} {number(found.at_threshold[name])}" for name in ("f1", "recall", "precision")
     )
-    return f"{text}; above {found.threshold:.3f}, the best F1 on validation rows: {metrics}"
+    return f"{text}; above {found.threshold:.3f}, the best F1 on the rows that told it: {metrics}"
 
 
 def _spread(run: TrainedRun, column: str, table: Breakdown) -> str:

@@ -1,18 +1,22 @@
-"""After a training: how far its best epoch is off on validation rows.
+"""After a training: how far its best epoch is off on rows that it did not read.
 
-That is the width of intervals and sets, and the temperature of probabilities. The best epoch, and
-the weights of a blend, were chosen on the same rows, so intervals are a little too narrow: by how
-much is seen on test rows, which the evaluation counts.
+That is the width of intervals and sets, and the temperature of probabilities. These are validation
+rows, on which the best epoch and the weights of a blend were chosen too, so intervals are a little
+too narrow: by how much is seen on test rows, which the evaluation counts. Or they are the rows that
+train and validate, each looked at by a training that left its part out (`calibration.folds`,
+cross-conformal prediction: Vovk 2015): more units, which chose nothing. What such a training says
+is blended with trees on the rows that it read, in the run's own shares.
 
-Axes: n validation rows.
+Axes: n rows that are looked at.
 """
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -39,19 +43,28 @@ from fusionnet.trained.blended import found_of, tree_tables
 from fusionnet.trained.run import TrainedRun, load_run
 from fusionnet.trained.uncertain import as_learnt, codes_of, score_scales
 from fusionnet.trained.vectors import vectors_of_all_strings
+from fusionnet.workflow.left_out import run_of_part
 
 MOST_ROWS = 50_000  # validation rows that are looked at; of more, as many are drawn
 LEAST_ROWS = 50  # of a value of the column `by`
 SHOWN = 90  # percent
+FEW_UNITS = 10  # whose quantile at SHOWN is their largest score, or nearly
 
 
-def write_calibration(folder: Path, experiment: Experiment, cache: Cache, verbose: bool) -> None:
+def write_calibration(
+    folder: Path,
+    experiment: Experiment,
+    cache: Cache,
+    verbose: bool,
+    views: Sequence[Cache] = (),
+) -> None:
     """Measure a run that has just been trained, write what was found, and say it in a line.
 
-    A run without labelled validation rows has nothing to be measured.
+    On validation rows, or on those of all views, on each of which a training beside the run is done
+    (`left_out`). A run without labelled validation rows has nothing to be measured.
     """
     run = load_run(folder, "best", with_calibration=False)
-    found = measured(run, experiment, cache)
+    found = measured(run, experiment, cache, views)
     content = f"{found.model_dump_json(indent=1)}\n".encode()
     write_listed(folder, run.run_id, calibration_path(folder, run.name), content)
     if verbose and found.scores:
@@ -65,9 +78,11 @@ def in_words(found: Calibration) -> str:
     floor = floor_of(SHOWN, task.least_units, found.guaranteed)
     more = f" and {len(found.scores) - 1} more" if len(found.scores) > 1 else ""
     told = (
-        f"{name}{more} on {task.num_rows:,} validation rows, {task.num_units:,} {unit}: intervals"
-        f" for {SHOWN} % of rows hold at least {floor:.0f} % whatever the errors are like"
+        f"{name}{more} on {task.num_rows:,} {found.rows_in_words}, {task.num_units:,} {unit}:"
+        f" intervals for {SHOWN} % of rows hold at least {floor:.0f} % {found.provided}"
     )
+    if not found.folds and task.num_units < FEW_UNITS:
+        told += " (few: calibration.folds=5 asks the train rows too)"
     temperatures = [
         f"{name} {each.temperature:.2f}"
         for name, each in found.chances.items()
@@ -76,39 +91,33 @@ def in_words(found: Calibration) -> str:
     return f"{told}; temperature {', '.join(temperatures)}" if temperatures else told
 
 
-def measured(run: TrainedRun, experiment: Experiment, cache: Cache) -> Calibration:
-    """Return the scores' quantiles of a run's targets on validation rows, and temperatures.
+def measured(
+    run: TrainedRun, experiment: Experiment, cache: Cache, views: Sequence[Cache] = ()
+) -> Calibration:
+    """Return the scores' quantiles of a run's targets on rows that it did not read; temperatures.
 
     The run is loaded without a calibration.
     """
     config, kind = experiment.calibration, unit_kind(experiment)
-    data, split = experiment.data, experiment.split
-    texts = {spec.name: cache.strings(spec.name).text for spec in cache.layout.strings}
-    block = _validation_rows(cache, experiment.train.seed)
-    rows = row_table(block, np.arange(len(block.split)), run.scaling)
-    vectors = [vectors_of_all_strings(run, name, own) for name, own in texts.items()]
-    outputs = forward_rows(run.model, vectors, rows, run.recipe.train.eval_batch_rows)
-    found = found_of(run, outputs, rows.inputs, tree_tables(run, texts, vectors))
-    predictions, scales = found.in_units(run), score_scales(run, outputs)
-    strata = Strata(
-        unit_of_rows(data, split, kind, block, np.arange(rows.num_rows), list(texts.values())),
-        *(None, ()) if config.by is None else codes_of(run, config.by, rows.inputs, texts),
-    )
+    if views:
+        parts = [
+            _looked_at(_without(run, experiment, view, number), run, experiment, view, len(views))
+            for number, view in enumerate(views)
+        ]
+        looked = _joined(parts, kind)
+    else:
+        looked = _looked_at(run, run, experiment, cache, 1)
     scores, chances = {}, {}
-    for t, (task, own) in enumerate(zip(run.tasks, prediction_columns(run.tasks), strict=True)):
-        labelled = (rows.targets[:, t].isfinite() & (rows.weight > 0)).numpy()
-        if not labelled.any() or not (task.kind == "regression" or task.has_probability):
+    for task in run.tasks:
+        if task.name not in looked:
             continue
-        label, predicted = rows.targets[labelled, t], predictions[labelled][:, own]
-        if task.kind == "regression":
-            off = label.double() - as_learnt(run, t, predicted).squeeze(1)
-            score = (off.abs() / scales[labelled, t]).numpy()
-        else:
-            codes = label.numpy().astype(np.int64)
-            chances[task.name] = _chances(predicted, codes, config.probabilities != "none")
-            every = all_classes(tempered(predicted, chances[task.name].temperature)).numpy()
-            score = 1 - every[np.arange(len(codes)), codes]
-        scores[task.name] = _of_task(score, strata.take(labelled), config.guaranteed)
+        own = looked[task.name]
+        score = own.score
+        if score is None:
+            chances[task.name] = _chances(own.predicted, own.label, config.probabilities != "none")
+            every = all_classes(tempered(own.predicted, chances[task.name].temperature)).numpy()
+            score = 1 - every[np.arange(len(own.label)), own.label]
+        scores[task.name] = _of_task(score, own.strata, config.guaranteed)
     return Calibration(
         run_id=run.run_id,
         epoch=run.epoch,
@@ -116,9 +125,93 @@ def measured(run: TrainedRun, experiment: Experiment, cache: Cache) -> Calibrati
         unit_name=kind.column,
         by=config.by,
         guaranteed=config.guaranteed,
+        folds=len(views),
         scores=scores,
         chances=chances,
     )
+
+
+class Looked(NamedTuple):
+    """What one target's labelled rows say of its predictions."""
+
+    strata: "Strata"
+    predicted: Float[Tensor, "n K"]
+    label: Int[np.ndarray, " n"]  # class numbers; of a number: 0
+    score: Float[np.ndarray, " n"] | None  # of a number: how far off in units of the row's scale
+
+
+def _looked_at(
+    run: TrainedRun, main: TrainedRun, experiment: Experiment, cache: Cache, shares: int
+) -> dict[str, Looked]:
+    """Return what a cache's validation rows say of a run, by target with labels.
+
+    Of very many rows one of `shares` shares of MOST_ROWS is looked at. Where rows have no scale of
+    their own, it is that of the run `main`, whose intervals these are.
+    """
+    data, split = experiment.data, experiment.split
+    texts = {spec.name: cache.strings(spec.name).text for spec in cache.layout.strings}
+    block = _validation_rows(cache, experiment.train.seed, MOST_ROWS // shares)
+    rows = row_table(block, np.arange(len(block.split)), run.scaling)
+    vectors = [vectors_of_all_strings(run, name, own) for name, own in texts.items()]
+    outputs = forward_rows(run.model, vectors, rows, run.recipe.train.eval_batch_rows)
+    found = found_of(run, outputs, rows.inputs, tree_tables(run, texts, vectors))
+    predictions, scales = found.in_units(run), score_scales(run, outputs)
+    kind, by = unit_kind(experiment), experiment.calibration.by
+    strata = Strata(
+        unit_of_rows(data, split, kind, block, np.arange(rows.num_rows), list(texts.values())),
+        *(None, ()) if by is None else codes_of(run, by, rows.inputs, texts),
+    )
+    looked = {}
+    for t, (task, own) in enumerate(zip(run.tasks, prediction_columns(run.tasks), strict=True)):
+        labelled = (rows.targets[:, t].isfinite() & (rows.weight > 0)).numpy()
+        if not labelled.any() or not (task.kind == "regression" or task.has_probability):
+            continue
+        label, predicted = rows.targets[labelled, t], predictions[labelled][:, own]
+        codes, score = np.zeros(len(label), dtype=np.int64), None
+        if task.kind == "regression":
+            off = label.double() - as_learnt(run, t, predicted).squeeze(1)
+            alike = main.scaling.target_std[t]
+            score = (off.abs() / (scales[labelled, t] if task.has_noise else alike)).numpy()
+        else:
+            codes = label.numpy().astype(np.int64)
+        looked[task.name] = Looked(strata.take(labelled), predicted, codes, score)
+    return looked
+
+
+def _without(run: TrainedRun, experiment: Experiment, view: Cache, number: int) -> TrainedRun:
+    """Return what was trained without a part, with trees of its rows where the run has some.
+
+    These count as much as the run's own.
+    """
+    part = run_of_part(run.folder, number)
+    if run.blend is None or not run.blend.tasks:
+        return part
+    # not at the top: scikit-learn and LightGBM take a second to import
+    from fusionnet.workflow.blending import blended
+
+    own = blended(part, experiment, view, progress=False)
+    tasks = {
+        name: replace(each, share=run.blend.tasks[name].share) for name, each in own.tasks.items()
+    }
+    return replace(part, blend=replace(own, tasks=tasks))
+
+
+def _joined(parts: Sequence[dict[str, Looked]], kind: UnitKind) -> dict[str, Looked]:
+    """Return what all parts say, each row being its own unit still where rows are units."""
+    joined = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        own = [part[name] for part in parts if name in part]
+        units = [each.strata.unit for each in own]
+        unit = np.arange(sum(map(len, units))) if kind.unit == "row" else np.concatenate(units)
+        values = [each.strata.value for each in own if each.strata.value is not None]
+        scores = [each.score for each in own if each.score is not None]
+        joined[name] = Looked(
+            Strata(unit, np.concatenate(values) if values else None, own[0].strata.values),
+            torch.cat([each.predicted for each in own]),
+            np.concatenate([each.label for each in own]),
+            np.concatenate(scores) if scores else None,
+        )
+    return joined
 
 
 def _chances(
@@ -178,8 +271,8 @@ def _of_task(score: Float[np.ndarray, " n"], strata: Strata, guaranteed: bool) -
     )
 
 
-def _validation_rows(cache: Cache, seed: int) -> RowBlock:
-    """Return the validation rows of a cache, of very many as many as MOST_ROWS drawn at random.
+def _validation_rows(cache: Cache, seed: int, most: int) -> RowBlock:
+    """Return the validation rows of a cache, of more than `most` as many drawn at random.
 
     The cache is read a few chunks at a time.
     """
@@ -192,15 +285,15 @@ def _validation_rows(cache: Cache, seed: int) -> RowBlock:
         block = cache.rows(start, min(start + block_rows, num_rows))
         kept.append(block.take(np.flatnonzero(block.split == number)))
         keys.append(generator.random(len(kept[-1].split)))
-        if sum(map(len, keys)) > 2 * MOST_ROWS:
-            kept, keys = _least(kept, keys)
-    return _least(kept, keys)[0][0]
+        if sum(map(len, keys)) > 2 * most:
+            kept, keys = _least(kept, keys, most)
+    return _least(kept, keys, most)[0][0]
 
 
 def _least(
-    kept: Sequence[RowBlock], keys: Sequence[Float[np.ndarray, " _"]]
+    kept: Sequence[RowBlock], keys: Sequence[Float[np.ndarray, " _"]], most: int
 ) -> tuple[list[RowBlock], list[Float[np.ndarray, " n"]]]:
-    """Return the rows with the MOST_ROWS least keys, in their order, as one block."""
+    """Return the rows with the `most` least keys, in their order, as one block."""
     whole = RowBlock(
         **{
             field.name: np.concatenate([getattr(each, field.name) for each in kept])
@@ -208,5 +301,5 @@ def _least(
         }
     )
     key = np.concatenate(keys)
-    chosen = np.sort(np.argsort(key, kind="stable")[:MOST_ROWS])
+    chosen = np.sort(np.argsort(key, kind="stable")[:most])
     return [whole.take(chosen)], [key[chosen]]

@@ -38,7 +38,8 @@ from fusionnet.trained.run import TrainedRun, load_run
 from fusionnet.workflow.building import build_experiment
 from fusionnet.workflow.checked_cache import open_checked_cache
 from fusionnet.workflow.folds_folder import METRICS, PREDICTIONS, FoldsFolder, open_folder
-from fusionnet.workflow.training import recipe_of, train_experiment
+from fusionnet.workflow.recipes import recipe_of
+from fusionnet.workflow.training import train_experiment
 
 
 def cross_validate(

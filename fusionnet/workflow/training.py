@@ -4,25 +4,20 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from embedcache.build.report import rows_of_split
 from embedcache.cache.reader import Cache
 from embedcache.errors import UserError
 from fusionnet.blend.saved import blend_path
 from fusionnet.config.train import VAL_LOSS
 from fusionnet.experiment import Experiment
-from fusionnet.recipe import Recipe, observed_tasks
 from fusionnet.runfolder.claim import check_claim
 from fusionnet.runfolder.lock import locked
 from fusionnet.train.callbacks import Callbacks, Record
-from fusionnet.train.fitting import fitted_model, fitted_train
 from fusionnet.train.footprint import check_memory
 from fusionnet.train.loop import train_run
-from fusionnet.train.monitor import best_epoch, check_monitor
-from fusionnet.train.runfiles import RunFiles
+from fusionnet.train.monitor import best_epoch
 from fusionnet.train.runlog import peak_rss_bytes
 from fusionnet.train.summary import summary
 from fusionnet.train.trackers import check_trackers
@@ -33,6 +28,8 @@ from fusionnet.trained.weights import own_random_state
 from fusionnet.workflow.begun import as_begun
 from fusionnet.workflow.calibrating import write_calibration
 from fusionnet.workflow.checked_cache import open_checked_cache
+from fusionnet.workflow.left_out import forget, train_beside, views_of
+from fusionnet.workflow.recipes import files_of, recipe_of
 
 
 def train_experiment(
@@ -61,6 +58,7 @@ def train_experiment(
         experiment = as_begun(experiment, folder)
     cache = cache or open_checked_cache(experiment, config_path)
     world, recipe = World(), recipe_of(experiment, cache)
+    views = views_of(experiment, cache)
     with (
         losses_named(world.rank),
         _claimed(world, experiment, resume, overwrite),
@@ -76,7 +74,7 @@ def train_experiment(
         )
         if world.is_main and verbose:
             print(summary(trainer, asked))
-        records = _train_and_export(trainer, settled, folder, resume, called)
+        records = _train_and_export(trainer, settled, folder, resume, called, views)
     world.close()
     return records
 
@@ -95,39 +93,21 @@ def describe_experiment(experiment: Experiment, config_path: str) -> str:
     return text
 
 
-def recipe_of(experiment: Experiment, cache: Cache) -> Recipe:
-    """Return what the experiment's model is made of, for the targets that the cache has.
-
-    What the config leaves unset fits its train rows. Raises ConfigError where `train.monitor` is
-    of a target that the cache has not.
-    """
-    num_rows = rows_of_split(cache, "train")
-    tasks, train = observed_tasks(experiment.tasks, cache.layout), experiment.train
-    check_monitor(train, tasks)
-    return Recipe(
-        tasks,
-        tuple(column.encoder or experiment.encoder for column in experiment.data.strings),
-        fitted_model(experiment.model, num_rows),
-        experiment.loss,
-        fitted_train(train, num_rows),
-    )
-
-
 def _train_and_export(
-    trainer: Trainer, experiment: Experiment, folder: Path, resume: bool, callbacks: Callbacks
+    trainer: Trainer,
+    experiment: Experiment,
+    folder: Path,
+    resume: bool,
+    callbacks: Callbacks,
+    views: Sequence[Cache],
 ) -> list[Record]:
-    """Run the epochs, then write what others read."""
+    """Run the epochs, and those of the trainings beside it; then write what others read."""
     cache, name = trainer.cache, experiment.run.name
-    shareable: dict[str, Any] = {
-        "layout": cache.layout.model_dump_json(),
-        "scaling": cache.scaling.to_json(),
-        "strings": {spec.name: cache.strings(spec.name).text for spec in cache.layout.strings},
-        "identity": dict(cache.identity.entries),
-        "saving": trainer.saving,
-    }
-    started = time.perf_counter()
-    files = RunFiles(folder, name, experiment.model_dump(mode="json"), shareable)
+    started, files = time.perf_counter(), files_of(trainer, experiment, folder)
     records = train_run(trainer, files, resume, callbacks)
+    if views:
+        run = folder, files.run_id, best_epoch(records, trainer.recipe.train.monitor)
+        train_beside(run, experiment, views, trainer.world, trainer.verbose)
     if trainer.world.is_main:
         if experiment.blend.boosting:
             # not at the top: scikit-learn and LightGBM take a second to import
@@ -136,7 +116,8 @@ def _train_and_export(
             blend_run(folder, experiment, cache, trainer.verbose)
         else:  # what an earlier training of the same run left
             blend_path(folder, name).unlink(missing_ok=True)
-        write_calibration(folder, experiment, cache, trainer.verbose)
+        write_calibration(folder, experiment, cache, trainer.verbose, views)
+        forget(folder)
         export_run(folder)
     if trainer.world.is_main and trainer.verbose:
         _show_baselines(trainer, records)

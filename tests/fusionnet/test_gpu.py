@@ -21,7 +21,7 @@ from embedcache.kernels import has_kernels
 from fusionnet.assemble import build_model, make_sources
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.rows.tensors import load_rows
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 DEVICE = "cuda"
 pytestmark = [

@@ -253,7 +253,7 @@ def test_what_left_out_strings_cannot_promise_is_said(config: Path, tmp_path: Pa
     evaluation = evaluate_run(run, cache, "test", progress=False)
     said = summary(run, evaluation, run.records)
     assert evaluation.intervals["y"].guaranteed == pytest.approx(0.45)
-    assert "NOTE  that a new polymer is drawn like those of validation is a hope" in said
+    assert "NOTE  that a new polymer is drawn like those that were measured is a hope" in said
     assert (
         "that strings left out are alike is a hope"
         in write_report(run, evaluation, run.records, tmp_path).read_text()

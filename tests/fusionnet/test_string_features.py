@@ -32,7 +32,8 @@ from fusionnet.trained import features as trained_features
 from fusionnet.trained.run import TrainedRun, load_run
 from fusionnet.trained.vectors import vectors_of_all_strings
 from fusionnet.workflow.inspecting import as_text
-from fusionnet.workflow.training import recipe_of, train_experiment
+from fusionnet.workflow.recipes import recipe_of
+from fusionnet.workflow.training import train_experiment
 
 NEW = ["[*]CCCC[*]", "[*]CC([*])CO"]
 Maker = Callable[..., Path]

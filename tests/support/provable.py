@@ -21,7 +21,7 @@ from fusionnet.train.static import StaticSteps
 from fusionnet.train.step import EngineSteps
 from fusionnet.train.tally import Tally
 from fusionnet.train.world import World
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 OVERRIDES = [
     "train.batch_rows=60",

@@ -21,7 +21,7 @@ from fusionnet.experiment import load_experiment
 from fusionnet.runfolder.listing import begin_listing, list_files
 from fusionnet.train.checkpoint import link_checkpoint, save_checkpoint
 from fusionnet.workflow.building import build_experiment
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 
 @pytest.fixture(autouse=True, scope="session")

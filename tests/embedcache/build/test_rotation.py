@@ -9,7 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from embedcache.build.rotation import rotated
+from embedcache.build.report import split_counts
+from embedcache.build.rotation import left_out_in_turn, rotated
+from embedcache.cache.identity import LEFT_OUT
 from embedcache.cache.layout import RowBlock
 from embedcache.errors import SplitError, StaleCacheError
 
@@ -78,3 +80,40 @@ def test_a_rotation_without_what_training_needs_is_refused(
     split = study.split.model_copy(update={"rotation": 1})
     with pytest.raises(SplitError, match=r"no train row has a label for 'ef'"):
         rotated(study.open(), split)
+
+
+@pytest.mark.slow
+def test_each_part_is_left_out_once_and_no_test_row_is_read(
+    make_study: Callable, frame_of: Callable, tmp_path: Path
+) -> None:
+    study = make_study(tmp_path, frame_of(240, 12, 0), group="patient", stratum=None)
+    study = study.but(split={"folds": 6, "train_folds": 3, "validation_folds": 2})
+    study.build()
+    base = study.open()
+    rows = base.rows()
+    views = left_out_in_turn(base, study.split, 2)
+    assert [view.identity.entries[LEFT_OUT] for view in views] == ["0, 1, 2", "3, 4"]
+    parts = [view.rows().split for view in views]
+    for view, split in zip(views, parts, strict=True):
+        assert (split[rows.split == 2] == 2).all(), "test rows test in every view"
+        assert set(rows.group[split == 1]).isdisjoint(rows.group[split == 0])
+        of_train = np.nanmean(rows.targets[split == 0], axis=0)
+        assert view.scaling.target_mean[0] == pytest.approx(of_train[0], rel=1e-6)
+        assert split_counts(view).lines[-3].rows == (split == 0).sum()
+    assert ((parts[0] == 1).astype(int) + (parts[1] == 1) == (rows.split != 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("split", "number", "message"),
+    [
+        ({"strategy": "column", "column": "fold"}, 2, r"no folds to leave out .*strategy folds"),
+        ({"strategy": "time", "column": "when", "folds": 6}, 2, "ordered in time"),
+        ({"folds": 6, "train_folds": 3, "validation_folds": 2}, 6, "5 folds train or validate"),
+    ],
+)
+def test_what_cannot_be_left_out_in_turn_is_refused(
+    built_study: Any, split: dict[str, Any], number: int, message: str
+) -> None:
+    own = built_study.split.model_copy(update={"train_folds": None, "validation_folds": None})
+    with pytest.raises(SplitError, match=message):
+        left_out_in_turn(built_study.open(), own.model_copy(update=split), number)

@@ -26,6 +26,7 @@ FOUND = Calibration(
     unit_name="patient",
     by="polymer",
     guaranteed=False,
+    folds=0,
     scores={
         "ef": TaskScores(
             num_rows=70,

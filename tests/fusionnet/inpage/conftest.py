@@ -27,7 +27,7 @@ from fusionnet.rows.tensors import RowInputs
 from fusionnet.trained.blended import features_behind
 from fusionnet.trained.run import TrainedRun
 from fusionnet.workflow.building import build_experiment
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 EVIL = "</script><script>alert(1)</script>\u2028<!--"
 NUM_ROWS = 400

@@ -24,7 +24,7 @@ from fusionnet.train.resume import Position
 from fusionnet.train.runfiles import RunFiles
 from fusionnet.train.trainer import Trainer, make_trainer
 from fusionnet.train.world import World
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 OVERRIDES = [
     "train.cpu_threads=1",

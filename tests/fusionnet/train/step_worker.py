@@ -16,7 +16,7 @@ from fusionnet.experiment import load_experiment
 from fusionnet.train.step import optimizer_step
 from fusionnet.train.trainer import Trainer, make_trainer
 from fusionnet.train.world import World
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 
 def main() -> None:

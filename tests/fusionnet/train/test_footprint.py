@@ -15,7 +15,7 @@ from fusionnet.experiment import load_experiment
 from fusionnet.recipe import Recipe
 from fusionnet.train import footprint
 from fusionnet.train.world import World
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 
 class Alone(World):

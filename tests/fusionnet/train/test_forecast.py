@@ -13,7 +13,7 @@ from fusionnet.experiment import load_experiment
 from fusionnet.rows.plan import StepPlan
 from fusionnet.train import forecast
 from fusionnet.train.trainer import Trainer
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 
 def trainer(config: Path, *overrides: str) -> Trainer:

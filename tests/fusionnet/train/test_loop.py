@@ -18,7 +18,7 @@ from fusionnet.train.loop import checkpoint_due
 from fusionnet.train.trainer import Trainer
 from fusionnet.train.validation import validate
 from fusionnet.train.world import World
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 
 def test_checkpoints_are_due_inside_epochs_alone() -> None:

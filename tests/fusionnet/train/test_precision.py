@@ -15,7 +15,7 @@ from fusionnet.experiment import load_experiment
 from fusionnet.train.precision import multiplies_bf16
 from fusionnet.train.sizing import settled_precision
 from fusionnet.train.world import World
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 CPU = torch.device("cpu")
 

@@ -24,7 +24,7 @@ from fusionnet.train.proof import prover as proof
 from fusionnet.train.proof.comparison import LIMIT, NORM, in_fp32, in_narrow_type
 from fusionnet.train.proof.prover import due_steps
 from fusionnet.train.proof.record import Judgement, Proof, ProofFile, certificate, read_proofs
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 pytestmark = pytest.mark.xdist_group("proof")  # they share a training
 

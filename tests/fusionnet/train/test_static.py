@@ -31,7 +31,7 @@ from fusionnet.train.schedule import Schedule, make_schedule
 from fusionnet.train.static import StaticSteps, share_of_tokens, why_no_graph, why_not_static
 from fusionnet.train.tally import Tally
 from fusionnet.train.world import World
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 ON_GPU = torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu] if ON_GPU else []

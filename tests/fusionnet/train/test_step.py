@@ -17,7 +17,7 @@ from fusionnet.rows.plan import StepPlan
 from fusionnet.rows.tensors import load_rows
 from fusionnet.train.schedule import make_schedule
 from fusionnet.workflow.building import build_experiment
-from fusionnet.workflow.training import recipe_of
+from fusionnet.workflow.recipes import recipe_of
 
 WORKER = Path(__file__).with_name("step_worker.py")
 NUM_STEPS = 4
