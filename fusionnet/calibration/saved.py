@@ -59,6 +59,18 @@ class Calibration(Config):
     folds: int  # trainings beside the run, whose left-out rows were looked at; 0: validation rows
     scores: dict[str, TaskScores]  # of targets with validation labels
     chances: dict[str, TaskChances]  # of targets with classes and labels
+    # of each string that was looked at, by prediction column: the mean of label less prediction,
+    # in units (of classes: of chances), None without labels; nothing where other units are
+    mean_errors: tuple[tuple[float | None, ...], ...] = ()
+
+    @field_validator("mean_errors")
+    @classmethod
+    def _are_a_table(
+        cls, found: tuple[tuple[float | None, ...], ...]
+    ) -> tuple[tuple[float | None, ...], ...]:
+        if len({len(own) for own in found}) > 1:
+            raise ValueError("expected as many errors of each string")
+        return found
 
     @property
     def rows_in_words(self) -> str:

@@ -69,8 +69,11 @@ class RewardConfig(Config):
     pessimism: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=0.0,
         description=(
-            "k: k times the standard deviation of the members' own rewards is subtracted, so that a"
-            " policy gains nothing where they disagree; needs an ensemble (model.members: 8)"
+            "k: k times the reward's standard deviation is subtracted: the spread of the members'"
+            " own rewards, so that a policy gains nothing where they disagree (needs an ensemble,"
+            " model.members: 8), and of a string that training never saw what the reward was off on"
+            " strings left out (needs a split that leaves some out, and more of them with"
+            " calibration.folds: 5)"
         ),
     )
     unseen: Unseen = Field(

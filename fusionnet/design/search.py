@@ -22,7 +22,6 @@ from fusionnet.design.diverse import RunningTop, diverse
 from fusionnet.design.objectives import Objective, formula_of_objectives
 from fusionnet.design.pareto import RunningFront, non_dominated
 from fusionnet.trained.rewarder import Rewarder
-from fusionnet.trained.rewards import rewards_of
 
 BLOCK_ROWS = 32_768
 POOL_ROWS = 16_384  # kept for the top, shared among cells
@@ -54,8 +53,9 @@ class Judge:
         """Return what the run says of designs."""
         space, rewarder = self.candidates.space, self.rewarder
         inputs = space.inputs(self.context, *self.candidates.designs(cell, share))
-        found, predictions = rewarder.predicted(inputs.to(rewarder.run.device))
-        rewards = rewards_of(rewarder.run, rewarder.formula, found, predictions, rewarder.pessimism)
+        inputs = inputs.to(rewarder.run.device)
+        found, predictions = rewarder.predicted(inputs)
+        rewards = rewarder.rewards(inputs, found, predictions)
         formula = formula_of_objectives(rewarder.run, self.objectives)
         signed = formula.parts(predictions).terms
         return Judged(*(each.double().cpu().numpy() for each in (rewards.total, signed)))

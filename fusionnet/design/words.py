@@ -114,7 +114,7 @@ def _formula(searched: Searched) -> str:
         for each, _ in searched.formula.penalties
     ]
     if searched.pessimism:
-        paid.append(f"{searched.pessimism:g} standard deviations of the ensemble's rewards")
+        paid.append(f"{searched.pessimism:g} standard deviations of the reward (`doubt`)")
     return " + ".join(terms) + "".join(f" - {each}" for each in paid)
 
 

@@ -187,8 +187,8 @@ def _what_strings_cannot_promise(run: TrainedRun, evaluation: Evaluation) -> lis
     strings = {spec.name for spec in run.layout.strings}
     units = {each.unit for each in evaluation.intervals.values()}
     return [
-        f"NOTE  that a new {unit} is drawn like those that were measured is a hope: each has a chemistry"
-        " of its own, and nothing is guaranteed of what is of another kind"
+        f"NOTE  that a new {unit} is drawn like those that were measured is a hope: each has a"
+        " chemistry of its own, and nothing is guaranteed of what is of another kind"
         for unit in sorted(units & strings)
     ]
 

@@ -14,7 +14,8 @@ from embedcache.scaling import Scaling, scored
 from fusionnet.calibration.saved import Calibration
 from fusionnet.config.tasks import Task, output_columns, prediction_columns
 from fusionnet.model.loss import class_weight, class_weights
-from fusionnet.trained.formula import Reading, formula_of
+from fusionnet.trained.formula import Formula, Reading, formula_of
+from fusionnet.trained.novelty import new_strings_of
 from fusionnet.trained.rewards import check_pessimism
 from fusionnet.trained.run import TrainedRun
 
@@ -84,6 +85,7 @@ def reward_of(run: TrainedRun) -> dict[str, Any] | str | None:
     return {
         "unit": run.reward.binary,
         "pessimism": pessimism,
+        "of_new": _of_new(run, formula),
         "terms": [{**_read(run, read), "weight": term.weight} for term, read in formula.terms],
         "penalties": [
             {
@@ -95,6 +97,13 @@ def reward_of(run: TrainedRun) -> dict[str, Any] | str | None:
             for each, read in formula.penalties
         ],
     }
+
+
+def _of_new(run: TrainedRun, formula: Formula) -> dict[str, Any] | None:
+    """Return which string column's new strings add to doubt, and how much; None of none."""
+    texts: dict[str, list[str]] = {spec.name: [] for spec in run.layout.strings}
+    found = new_strings_of(run, formula, texts)
+    return None if found is None else {"string": found.column, "deviation": found.deviation}
 
 
 def _read(run: TrainedRun, read: Reading) -> dict[str, Any]:

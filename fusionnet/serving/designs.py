@@ -83,7 +83,7 @@ class Designer:
         model, options = self._model, _options(body, self._limits)
         with lacking("no reward that can be computed; ask /predict"):
             model.check_reward()
-        with lacking("no ensemble, whose members' doubt it would be; ask with pessimism 0"):
+        with lacking("no doubt about its rewards that it could tell; ask with pessimism 0"):
             check_pessimism(model.run, options.pessimism)
         context = frame_of([options.patient], True, self._known, self._limits)
         space = self._space_of_run()

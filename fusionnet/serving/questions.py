@@ -138,7 +138,7 @@ def _check_answerable(options: PredictOptions | RewardOptions, model: RewardMode
     if isinstance(options, RewardOptions):
         with lacking("no reward that can be computed; ask /predict"):
             model.check_reward()
-        with lacking("no ensemble, whose members' doubt it would be; ask with pessimism 0"):
+        with lacking("no doubt about its rewards that it could tell; ask with pessimism 0"):
             check_pessimism(model.run, options.pessimism)
         return
     if options.coverage is not None:

@@ -47,6 +47,7 @@ from fusionnet.trained.folder import Moment
 from fusionnet.trained.formula import formula_of
 from fusionnet.trained.frames import frame_blocks, open_frame
 from fusionnet.trained.hub import OnHub
+from fusionnet.trained.novelty import new_strings_of
 from fusionnet.trained.rewarder import Rewarder, rewarder_on
 from fusionnet.trained.rewards import (
     Rewards,
@@ -228,7 +229,8 @@ class RewardModel(OnHub):
         They are always in fp32: bf16 steps would swamp a slope. Of a blend they are the network's
         rewards: trees have no slope. `softness`, in the tasks' units, stands for the `width` of
         every penalty. A penalty with neither keeps its hard threshold, which has no gradient; so do
-        those of the members' own rewards, whose spread `pessimism` subtracts.
+        those of the members' own rewards, whose spread `pessimism` subtracts; the doubt about new
+        strings, which has no slope, is left out.
         """
         formula, factor = formula_of(self.run), check_pessimism(self.run, pessimism)
         # trees have no slope anywhere, and know strings by their text, not by vectors
@@ -263,10 +265,13 @@ class RewardModel(OnHub):
         run, formula = self.run, formula_of(self.run)
         factor = check_pessimism(self.run, pessimism)
         table = open_frame(run, frame, "refuse", check_unseen(self.run, unseen))
+        texts = {name: strings.text for name, strings in table.strings.items()}
+        new = new_strings_of(run, formula, texts)
         for found, predictions, block in predicted_batches(
             run, self._evaluate, table, run.reward.binary, with_marks=with_flags
         ):
-            rewards = rewards_of(run, formula, found, predictions, factor)
+            variance = None if new is None else new.variance(block.inputs)
+            rewards = rewards_of(run, formula, found, predictions, factor, of_strings=variance)
             yield rewards if block.marks is None else flagged(rewards, block.marks)
 
 

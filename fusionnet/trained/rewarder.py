@@ -23,6 +23,7 @@ from fusionnet.trained.batches import standardised
 from fusionnet.trained.blended import Found, TreeTables, found_of, tree_tables
 from fusionnet.trained.formula import Formula
 from fusionnet.trained.frames import known_strings, new_strings, unreadable
+from fusionnet.trained.novelty import NewStrings, new_strings_of
 from fusionnet.trained.rewards import Rewards, rewards_of
 from fusionnet.trained.run import TrainedRun
 from fusionnet.trained.vectors import vectors_of_all_strings
@@ -41,6 +42,7 @@ class Rewarder:
     # which strings and categories train rows had, by string column, then by category column; None
     # where nobody looks
     known: Sequence[Bool[Tensor, " _"]] | None
+    new: NewStrings | None  # of the strings that were given
 
     @torch.no_grad()
     def __call__(self, inputs: RowInputs) -> Rewards:
@@ -55,7 +57,7 @@ class Rewarder:
         run = self.run
         inputs = inputs.to(run.device)
         found, predictions = self.predicted(inputs)
-        rewards = rewards_of(run, self.formula, found, predictions, self.pessimism)
+        rewards = self.rewards(inputs, found, predictions)
         if self.known is None:
             return rewards
         known = torch.ones(inputs.num_rows, dtype=torch.bool, device=run.device)
@@ -63,6 +65,15 @@ class Rewarder:
         for own, place in zip(self.known, columns, strict=True):
             known = known & own[place]
         return replace(rewards, known=known, outside=run.scaling.is_outside(inputs.numeric).any(1))
+
+    def rewards(
+        self, inputs: RowInputs, found: Found, predictions: Float[Tensor, "B P"]
+    ) -> Rewards:
+        """Return the rewards of rows, on the run's device, of which this is `predicted`."""
+        variance = None if self.new is None else self.new.variance(inputs)
+        return rewards_of(
+            self.run, self.formula, found, predictions, self.pessimism, of_strings=variance
+        )
 
     @torch.no_grad()
     def predicted(self, inputs: RowInputs) -> tuple[Found, Float[Tensor, "B P"]]:
@@ -98,6 +109,7 @@ def rewarder_on(
         evaluate.tables(vectors),
         tree_tables(run, prepared, vectors),
         None if unseen == "allow" else [each.to(run.device) for each in flags],
+        new_strings_of(run, formula, prepared),
     )
 
 

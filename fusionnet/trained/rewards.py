@@ -3,8 +3,10 @@
 Pessimism k is a lower confidence bound: k standard deviations of the members' own rewards are
 subtracted, and a policy that looks for the model's weak spots gains nothing where its members
 disagree. (Coste et al. 2024, Reward model ensembles help mitigate overoptimization, subtract a
-multiple of the variance; a deviation is in the reward's own unit.) What members agree on is not
-corrected, and the noise of labels, which `loss: beta_nll` learns, is not doubt about their mean.
+multiple of the variance; a deviation is in the reward's own unit.) Of a new string members are
+wrong together: there the deviation holds what strings left out have shown too (`novelty`), in
+quadrature. What else members agree on is not corrected, and the noise of labels, which `loss:
+beta_nll` learns, is not doubt about their mean.
 
 Axes: B rows, T terms, N penalties, k members, P predictions.
 """
@@ -22,6 +24,7 @@ from embedcache.errors import ConfigError, NonFinitePredictionError
 from fusionnet.config.reward import Unseen
 from fusionnet.trained.blended import Found
 from fusionnet.trained.formula import Formula
+from fusionnet.trained.novelty import has_errors_of_strings
 from fusionnet.trained.run import TrainedRun
 from fusionnet.trained.uncertain import Columns
 
@@ -53,17 +56,23 @@ def rewards_of(
     predictions: Float[Tensor, "B P"],
     pessimism: float = 0.0,
     widths: Sequence[float | None] | None = None,
+    of_strings: Float[Tensor, " B"] | None = None,
 ) -> Rewards:
     """Return the rewards of rows; `predictions` are those of `found` as the reward reads them.
 
-    Each penalty with a width is a sigmoid; without `widths` all thresholds are hard. Raises
+    Each penalty with a width is a sigmoid; without `widths` all thresholds are hard. `of_strings`
+    is the variance that rows' strings add to what members disagree on (`NewStrings`). Raises
     NonFinitePredictionError where a reward is NaN or infinite.
     """
     parts = formula.parts(predictions, widths)
     total = parts.total()
     doubt = torch.zeros_like(total)
     if pessimism:
-        doubt = pessimism * _spread_of_members(run, formula, found, widths)
+        if run.recipe.model.members > 1:
+            doubt = _spread_of_members(run, formula, found, widths)
+        if of_strings is not None:
+            doubt = (doubt.square() + of_strings.to(doubt)).sqrt()
+        doubt = pessimism * doubt
         total = total - doubt
     broken = int((~total.isfinite()).sum())
     if broken:
@@ -97,11 +106,12 @@ def check_pessimism(run: TrainedRun, asked: float | None) -> float:
     pessimism = run.reward.pessimism if asked is None else asked
     if not 0 <= pessimism < float("inf"):
         raise ConfigError(f"pessimism must be a number, 0 or more; got {pessimism:g}")
-    if pessimism and run.recipe.model.members == 1:
+    if pessimism and run.recipe.model.members == 1 and not has_errors_of_strings(run):
         raise ConfigError(
             f"pessimism is {pessimism:g}, and {run.folder} is one network, which does not say how"
-            " far its rewards can be trusted: train an ensemble (model.members: 8), or set"
-            " reward.pessimism: 0. The noise of labels (loss: beta_nll) is no doubt about their"
+            " far its rewards can be trusted: train an ensemble (model.members: 8), or leave"
+            " strings out (split.strategy: leave_strings_out), whose errors say it of new ones, or"
+            " set reward.pessimism: 0. The noise of labels (loss: beta_nll) is no doubt about their"
             " mean"
         )
     return pessimism

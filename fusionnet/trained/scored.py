@@ -13,6 +13,7 @@ from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.trained.batches import Batch, predicted_batches
 from fusionnet.trained.formula import Formula, formula_of
 from fusionnet.trained.named import prediction_frame, prediction_names
+from fusionnet.trained.novelty import new_strings_of
 from fusionnet.trained.rewards import check_pessimism, reward_columns, reward_names, rewards_of
 from fusionnet.trained.run import TrainedRun
 from fusionnet.trained.uncertain import (
@@ -102,7 +103,10 @@ def _beside(run: TrainedRun, batch: Batch, table: Table, asked: Asked) -> Iterat
         yield uncertainty_columns(run, found.outputs, batch.predictions)
     if asked.formula is not None:
         read = found.in_units(run, run.reward.binary)
-        rewards = rewards_of(run, asked.formula, found, read, asked.pessimism)
+        texts = {name: strings.text for name, strings in table.strings.items()}
+        new = new_strings_of(run, asked.formula, texts)
+        variance = None if new is None else new.variance(batch.block.inputs)
+        rewards = rewards_of(run, asked.formula, found, read, asked.pessimism, of_strings=variance)
         yield reward_columns(rewards, asked.formula, asked.pessimism)
 
 

@@ -10,7 +10,7 @@ is blended with trees on the rows that it read, in the run's own shares.
 Axes: n rows that are looked at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache
@@ -107,16 +107,22 @@ def measured(
         looked = _joined(parts, kind)
     else:
         looked = _looked_at(run, run, experiment, cache, 1)
-    scores, chances = {}, {}
+    scores, chances, errors = {}, {}, {}
     for task in run.tasks:
         if task.name not in looked:
             continue
         own = looked[task.name]
-        score = own.score
+        score, predicted = own.score, own.predicted.double()
         if score is None:
-            chances[task.name] = _chances(own.predicted, own.label, config.probabilities != "none")
-            every = all_classes(tempered(own.predicted, chances[task.name].temperature)).numpy()
-            score = 1 - every[np.arange(len(own.label)), own.label]
+            label = own.label.astype(np.int64)
+            chances[task.name] = _chances(own.predicted, label, config.probabilities != "none")
+            predicted = tempered(own.predicted, chances[task.name].temperature).double()
+            every = all_classes(predicted)
+            score = 1 - every.numpy()[np.arange(len(label)), label]
+            found = nn.functional.one_hot(torch.from_numpy(label), every.shape[1])
+            errors[task.name] = (found - every)[:, -predicted.shape[1] :].numpy()
+        else:
+            errors[task.name] = own.label[:, None] - predicted.numpy()
         scores[task.name] = _of_task(score, own.strata, config.guaranteed)
     return Calibration(
         run_id=run.run_id,
@@ -128,7 +134,28 @@ def measured(
         folds=len(views),
         scores=scores,
         chances=chances,
+        mean_errors=_mean_errors(run, looked, errors) if kind.unit == "string" else (),
     )
+
+
+def _mean_errors(
+    run: TrainedRun,
+    looked: Mapping[str, "Looked"],
+    errors: Mapping[str, Float[np.ndarray, "_n _K"]],
+) -> tuple[tuple[float | None, ...], ...]:
+    """Return by unit and prediction column the mean error, None where a unit has no labels."""
+    units = sorted({int(unit) for own in looked.values() for unit in own.strata.unit})
+    columns = prediction_columns(run.tasks)
+    table = np.full((len(units), columns[-1].stop if columns else 0), np.nan)
+    for task, own in zip(run.tasks, columns, strict=True):
+        if task.name in errors:
+            place = np.searchsorted(units, looked[task.name].strata.unit)
+            counts = np.bincount(place, minlength=len(units))
+            for number, column in enumerate(errors[task.name].T):
+                sums = np.bincount(place, weights=column, minlength=len(units))
+                with np.errstate(invalid="ignore"):
+                    table[:, own.start + number] = sums / counts
+    return tuple(tuple(None if np.isnan(x) else float(x) for x in row) for row in table)
 
 
 class Looked(NamedTuple):
@@ -136,7 +163,7 @@ class Looked(NamedTuple):
 
     strata: "Strata"
     predicted: Float[Tensor, "n K"]
-    label: Int[np.ndarray, " n"]  # class numbers; of a number: 0
+    label: Float[np.ndarray, " n"]  # in the target's unit; of classes their numbers
     score: Float[np.ndarray, " n"] | None  # of a number: how far off in units of the row's scale
 
 
@@ -166,15 +193,14 @@ def _looked_at(
         labelled = (rows.targets[:, t].isfinite() & (rows.weight > 0)).numpy()
         if not labelled.any() or not (task.kind == "regression" or task.has_probability):
             continue
-        label, predicted = rows.targets[labelled, t], predictions[labelled][:, own]
-        codes, score = np.zeros(len(label), dtype=np.int64), None
+        label, predicted = rows.targets[labelled, t].double(), predictions[labelled][:, own]
+        score = None
         if task.kind == "regression":
-            off = label.double() - as_learnt(run, t, predicted).squeeze(1)
+            off = label - as_learnt(run, t, predicted).squeeze(1)
             alike = main.scaling.target_std[t]
             score = (off.abs() / (scales[labelled, t] if task.has_noise else alike)).numpy()
-        else:
-            codes = label.numpy().astype(np.int64)
-        looked[task.name] = Looked(strata.take(labelled), predicted, codes, score)
+            label = run.scaling.of_target(t).in_units(label.unsqueeze(1)).squeeze(1)
+        looked[task.name] = Looked(strata.take(labelled), predicted, label.numpy(), score)
     return looked
 
 

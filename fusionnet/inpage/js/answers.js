@@ -177,11 +177,14 @@ function boundsOf(intervals, task, members, prediction, row, level) {
 }
 
 /** Return the reward and its parts; `ofMembers` are the predictions, by task and in the reward's
- * unit, of all members together first, then of each alone, of whom doubt is the spread. */
-function rewardOf(reward, [predictions, ...ofMembers]) {
+ * unit, of all members together first, then of each alone, of whom doubt is the spread; of a row
+ * with a new string it is more. */
+function rewardOf(reward, [predictions, ...ofMembers], isNew) {
   const { total, terms, penalties } = partsOf(reward, predictions);
   const alone = ofMembers.map((each) => partsOf(reward, each).total);
-  const doubt = reward.pessimism ? reward.pessimism * deviation(alone) : 0;
+  const spread = alone.length > 1 ? deviation(alone) : 0;
+  const ofString = isNew ? reward.of_new.deviation : 0;
+  const doubt = reward.pessimism * Math.hypot(spread, ofString);
   return { total: total - doubt, terms, penalties, doubt };
 }
 
@@ -231,7 +234,8 @@ function evaluated(model, rows, level) {
     const scores = model.tasks.some(hasSeveral) ? ofTasks("score") : null;
     const chosen = model.tasks.map((task, t) =>
       hasSeveral(task) ? scores[t].indexOf(Math.max(...scores[t])) : null);
-    const reward = hasReward(model) ? rewardOf(model.reward, rewarded(model, ofTasks)) : null;
+    const reward = hasReward(model)
+      ? rewardOf(model.reward, rewarded(model, ofTasks), hasNewString(model, row)) : null;
     return { predictions, bounds, chosen, reward };
   });
 }
@@ -242,6 +246,12 @@ function hasSeveral(task) {
 
 function hasReward(model) {
   return model.reward !== null && typeof model.reward === "object";
+}
+
+/** Return whether training never saw a row's string, of which left-out ones say how far it is off. */
+function hasNewString(model, row) {
+  const ofNew = model.reward.of_new;
+  return ofNew !== null && model.strings[ofNew.string].untrained.includes(row.strings[ofNew.string]);
 }
 
 /** Return the predictions that the reward reads: of all members, and of each where it doubts. */

@@ -99,7 +99,7 @@ function partRows(model, reward) {
       element("td", {}, text), element("td", {}, signed(part.adds)));
   });
   const doubtRows = !model.reward.pessimism ? [] : [element("tr", {},
-    element("td", {}, `pessimism ${shown(model.reward.pessimism)} × how far members are apart`),
+    element("td", {}, `pessimism ${shown(model.reward.pessimism)} × how far the reward may be off`),
     element("td", {}, signed(-reward.doubt)))];
   return [...termRows, ...penaltyRows, ...doubtRows];
 }

@@ -22,6 +22,7 @@ from fusionnet.blend.columns import tree_columns
 from fusionnet.blend.dumped import forest_of
 from fusionnet.calibration.conformal import LEVELS
 from fusionnet.calibration.saved import Calibration, TaskChances, TaskScores, as_saved
+from fusionnet.config.tasks import prediction_columns
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.rows.tensors import RowInputs
 from fusionnet.trained.blended import features_behind
@@ -141,6 +142,8 @@ def run_of(rich_experiment: Path) -> RunOf:
         experiment = load_experiment(rich_experiment, changes)
         cache = open_cache(experiment.cache.path)
         run = _untrained(experiment, cache)
+        if pessimism:
+            run = _doubtful(run)
         return replace(run, blend=_blend(run, cache)) if with_trees else run
 
     return make
@@ -190,11 +193,26 @@ def _untrained(experiment: Experiment, cache: Cache) -> TrainedRun:
             unit_name="row",
             by="polymer",
             guaranteed=False,
+            folds=0,
             scores={
                 task.name: shares if task.name in with_chances else scores for task in recipe.tasks
             },
             chances={name: TaskChances(temperature=1.7) for name in with_chances},
         ),
+    )
+
+
+def _doubtful(run: TrainedRun) -> TrainedRun:
+    """Return the run as one that never saw two of the strings, and knows how far it is off then."""
+    assert run.calibration is not None
+    generator = np.random.default_rng(3)
+    num_columns = prediction_columns(run.tasks)[-1].stop
+    errors = tuple(tuple(row) for row in generator.normal(size=(4, num_columns)).tolist())
+    changed = {"unit": "string", "unit_name": "polymer", "mean_errors": errors}
+    return replace(
+        run,
+        scaling=replace(run.scaling, untrained_strings={"polymer": (1, 2)}),
+        calibration=run.calibration.model_copy(update=changed),
     )
 
 

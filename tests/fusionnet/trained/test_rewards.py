@@ -22,6 +22,7 @@ from embedcache.config.table import DataConfig
 from embedcache.errors import ConfigError, NonFinitePredictionError, TableError
 from embedcache.schema import parse_config
 from fusionnet import RewardModel
+from fusionnet.calibration.saved import Calibration
 from fusionnet.config.reward import RewardConfig, RewardPenalty, RewardTerm
 from fusionnet.experiment import load_experiment
 from fusionnet.model.forward import to_units
@@ -30,6 +31,7 @@ from fusionnet.trained.blended import found_of, tree_tables
 from fusionnet.trained.formula import Formula, Reading, formula_of
 from fusionnet.trained.frames import open_frame
 from fusionnet.trained.rewards import Rewards, check_unseen
+from fusionnet.trained.run import TrainedRun
 from fusionnet.workflow.blending import blend_run
 
 PENALTIES = (
@@ -187,6 +189,75 @@ def test_a_config_with_pessimism_and_one_network_is_refused(tiny_experiment: Pat
     with pytest.raises(ConfigError, match=r"reward\.pessimism is 1, and one network .*members: 8"):
         load_experiment(tiny_experiment, keys)
     load_experiment(tiny_experiment, [*keys, "model.members=2"])
+    alone = ["split={strategy: leave_strings_out, folds: 3}"]
+    load_experiment(tiny_experiment, [*keys, *alone])
+
+
+# of two strings left out and three columns of predictions: ef, opt, aux
+ERRORS = ((0.6, 0.1, 5.0), (-0.2, -0.3, None))
+
+
+def with_errors(run: TrainedRun, errors: Any = ERRORS) -> TrainedRun:
+    """Return a run that left the second string of its column out, and knows how far it is off."""
+    calibration = Calibration(
+        run_id=run.run_id,
+        epoch=run.epoch,
+        unit="string",
+        unit_name="polymer",
+        by=None,
+        guaranteed=False,
+        folds=0,
+        scores={},
+        chances={},
+        mean_errors=errors,
+    )
+    scaling = replace(run.scaling, untrained_strings={"polymer": (1,)})
+    return replace(run, calibration=calibration, scaling=scaling)
+
+
+@pytest.mark.parametrize("kind", ["one network", "ensemble"])
+def test_of_a_new_string_doubt_is_what_strings_left_out_have_shown(
+    kind: str, made_run: Path, ensemble: Path, frame: pl.DataFrame
+) -> None:
+    loaded = RewardModel.load(made_run if kind == "one network" else ensemble).run
+    model = rewarding(RewardModel(with_errors(loaded)))
+    new = [NEW, list(loaded.strings["polymer"])[1]]
+    rows = with_row(frame.head(80), 3, smiles=NEW)
+    is_new = rows["smiles"].is_in(new).to_torch()
+    assert 2 <= is_new.sum() < 70
+    off = [0.5 * 0.6 - 0.3 * 0.1, 0.5 * -0.2 - 0.3 * -0.3]
+    deviation = (sum(each**2 for each in off) / 2) ** 0.5
+    spread = torch.zeros(rows.height)
+    if kind == "ensemble":
+        spread = rewarding(RewardModel(loaded)).rewards(rows, pessimism=1.0).doubt
+        assert spread.median() > 0.05
+    wanted = 2.0 * torch.hypot(spread, deviation * is_new)
+    plain, found = model.rewards(rows), model.rewards(rows, pessimism=2.0)
+    torch.testing.assert_close(found.doubt, wanted)
+    torch.testing.assert_close(found.total, plain.total - wanted)
+    torch.testing.assert_close(model.score(rows, pessimism=2.0)["doubt"].to_torch(), wanted)
+    texts = {"polymer": rows["smiles"].to_list(), "partner": rows["other"].to_list()}
+    for unseen in ("flag", "allow"):
+        rewarder = model.on_strings(texts, 2.0, unseen)
+        _, inputs = model.inputs(rows)
+        number = torch.arange(rows.height)
+        given = replace(inputs, string_id=torch.stack([number, number], dim=1))
+        torch.testing.assert_close(rewarder(given).doubt, wanted)
+    assert not model.rewards(rows, pessimism=0.0).doubt.any()
+
+
+def test_strings_without_all_labels_of_the_reward_say_nothing(
+    made_run: Path, frame: pl.DataFrame
+) -> None:
+    loaded = RewardModel.load(made_run).run
+    terms = [*TERMS, RewardTerm(task="aux", weight=1.0)]
+    model = rewarding(RewardModel(with_errors(loaded)), terms=terms)
+    rows = frame.filter(pl.col("smiles") == list(loaded.strings["polymer"])[1])
+    doubt = model.rewards(rows, pessimism=1.0).doubt
+    torch.testing.assert_close(doubt, torch.full_like(doubt, 0.5 * 0.6 - 0.3 * 0.1 + 5.0))
+    none = with_errors(loaded, ((0.6, None, None), (0.1, None, 1.0)))
+    silent = rewarding(RewardModel(none), terms=terms)
+    assert not silent.rewards(rows, pessimism=1.0).doubt.any()
 
 
 @pytest.mark.slow

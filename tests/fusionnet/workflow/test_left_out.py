@@ -16,6 +16,7 @@ from embedcache.build.rotation import left_out_in_turn
 from embedcache.cache.reader import Cache, open_cache
 from embedcache.errors import ConfigError, SplitError
 from fusionnet.calibration.conformal import LEVELS, score_quantiles
+from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.experiment import Experiment, load_experiment
 from fusionnet.runfolder.listing import foreign_files
 from fusionnet.trained.run import TrainedRun, load_run
@@ -105,11 +106,36 @@ def test_scores_are_those_of_rows_left_out(found: Study) -> None:
 
 
 def _predicted(run: TrainedRun, view: Cache, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-    from fusionnet.evaluation.evaluate import evaluate_run
-
     evaluation = evaluate_run(run, view, "validation", progress=False, with_baselines=False)
     at = {row: place for place, row in enumerate(evaluation.rows.tolist())}
     return np.array([float(evaluation.predictions[at[int(row)], 0]) for row in rows])
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_the_mean_error_of_each_string_is_known(
+    found: Study, tiny_experiment: Path, tmp_path: Path, folds: int
+) -> None:
+    paths = [f"run.dir={tmp_path}/run", f"cache.path={found.experiment.cache.path}"]
+    changes = ["calibration.unit=string", f"calibration.folds={folds}"]
+    kept = tmp_path / "kept"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "forget", _kept if folds else left_out.forget)
+        experiment = study(tiny_experiment, tmp_path, *paths, *changes)
+        train_experiment(experiment, "config", verbose=False)
+    run, rows = load_run(tmp_path / "run"), found.cache.rows()
+    assert run.calibration is not None
+    parts = [(load_run(kept / str(n), "final"), found.views[n]) for n in range(folds)]
+    errors = np.full((420, 3), np.nan)
+    for part, view in parts or [(run, found.cache)]:
+        told = evaluate_run(part, view, "validation", progress=False, with_baselines=False)
+        errors[told.rows] = told.targets - told.predictions
+    errors[rows.weight == 0] = np.nan
+    looked = np.isfinite(errors).any(1)
+    units = np.unique(rows.string_id[looked, 0])
+    wanted = [np.nanmean(errors[looked & (rows.string_id[:, 0] == unit)], axis=0) for unit in units]
+    np.testing.assert_allclose(run.calibration.mean_errors, wanted, rtol=1e-3, atol=1e-5)
+    if folds:
+        assert set(units) == set(rows.string_id[rows.split != 2, 0])
 
 
 def test_nothing_of_them_stays(found: Study) -> None:
