@@ -56,7 +56,7 @@ def test_a_design_can_be_asked_about(client: TestClient) -> None:
         ({"patient": {}, "candidates": 1.5}, 422, "candidates"),
         ({"patient": {}, "candidate": 10}, 422, "did you mean 'candidates'?"),
         ({"patient": {"smiles": "C"}, "candidates": 1}, 422, "or more"),
-        ({"patient": {"smiles": "C"}, "pessimism": 1.0}, 422, "no ensemble"),
+        ({"patient": {"smiles": "C"}, "pessimism": 1.0}, 422, "no doubt about its rewards"),
     ],
 )
 def test_searches_that_cannot_be(

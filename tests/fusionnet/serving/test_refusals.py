@@ -148,7 +148,7 @@ def test_what_the_run_has_not_learnt_is_refused(client: TestClient) -> None:
     assert said.startswith("this run has learnt no uncertainty; ask without it")
     answer = client.post("/reward", json={"rows": rows_of(1), "pessimism": 1.0})
     assert answer.status_code == 422
-    assert answer.json()["message"].startswith("this run has no ensemble")
+    assert answer.json()["message"].startswith("this run has no doubt about its rewards")
 
 
 def test_more_rows_bytes_or_new_strings_than_allowed_are_refused(client: TestClient) -> None:
