@@ -5,6 +5,7 @@ Axes: B rows, P columns of predictions, K those of one task (1 of a number), C c
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float32
@@ -82,6 +83,26 @@ class Blend:
             blended = found.share * learnt + (1 - found.share) * trees
             parts.append(_in_unit(task, blended, transform, scaling, binary_unit))
         return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class KindPlan:
+    """The trees of one kind: how large they are, how many, and how much they count."""
+
+    number: int
+    leaves: int
+    trees: int
+    share: float
+
+
+TreePlan = tuple[KindPlan, ...]  # nothing of a task that has one class, or one value, alone
+
+
+class Blended(NamedTuple):
+    """A blend, and by what plans its trees were grown, by task."""
+
+    blend: Blend
+    plans: Mapping[str, TreePlan]
 
 
 def is_blended(task: Task) -> bool:

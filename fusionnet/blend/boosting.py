@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from fusionnet.blend.blend import of_raw
+from fusionnet.blend.blend import KindPlan, TreePlan, of_raw
 from fusionnet.blend.dumped import forest_of
 from fusionnet.blend.forest import Forest, joined
 from fusionnet.blend.weights import best_shares, error_of
@@ -92,25 +92,65 @@ def grown(
     num_threads: int,
 ) -> Forest:
     """Return the trees of one task; one class, or one value, alone is a leaf."""
-    label = rows.label
-    if len(np.unique(label)) == 1:
-        return _constant(task, float(label[0]))
+    plan = tree_plan(config, task, rows, validation, use, seed, num_threads)
+    return grown_by(plan, config, task, rows, use, seed, num_threads)
+
+
+def tree_plan(
+    config: BlendConfig,
+    task: Task,
+    rows: TrainRows,
+    validation: TrainRows,
+    use: ColumnUse,
+    seed: int,
+    num_threads: int,
+) -> TreePlan:
+    """Return what trees are to be grown, by what smaller models predict of the parts left out."""
+    if len(np.unique(rows.label)) == 1:
+        return ()
     left_out = _left_out(config, rows)
-    at_once = max(1, min(num_threads, len(left_out), MOST_BYTES // max(1, rows.x.nbytes)))
+    at_once = _at_once(rows, num_threads, len(left_out))
     parameters = _parameters(config, task, seed, num_threads // at_once)
     kinds = _kinds(parameters, use, rows.x.shape[1])
     if not left_out:
         judge = validation if len(validation.label) else rows
         sizes = [_grown(config, task, kinds[0], leaves, rows, judge) for leaves in config.leaves]
-        return forest_of(_best(sizes).booster, task.num_classes)
+        return (_planned(0, [_best(sizes)], 1.0),)
     by_kind = _grown_by_parts(config, task, kinds, rows, left_out, at_once)
     shares = _shares(task, by_kind, [rows.take(part) for part in left_out])
-    chosen = [number for number, share in enumerate(shares) if share > 0]
-    forests = _in_threads(
-        (partial(_of_all, task, kinds[number], rows, by_kind[number]) for number in chosen),
-        at_once,
+    return tuple(
+        _planned(number, by_kind[number], share) for number, share in enumerate(shares) if share > 0
     )
-    return joined(forests, [shares[number] for number in chosen])
+
+
+def grown_by(
+    plan: TreePlan,
+    config: BlendConfig,
+    task: Task,
+    rows: TrainRows,
+    use: ColumnUse,
+    seed: int,
+    num_threads: int,
+) -> Forest:
+    """Return trees of a plan, of all rows; one class, or one value, alone is a leaf."""
+    if len(np.unique(rows.label)) == 1 or not plan:
+        return _constant(task, float(np.mean(rows.label)))
+    at_once = _at_once(rows, num_threads, len(plan))
+    parameters = _parameters(config, task, seed, num_threads // at_once)
+    kinds = _kinds(parameters, use, rows.x.shape[1])
+    calls = (partial(_of_all, task, kinds[own.number], rows, own) for own in plan)
+    return joined(_in_threads(calls, at_once), [own.share for own in plan])
+
+
+def _at_once(rows: TrainRows, num_threads: int, number: int) -> int:
+    """Return how many models of these rows are grown side by side, of so many."""
+    return max(1, min(num_threads, number, MOST_BYTES // max(1, rows.x.nbytes)))
+
+
+def _planned(number: int, models: Sequence["_Grown"], share: float) -> KindPlan:
+    """Return a kind's trees: as large as these models', as many as they have on average."""
+    num_trees = round(float(np.mean([each.booster.best_iteration for each in models])))
+    return KindPlan(number, models[0].leaves, num_trees, share)
 
 
 def _kinds(parameters: dict[str, Any], use: ColumnUse, num_columns: int) -> list[_Kind]:
@@ -239,13 +279,12 @@ def _error(
     return error_of(task, of_raw(task, torch.from_numpy(raw)).numpy(), label, weight)
 
 
-def _of_all(task: Task, kind: _Kind, rows: TrainRows, models: Sequence[_Grown]) -> Forest:
-    """Return a model on all rows: trees as large as these, as many as they have on average."""
-    parameters = kind.parameters | {"num_leaves": models[0].leaves}
-    num_trees = round(float(np.mean([each.booster.best_iteration for each in models])))
+def _of_all(task: Task, kind: _Kind, rows: TrainRows, plan: KindPlan) -> Forest:
+    """Return a model of a plan on all rows."""
+    parameters = kind.parameters | {"num_leaves": plan.leaves}
     read = kind.of(rows)
     data = lightgbm.Dataset(read.x, read.label, weight=read.weight, params=parameters)
-    forest = forest_of(lightgbm.train(parameters, data, num_trees), task.num_classes)
+    forest = forest_of(lightgbm.train(parameters, data, plan.trees), task.num_classes)
     return forest.of_columns(kind.columns)
 
 

@@ -20,17 +20,18 @@ from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
 from fusionnet.blend.blend import (
     Blend,
+    Blended,
     TaskBlend,
     as_learnt,
     is_blended,
     shares_in_words,
     tree_predictions,
 )
-from fusionnet.blend.boosting import ColumnUse, TrainRows, grown
+from fusionnet.blend.boosting import ColumnUse, TrainRows, grown_by, tree_plan
 from fusionnet.blend.columns import TreeColumns, tree_columns
+from fusionnet.blend.forest import Forest
 from fusionnet.blend.saved import blend_bytes, blend_path
 from fusionnet.blend.weights import network_share
-from fusionnet.config.blend import BlendConfig
 from fusionnet.config.tasks import prediction_columns
 from fusionnet.experiment import Experiment
 from fusionnet.model.forward import forward_rows, to_units
@@ -53,7 +54,10 @@ class Rows:
     x: Float[Tensor, "B C"]
 
 
-def blend_run(folder: Path, experiment: Experiment, cache: Cache, verbose: bool = True) -> None:
+NO_TREES = Blended(Blend(TreeColumns(num_numeric=0, categories=(), strings=()), {}), {})
+
+
+def blend_run(folder: Path, experiment: Experiment, cache: Cache, verbose: bool = True) -> Blended:
     """Grow trees beside the best epoch of a run that has just been trained, and write the blend.
 
     Says in a line how much each counts. In that of a table of more than MOST_ROWS rows the network
@@ -62,20 +66,74 @@ def blend_run(folder: Path, experiment: Experiment, cache: Cache, verbose: bool 
     started = time.perf_counter()
     run = load_run(folder, "best", with_blend=False, with_calibration=False)
     if cache.layout.num_rows > MOST_ROWS:
-        blend = Blend(TreeColumns(num_numeric=0, categories=(), strings=()), {})
+        found = NO_TREES
         if verbose:
             print(f"no trees are blended in: the table has more than {MOST_ROWS:,} rows")
     else:
-        blend = blended(run, experiment, cache, verbose)
-    content = blend_bytes(blend, run.run_id, run.epoch)
+        found = blended(run, experiment, cache, verbose)
+    content = blend_bytes(found.blend, run.run_id, run.epoch)
     write_listed(folder, run.run_id, blend_path(folder, run.name), content)
     if verbose:
         seconds = time.perf_counter() - started
-        print(f"blend      {shares_in_words(blend, run.tasks)} ({seconds:,.0f} s)", flush=True)
+        shares = shares_in_words(found.blend, run.tasks)
+        print(f"blend      {shares} ({seconds:,.0f} s)", flush=True)
+    return found
 
 
-def blended(run: TrainedRun, experiment: Experiment, cache: Cache, progress: bool) -> Blend:
+def blended(run: TrainedRun, experiment: Experiment, cache: Cache, progress: bool) -> Blended:
     """Return the trees of all tasks that can be blended, each with its weight."""
+    ground = _ground(run, experiment, cache)
+    validation = _rows_of(run, ground.block, "validation")
+    judge = Rows(validation, ground.columns.matrix(validation.inputs, ground.tables))
+    outputs = forward_rows(run.model, ground.vectors, validation, run.recipe.train.eval_batch_rows)
+    predictions = to_units(outputs, run.tasks, run.scaling)
+    found, plans = {}, {}
+    wanted = [(t, task) for t, task in enumerate(run.tasks) if is_blended(task)]
+    for t, task in tqdm(wanted, desc="boosting", leave=False, disable=None if progress else True):
+        learned = _labelled(ground.own, t, ground.part_of)
+        judged = _labelled(judge, t, np.zeros(judge.table.num_rows, dtype=np.int64))
+        if not len(learned.label):
+            continue
+        seed, num_threads = run.recipe.train.seed, torch.get_num_threads()
+        plan = tree_plan(experiment.blend, task, learned, judged, ground.use, seed, num_threads)
+        forest = grown_by(plan, experiment.blend, task, learned, ground.use, seed, num_threads)
+        share = _share(run, t, forest, judge, predictions)
+        found[task.name], plans[task.name] = TaskBlend(share, forest), plan
+    return Blended(Blend(ground.columns, found), plans)
+
+
+def blended_alike(run: TrainedRun, experiment: Experiment, cache: Cache, like: Blended) -> Blend:
+    """Return trees of the cache's train rows by the plans of another blend, in its shares.
+
+    Of a target in which the network counts alone there are none.
+    """
+    ground = _ground(run, experiment, cache)
+    found = {}
+    for t, task in enumerate(run.tasks):
+        if task.name in like.plans and like.blend.tasks[task.name].share < 1:
+            learned = _labelled(ground.own, t, ground.part_of)
+            seed, num_threads = run.recipe.train.seed, torch.get_num_threads()
+            plan = like.plans[task.name]
+            forest = grown_by(plan, experiment.blend, task, learned, ground.use, seed, num_threads)
+            found[task.name] = TaskBlend(like.blend.tasks[task.name].share, forest)
+    return Blend(ground.columns, found)
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What trees are grown on."""
+
+    block: RowBlock
+    vectors: list[Float[Tensor, "_U _E"]]  # by string column
+    columns: TreeColumns
+    tables: list[Float[Tensor, "_U _"]]
+    own: Rows  # that train
+    part_of: Int[np.ndarray, " n"]
+    use: ColumnUse
+
+
+def _ground(run: TrainedRun, experiment: Experiment, cache: Cache) -> _Ground:
+    """Return the train rows of a cache as trees read them."""
     block = cache.rows()
     texts = {spec.name: cache.strings(spec.name).text for spec in cache.layout.strings}
     train = _rows_of(run, block, "train")
@@ -85,52 +143,34 @@ def blended(run: TrainedRun, experiment: Experiment, cache: Cache, progress: boo
     columns = tree_columns(train.inputs, list(texts.values()), features)
     parts = zip(columns.strings, texts.values(), features, strict=True)
     tables = [part.table(own, table) for part, own, table in parts]
-    validation = _rows_of(run, block, "validation")
     train = train.take(_drawn(train.num_rows, columns.num_columns, experiment.train.seed))
-    own = Rows(train, columns.matrix(train.inputs, tables))
-    judge = Rows(validation, columns.matrix(validation.inputs, tables))
-    outputs = forward_rows(run.model, vectors, validation, run.recipe.train.eval_batch_rows)
-    predictions = to_units(outputs, run.tasks, run.scaling)
-    part_of = _parts(experiment, block, train.row.numpy(), list(texts.values()))
-    use = ColumnUse(columns.num_numeric, _selections(experiment, run, columns))
-    found = {}
-    wanted = [(t, task) for t, task in enumerate(run.tasks) if is_blended(task)]
-    for t, task in tqdm(wanted, desc="boosting", leave=False, disable=None if progress else True):
-        blend = _of_task(run, experiment.blend, t, use, own, judge, part_of, predictions)
-        if blend is not None:
-            found[task.name] = blend
-    return Blend(columns, found)
+    return _Ground(
+        block,
+        vectors,
+        columns,
+        tables,
+        Rows(train, columns.matrix(train.inputs, tables)),
+        _parts(experiment, block, train.row.numpy(), list(texts.values())),
+        ColumnUse(columns.num_numeric, _selections(experiment, run, columns)),
+    )
 
 
-def _of_task(
-    run: TrainedRun,
-    config: BlendConfig,
-    t: int,
-    use: ColumnUse,
-    own: Rows,
-    judge: Rows,
-    part_of: Int[np.ndarray, " n"],
-    predictions: Float[Tensor, "B P"],
-) -> TaskBlend | None:
-    """Return one task's trees and weight; None where no train row has a label."""
+def _share(
+    run: TrainedRun, t: int, forest: Forest, judge: Rows, predictions: Float[Tensor, "B P"]
+) -> float:
+    """Return how much the network counts beside one task's trees, by what both say of rows."""
     task = run.tasks[t]
-    learned = _labelled(own, t, part_of)
-    judged = _labelled(judge, t, np.zeros(judge.table.num_rows, dtype=np.int64))
-    if not len(learned.label):
-        return None
-    seed, num_threads = run.recipe.train.seed, torch.get_num_threads()
-    forest = grown(config, task, learned, judged, use, seed, num_threads)
     columns, transform = prediction_columns(run.tasks)[t], run.scaling.of_target(t)
     counted = _counted(judge.table, t)
+    judged = _labelled(judge, t, np.zeros(judge.table.num_rows, dtype=np.int64))
     network = as_learnt(task, predictions[counted][:, columns], transform)
-    share = network_share(
+    return network_share(
         task,
         network.double().numpy(),
         tree_predictions(task, forest, judge.x[counted]).double().numpy(),
         judged.label,
         judged.weight,
     )
-    return TaskBlend(share, forest)
 
 
 def _rows_of(run: TrainedRun, block: RowBlock, split: str) -> RowTable:

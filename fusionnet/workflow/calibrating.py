@@ -5,12 +5,12 @@ rows, on which the best epoch and the weights of a blend were chosen too, so int
 too narrow: by how much is seen on test rows, which the evaluation counts. Or they are the rows that
 train and validate, each looked at by a training that left its part out (`calibration.folds`,
 cross-conformal prediction: Vovk 2015): more units, which chose nothing. What such a training says
-is blended with trees on the rows that it read, in the run's own shares.
+is blended with trees on the rows that it read, of the run's own sizes and shares.
 
 Axes: n rows that are looked at.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from embedcache.cache.layout import RowBlock
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
+from fusionnet.blend.blend import Blended
 from fusionnet.calibration.chances import all_classes, tempered
 from fusionnet.calibration.conformal import floor_of, score_quantiles
 from fusionnet.calibration.fitting import best_threshold, fitted_temperature
@@ -57,14 +58,16 @@ def write_calibration(
     cache: Cache,
     verbose: bool,
     views: Sequence[Cache] = (),
+    blend: Blended | None = None,
 ) -> None:
     """Measure a run that has just been trained, write what was found, and say it in a line.
 
     On validation rows, or on those of all views, on each of which a training beside the run is done
-    (`left_out`). A run without labelled validation rows has nothing to be measured.
+    (`left_out`); `blend` says by what plans trees are grown for these too. A run without labelled
+    validation rows has nothing to be measured.
     """
     run = load_run(folder, "best", with_calibration=False)
-    found = measured(run, experiment, cache, views)
+    found = measured(run, experiment, cache, views, blend)
     content = f"{found.model_dump_json(indent=1)}\n".encode()
     write_listed(folder, run.run_id, calibration_path(folder, run.name), content)
     if verbose and found.scores:
@@ -92,7 +95,11 @@ def in_words(found: Calibration) -> str:
 
 
 def measured(
-    run: TrainedRun, experiment: Experiment, cache: Cache, views: Sequence[Cache] = ()
+    run: TrainedRun,
+    experiment: Experiment,
+    cache: Cache,
+    views: Sequence[Cache] = (),
+    blend: Blended | None = None,
 ) -> Calibration:
     """Return the scores' quantiles of a run's targets on rows that it did not read; temperatures.
 
@@ -101,8 +108,8 @@ def measured(
     config, kind = experiment.calibration, unit_kind(experiment)
     if views:
         parts = [
-            _looked_at(_without(run, experiment, view, number), run, experiment, view, len(views))
-            for number, view in enumerate(views)
+            _looked_at(part, run, experiment, view, len(views))
+            for view, part in zip(views, _parts(run, experiment, views, blend), strict=True)
         ]
         looked = _joined(parts, kind)
     else:
@@ -204,22 +211,21 @@ def _looked_at(
     return looked
 
 
-def _without(run: TrainedRun, experiment: Experiment, view: Cache, number: int) -> TrainedRun:
-    """Return what was trained without a part, with trees of its rows where the run has some.
+def _parts(
+    run: TrainedRun, experiment: Experiment, views: Sequence[Cache], blend: Blended | None
+) -> Iterator[TrainedRun]:
+    """Yield what was trained on each view, with trees of its rows where the run has some.
 
-    These count as much as the run's own.
+    They are as large, as many, and count as much as the run's own.
     """
-    part = run_of_part(run.folder, number)
-    if run.blend is None or not run.blend.tasks:
-        return part
-    # not at the top: scikit-learn and LightGBM take a second to import
-    from fusionnet.workflow.blending import blended
+    for number, view in enumerate(views):
+        part = run_of_part(run.folder, number)
+        if blend is not None and blend.plans:
+            # not at the top: scikit-learn and LightGBM take a second to import
+            from fusionnet.workflow.blending import blended_alike
 
-    own = blended(part, experiment, view, progress=False)
-    tasks = {
-        name: replace(each, share=run.blend.tasks[name].share) for name, each in own.tasks.items()
-    }
-    return replace(part, blend=replace(own, tasks=tasks))
+            part = replace(part, blend=blended_alike(part, experiment, view, blend))
+        yield part
 
 
 def _joined(parts: Sequence[dict[str, Looked]], kind: UnitKind) -> dict[str, Looked]:

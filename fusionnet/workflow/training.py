@@ -109,14 +109,15 @@ def _train_and_export(
         run = folder, files.run_id, best_epoch(records, trainer.recipe.train.monitor)
         train_beside(run, experiment, views, trainer.world, trainer.verbose)
     if trainer.world.is_main:
+        blend = None
         if experiment.blend.boosting:
             # not at the top: scikit-learn and LightGBM take a second to import
             from fusionnet.workflow.blending import blend_run
 
-            blend_run(folder, experiment, cache, trainer.verbose)
+            blend = blend_run(folder, experiment, cache, trainer.verbose)
         else:  # what an earlier training of the same run left
             blend_path(folder, name).unlink(missing_ok=True)
-        write_calibration(folder, experiment, cache, trainer.verbose, views)
+        write_calibration(folder, experiment, cache, trainer.verbose, views, blend)
         forget(folder)
         export_run(folder)
     if trainer.world.is_main and trainer.verbose:

@@ -173,7 +173,9 @@ def test_threads_change_no_tree(
     found = grown(config, task, rows, rows, use, 0, 2)
     pairs = zip(alone.tensors().values(), found.tensors().values(), strict=True)
     assert all(torch.equal(one, another) for one, another in pairs)
-    assert set(threads) == {1 if most_bytes else 2}
+    # models of parts side by side, on a thread each; the last ones on both where one is left
+    assert threads[0] == (1 if most_bytes else 2)
+    assert set(threads) <= {1, 2}
 
 
 def test_each_kind_has_its_own_size_and_a_model_for_each_part_left_out() -> None:

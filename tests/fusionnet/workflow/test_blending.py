@@ -119,13 +119,13 @@ def test_no_test_row_and_no_other_label_changes_a_blend(
     rows.targets[test] = 99
     rows.numeric[test] = 7
     monkeypatch.setattr(Cache, "rows", lambda self, *part: rows)
-    changed = blended(run, experiment, cache, progress=False)
+    changed = blended(run, experiment, cache, progress=False).blend
     assert (
         blend_bytes(changed, run.run_id, run.epoch) == blend_path(run_folder, "tiny").read_bytes()
     )
     own = evaluate_run(run, cache, "validation", progress=False, with_baselines=False)
     rows.targets[rows.split == 1, 0] = own.predictions[:, 0]  # weights are of validation rows
-    other = blended(run, experiment, cache, progress=False)
+    other = blended(run, experiment, cache, progress=False).blend
     assert (changed.tasks["ef"].share, other.tasks["ef"].share) == (0, 1)
     for name, tensor in other.tasks["ef"].forest.tensors().items():
         assert torch.equal(tensor, changed.tasks["ef"].forest.tensors()[name])  # the trees are not
@@ -147,15 +147,15 @@ def test_trees_read_no_more_rows_than_memory_has_room_for(
 ) -> None:
     run = load_run(run_folder, with_blend=False)
     sizes = []
-    grow = blending.grown
+    grow = blending.tree_plan
 
     def watched(config, task, rows, *others):
         sizes.append(rows.x.nbytes)
         return grow(config, task, rows, *others)
 
-    monkeypatch.setattr(blending, "grown", watched)
+    monkeypatch.setattr(blending, "tree_plan", watched)
     monkeypatch.setattr(blending, "MOST_BYTES", 5_000)
-    found = blended(run, load_experiment(run_folder.with_name("run.yaml")), cache, False)
+    found = blended(run, load_experiment(run_folder.with_name("run.yaml")), cache, False).blend
     assert found.tasks.keys() == {"ef", "opt", "aux"}
     assert 2_500 < max(sizes) <= 5_000
 
@@ -167,7 +167,13 @@ def test_what_no_split_takes_apart_is_in_one_part_of_the_trees(
     experiment = load_experiment(run_folder.with_name("run.yaml"))
     split = experiment.split.model_copy(update={"strategy": strategy})
     parts: list[np.ndarray] = []
-    monkeypatch.setattr(blending, "_of_task", lambda *given: parts.append(given[6]))
+    grow = blending.tree_plan
+
+    def watched(config, task, rows, *others):
+        parts.append(rows.part)
+        return grow(config, task, rows, *others)
+
+    monkeypatch.setattr(blending, "tree_plan", watched)
     # two strings have one scaffold
     monkeypatch.setattr(scaffold, "scaffold_groups", lambda texts: np.arange(len(texts)) // 2)
     run = load_run(run_folder, with_blend=False)
@@ -262,13 +268,13 @@ def test_trees_read_the_features_of_strings_new_ones_too(
     assert np.isfinite(at_new).all()
     assert np.abs(at_new - at_old).max() > 1e-3
     # where strings are left out, trees are grown on fewer features of theirs too
-    grow, selections = blending.grown, []
+    grow, selections = blending.tree_plan, []
 
     def watched(config, task, rows, validation, use, *others):
         selections.append([len(each) for each in use.selections])
         return grow(config, task, rows, validation, use, *others)
 
-    monkeypatch.setattr(blending, "grown", watched)
+    monkeypatch.setattr(blending, "tree_plan", watched)
     left_out = experiment.split.model_copy(update={"strategy": "leave_strings_out"})
     for split in (experiment.split, left_out):
         blended(run, experiment.model_copy(update={"split": split}), cache, progress=False)

@@ -3,7 +3,7 @@ rows it never read; a kill at any moment goes on.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,23 +212,27 @@ def test_trees_of_a_part_count_as_much_as_the_runs_own(
     blend = ["blend.boosting=true", "blend.most_trees=20"]
     experiment = study(tiny_experiment, tmp_path, *paths, *blend)
     seen: list[TrainedRun] = []
-    real = calibrating._without
+    real = calibrating._parts
 
-    def without(*arguments: Any) -> TrainedRun:
-        seen.append(real(*arguments))
-        return seen[-1]
+    def parts(*arguments: Any) -> Iterator[TrainedRun]:
+        for part in real(*arguments):
+            seen.append(part)
+            yield part
 
-    monkeypatch.setattr(calibrating, "_without", without)
+    monkeypatch.setattr(calibrating, "_parts", parts)
     train_experiment(experiment, "config", verbose=False)
     own = load_run(tmp_path / "run").blend
     assert own is not None
+    counting = {name: each for name, each in own.tasks.items() if each.share < 1}
+    assert counting, "a network that counts alone has no trees to compare"
     assert len(seen) == 2
     for part in seen:
         assert part.blend is not None
         shares = {name: each.share for name, each in part.blend.tasks.items()}
-        assert shares == {name: each.share for name, each in own.tasks.items()}
+        assert shares == {name: each.share for name, each in counting.items()}
         for name, each in part.blend.tasks.items():
-            assert not torch.equal(each.forest.value, own.tasks[name].forest.value)
+            assert len(each.forest.root) == len(counting[name].forest.root), "as many trees"
+            assert not torch.equal(each.forest.value, counting[name].forest.value)
 
 
 def test_what_cannot_be_is_told_before_anything_is_trained(
