@@ -145,7 +145,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "--pessimism",
         type=float,
         metavar="K",
-        help="subtract K standard deviations of an ensemble's rewards (unset: as the run's config)",
+        help="subtract K standard deviations of the reward (unset: as the run's config)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the points (0)")
 

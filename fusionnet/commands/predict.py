@@ -97,7 +97,8 @@ def parse_arguments() -> argparse.Namespace:
         type=float,
         metavar="K",
         help=(
-            "subtract K times how far an ensemble's rewards are apart, the column doubt (default:"
+            "subtract K standard deviations of the reward, the column doubt: how far an ensemble's"
+            " are apart, and of new strings what strings left out have shown (default:"
             " reward.pessimism of the run's config)"
         ),
     )

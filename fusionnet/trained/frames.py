@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from embedcache.config.columns import StringColumn
+from embedcache.config.columns import CategoryColumn, StringColumn
 from embedcache.config.table import DataConfig, OnInvalid
 from embedcache.table.invalid import REASON
 from embedcache.table.read import read_features
@@ -57,10 +57,23 @@ def open_frame(
     features = features_only(run, on_invalid or run.data.on_invalid)
     judge, refuses = partial(unreadable, run), unseen == "refuse"
     if refuses:
-        alone = (each.model_copy(update={"other": None}) for each in features.categories)
-        features = features.model_copy(update={"categories": tuple(alone)})
+        trained = tuple(_trained_alone(run, each) for each in features.categories)
+        features = features.model_copy(update={"categories": trained})
         judge = partial(new_strings, run)
     return read_features(source_of(run, frame), features, run.scaling.reach(), judge, refuses)
+
+
+def _trained_alone(run: TrainedRun, column: CategoryColumn) -> CategoryColumn:
+    """Return a category column in which what no train row had is unknown.
+
+    The others keep their codes: in the place of each such value is one that no table has.
+    """
+    untrained = run.scaling.untrained_categories.get(column.column, ())
+    values = [
+        f"\0{place}" if place in untrained else value
+        for place, value in enumerate(column.values or ())
+    ]
+    return column.model_copy(update={"values": tuple(values), "other": None})
 
 
 def new_strings(run: TrainedRun, column: StringColumn, texts: Sequence[str]) -> dict[str, str]:

@@ -43,6 +43,7 @@ class Rewarder:
     # where nobody looks
     known: Sequence[Bool[Tensor, " _"]] | None
     new: NewStrings | None  # of the strings that were given
+    unseen: Unseen
 
     @torch.no_grad()
     def __call__(self, inputs: RowInputs) -> Rewards:
@@ -52,7 +53,8 @@ class Rewarder:
         the run's string column c; `inputs.numeric` holds raw units in the order of
         `run.scaling.columns`, `inputs.category` codes, the places of values in
         `run.layout.categories`. Bounds of the config are not checked. Raises
-        NonFinitePredictionError where a reward is NaN or infinite.
+        NonFinitePredictionError where a reward is NaN or infinite, TableError for a category that
+        no train row had where `unseen` is "refuse".
         """
         run = self.run
         inputs = inputs.to(run.device)
@@ -64,6 +66,12 @@ class Rewarder:
         columns = (*inputs.string_id.unbind(1), *inputs.category.unbind(1))
         for own, place in zip(self.known, columns, strict=True):
             known = known & own[place]
+        if self.unseen == "refuse" and run.scaling.untrained_categories and not known.all():
+            rows = (~known).nonzero()[:, 0].tolist()
+            raise TableError(
+                f"{len(rows):,} of {inputs.num_rows:,} rows have a category that no train row had"
+                f" (reward.unseen: refuse), the first of them row {rows[0]}"
+            )
         return replace(rewards, known=known, outside=run.scaling.is_outside(inputs.numeric).any(1))
 
     def rewards(
@@ -110,6 +118,7 @@ def rewarder_on(
         tree_tables(run, prepared, vectors),
         None if unseen == "allow" else [each.to(run.device) for each in flags],
         new_strings_of(run, formula, prepared),
+        unseen,
     )
 
 

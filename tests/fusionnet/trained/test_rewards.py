@@ -368,6 +368,30 @@ def test_what_training_never_saw_is_refused_with_its_rows(
     assert model.rewards(new, unseen="flag").known.sum() == 7
 
 
+def test_a_category_of_test_rows_alone_is_refused_too(made_run: Path, frame: pl.DataFrame) -> None:
+    run = RewardModel.load(made_run).run
+    ((name, values),) = run.layout.categories
+    b = values.index("b")
+    run = replace(run, scaling=replace(run.scaling, untrained_categories={name: (b,)}))
+    model = rewarding(RewardModel(run))
+    has_b = frame["kind"] == "b"
+    assert has_b.any()
+    with pytest.raises(TableError, match=rf"unknown category 'b': {has_b.sum()} rows"):
+        model.reward(frame, unseen="refuse")
+    others = frame.filter(~has_b)
+    assert torch.equal(model.reward(others, unseen="refuse"), model.reward(others)), "same codes"
+    assert model.rewards(frame).known.tolist() == (~has_b).to_list()
+    texts = {"polymer": frame["smiles"].to_list(), "partner": frame["other"].to_list()}
+    rewarder = model.on_strings(texts, unseen="refuse")
+    number = torch.arange(frame.height)
+    inputs = model.inputs(frame)[1]
+    given = replace(inputs, string_id=torch.stack([number, number], dim=1))
+    first = int(has_b.arg_true()[0])
+    with pytest.raises(TableError, match=rf"no train row had .*the first of them row {first}"):
+        rewarder(given)
+    assert rewarder(given.take(slice(0, first))).num_rows == first
+
+
 @pytest.mark.parametrize("pessimism", [0.0, 1.0])
 def test_a_rewarder_on_strings_is_the_reward(
     pessimism: float, ensemble: Path, frame: pl.DataFrame
