@@ -41,6 +41,7 @@ def main() -> None:
             not arguments.no_baselines,
             arguments.table,
             arguments.against,
+            not arguments.no_live,
         )
     )
 
@@ -77,6 +78,11 @@ def parse_arguments() -> argparse.Namespace:
         "--no-baselines",
         action="store_true",
         help="leave out what the model is to beat: means and boosting, fitted in seconds",
+    )
+    parser.add_argument(
+        "--no-live",
+        action="store_true",
+        help="leave the trained model out of report.html, which otherwise holds its weights",
     )
     parser.add_argument(
         "--json",

@@ -15,6 +15,7 @@ from fusionnet.calibration.saved import Calibration
 from fusionnet.config.tasks import Task
 
 LEVEL = 90  # percent, of what evaluations count
+BAND_POINTS = 24  # of what a plot shows of intervals
 LEAST_ROWS = 20  # with a label, of a group that is called the worst
 
 
@@ -62,6 +63,21 @@ class Held(NamedTuple):
             return (target >= lower) & (target <= upper)
         label = np.nan_to_num(target).astype(np.int64)
         return self.classes[column][np.arange(len(label)), label] & ~np.isnan(target)
+
+
+def band_of(
+    bounds: Float[np.ndarray, "N 2"], prediction: Float[np.ndarray, " N"]
+) -> Float[np.ndarray, "B 3"]:
+    """Return predictions, and the bounds that are in the middle of those of rows with about these.
+
+    Rows are cut into shares of equal size by their prediction; intervals without an end are left
+    out. At most BAND_POINTS of them.
+    """
+    finite = np.isfinite(bounds).all(1)
+    order = np.argsort(prediction[finite], kind="stable")
+    known = np.column_stack([prediction, bounds])[finite][order]
+    parts = np.array_split(known, max(1, min(BAND_POINTS, len(known))))
+    return np.array([np.median(part, axis=0) for part in parts if len(part)]).reshape(-1, 3)
 
 
 def coverage_of(

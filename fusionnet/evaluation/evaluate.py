@@ -14,11 +14,11 @@ from embedcache.cache.layout import Layout
 from embedcache.cache.reader import Cache
 from embedcache.config.split import SPLITS
 from embedcache.errors import RunError
-from fusionnet.config.tasks import Task
+from fusionnet.config.tasks import Task, prediction_columns
 from fusionnet.evaluation.bootstrap import confidence_of
 from fusionnet.evaluation.breakdown import Arrays, breakdown_of
 from fusionnet.evaluation.chances import chances_of
-from fusionnet.evaluation.coverage import Coverage, Grouping, Held, coverage_of
+from fusionnet.evaluation.coverage import Coverage, Grouping, Held, band_of, coverage_of
 from fusionnet.evaluation.oracle import oracle_metrics, read_oracle
 from fusionnet.evaluation.predicted import predicted_rows
 from fusionnet.evaluation.result import Evaluation
@@ -85,6 +85,7 @@ def evaluate_rows(
         predictions=predicted.in_units,
         scores=scores,
         intervals=_coverage(run, layout, arrays, predicted.held),
+        bands=_bands(run, predicted.held, predicted.in_units),
         chances=chances_of(run, targets, predicted.in_units),
         parts={
             name: task_metrics(run.tasks, targets, alone) for name, alone in predicted.alone.items()
@@ -115,6 +116,19 @@ def _baselines(
 
     beside = beside_a_run(given.block, given.layout, run.scaling, run.tasks, chosen, progress)
     return baseline_metrics(run.tasks, targets, beside.predictions), beside.remark
+
+
+def _bands(
+    run: TrainedRun, held: Held | None, predictions: Float[np.ndarray, "n P"]
+) -> dict[str, Float[np.ndarray, "_B 3"]]:
+    """Return what plots show of the intervals of each number."""
+    if held is None:
+        return {}
+    return {
+        task.column: band_of(held.numbers[task.column], predictions[:, own.start])
+        for task, own in zip(run.tasks, prediction_columns(run.tasks), strict=True)
+        if task.column in held.numbers
+    }
 
 
 def _coverage(

@@ -37,9 +37,15 @@ STYLE: dict[Any, Any] = {
 
 
 def parity(
-    target: Float[np.ndarray, " N"], prediction: Float[np.ndarray, " N"], task: Task
+    target: Float[np.ndarray, " N"],
+    prediction: Float[np.ndarray, " N"],
+    task: Task,
+    band: Float[np.ndarray, "B 3"] | None = None,
 ) -> Figure:
-    """Return predicted against observed values, as points or, of many rows, as counts per cell."""
+    """Return predicted against observed values, as points or, of many rows, as counts per cell.
+
+    `band` has predictions and the bounds between which labels are promised to be.
+    """
     figure, axes = _axes()
     both = np.concatenate([target, prediction])
     low, high = float(both.min()), float(both.max())
@@ -57,6 +63,9 @@ def parity(
         bar = figure.colorbar(cells, ax=axes, label="rows per cell", shrink=0.8, format=count)
         bar.ax.yaxis.set_minor_formatter(NullFormatter())
     axes.plot([low, high], [low, high], color=ACCENT, linewidth=1.2)
+    if band is not None and len(band) > 1:
+        for bound in (band[:, 1], band[:, 2]):
+            axes.plot(bound, band[:, 0], color=ACCENT, linewidth=1, linestyle="--")
     unit = _unit(task.unit)
     axes.set(xlabel=f"observed {_name(task.column)}{unit}", ylabel=f"predicted{unit}")
     axes.set(xscale=scale, yscale=scale)

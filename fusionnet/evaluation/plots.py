@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from embedcache.text import visible
 from fusionnet.config.tasks import prediction_columns
+from fusionnet.evaluation.coverage import LEVEL
 from fusionnet.evaluation.figures import (
     MOST_CLASSES,
     MOST_VALUES,
@@ -146,11 +147,14 @@ def _of_targets(run: TrainedRun, evaluation: Evaluation) -> Iterator[Drawing]:
                 confusion(target.astype(np.int64), chosen, task),
             )
         elif task.kind == "regression":
+            band, remark = evaluation.bands.get(task.column), "Line: perfect prediction."
+            if band is not None and len(band) > 1:
+                remark += f" Dashed: between which {LEVEL} % of the labels are promised to be."
             yield Drawing(
                 f"parity_{task.name}",
                 f"{task.column}: predicted against observed",
-                "Line: perfect prediction.",
-                parity(target, prediction, task),
+                remark,
+                parity(target, prediction, task, band),
             )
         else:
             what = "predicted probability" if task.has_probability else "score"

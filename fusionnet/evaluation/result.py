@@ -35,6 +35,8 @@ class Evaluation:
     parts: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # of a blend, each alone
     remark: str = ""  # what a reader must know of the rows
     intervals: dict[str, Coverage] = field(default_factory=dict)  # by target column
+    # by target column of numbers, see `band_of`
+    bands: dict[str, Float[np.ndarray, "_B 3"]] = field(default_factory=dict)
     chances: dict[str, Chances] = field(default_factory=dict)  # by column of classes
     comparison: Comparison | None = None  # with another run
 

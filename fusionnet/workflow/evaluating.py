@@ -40,6 +40,7 @@ def evaluate_folder(
     with_baselines: bool = True,
     table: Sequence[Path] = (),
     against: Path | None = None,
+    with_live: bool = True,
 ) -> str:
     """Write the evaluation of a run folder; return its summary, or metrics.json's text.
 
@@ -47,8 +48,8 @@ def evaluate_folder(
     `cache` says where the run's cache lies now (None: where it lay in training), `oracle` names the
     noise-free outcomes of the table's rows. `table` are the files of the run's own table, or a
     labelled table of other rows, all of which are evaluated. `against` is the folder of another
-    run, which is compared on the same rows (`as_json`: the comparison's text). Raises RunError,
-    CacheError or TableError.
+    run, which is compared on the same rows (`as_json`: the comparison's text). `with_live` off
+    leaves the trained weights out of the page. Raises RunError, CacheError or TableError.
     """
     run = load_run(folder, checkpoint, device)
     rows = rows_for(run, cache, table)
@@ -67,7 +68,7 @@ def evaluate_folder(
     # two evaluations at once: the files of one, then those of the other
     with filelock.FileLock(folder / EVALUATION_LOCK) if out is None else nullcontext():
         explained = section_beside(run, out or folder, split)
-        shown = shown_beside(run, evaluation, rows, spent_s, explained)
+        shown = shown_beside(run, evaluation, rows, spent_s, explained, with_live)
         text, page = _write(run, evaluation, shown, records, out or folder, against)
         if out is None and split == SPLITS[-1]:
             # not at the top: huggingface_hub, which writes cards, takes a while to import

@@ -3,6 +3,7 @@
 Parents that are missing are no fault: they are made when there is something to write.
 """
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from embedcache.errors import OutputError
 from fusionnet.evaluation.outputs import comparison_file, evaluation_files
 from fusionnet.explain.saved import explain_files
+from fusionnet.runfolder.listing import LIST
 
 TEXT_KINDS = (".csv", ".tsv")
 TABLE_KINDS = (".parquet", *TEXT_KINDS, ".arrow", ".feather", ".ipc")  # as they are read
@@ -56,12 +58,36 @@ def check_evaluation(folder: Path, split: str, hint: str, against: Path | None =
     compared = [] if against is None else [comparison_file(folder, split, against)]
     files = (found.metrics, found.report, *compared)
     _check_files(folder, files, found.plots, "the evaluation", hint)
+    _check_not_foreign((*files, found.plots), found.metrics, "evaluation", hint)
 
 
 def check_explanation(folder: Path, split: str, hint: str) -> None:
     """Raise OutputError, with the hint, unless a split's explanation can be written to a folder."""
     found = explain_files(folder, split)
-    _check_files(folder, (found.numbers, found.page), found.pictures, "the explanation", hint)
+    files = (found.numbers, found.page)
+    _check_files(folder, files, found.pictures, "the explanation", hint)
+    _check_not_foreign((*files, found.pictures), found.numbers, "explanation", hint)
+
+
+def _check_not_foreign(places: Sequence[Path], numbers: Path, what: str, hint: str) -> None:
+    """Raise OutputError where places are taken, and no numbers of ours lie beside them.
+
+    In a run's folder its list says whose files there are.
+    """
+    there = [place.name for place in places if _exists(place)]
+    if there and not (numbers.parent / LIST).is_file() and not _is_of_a_run(numbers):
+        raise OutputError(
+            f"{numbers.parent} holds {', '.join(there)}, which no {what} of a run wrote; {hint}"
+        )
+
+
+def _is_of_a_run(numbers: Path) -> bool:
+    """Return whether a JSON file says of what checkpoint and epoch it is."""
+    try:
+        found = json.loads(numbers.read_bytes())
+        return bool({"checkpoint", "epoch", "rows"} <= found.keys())
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def _check_files(folder: Path, files: Sequence[Path], plots: Path, what: str, hint: str) -> None:

@@ -25,14 +25,18 @@ def shown_beside(
     rows: RunRows,
     spent_s: dict[str, float],
     explained: Markup,
+    with_live: bool = True,
 ) -> ShownBeside:
     """Return what the report shows beside the evaluation.
 
-    `spent_s` are seconds by phase, `explained` the section on what the run reads.
+    `spent_s` are seconds by phase, `explained` the section on what the run reads. `with_live`: the
+    trained run itself is in the page.
     """
-    start = time.perf_counter()
-    live = live_section(run, evaluation, rows)
-    spent_s = spent_s | {"the model in this page": time.perf_counter() - start}
+    live = Markup()
+    if with_live:
+        start = time.perf_counter()
+        live = live_section(run, evaluation, rows)
+        spent_s = spent_s | {"the model in this page": time.perf_counter() - start}
     maps = string_maps(run, rows, names_of_strings(run, rows), _cached_vectors(run, rows))
     drawings = chain(ranking_drawings(run, evaluation), maps)
     return ShownBeside(live, explained, drawings, spent_s, peak_rss_bytes())

@@ -36,6 +36,18 @@ def test_json_is_printed_alone_and_is_what_is_written(call: Call, folder: Path) 
     assert foreign_files(folder) == [], "what an evaluation wrote is the run's own"
 
 
+@pytest.mark.slow
+def test_a_page_without_the_model_holds_no_weights(call: Call, folder: Path) -> None:
+    words = ("--run", folder, "--no-baselines", "--out", folder.parent / "page")
+    assert call(main, *words)[0] == 0
+    page = folder.parent / "page" / "report.html"
+    assert "live-weights" in page.read_text()
+    size = page.stat().st_size
+    assert call(main, *words, "--no-live")[0] == 0
+    assert "live-weights" not in page.read_text()
+    assert page.stat().st_size < size
+
+
 def test_an_evaluation_writes_over_no_file_that_the_run_did_not_write(
     call: Call, folder: Path
 ) -> None:
