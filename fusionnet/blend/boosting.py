@@ -82,20 +82,6 @@ class _Kind:
         return replace(rows, x=rows.x[:, self.columns])
 
 
-def grown(
-    config: BlendConfig,
-    task: Task,
-    rows: TrainRows,
-    validation: TrainRows,
-    use: ColumnUse,
-    seed: int,
-    num_threads: int,
-) -> Forest:
-    """Return the trees of one task; one class, or one value, alone is a leaf."""
-    plan = tree_plan(config, task, rows, validation, use, seed, num_threads)
-    return grown_by(plan, config, task, rows, use, seed, num_threads)
-
-
 def tree_plan(
     config: BlendConfig,
     task: Task,

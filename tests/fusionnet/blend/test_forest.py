@@ -20,7 +20,8 @@ from fusionnet.blend.boosting import (
     _grown,
     _grown_by_parts,
     _Kind,
-    grown,
+    grown_by,
+    tree_plan,
 )
 from fusionnet.blend.dumped import forest_of
 from fusionnet.blend.forest import Forest, joined
@@ -30,6 +31,19 @@ from fusionnet.config.tasks import Task
 ROWS, COLUMNS = 300, 5
 RNG = np.random.default_rng(0)
 USE = ColumnUse(COLUMNS)
+
+
+def grown(
+    config: BlendConfig,
+    task: Task,
+    rows: TrainRows,
+    validation: TrainRows,
+    use: ColumnUse,
+    seed: int,
+    num_threads: int,
+) -> Forest:
+    plan = tree_plan(config, task, rows, validation, use, seed, num_threads)
+    return grown_by(plan, config, task, rows, use, seed, num_threads)
 
 
 def rows_of(

@@ -206,20 +206,20 @@ def test_a_finished_run_gets_them_by_resume(
 def test_trees_of_a_part_count_as_much_as_the_runs_own(
     found: Study, tiny_experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fusionnet.workflow import calibrating
+    from fusionnet.workflow import looking
 
     paths = [f"run.dir={tmp_path}/run", f"cache.path={found.experiment.cache.path}"]
     blend = ["blend.boosting=true", "blend.most_trees=20"]
     experiment = study(tiny_experiment, tmp_path, *paths, *blend)
     seen: list[TrainedRun] = []
-    real = calibrating._parts
+    real = looking._parts
 
     def parts(*arguments: Any) -> Iterator[TrainedRun]:
         for part in real(*arguments):
             seen.append(part)
             yield part
 
-    monkeypatch.setattr(calibrating, "_parts", parts)
+    monkeypatch.setattr(looking, "_parts", parts)
     train_experiment(experiment, "config", verbose=False)
     own = load_run(tmp_path / "run").blend
     assert own is not None
