@@ -85,6 +85,7 @@ def reward_of(run: TrainedRun) -> dict[str, Any] | str | None:
     return {
         "unit": run.reward.binary,
         "pessimism": pessimism,
+        "unseen": run.reward.unseen,
         "of_new": _of_new(run, formula),
         "terms": [{**_read(run, read), "weight": term.weight} for term, read in formula.terms],
         "penalties": [

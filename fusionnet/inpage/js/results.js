@@ -126,8 +126,10 @@ function trustIn(model, row) {
     .map((column) => column.column));
   const outside = model.features.filter((feature, f) => isOutside(feature, row.numeric[f]))
     .map((feature) => feature.column);
+  const isRefused = model.reward !== null && model.reward.unseen === "refuse";
   const known = untrained.length
     ? `known: no, no train row had this ${untrained.join(", ")}. `
+      + (isRefused ? "Elsewhere its reward is refused (reward.unseen). " : "")
     : others.length
       ? `known: no, ${others.join(", ")} stands for what training did not see. `
       : "known: yes, train rows had this material and these categories. ";

@@ -137,6 +137,7 @@ def test_the_page_says_what_python_says(form: str, run_of: Any, tmp_path: Path) 
 def test_what_is_moved_is_shown(run_of: Any, tmp_path: Path) -> None:
     run = run_of(fusion="modality")
     run = replace(run, scaling=replace(run.scaling, untrained_strings={"polymer": (2,)}))
+    run = replace(run, reward=run.reward.model_copy(update={"unseen": "refuse"}))
     frame = random_frame(run, 3).fill_null(1.0)
     (first, second, _) = page_rows(run, frame)
     texts = [list(run.strings[spec.name]) for spec in run.layout.strings]
@@ -190,7 +191,7 @@ def test_what_is_moved_is_shown(run_of: Any, tmp_path: Path) -> None:
             values[spec.column] = own[k]
         for (column, names), code in zip(run.layout.categories, row["categories"], strict=True):
             values[column] = names[code]
-        return float(model.reward(pl.DataFrame([values]))[0])
+        return float(model.reward(pl.DataFrame([values]), unseen="flag")[0])
 
     moved = {**first, "numeric": [float(found["value"]), *first["numeric"][1:]]}
     for step, row in (("before", first), ("slid", moved), ("started", second)):
@@ -203,6 +204,8 @@ def test_what_is_moved_is_shown(run_of: Any, tmp_path: Path) -> None:
     assert first["strings"][0] != 2
     assert "no train row had" not in found["before"]["trust"]
     assert "known: no, no train row had this smiles" in found["other"]["trust"]
+    assert "its reward is refused" in found["other"]["trust"]
+    assert "refused" not in found["before"]["trust"]
     assert "was not trained there" in found["outside"]["trust"]
     assert found["refused"]["total"] == "\u2013"
     assert found["level"]["table"] != found["started"]["table"]
