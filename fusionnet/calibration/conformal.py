@@ -20,7 +20,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from embedcache.schema import Config
+
 LEVELS = tuple(range(50, 100))  # percent of rows inside
+MOST_LEFT_OUT = 200  # units that are each left out once
 
 
 def unit_weights(unit: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -49,6 +52,41 @@ def score_quantiles(
         place = int(np.searchsorted(below, wanted - 1e-9))  # sums of weights are rounded
         found.append(float(score[order[min(place, len(order) - 1)]]))
     return tuple(found)
+
+
+class LeftOut(Config):
+    """The share of a unit's rows that other units' scores cover: over units, each left out once."""
+
+    mean: float
+    least: float
+
+
+def left_out_coverage(
+    score: Float[np.ndarray, " n"], unit: Int[np.ndarray, " n"], level: int, guaranteed: bool
+) -> LeftOut | None:
+    """Return how much of each unit is within the quantile that the others have at a level.
+
+    Each unit is a new one to the others, so the mean says what is to be expected of new ones, and
+    the least how little one may have. Of more than MOST_LEFT_OUT units so many are left out, spread
+    evenly. None where there are no others.
+    """
+    _, place, count = np.unique(unit, return_inverse=True, return_counts=True)
+    num_units = len(count)
+    if num_units < 2:
+        return None
+    order = np.argsort(score, kind="stable")
+    ordered, owner = score[order], place[order]
+    below = np.cumsum(1.0 / count[owner])
+    wanted = level / 100 * (num_units if guaranteed else num_units - 1)
+    shares = []
+    for own in np.linspace(0, num_units - 1, min(num_units, MOST_LEFT_OUT)).astype(np.int64):
+        is_own = owner == own
+        others = below - np.cumsum(is_own) / count[own]
+        at = int(np.searchsorted(others, wanted - 1e-9))
+        is_endless = wanted > num_units - 1 + 1e-12
+        q = math.inf if is_endless else ordered[min(at, len(ordered) - 1)]
+        shares.append(float((ordered[is_own] <= q).mean()))
+    return LeftOut(mean=float(np.mean(shares)), least=min(shares))
 
 
 def floor_of(level: int, num_units: int, guaranteed: bool) -> float:

@@ -8,9 +8,10 @@ from pydantic import Field, ValidationError, field_validator
 
 from embedcache.errors import RunError
 from embedcache.schema import Config
-from fusionnet.calibration.conformal import LEVELS
+from fusionnet.calibration.conformal import LEVELS, LeftOut
 from fusionnet.config.calibration import Unit
 
+LEFT_OUT_LEVEL = 90  # percent
 # of the scores at LEVELS; None is infinite, which JSON has no number for
 Quantiles = tuple[float | None, ...]
 
@@ -21,6 +22,8 @@ class TaskScores(Config):
     num_rows: int
     num_units: int
     least_units: int  # of any value that has quantiles of its own; else num_units
+    # at LEFT_OUT_LEVEL, by the other units' pooled scores; None of one unit, or of rows
+    left_out: LeftOut | None = None
     pooled: Quantiles
     by_value: dict[str, Quantiles] = Field(default_factory=dict)
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from embedcache.schema import Config
-from fusionnet.calibration.conformal import covered_share, floor_of
+from fusionnet.calibration.conformal import LeftOut, covered_share, floor_of
 from fusionnet.calibration.saved import Calibration
 from fusionnet.config.tasks import Task
 
@@ -35,6 +35,8 @@ class Coverage(Config):
     unit: str  # the column of these units, or "row"
     rows: int  # with a label
     covered: float | None  # None of no rows
+    # of units that were measured, each by the others: what is inside on average, and of the worst
+    left_out: LeftOut | None = None
     mean_width: float | None = None  # of intervals, in the unit; None where one has no end
     mean_size: float | None = None  # of sets, in classes
     # of the intervals around noise-free outcomes that hold as many, in the unit
@@ -113,6 +115,7 @@ def _of_task(
         unit=calibration.unit_name,
         rows=int(seen.sum()),
         covered=float(inside.mean()) if seen.any() else None,
+        left_out=own.left_out,
         worst=_worst_of(groupings, inside, seen),
     )
     if not seen.any():

@@ -179,6 +179,11 @@ def coverage_in_words(column: str, found: Coverage) -> str:
         text += f"; mean width {number(found.mean_width)}"
     if found.oracle_width is not None:
         text += f", {number(found.oracle_width)} around noise-free outcomes"
+    if found.left_out is not None:
+        text += (
+            f"; of each measured {found.unit}, by the others' errors, {found.left_out.mean:.0%}, of"
+            f" the worst {found.left_out.least:.0%}"
+        )
     return f"{text}; guaranteed for a new {found.unit}: {found.guaranteed:.0%}"
 
 

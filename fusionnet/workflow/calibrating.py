@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from embedcache.cache.reader import Cache
 from fusionnet.blend.blend import Blended
 from fusionnet.calibration.chances import all_classes, tempered
-from fusionnet.calibration.conformal import floor_of, score_quantiles
+from fusionnet.calibration.conformal import floor_of, left_out_coverage, score_quantiles
 from fusionnet.calibration.fitting import best_threshold, fitted_temperature
 from fusionnet.calibration.saved import (
+    LEFT_OUT_LEVEL,
     Calibration,
     TaskChances,
     TaskScores,
@@ -37,8 +38,7 @@ from fusionnet.trained.run import TrainedRun, load_run
 from fusionnet.workflow.looking import Looked, Strata, looked_at, unit_kind
 
 LEAST_ROWS = 50  # of a value of the column `by`
-SHOWN = 90  # percent
-FEW_UNITS = 10  # whose quantile at SHOWN is their largest score, or nearly
+FEW_UNITS = 10  # whose quantile at LEFT_OUT_LEVEL is their largest score, or nearly
 
 
 def write_calibration(
@@ -67,12 +67,15 @@ def in_words(found: Calibration) -> str:
     """Return what was measured of what, and what intervals promise at SHOWN percent."""
     name, task = next(iter(found.scores.items()))
     unit = "rows" if found.unit == "row" else f"values of {found.unit_name}"
-    floor = floor_of(SHOWN, task.least_units, found.guaranteed)
+    floor = floor_of(LEFT_OUT_LEVEL, task.least_units, found.guaranteed)
     more = f" and {len(found.scores) - 1} more" if len(found.scores) > 1 else ""
     told = (
         f"{name}{more} on {task.num_rows:,} {found.rows_in_words}, {task.num_units:,} {unit}:"
-        f" intervals for {SHOWN} % of rows hold at least {floor:.0f} % {found.provided}"
+        f" intervals for {LEFT_OUT_LEVEL} % of rows hold at least {floor:.0f} % {found.provided}"
     )
+    if task.left_out is not None:
+        own = task.left_out
+        told += f"; each by the others' errors: {own.mean:.0%}, the worst {own.least:.0%}"
     if not found.folds and task.num_units < FEW_UNITS:
         told += " (few: calibration.folds=5 asks the train rows too)"
     temperatures = [
@@ -112,7 +115,7 @@ def measured(
             errors[task.name] = (found - every)[:, -predicted.shape[1] :].numpy()
         else:
             errors[task.name] = own.label[:, None] - predicted.numpy()
-        scores[task.name] = _of_task(score, own.strata, config.guaranteed)
+        scores[task.name] = _of_task(score, own.strata, config.guaranteed, kind.unit != "row")
     return Calibration(
         run_id=run.run_id,
         epoch=run.epoch,
@@ -158,7 +161,9 @@ def _chances(
     return TaskChances(temperature=temperature, threshold=best_threshold(chance, label == 1))
 
 
-def _of_task(score: Float[np.ndarray, " n"], strata: Strata, guaranteed: bool) -> TaskScores:
+def _of_task(
+    score: Float[np.ndarray, " n"], strata: Strata, guaranteed: bool, has_units: bool
+) -> TaskScores:
     """Return one target's quantiles, of all rows and of values that have enough of them."""
     own: dict[str, tuple[float | None, ...]] = {}
     num_units = [len(np.unique(strata.unit))]
@@ -173,6 +178,9 @@ def _of_task(score: Float[np.ndarray, " n"], strata: Strata, guaranteed: bool) -
         num_rows=len(score),
         num_units=num_units[0],
         least_units=min(num_units),
+        left_out=(
+            left_out_coverage(score, strata.unit, LEFT_OUT_LEVEL, guaranteed) if has_units else None
+        ),
         pooled=as_saved(score_quantiles(score, strata.unit, guaranteed)),
         by_value=own,
     )

@@ -12,6 +12,7 @@ from fusionnet.calibration.conformal import (
     LEVELS,
     covered_share,
     floor_of,
+    left_out_coverage,
     score_quantiles,
     unit_weights,
 )
@@ -83,3 +84,47 @@ def test_few_units_cannot_say_what_one_in_ten_does() -> None:
     assert math.isinf(found[LEVELS.index(89)])
     assert math.isfinite(score_quantiles(score, unit, guaranteed=False)[-1])
     assert floor_of(90, 8, guaranteed=False) == pytest.approx(80)
+
+
+@examples(cost=2)
+@given(
+    scores=st.lists(st.integers(0, 9), min_size=2, max_size=40),
+    num_units=st.integers(2, 6),
+    level=st.sampled_from([50, 80, 90, 99]),
+    guaranteed=st.booleans(),
+)
+def test_what_is_left_out_is_covered_by_the_others_quantile(
+    scores: list[int], num_units: int, level: int, guaranteed: bool
+) -> None:
+    score, unit = np.array(scores, dtype=np.float64), np.arange(len(scores)) % num_units
+    found = left_out_coverage(score, unit, level, guaranteed)
+    shares = []
+    for own in np.unique(unit):
+        others = unit != own
+        q = score_quantiles(score[others], unit[others], guaranteed)[LEVELS.index(level)]
+        shares.append((score[~others] <= q).mean())
+    assert found is not None
+    assert found.mean == pytest.approx(np.mean(shares))
+    assert found.least == pytest.approx(min(shares))
+
+
+def test_units_that_are_unlike_each_other_expect_little_of_a_new_one() -> None:
+    rng = np.random.default_rng(0)
+    unit = np.repeat(np.arange(20), 50)
+    alike = np.abs(rng.normal(size=1000))
+    shifted = np.abs(rng.normal(size=1000) + 3 * rng.normal(size=20)[unit])
+    same = left_out_coverage(alike, unit, 90, guaranteed=False)
+    other = left_out_coverage(shifted, unit, 90, guaranteed=False)
+    assert same is not None
+    assert other is not None
+    assert 0.88 < same.mean < 0.92
+    assert same.least > 0.7
+    assert other.least < 0.5
+    assert left_out_coverage(alike, np.zeros(1000, dtype=np.int64), 90, guaranteed=False) is None
+
+
+def test_of_very_many_units_some_are_left_out() -> None:
+    score = np.random.default_rng(0).exponential(size=5000)
+    found = left_out_coverage(score, np.arange(5000), 90, guaranteed=False)
+    assert found is not None
+    assert 0.8 < found.mean < 0.98  # of 200 units of a row each
