@@ -260,6 +260,7 @@ def test_what_left_out_strings_cannot_promise_is_said(config: Path, tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(config: Path) -> None:
     for key, told in (
         ("calibration.by=nothing", "neither a string column's name nor a category's"),

@@ -165,7 +165,8 @@ def test_the_same_rows_and_seed_grow_the_same_trees() -> None:
     assert not torch.equal(first.value, other.value)
 
 
-@pytest.mark.parametrize("most_bytes", [0, MOST_BYTES])  # one model at a time; side by side
+# one model at a time, whose threads wait for each other; side by side
+@pytest.mark.parametrize("most_bytes", [pytest.param(0, marks=pytest.mark.slow), MOST_BYTES])
 @pytest.mark.parametrize("kind", ["regression", "multiclass"])
 def test_threads_change_no_tree(
     kind: str, most_bytes: int, monkeypatch: pytest.MonkeyPatch
@@ -224,6 +225,7 @@ def test_trees_that_predict_nothing_of_parts_left_out_count_nothing(
     assert (found - alike).norm() < 0.1 * (alike - alike.mean(0)).norm()
 
 
+@pytest.mark.slow
 def test_two_kinds_of_trees_predict_rows_left_out_better_than_either(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -290,6 +292,7 @@ def rows_of_groups(num_groups: int, seed: int) -> TrainRows:
     return TrainRows(x, label, np.ones(len(label)), group % 5)
 
 
+@pytest.mark.slow
 def test_features_that_mislead_about_new_groups_count_less() -> None:
     config, task = BlendConfig(parts=3, most_trees=60), task_of("regression")
     errors = np.zeros((5, 2))

@@ -152,7 +152,7 @@ def predictor(folder: Path, kind: str) -> Callable[[dict[str, np.ndarray]], np.n
 @pytest.mark.parametrize(
     ("form", "kind"),
     [
-        pytest.param(form, kind, marks=() if kind == "torch" or is_first else pytest.mark.slow)
+        pytest.param(form, kind, marks=() if is_first else pytest.mark.slow)
         for kind in ("onnx", "torch")
         for is_first, form in zip((True, *(False,) * (len(MODELS) - 1)), MODELS, strict=True)
     ],
@@ -178,6 +178,7 @@ def test_a_program_predicts_what_the_run_predicts(
             assert num_rows < 9 or found.std(0).min() > 1e-3, "rows differ in every column"
 
 
+@pytest.mark.slow
 def test_the_sidecar_says_how_to_call_it(scene: Scene, tmp_path: Path) -> None:
     run = load_run(scene.run(tmp_path / "run"))
     write_program(run, "onnx", tmp_path / "out")
@@ -203,6 +204,7 @@ def test_the_sidecar_says_how_to_call_it(scene: Scene, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, np.array(example["predictions"]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_not_known_is_predicted_as_nan(scene: Scene, tmp_path: Path) -> None:
     run = load_run(scene.run(tmp_path / "run"))
     write_program(run, "onnx", tmp_path / "out")
@@ -223,6 +225,7 @@ def test_what_is_not_known_is_predicted_as_nan(scene: Scene, tmp_path: Path) -> 
     np.testing.assert_array_equal(found[5], whole[5])
 
 
+@pytest.mark.slow
 def test_trees_are_refused_or_left_out_as_asked(scene: Scene, tmp_path: Path) -> None:
     blend = {"boosting": True, "parts": 3, "most_trees": 10, "least_rows": 5}
     folder = scene.run(tmp_path / "run", blend=blend)
