@@ -316,6 +316,27 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(
         )
 
 
+@pytest.mark.slow
+def test_ranks_leave_parts_out_as_one_process_does(
+    forks: Forks, tiny_experiment: Path, tmp_path: Path
+) -> None:
+    keys = ["calibration.folds=2", "encoder.mode=frozen", "train.epochs=2", *NO_DROPOUT]
+    keys += ["split.folds=6", "split.train_folds=4", "split.validation_folds=1"]
+    keys += [f"cache.path={tmp_path / 'cache.zarr'}"]
+    build_experiment(load_experiment(tiny_experiment, keys))
+    for count, name in ((1, "one"), (2, "two")):
+        words = settings(*keys, f"run.dir={tmp_path / name}")
+        forks.run_ranks(TRAIN, count, "--config", tiny_experiment, *words)
+    one, two = (load_run(tmp_path / name).calibration for name in ("one", "two"))
+    assert one is not None
+    assert two is not None
+    assert one.folds == two.folds == 2
+    for task, own in one.scores.items():
+        assert two.scores[task].pooled == pytest.approx(own.pooled, rel=1e-2), task
+        assert two.scores[task].num_rows == own.num_rows
+    assert not (tmp_path / "two" / "left_out").exists()
+
+
 TWO_RANKS = settings("train.epochs=1", "train.micro_batch_rows=16")
 PROVEN = {"deepspeed": ("train.prove=1",), "torchrun": ()}  # and so no proof may move a weight
 
