@@ -37,8 +37,9 @@ class RewardOptions(Config):
     pessimism: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
         default=None,
         description=(
-            "k: subtract k times the standard deviation of the members' own rewards; unset: as the"
-            " run's config says"
+            "k: subtract k standard deviations of the reward: the members' spread, and of a string"
+            " that training never saw what strings left out have shown; unset: as the run's config"
+            " says"
         ),
     )
     unseen: Unseen | None = Field(
