@@ -18,7 +18,7 @@ from embedcache.cache.reader import Cache
 from embedcache.errors import RunError
 from embedcache.files import write_atomically
 from fusionnet.experiment import Experiment
-from fusionnet.runfolder.listing import list_files
+from fusionnet.runfolder.listing import list_files, read_listing
 from fusionnet.train.callbacks import Callbacks, Record
 from fusionnet.train.loop import train_run
 from fusionnet.train.trainer import make_trainer
@@ -54,7 +54,8 @@ def train_beside(
     folder, run_id, epochs = run
     place = folder / FOLDER
     if world.is_main:
-        _claim(folder, run_id, {"run": run_id, "epochs": epochs, "parts": len(views)})
+        state = {"run": run_id, "best": epochs, "epochs": experiment.train.epochs}
+        _claim(folder, run_id, state | {"parts": len(views)})
     world.barrier()
     for number, view in enumerate(views):
         part = place / str(number)
@@ -77,8 +78,11 @@ def run_of_part(folder: Path, number: int) -> TrainedRun:
 
 
 def forget(folder: Path) -> None:
-    """Delete the trainings beside a run."""
-    if (folder / FOLDER).is_dir():
+    """Delete the trainings beside a run, if it has listed any; a folder of this name that it has
+    not is somebody's.
+    """
+    listing = read_listing(folder)
+    if listing is not None and f"{FOLDER}/" in listing.files and (folder / FOLDER).is_dir():
         shutil.rmtree(folder / FOLDER)
 
 

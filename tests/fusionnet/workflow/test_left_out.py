@@ -2,6 +2,7 @@
 rows it never read; a kill at any moment goes on.
 """
 
+import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from embedcache.build.rotation import left_out_in_turn
 from embedcache.cache.reader import Cache, open_cache
-from embedcache.errors import ConfigError, SplitError
+from embedcache.errors import ConfigError, RunError, SplitError
 from fusionnet.calibration.conformal import LEVELS, score_quantiles
 from fusionnet.evaluation.evaluate import evaluate_run
 from fusionnet.experiment import Experiment, load_experiment
@@ -201,6 +202,26 @@ def test_a_finished_run_gets_them_by_resume(
     assert run.calibration is not None
     assert other.calibration is not None
     assert run.calibration.scores == other.calibration.scores
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_somebodys_folder_of_the_same_name_is_left_alone(
+    found: Study, tiny_experiment: Path, tmp_path: Path, folds: int
+) -> None:
+    paths = [f"run.dir={tmp_path}/run", f"cache.path={found.experiment.cache.path}"]
+    plain = study(tiny_experiment, tmp_path, *paths, "calibration.folds=0")
+    train_experiment(plain, "config", verbose=False)
+    mine = tmp_path / "run" / left_out.FOLDER / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    again = study(tiny_experiment, tmp_path, *paths, f"calibration.folds={folds}")
+    with (
+        pytest.raises(RunError, match="left_out/, which the run did not write")
+        if folds
+        else (contextlib.nullcontext())
+    ):
+        train_experiment(again, "config", resume=True, verbose=False)
+    assert mine.read_text() == "mine"
 
 
 def test_trees_of_a_part_count_as_much_as_the_runs_own(
