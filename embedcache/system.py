@@ -63,7 +63,9 @@ def system_error(error: BaseException) -> OSError | None:
     """Return the operating system's error that an exception is, quotes, or hides."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
-    if not isinstance(error, Exception) or isinstance(error, UserError | AssertionError):
+    if isinstance(error, UserError | AssertionError):
+        return None
+    if not isinstance(error, Exception) and not is_panic(error):
         return None
     for number in QUOTED:
         if os.strerror(number) in str(error):
@@ -72,6 +74,11 @@ def system_error(error: BaseException) -> OSError | None:
     if isinstance(error, RuntimeError) and isinstance(hidden, OSError) and hidden.errno in QUOTED:
         return hidden
     return None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Return whether Rust code gave up, as polars' does, in what is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def is_explained(error: OSError) -> bool:

@@ -53,7 +53,7 @@ SENSELESS: tuple[tuple[str, Any], ...] = (
     *(("train.deepspeed_config", "deep.json"), ("train.deepspeed_config", "unknown.json")),
 )
 SETTINGS = (  # what stands behind --set
-    *("", "=", "=1", "train", "train.epochs", "train.epochs=", "train.epochs=x", "train..epochs=1"),
+    *("", "=", "=1", "train", "train.epochs", "optim.lr=", "train.epochs=x", "train..epochs=1"),
     *(".=1", "..=1", "train.epochs.x=1", "tasks.9.name=x", "tasks.-1.name=x", "tasks.²=x"),
     *("tasks.x=1", "tasks=1", "tasks=[]", "data=5", "data.path.0=x", "x" * 5000 + "=1"),
     *("train.epochs=[", "train.epochs={", "train.epochs=" + "[" * 3000, "train.seed=" + "9" * 5000),

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from embedcache.errors import UserError
-from embedcache.system import explained, is_explained, system_error
+from embedcache.system import explained, is_explained, is_panic, system_error
 from fusionnet.stopping import FURTHER, Stopped, listening
 
 
@@ -37,8 +37,9 @@ def run_job(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # who read what is printed is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except (OSError, RuntimeError, ImportError) as error:
-        found = system_error(error)
+    except BaseException as error:  # a panic of polars is no Exception
+        is_foreign = isinstance(error, OSError | RuntimeError | ImportError) or is_panic(error)
+        found = system_error(error) if is_foreign else None
         if found is None or not is_explained(found):
             raise
         print(f"error: {explained(found)}. Then {FURTHER}", file=sys.stderr)

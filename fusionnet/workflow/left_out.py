@@ -13,7 +13,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from embedcache.build.rotation import left_out_in_turn
 from embedcache.cache.reader import Cache
 from embedcache.errors import RunError
 from embedcache.files import write_atomically
@@ -36,7 +35,12 @@ def views_of(experiment: Experiment, cache: Cache) -> list[Cache]:
     Raises SplitError where the split has no such parts.
     """
     number = experiment.calibration.folds
-    return left_out_in_turn(cache, experiment.split, number) if number else []
+    if not number:
+        return []
+    # not at the top: a training reads no table, for which that would import polars
+    from embedcache.build.rotation import left_out_in_turn
+
+    return left_out_in_turn(cache, experiment.split, number)
 
 
 def train_beside(

@@ -129,3 +129,16 @@ def test_a_folder_that_is_no_folder_names_the_target(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError) as raised, atomic_write(target):
         pass
     assert raised.value.filename == str(target)
+
+
+def test_what_rust_code_panics_at_is_read_and_other_ends_of_a_process_are_not() -> None:
+    class PanicException(BaseException):  # as pyo3 names it
+        pass
+
+    text = 'Err value: Os { code: 24, message: "Too many open files" }'
+    found = system_error(PanicException(text))
+    assert found is not None
+    assert found.errno == errno.EMFILE
+    assert system_error(PanicException("index out of bounds")) is None
+    assert system_error(KeyboardInterrupt(text)) is None
+    assert system_error(SystemExit(text)) is None
