@@ -80,6 +80,8 @@ def main(words: list[str]) -> None:
     found |= {"cells": [], "speed": {}}
     if output.is_file():
         before, own = json.loads(output.read_text()), [SPLITS[name] for name in arguments.only]
+        if before["steps"] != steps:
+            raise SystemExit(f"{output} is of {before['steps']:,} steps: name another --json")
         found["cells"] = [cell for cell in before["cells"] if cell["split"] not in own]
         found["speed"] = before["speed"] if "patients" not in arguments.only else {}
     with tempfile.TemporaryDirectory() as folder:

@@ -119,8 +119,9 @@ def grown_by(
     num_threads: int,
 ) -> Forest:
     """Return trees of a plan, of all rows; one class, or one value, alone is a leaf."""
-    if len(np.unique(rows.label)) == 1 or not plan:
-        return _constant(task, float(np.mean(rows.label)))
+    values, counts = np.unique(rows.label, return_counts=True)
+    if len(values) == 1 or not plan:
+        return _constant(task, float(values[counts.argmax()]))
     at_once = _at_once(rows, num_threads, len(plan))
     parameters = _parameters(config, task, seed, num_threads // at_once)
     kinds = _kinds(parameters, use, rows.x.shape[1])

@@ -266,7 +266,7 @@ class RewardModel(OnHub):
         factor = check_pessimism(self.run, pessimism)
         table = open_frame(run, frame, "refuse", check_unseen(self.run, unseen))
         texts = {name: strings.text for name, strings in table.strings.items()}
-        new = new_strings_of(run, formula, texts)
+        new = new_strings_of(run, formula, texts) if factor else None
         for found, predictions, block in predicted_batches(
             run, self._evaluate, table, run.reward.binary, with_marks=with_flags
         ):

@@ -13,7 +13,7 @@ from fusionnet.model.evaluator import RowEvaluator
 from fusionnet.trained.batches import Batch, predicted_batches
 from fusionnet.trained.formula import Formula, formula_of
 from fusionnet.trained.named import prediction_frame, prediction_names
-from fusionnet.trained.novelty import new_strings_of
+from fusionnet.trained.novelty import NewStrings, new_strings_of
 from fusionnet.trained.rewards import check_pessimism, reward_columns, reward_names, rewards_of
 from fusionnet.trained.run import TrainedRun
 from fusionnet.trained.uncertain import (
@@ -78,10 +78,14 @@ def scored_batches(
     keep: pl.LazyFrame | None,
 ) -> Iterator[pl.DataFrame]:
     """Yield predictions of all rows, null where one cannot be used, beside the rows of `keep`."""
+    new = None
+    if asked.formula is not None and asked.pessimism:
+        texts = {name: strings.text for name, strings in table.strings.items()}
+        new = new_strings_of(run, asked.formula, texts)
     for found in predicted_batches(run, evaluate, table, "probability", keep, with_marks=True):
         block = found.block
         batch = _named(run, found)
-        for names, values, are_flags in _beside(run, found, table, asked):
+        for names, values, are_flags in _beside(run, found, table, asked, new):
             frame = pl.DataFrame(block.spread(values).cpu().numpy(), schema=names)
             batch = batch.hstack(frame.fill_nan(None).cast(pl.Boolean) if are_flags else frame)
         if not block.usable.all():
@@ -91,7 +95,9 @@ def scored_batches(
         yield batch if keep is None else block.kept.hstack(batch)
 
 
-def _beside(run: TrainedRun, batch: Batch, table: Table, asked: Asked) -> Iterator[Columns]:
+def _beside(
+    run: TrainedRun, batch: Batch, table: Table, asked: Asked, new: NewStrings | None
+) -> Iterator[Columns]:
     """Yield what stands beside the predictions of the rows that can be used."""
     found = batch.found
     if asked.level is not None:
@@ -103,8 +109,6 @@ def _beside(run: TrainedRun, batch: Batch, table: Table, asked: Asked) -> Iterat
         yield uncertainty_columns(run, found.outputs, batch.predictions)
     if asked.formula is not None:
         read = found.in_units(run, run.reward.binary)
-        texts = {name: strings.text for name, strings in table.strings.items()}
-        new = new_strings_of(run, asked.formula, texts)
         variance = None if new is None else new.variance(batch.block.inputs)
         rewards = rewards_of(run, asked.formula, found, read, asked.pessimism, of_strings=variance)
         yield reward_columns(rewards, asked.formula, asked.pessimism)

@@ -112,6 +112,8 @@ def blended_alike(run: TrainedRun, experiment: Experiment, cache: Cache, like: B
     for t, task in enumerate(run.tasks):
         if task.name in like.plans and like.blend.tasks[task.name].share < 1:
             learned = _labelled(ground.own, t, ground.part_of)
+            if not len(learned.label):
+                continue
             seed, num_threads = run.recipe.train.seed, torch.get_num_threads()
             plan = like.plans[task.name]
             forest = grown_by(plan, experiment.blend, task, learned, ground.use, seed, num_threads)

@@ -33,6 +33,7 @@ from fusionnet.calibration.saved import (
 )
 from fusionnet.config.tasks import prediction_columns
 from fusionnet.experiment import Experiment
+from fusionnet.rows.units import UnitKind, split_unit
 from fusionnet.runfolder.listing import write_listed
 from fusionnet.trained.run import TrainedRun, load_run
 from fusionnet.workflow.looking import Looked, Strata, looked_at, unit_kind
@@ -64,7 +65,7 @@ def write_calibration(
 
 
 def in_words(found: Calibration) -> str:
-    """Return what was measured of what, and what intervals promise at SHOWN percent."""
+    """Return what was measured of what, and what intervals promise at LEFT_OUT_LEVEL percent."""
     name, task = next(iter(found.scores.items()))
     unit = "rows" if found.unit == "row" else f"values of {found.unit_name}"
     floor = floor_of(LEFT_OUT_LEVEL, task.least_units, found.guaranteed)
@@ -126,8 +127,13 @@ def measured(
         folds=len(views),
         scores=scores,
         chances=chances,
-        mean_errors=_mean_errors(run, looked, errors) if kind.unit == "string" else (),
+        mean_errors=_mean_errors(run, looked, errors) if _leaves_out(experiment, kind) else (),
     )
+
+
+def _leaves_out(experiment: Experiment, kind: UnitKind) -> bool:
+    """Return whether the split leaves the units, strings, out: others tell nothing of new ones."""
+    return kind.unit == "string" and kind == split_unit(experiment.data, experiment.split)
 
 
 def _mean_errors(

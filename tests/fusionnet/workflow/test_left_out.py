@@ -30,6 +30,10 @@ pytestmark = pytest.mark.slow
 FOLDS = ["split.folds=6", "split.train_folds=4", "split.validation_folds=1", "calibration.folds=2"]
 
 
+THIRDS = ["split.folds=3", "split.train_folds=1", "split.validation_folds=1"]
+THIRDS += ["split.stratify_by=null"]
+
+
 def study(config: Path, folder: Path, *changes: str) -> Experiment:
     sets = ["encoder.mode=frozen", "train.epochs=3", *FOLDS, f"cache.path={folder}/c.zarr"]
     return load_experiment(config, [*sets, f"run.dir={folder}/run", *changes])
@@ -113,21 +117,23 @@ def _predicted(run: TrainedRun, view: Cache, rows: Sequence[int] | np.ndarray) -
 
 
 @pytest.mark.parametrize("folds", [0, 2])
-def test_the_mean_error_of_each_string_is_known(
-    found: Study, tiny_experiment: Path, tmp_path: Path, folds: int
+def test_the_mean_error_of_each_string_left_out_is_known(
+    tiny_experiment: Path, tmp_path: Path, folds: int
 ) -> None:
-    paths = [f"run.dir={tmp_path}/run", f"cache.path={found.experiment.cache.path}"]
-    changes = ["calibration.unit=string", f"calibration.folds={folds}"]
+    changes = ["split.strategy=leave_strings_out", *THIRDS, f"calibration.folds={folds}"]
     kept = tmp_path / "kept"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "forget", _kept if folds else left_out.forget)
-        experiment = study(tiny_experiment, tmp_path, *paths, *changes)
+        experiment = study(tiny_experiment, tmp_path, *changes)
+        build_experiment(experiment)
         train_experiment(experiment, "config", verbose=False)
-    run, rows = load_run(tmp_path / "run"), found.cache.rows()
+    cache = open_cache(experiment.cache.path)
+    run, rows = load_run(tmp_path / "run"), cache.rows()
     assert run.calibration is not None
-    parts = [(load_run(kept / str(n), "final"), found.views[n]) for n in range(folds)]
+    views = left_out_in_turn(cache, experiment.split, 2)
+    parts = [(load_run(kept / str(n), "final"), views[n]) for n in range(folds)]
     errors = np.full((420, 3), np.nan)
-    for part, view in parts or [(run, found.cache)]:
+    for part, view in parts or [(run, cache)]:
         told = evaluate_run(part, view, "validation", progress=False, with_baselines=False)
         errors[told.rows] = told.targets - told.predictions
     errors[rows.weight == 0] = np.nan
@@ -137,6 +143,19 @@ def test_the_mean_error_of_each_string_is_known(
     np.testing.assert_allclose(run.calibration.mean_errors, wanted, rtol=1e-3, atol=1e-5)
     if folds:
         assert set(units) == set(rows.string_id[rows.split != 2, 0])
+
+
+def test_strings_that_trained_say_nothing_of_new_ones(
+    found: Study, tiny_experiment: Path, tmp_path: Path
+) -> None:
+    paths = [f"run.dir={tmp_path}/run", f"cache.path={found.experiment.cache.path}"]
+    changes = ["calibration.unit=string", "calibration.folds=0"]
+    experiment = study(tiny_experiment, tmp_path, *paths, *changes)
+    train_experiment(experiment, "config", verbose=False)
+    calibration = load_run(tmp_path / "run").calibration
+    assert calibration is not None
+    assert calibration.unit == "string"
+    assert calibration.mean_errors == (), "patients are left out, strings are not"
 
 
 def test_nothing_of_them_stays(found: Study) -> None:
